@@ -1,0 +1,134 @@
+"""What is said about a model on a split: accuracy with its interval, likelihood and calibration. Pure numpy.
+
+Shapes: N samples, C classes. Everything is computed in float64 over the whole split at once, so no batch size and no
+order of samples can change a figure.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.errors import UserError
+
+NUM_BINS = 15
+FloatArray = npt.NDArray[np.floating[Any]]
+IntArray = npt.NDArray[np.integer[Any]]
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """Figures of one model on one split. Accuracies, ece and interval are fractions, nll is in nats."""
+
+    top1: float
+    top5: float
+    nll: float
+    ece: float
+    num_samples: int
+    interval: tuple[float, float]
+    """Wilson 95% interval of top1."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The figures as JSON values."""
+        return {**asdict(self), "interval": list(self.interval)}
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Metrics:
+        """The inverse of to_json."""
+        low, high = value["interval"]
+        return cls(**{**value, "interval": (low, high)})
+
+
+@dataclass(frozen=True)
+class ReliabilityBins:
+    """Samples grouped by confidence into equal-width bins over [0, 1]. Means of empty bins are nan."""
+
+    edges: npt.NDArray[np.float64]
+    """[bins + 1]"""
+    counts: npt.NDArray[np.int64]
+    """[bins]"""
+    confidence: npt.NDArray[np.float64]
+    """Mean confidence, [bins]."""
+    accuracy: npt.NDArray[np.float64]
+    """Share of right answers, [bins]."""
+
+    @property
+    def ece(self) -> float:
+        """Expected calibration error: the gap between confidence and accuracy, averaged over samples."""
+        full = self.counts > 0
+        gaps = np.abs(self.confidence[full] - self.accuracy[full])
+        return float(np.average(gaps, weights=self.counts[full])) if full.any() else math.nan
+
+
+def compute_metrics(log_probs: FloatArray, labels: IntArray) -> Metrics:
+    """Metrics of log-probabilities [N, C] against labels [N].
+
+    Raises:
+        UserError: there are no samples, shapes do not fit, a label is out of range, or a value is nan.
+    """
+    _check(log_probs, labels)
+    rows = np.arange(len(labels))
+    return Metrics(
+        top1=top_k_accuracy(log_probs, labels, 1),
+        top5=top_k_accuracy(log_probs, labels, 5),
+        nll=float(-log_probs[rows, labels].astype(np.float64).mean()),
+        ece=reliability(np.exp(log_probs.max(axis=1).astype(np.float64)), log_probs.argmax(axis=1) == labels).ece,
+        num_samples=len(labels),
+        interval=wilson_interval(int((_rank(log_probs, labels) < 1).sum()), len(labels)),
+    )
+
+
+def top_k_accuracy(log_probs: FloatArray, labels: IntArray, k: int) -> float:
+    """Share of samples whose label is among the k largest; ties go to the lower class id, as argmax has it."""
+    return float((_rank(log_probs, labels) < k).mean())
+
+
+def wilson_interval(num_right: int, num_samples: int) -> tuple[float, float]:
+    """95% interval of a share (Wilson 1927): unlike the normal one it stays in [0, 1] and is right near 1."""
+    z = 1.959963984540054
+    share = num_right / num_samples
+    spread = z * math.sqrt(share * (1 - share) / num_samples + (z / (2 * num_samples)) ** 2)
+    scale = 1 + z * z / num_samples
+    middle = share + z * z / (2 * num_samples)
+    return max(0.0, (middle - spread) / scale), min(1.0, (middle + spread) / scale)
+
+
+def reliability(confidence: FloatArray, right: npt.NDArray[np.bool_], num_bins: int = NUM_BINS) -> ReliabilityBins:
+    """Group samples by confidence into bins (a, b] of equal width (Guo et al. 2017, section 2); 0 is in the first."""
+    edges = np.linspace(0, 1, num_bins + 1)
+    bins = np.clip(np.searchsorted(edges, confidence, side="left") - 1, 0, num_bins - 1)
+    counts = np.bincount(bins, minlength=num_bins)
+    divisor = np.where(counts > 0, counts, np.nan)
+    return ReliabilityBins(
+        edges=edges,
+        counts=counts.astype(np.int64),
+        confidence=np.bincount(bins, weights=confidence.astype(np.float64), minlength=num_bins) / divisor,
+        accuracy=np.bincount(bins, weights=right.astype(np.float64), minlength=num_bins) / divisor,
+    )
+
+
+def _rank(log_probs: FloatArray, labels: IntArray) -> npt.NDArray[np.int64]:
+    """Place of each label's class among all classes, 0 is the largest."""
+    own = log_probs[np.arange(len(labels)), labels][:, None]
+    larger = (log_probs > own).sum(axis=1)
+    tied_before = ((log_probs == own) & (np.arange(log_probs.shape[1]) < labels[:, None])).sum(axis=1)
+    return np.asarray(larger + tied_before, dtype=np.int64)
+
+
+def _check(log_probs: FloatArray, labels: IntArray) -> None:
+    if log_probs.ndim != 2 or labels.shape != log_probs.shape[:1]:
+        raise UserError(f"log_probs {log_probs.shape} and labels {labels.shape} do not fit; want [N, C] and [N]")
+    if not len(labels):
+        raise UserError("there are no samples to evaluate; give a split that has some")
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high >= log_probs.shape[1]:
+        wrong = low if low < 0 else high
+        raise UserError(
+            f"label {wrong} is out of range: the model has {log_probs.shape[1]} classes; evaluate on labeled images"
+        )
+    if np.isnan(log_probs).any():
+        raise UserError(f"{int(np.isnan(log_probs).any(axis=1).sum())} predictions are nan; the model is broken")
