@@ -1,0 +1,110 @@
+"""What happens to pixel values: the color ops of RandAugment, each equal to PIL's, bit for bit.
+
+Images are uint8 [B, H, W, 3] on any device; each op maps them to the same shape, every row for itself. The sources of
+the formulas are Pillow's ImageOps and ImageEnhance (truncation included), and for solarize_add, TensorFlow's models.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def autocontrast(images: Tensor) -> Tensor:
+    """Stretch each channel to 0..255 (ImageOps.autocontrast without cutoff)."""
+    pixels = images.flatten(1, 2)
+    low, high = pixels.amin(1).double()[..., None], pixels.amax(1).double()[..., None]
+    levels = torch.arange(256, device=images.device, dtype=torch.float64)
+    scale = 255.0 / (high - low).clamp(min=1)  # float64 and this order of operations are PIL's: they decide ties
+    stretched = (levels * scale + -low * scale).clamp(0, 255)
+    table = torch.where(high > low, stretched, levels).to(torch.uint8)
+    return _look_up(table, _bins(images)).view(images.shape)
+
+
+def equalize(images: Tensor) -> Tensor:
+    """Make each channel's histogram flat (ImageOps.equalize). The identity below 256 pixels."""
+    bins = _bins(images)
+    histogram = torch.zeros(len(images), 768, dtype=torch.int32, device=images.device)
+    histogram = histogram.scatter_add_(1, bins, torch.ones_like(bins, dtype=torch.int32)).view(-1, 3, 256)
+    levels = torch.arange(256, device=images.device)
+    last = torch.where(histogram > 0, levels, 0).amax(2, keepdim=True)
+    cumulative = histogram.cumsum(2)
+    step = (cumulative[..., -1:] - histogram.gather(2, last)) // 255
+    flat = (step // 2 + cumulative - histogram) // step.clamp(min=1)
+    table = torch.where(step > 0, flat.clamp(max=255), levels).to(torch.uint8)
+    return _look_up(table, bins).view(images.shape)
+
+
+def invert(images: Tensor) -> Tensor:
+    """The negative (ImageOps.invert)."""
+    return 255 - images
+
+
+def posterize(images: Tensor, bits: int) -> Tensor:
+    """Keep the highest `bits` (1..8) bits of each channel (ImageOps.posterize)."""
+    return images & (256 - (1 << (8 - bits)))
+
+
+def solarize(images: Tensor, threshold: int) -> Tensor:
+    """Invert the values of at least `threshold`, 0..256 (ImageOps.solarize)."""
+    return images if threshold > 255 else torch.where(images < threshold, images, 255 - images)
+
+
+def solarize_add(images: Tensor, added: int) -> Tensor:
+    """Add `added` (0..128, so that nothing overflows) to the values below 128."""
+    return torch.where(images < 128, images + added, images)
+
+
+def color(images: Tensor, factors: Tensor) -> Tensor:
+    """Saturation (ImageEnhance.Color): 0 is grey, 1 the identity. `factors`: float32 [B]."""
+    return _blend(_luma(images)[..., None].expand(images.shape), images, factors)
+
+
+def contrast(images: Tensor, factors: Tensor) -> Tensor:
+    """Distance to the image's mean luma (ImageEnhance.Contrast): 0 is flat, 1 the identity. `factors`: float32 [B]."""
+    luma = _luma(images).flatten(1)
+    num_pixels = luma.shape[1]
+    mean = (2 * luma.sum(1) + num_pixels) // (2 * num_pixels)  # int(mean + 0.5), without floating point
+    return _blend(mean[:, None, None, None], images, factors)
+
+
+def brightness(images: Tensor, factors: Tensor) -> Tensor:
+    """Distance to black (ImageEnhance.Brightness): 0 is black, 1 the identity. `factors`: float32 [B]."""
+    return _blend(torch.zeros((), dtype=torch.uint8, device=images.device), images, factors)
+
+
+def sharpness(images: Tensor, factors: Tensor) -> Tensor:
+    """Distance to a smoothed image (ImageEnhance.Sharpness): 0 is smooth, 1 the identity. `factors`: float32 [B].
+
+    The filter is ImageFilter.SMOOTH: (1 1 1; 1 5 1; 1 1 1) / 13, with the border pixels copied.
+    """
+    exact = images.float()  # sums of up to 13 * 255, and half a 13th away from a tie
+    rows = exact[:, :-2] + exact[:, 1:-1] + exact[:, 2:]
+    total = rows[:, :, :-2] + rows[:, :, 1:-1] + rows[:, :, 2:] + 4 * exact[:, 1:-1, 1:-1]
+    smooth = exact.clone()
+    smooth[:, 1:-1, 1:-1] = (total / 13 + 0.5).floor()
+    return _blend(smooth, images, factors)
+
+
+def _luma(images: Tensor) -> Tensor:
+    """PIL's convert("L") as int32 [B, H, W]: ITU-R 601 in 16-bit fixed point."""
+    red, green, blue = images.int().unbind(-1)
+    return (red * 19595 + green * 38470 + blue * 7471 + 0x8000) >> 16
+
+
+def _blend(degenerate: Tensor, images: Tensor, factors: Tensor) -> Tensor:
+    """PIL's Image.blend: float32, clipped, truncated. Multiply and add stay apart, as a fused one rounds otherwise."""
+    base = degenerate.float()
+    return (images - base).mul_(factors[:, None, None, None]).add_(base).clamp_(0, 255).to(torch.uint8)
+
+
+def _bins(images: Tensor) -> Tensor:
+    """Index of each value in a row's 3 x 256 bins, int64 [B, H*W*3]."""
+    batch, height, width, _ = images.shape
+    channels = torch.arange(0, 768, 256, device=images.device).repeat(height * width)
+    return images.reshape(batch, -1) + channels
+
+
+def _look_up(table: Tensor, bins: Tensor) -> Tensor:
+    """Map values through a table for each image and channel, uint8 [B, 3, 256]."""
+    return table.flatten(1).gather(1, bins)
