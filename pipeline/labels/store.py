@@ -1,0 +1,289 @@
+"""Label files: what a teacher says about every image of one shard, as a memory-mapped Arrow file beside the others.
+
+A file belongs to one provenance (teachers, view, precision, ...) and to one shard's bytes; it is refused for any other.
+Shape legend: N rows of the dataset, n rows of a shard, B rows asked for, C classes, k stored classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, overload
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from pipeline.errors import UserError
+from pipeline.stage import atomic_path, stage_record
+
+if TYPE_CHECKING:
+    import torch
+
+    from pipeline.shards.dataset import Dataset
+
+FORMAT = "selftrain-labels-1"
+
+I32Array = npt.NDArray[np.int32]
+U64Array = npt.NDArray[np.uint64]
+F32Array = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class LabelRows:
+    """A teacher's predictions for n images."""
+
+    keys: Sequence[str]
+    """For people and other tools; we join by row and check by id."""
+    ids: U64Array
+    """[n] sample ids."""
+    label: I32Array
+    """[n] the surest class."""
+    confidence: F32Array
+    """[n] its probability."""
+    log_odds: F32Array
+    """[n] its logit minus the logsumexp of the others: where confidences are all 1.0 it still ranks."""
+    topk_ids: npt.NDArray[np.integer]
+    """[n, k] classes, the surest first; k = C when C is small."""
+    topk_log_probs: F32Array
+    """[n, k] their log-probabilities."""
+    residual: F32Array
+    """[n] the probability of all other classes together."""
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+def summarize(logits_BC: torch.Tensor, top_k: int) -> dict[str, torch.Tensor]:
+    """The fields of `LabelRows` that follow from logits, as tensors on the logits' device; no host sync.
+
+    Logits may be shifted by a constant a row, so log-probabilities serve too, such as those of a mean of
+    probabilities: `logsumexp(log_softmax(logits_MBC, -1), 0)`. Of equal logits the lower class comes first.
+    """
+    import torch
+
+    logits_BC = logits_BC.float()
+    ordered, order = torch.sort(logits_BC, dim=1, descending=True, stable=True)
+    log_probs = ordered - torch.logsumexp(ordered, dim=1, keepdim=True)
+    return {
+        "label": order[:, 0].int(),
+        "confidence": log_probs[:, 0].exp(),
+        "log_odds": ordered[:, 0] - torch.logsumexp(ordered[:, 1:], dim=1),
+        "topk_ids": order[:, :top_k].int(),
+        "topk_log_probs": log_probs[:, :top_k].contiguous(),
+        "residual": log_probs[:, top_k:].exp().sum(dim=1),
+    }
+
+
+def label_provenance(
+    *, teachers: Sequence[str], view: str, precision: str, flip: bool, batch_size: int, top_k: int, num_classes: int
+) -> dict[str, str]:
+    """What the numbers of a label stage depend on beside the shard. `teachers` are fingerprints of weights."""
+    return {
+        "teachers": ",".join(teachers),
+        "view": view,
+        "precision": precision,
+        "flip": str(flip).lower(),
+        "batch_size": str(batch_size),
+        "top_k": str(top_k),
+        "num_classes": str(num_classes),
+    }
+
+
+# ------------------------------------------------------------------------------------------------------------ one file
+
+
+def label_path(folder: Path, shard: str) -> Path:
+    """The label file of the shard of that name, in a label stage's folder."""
+    return folder / f"{shard}.arrow"
+
+
+def write_labels(path: Path, rows: LabelRows, provenance: Mapping[str, str]) -> None:
+    """Write one shard's labels atomically. `provenance` is that of the stage, with `shard` (its sha256) added.
+
+    Raises:
+        UserError: a prediction is NaN, so the teacher is broken; or the disk is full.
+    """
+    broken = np.flatnonzero(np.isnan(rows.log_odds) | np.isnan(rows.confidence))
+    if broken.size:
+        raise UserError(
+            f"{path}: the teacher predicts NaN for {broken.size} of {len(rows)} images (first "
+            f"`{rows.keys[broken[0]]}`); its weights are broken: train it again with a lower learning rate, or label "
+            "in `runtime.precision: fp32`"
+        )
+    width = rows.topk_ids.shape[1]
+    id_type = pa.int16() if int(provenance["num_classes"]) <= 2**15 else pa.int32()
+    keys = [key.encode("utf-8", "backslashreplace").decode() for key in rows.keys]  # names of files may be no UTF-8
+    columns = {
+        "key": pa.array(keys, pa.string()),
+        "id": pa.array(rows.ids, pa.uint64()),
+        "label": pa.array(rows.label, pa.int32()),
+        "confidence": pa.array(rows.confidence, pa.float32()),
+        "log_odds": pa.array(rows.log_odds, pa.float32()),
+        "topk_ids": pa.FixedSizeListArray.from_arrays(pa.array(rows.topk_ids.reshape(-1), id_type), width),
+        "topk_log_probs": pa.FixedSizeListArray.from_arrays(
+            pa.array(rows.topk_log_probs.reshape(-1), pa.float32()), width
+        ),
+        "residual": pa.array(rows.residual, pa.float32()),
+    }
+    batch = pa.RecordBatch.from_pydict(columns).replace_schema_metadata({"format": FORMAT, **provenance})
+    write_arrow(path, batch)
+
+
+def read_labels(path: Path, expected: Mapping[str, str] | None = None) -> LabelRows:
+    """Labels as read-only views of the memory-mapped file: nothing is copied.
+
+    Raises:
+        UserError: the file is missing, truncated or damaged, is no label file, or differs from the `expected`
+            provenance.
+    """
+    fix = "delete this file and run `selftrain label` again"
+    batch = read_arrow(path, fix)
+    found = {key.decode(): value.decode() for key, value in (batch.schema.metadata or {}).items()}
+    for key, value in {"format": FORMAT, **(expected or {})}.items():
+        if found.get(key) != value:
+            raise UserError(
+                f"{path} holds labels of another {key}: expected {value}, found {found.get(key, 'none')}; "
+                "run `selftrain label` into a new folder, or delete this file and run it again"
+            )
+    rows = LabelRows(
+        keys=_Keys(batch["key"]),
+        ids=_view(batch["id"]),
+        label=_view(batch["label"]),
+        confidence=_view(batch["confidence"]),
+        log_odds=_view(batch["log_odds"]),
+        topk_ids=_view(batch["topk_ids"]),
+        topk_log_probs=_view(batch["topk_log_probs"]),
+        residual=_view(batch["residual"]),
+    )
+    num_classes = int(found["num_classes"])
+    for ids in (rows.label, rows.topk_ids):
+        if ids.size and not 0 <= ids.min() <= ids.max() < num_classes:
+            raise UserError(f"{path} is damaged (a class id is not in 0..{num_classes - 1}); {fix}")
+    return rows
+
+
+class _Keys(Sequence[str]):
+    """An Arrow string column as a sequence; a key is decoded when it is asked for."""
+
+    def __init__(self, column: pa.StringArray) -> None:
+        self.column = column
+
+    def __len__(self) -> int:
+        return len(self.column)
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[str]: ...
+    def __getitem__(self, index: int | slice) -> str | Sequence[str]:
+        return _Keys(self.column[index]) if isinstance(index, slice) else str(self.column[index].as_py())
+
+    def __iter__(self) -> Iterator[str]:
+        yield from self.column.to_pylist()
+
+
+def _view(column: pa.Array) -> npt.NDArray[Any]:
+    if not pa.types.is_fixed_size_list(column.type):
+        return np.asarray(column.to_numpy(zero_copy_only=True))
+    values = np.asarray(column.flatten().to_numpy(zero_copy_only=True))
+    return values.reshape(len(column), column.type.list_size)
+
+
+# ------------------------------------------------------------------------------------------------------------ Arrow
+
+
+def write_arrow(path: Path, batch: pa.RecordBatch) -> None:
+    """Write one record batch as an uncompressed Arrow IPC file, atomically."""
+    with (
+        atomic_path(path) as temporary,
+        pa.OSFile(str(temporary), "wb") as file,
+        pa.ipc.new_file(file, batch.schema) as out,
+    ):
+        out.write_batch(batch)
+
+
+def read_arrow(path: Path, fix: str) -> pa.RecordBatch:
+    """Memory-map an Arrow IPC file of one record batch. Raises UserError with the `fix` when it is damaged."""
+    try:
+        reader = pa.ipc.open_file(pa.memory_map(str(path)))
+        batch = reader.get_batch(0)
+        batch.validate(full=True)
+    except FileNotFoundError as error:
+        raise UserError(f"{path} does not exist; {fix}") from error
+    except (pa.ArrowException, OSError, ValueError) as error:
+        size = path.stat().st_size
+        raise UserError(f"{path} ({size} bytes) is truncated or damaged ({error}); {fix}") from error
+    return batch
+
+
+# ------------------------------------------------------------------------------------------------------------ all files
+
+
+class LabelStore:
+    """The labels of a whole dataset, a row for each of its rows, from a finished label stage's folder.
+
+    Raises:
+        UserError: the stage is no label stage or unfinished, or the label file of a shard is missing, damaged, or made
+            from other bytes, other images or by another teacher than the stage's.
+    """
+
+    def __init__(self, folder: Path, dataset: Dataset) -> None:
+        record = stage_record(folder)
+        if record["kind"] != "label":
+            raise UserError(
+                f"{folder} is a {record['kind']} stage, not a label stage; give one made by `selftrain label`"
+            )
+        self.folder = folder
+        self.fingerprint: str = record["fingerprint"]
+        self.num_classes = len(dataset.classes)
+        expected = {**record["outputs"]["provenance"], "num_classes": str(self.num_classes)}
+        self._parts: list[LabelRows] = []
+        self._starts = np.zeros(len(dataset.shards) + 1, np.int64)
+        for number, shard in enumerate(dataset.shards):
+            path = label_path(folder, shard.name)
+            rows = read_labels(path, {**expected, "shard": shard.sha256})
+            start = self._starts[number]
+            self._starts[number + 1] = start + shard.num_rows
+            _check_ids(path, rows.ids, dataset.ids[start : start + shard.num_rows])
+            self._parts.append(rows)
+        self.label: I32Array = _join([part.label for part in self._parts])
+        self.confidence: F32Array = _join([part.confidence for part in self._parts])
+        self.log_odds: F32Array = _join([part.log_odds for part in self._parts])
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def probabilities(self, rows: npt.NDArray[np.integer]) -> F32Array:
+        """The teacher's probabilities, [B, C]: the stored ones, and the residual spread evenly over the others."""
+        out = np.empty((len(rows), self.num_classes), np.float32)
+        shard_of_row = np.searchsorted(self._starts, rows, side="right") - 1
+        for shard in np.unique(shard_of_row):
+            where = np.flatnonzero(shard_of_row == shard)
+            part, local = self._parts[shard], rows[where] - self._starts[shard]
+            topk = part.topk_ids[local].astype(np.int64)
+            num_others = self.num_classes - topk.shape[1]
+            dense = np.repeat(part.residual[local, None] / np.float32(max(num_others, 1)), self.num_classes, axis=1)
+            np.put_along_axis(dense, topk, np.exp(part.topk_log_probs[local]), axis=1)
+            out[where] = dense
+        return out
+
+
+def _check_ids(path: Path, found: U64Array, expected: U64Array) -> None:
+    if len(found) != len(expected):
+        raise UserError(
+            f"{path} holds {len(found)} images, its shard {len(expected)} "
+            "(`data.bad_images` or the shard changed); run `selftrain label` into a new folder"
+        )
+    different = np.flatnonzero(found != expected)
+    if different.size:
+        row = different[0]
+        raise UserError(
+            f"{path} holds labels of other images: in row {row} expected id {expected[row]:016x}, found "
+            f"{found[row]:016x}; run `selftrain label` into a new folder"
+        )
+
+
+def _join(parts: Sequence[npt.NDArray[Any]]) -> npt.NDArray[Any]:
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
