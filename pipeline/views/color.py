@@ -15,7 +15,8 @@ def autocontrast(images: Tensor) -> Tensor:
     pixels = images.flatten(1, 2)
     low, high = pixels.amin(1).double()[..., None], pixels.amax(1).double()[..., None]
     levels = torch.arange(256, device=images.device, dtype=torch.float64)
-    scale = 255.0 / (high - low).clamp(min=1)  # float64 and this order of operations are PIL's: they decide ties
+    # Float64 and the order of operations are PIL's: they decide ties. `255.0 / x` would be 255 times a reciprocal.
+    scale = levels[-1] / (high - low).clamp(min=1)
     stretched = (levels * scale + -low * scale).clamp(0, 255)
     table = torch.where(high > low, stretched, levels).to(torch.uint8)
     return _look_up(table, _bins(images)).view(images.shape)

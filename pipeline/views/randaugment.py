@@ -86,23 +86,19 @@ class RandAugment:
 
     def plan(self, ops: npt.NDArray[np.int64], signs: npt.NDArray[np.int64]) -> Plan:
         """Plan given ops (indices into `OPS`) and signs (0: minus, 1: plus), both [B, L]."""
-        batch = len(ops)
-        parameters = self._parameters[ops, signs]
+        batch, num_layers = ops.shape
         groups = np.maximum(ops - len(GEOMETRIC) + 1, 0)
+        order = np.empty((num_layers + 1, batch), np.int32)
+        parameters = np.empty((num_layers, batch, 6), np.float32)
         place = np.arange(batch)  # where the sample of each batch row is now
-        order, sorted_parameters, counts = [], [], []
-        for layer in range(ops.shape[1]):
+        for layer in range(num_layers):
             samples = np.argsort(groups[:, layer], kind="stable")
-            order.append(place[samples])
-            sorted_parameters.append(parameters[samples, layer])
-            counts.append(tuple(np.bincount(groups[:, layer], minlength=_NUM_GROUPS).tolist()))
-            place = np.empty_like(samples)
+            order[layer] = place[samples]
+            parameters[layer] = self._parameters[ops[samples, layer], signs[samples, layer]]
             place[samples] = np.arange(batch)
-        return Plan(
-            np.stack([*order, place]).astype(np.int32),
-            np.array(sorted_parameters, np.float32).reshape(-1, batch, 6),
-            tuple(counts),
-        )
+        order[-1] = place
+        counts = tuple(tuple(np.bincount(column, minlength=_NUM_GROUPS).tolist()) for column in groups.T)
+        return Plan(order, parameters, counts)
 
     def draw(self, uniforms: npt.NDArray[np.float64]) -> Plan:
         """Plan from uniform numbers [B, 2L]: op and sign of each layer."""

@@ -102,7 +102,7 @@ class Views:
         arrays = (self._place(draws, images), self._flip(draws), plan.order, plan.parameters, squares)
         place, flip, order, parameters, corners = _upload(*arrays, device=self._device)
         view = self._crop(images, place, flip)
-        if plan.counts:
+        if plan.counts and len(view):
             view = self._randaugment.apply(view, order, parameters, plan.counts)
         return cut_out(view, corners, self._strong.cutout) if self._strong.cutout else view
 

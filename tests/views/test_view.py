@@ -1,0 +1,190 @@
+"""Views are functions of (image, seed, round, purpose, position), whatever the batch, the order or the threads."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from torch import Tensor
+
+from pipeline.config import StrongView, WeakView
+from pipeline.errors import UserError
+from pipeline.views import Views
+
+Images = npt.NDArray[np.uint8]
+MEAN, STD = (0.49, 0.48, 0.45), (0.25, 0.24, 0.26)
+PAD, RESIZED = WeakView(), WeakView(crop="resized")
+STRONG = StrongView(num_ops=2, magnitude=9, cutout=4)
+
+
+def make(
+    size: int = 32, weak: WeakView = PAD, strong: StrongView = STRONG, coordinates: tuple[int, ...] = (0, 1)
+) -> Views:
+    return Views(weak, strong, size, mean=MEAN, std=STD, device="cpu", key_coordinates=coordinates)
+
+
+def noise(batch: int, size: int = 32) -> Tensor:
+    return torch.from_numpy(np.random.default_rng(batch).integers(0, 256, (batch, size, size, 3), np.uint8))
+
+
+def positions(batch: int, start: int = 0) -> npt.NDArray[np.uint64]:
+    return np.arange(start, start + batch, dtype=np.uint64)
+
+
+def all_views(views: Views, images: Tensor, where: npt.NDArray[np.uint64]) -> list[Tensor]:
+    return [views.weak(images, where), views.strong(images, where), views.strong(images, where, "strong2")]
+
+
+@pytest.mark.parametrize("weak", [PAD, RESIZED, WeakView(crop="none", flip=False)])
+@pytest.mark.parametrize("size", [8, 32, 57])
+def test_view_does_not_depend_on_the_batch(weak: WeakView, size: int) -> None:
+    views, images, where = make(size, weak), noise(64, size), positions(64, 10**12)
+    whole = all_views(views, images, where)
+    for part in [slice(row, row + 1) for row in range(64)] + [slice(0, 7), slice(7, 40), slice(40, 64)]:
+        for view, expected in zip(all_views(views, images[part], where[part]), whole, strict=True):
+            assert torch.equal(view, expected[part])
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.permutations(range(24)))
+def test_permuted_rows_give_permuted_views(order: list[int]) -> None:
+    views, images, where = make(8), noise(24, 8), positions(24)
+    for view, expected in zip(
+        all_views(views, images[order], where[order]), all_views(views, images, where), strict=True
+    ):
+        assert torch.equal(view, expected[order])
+
+
+def test_view_does_not_depend_on_threads_and_repeats() -> None:
+    images, where = noise(96), positions(96)
+    expected = all_views(make(), images, where)
+    threads = torch.get_num_threads()
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            for view, same in zip(all_views(make(), images, where), expected, strict=True):
+                assert torch.equal(view, same)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_copies_at_other_positions_and_other_keys_get_other_noise() -> None:
+    images = noise(1).expand(64, -1, -1, -1)
+    views = make()
+    strong = views.strong_uint8(images, positions(64))
+    assert len(torch.unique(strong.flatten(1), dim=0)) >= 63
+    for other in (
+        views.strong_uint8(images, positions(64), "strong2"),
+        make(coordinates=(0, 2)).strong_uint8(images, positions(64)),
+        make(coordinates=(1, 1)).strong_uint8(images, positions(64)),
+    ):
+        assert (other != strong).flatten(1).any(1).float().mean() > 0.95
+
+
+def test_strong_without_noise_is_the_weak_view_of_its_purpose() -> None:
+    images, where = noise(32), positions(32)
+    quiet = make(strong=StrongView(num_ops=0))
+    assert torch.equal(quiet.strong_uint8(images, where), quiet.weak_uint8(images, where, "strong"))
+    only_cutout = make(strong=StrongView(num_ops=0, cutout=16)).strong_uint8(images, where)
+    changed = (only_cutout != quiet.strong_uint8(images, where)).any(3)
+    assert (only_cutout[changed] == 128).all()
+    assert changed.sum((1, 2)).max() <= 256
+    assert changed.sum((1, 2)).min() >= 50  # at a corner, a quarter is left
+
+
+def test_center_is_the_normalized_image_in_channels_last(photos: Images) -> None:
+    view = make().center(torch.from_numpy(photos))
+    expected = (photos / 255 - np.array(MEAN)) / np.array(STD)
+    np.testing.assert_allclose(view.permute(0, 2, 3, 1).numpy(), expected, atol=2e-6)
+    images, where = torch.from_numpy(photos), positions(len(photos))
+    for made in (view, *all_views(make(), images, where)):
+        assert made.dtype == torch.float32
+        assert made.shape == (len(photos), 3, 32, 32)
+        assert made.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_center_shrinks_and_crops_larger_images(large_photos: Images) -> None:
+    images = torch.from_numpy(large_photos)
+    view = make(56).center(images)
+    expected = np.stack([np.asarray(Image.fromarray(image).resize((56, 56))) for image in large_photos])
+    expected = (expected / 255 - np.array(MEAN)) / np.array(STD)
+    assert np.abs(view.permute(0, 2, 3, 1).numpy() - expected).mean() < 0.01
+    assert make(56).weak(images, positions(2)).shape == (2, 3, 56, 56)
+    assert make(56, RESIZED).strong(images, positions(2)).shape == (2, 3, 56, 56)
+
+
+def test_pad_crops_are_shifts_and_mirrors_of_the_image() -> None:
+    """A ramp tells where each pixel came from: all 9 x 9 shifts and both mirrors occur, with reflected borders."""
+    rows, columns = np.mgrid[:32, :32].astype(np.uint8)
+    ramp = torch.from_numpy(np.stack([rows, columns, rows], axis=-1)).expand(4000, -1, -1, -1)
+    views = make().weak_uint8(ramp, positions(4000)).numpy().astype(int)
+    top, left = views[:, 16, 16, 0] - 16, views[:, 16, 16, 1]
+    mirrored = views[:, 16, 17, 1] < views[:, 16, 16, 1]
+    left = np.where(mirrored, left - 15, left - 16)
+    assert np.unique(top).tolist() == np.unique(left).tolist() == list(range(-4, 5))
+    assert len(set(zip(top, left, mirrored, strict=True))) == 162
+    assert abs(mirrored.mean() - 0.5) < 0.04
+    unflipped = make(weak=WeakView(flip=False)).weak_uint8(ramp, positions(4000))
+    assert (unflipped[:, 16, 17, 1] > unflipped[:, 16, 16, 1]).all()
+
+
+def test_resized_crops_have_the_asked_area_and_aspect() -> None:
+    """Of a ramp image, crops show as gradients: step = crop side / image side."""
+    rows, columns = np.mgrid[:64, :64].astype(np.uint8) * 3
+    ramp = torch.from_numpy(np.stack([rows, columns, rows], axis=-1)).expand(2000, -1, -1, -1)
+    views = make(64, WeakView(crop="resized", min_area=0.25)).weak_uint8(ramp, positions(2000)).numpy().astype(float)
+    height = (views[:, 52, 32, 0] - views[:, 12, 32, 0]) / 120
+    width = (views[:, 32, 52, 1] - views[:, 32, 12, 1]) / 120
+    area, aspect = height * abs(width), abs(width) / height
+    assert 0.23 < area.min() < 0.28
+    assert 0.95 < area.max() < 1.02
+    assert 0.72 < aspect.min() < 0.8
+    assert 1.25 < aspect.max() < 1.37
+    assert abs((width < 0).mean() - 0.5) < 0.05
+    assert (views != 128).any((1, 2, 3)).all()
+    assert height.max() <= 1.01
+
+
+def test_full_resized_crop_is_exact() -> None:
+    weak = WeakView(crop="resized", min_area=1, flip=False)
+    image = noise(1).expand(300, -1, -1, -1)
+    views = make(weak=weak).weak_uint8(image, positions(300))
+    assert views.shape == image.shape
+    assert (views != 128).float().mean() > 0.98  # no fill: an image of noise has 128 in 1 of 256 places
+
+
+def test_cutout_larger_than_the_image_is_an_error() -> None:
+    with pytest.raises(UserError, match=r"strong.cutout is 16 pixels.*image size of 8"):
+        make(8, strong=StrongView(cutout=16))
+
+
+def test_wrong_batch_is_an_error() -> None:
+    with pytest.raises(ValueError, match="expected uint8"):
+        make().weak(noise(4).float(), positions(4))
+    with pytest.raises(ValueError, match="3 positions"):
+        make().weak(noise(4), positions(3))
+
+
+def test_empty_batch_gives_an_empty_view() -> None:
+    for view in all_views(make(), noise(0), positions(0)):
+        assert view.shape == (0, 3, 32, 32)
+
+
+@pytest.mark.gpu
+def test_gpu_makes_the_same_views_without_a_sync() -> None:
+    images, where = noise(64), positions(64)
+    views = Views(PAD, STRONG, 32, mean=MEAN, std=STD, device="cuda", key_coordinates=(0, 1))
+    on_device = images.cuda()
+    views.strong(on_device, where)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        strong, weak = views.strong_uint8(on_device, where), views.weak_uint8(on_device, where)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert torch.equal(weak.cpu(), make().weak_uint8(images, where))
+    difference = (strong.cpu().int() - make().strong_uint8(images, where).int()).abs()
+    assert (difference > 1).float().mean() < 1e-3  # a tie of bilinear rounding may fall the other way
