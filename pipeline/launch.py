@@ -35,10 +35,14 @@ POLL_S = 0.2
 TAIL_LINES = 30
 
 
+class StageFailed(RuntimeError):
+    """A defect, or a lack of memory, ended a stage's process. The message holds the end of its log."""
+
+
 def run_job(
     job: Job,
-    *,
     lock_fd: int | None = None,
+    *,
     on_progress: Callable[[Progress], None] | None = None,
     stop: Callable[[], bool] | None = None,
 ) -> None:
@@ -53,7 +57,7 @@ def run_job(
     Raises:
         UserError: bad input, with the child's message.
         Interrupted: the stage was stopped by SIGTERM, SIGINT or `stop`, with its state saved.
-        RuntimeError: the child failed; the message holds the end of its log.
+        StageFailed: the child failed; the message holds the end of its log.
     """
     write_bytes(job.out / "job.json", job.model_dump_json(indent=2).encode())
     title = describe(job)
@@ -110,7 +114,7 @@ def run_child(
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
-            env=_child_variables(env or {}, lock_fd),
+            env=child_variables(env or {}, lock_fd),
             pass_fds=() if lock_fd is None else (lock_fd,),
             process_group=0,
         )
@@ -128,7 +132,7 @@ def run_child(
         raise UserError(message)
     if stopped or code == EXIT_INTERRUPTED:
         raise Interrupted(f"{title} was stopped")
-    raise RuntimeError(f"{title} failed ({_cause(code)}). The end of {log_path}:\n{_tail(log_path, log_start)}")
+    raise StageFailed(f"{title} failed ({_cause(code)}). The end of {log_path}:\n{_tail(log_path, log_start)}")
 
 
 # ------------------------------------------------------------------------------------------------------- environment
@@ -140,7 +144,8 @@ def _environment(device: str, threads: int, processes: int) -> dict[str, str]:
     return {"OMP_NUM_THREADS": str(threads), **accelerate}
 
 
-def _child_variables(env: Mapping[str, str], lock_fd: int | None) -> dict[str, str]:
+def child_variables(env: Mapping[str, str], lock_fd: int | None = None) -> dict[str, str]:
+    """The environment of a child: ours, what makes it find this package and its parent, and `env` on top."""
     variables = {
         **os.environ,
         "PYTHONUNBUFFERED": "1",

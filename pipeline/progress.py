@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import time
@@ -53,6 +54,14 @@ def read_progress(out: Path, stage: str) -> Progress | None:
         return None
 
 
+@functools.cache
+def terminal() -> Console:
+    """The one console for people (stderr): bars, warnings and errors must share it to keep out of each other's way."""
+    from rich.console import Console
+
+    return Console(stderr=True)
+
+
 @contextlib.contextmanager
 def show_progress(console: Console | None = None) -> Iterator[Callable[[Progress], None]]:
     """Show every stage that reports as a line with a bar; yields the function that takes the reports.
@@ -60,9 +69,8 @@ def show_progress(console: Console | None = None) -> Iterator[Callable[[Progress
     Where the output is no terminal, a line is printed when a stage begins.
     """
     from rich import progress as bars
-    from rich.console import Console
 
-    console = console or Console(stderr=True)
+    console = console or terminal()
     columns = (
         bars.TextColumn("{task.description}"),
         bars.BarColumn(bar_width=24),

@@ -1,0 +1,1 @@
+"""Prefect around the pipeline: flows, tasks, artifacts, and the console script."""

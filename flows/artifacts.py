@@ -1,0 +1,135 @@
+"""What the Prefect UI shows of a run: progress of each stage, a leaderboard, and a page with plots for each round.
+
+A display must never cost a training: whatever goes wrong here is a warning, and the run goes on.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, cast
+from uuid import UUID
+
+from prefect.artifacts import (
+    create_markdown_artifact,
+    create_progress_artifact,
+    create_table_artifact,
+    update_progress_artifact,
+)
+
+from pipeline.progress import Progress
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from pipeline.loop import RoundReport
+
+UPDATE_S = 5.0
+_logger = logging.getLogger("selftrain.flows")
+
+
+class ProgressArtifact:
+    """The progress bar of one stage in the UI, updated every few seconds."""
+
+    def __init__(self, key: str) -> None:
+        self._key = key
+        self._id: UUID | None = None
+        self._next_update = 0.0
+
+    def show(self, progress: Progress) -> None:
+        """Show a report, unless one was shown a moment ago. After a failure no more are tried for this stage."""
+        if time.monotonic() < self._next_update and not progress.done >= progress.total > 0:
+            return
+        self._next_update = float("inf")
+        percent = 100 * progress.done / progress.total if progress.total else 0.0
+        text = f"{progress.stage}: {progress.done:,}/{progress.total:,} {progress.unit} {progress.text}".strip()
+        with never_fatal("update the progress"):
+            if self._id is None:
+                created = create_progress_artifact(percent, key=self._key, description=text)
+                self._id = cast(UUID, created)  # it is a coroutine in async code only
+            else:
+                update_progress_artifact(self._id, percent, description=text)
+            self._next_update = time.monotonic() + UPDATE_S
+
+
+def show_rounds(rounds: Sequence[RoundReport]) -> None:
+    """Show the rounds so far: the leaderboard, and a page for the newest one."""
+    with never_fatal("create the leaderboard"):
+        rows = [dict(zip(COLUMNS, cells(report), strict=True)) for report in rounds]
+        create_table_artifact(rows, key="leaderboard", description="Val accuracy of every round, with a 95% interval")
+    with never_fatal("create the round report"):
+        newest = rounds[-1]
+        create_markdown_artifact(
+            round_page(rounds), key="round-report", description=f"Round {newest.round}: {newest.role} {newest.model}"
+        )
+
+
+COLUMNS = ("round", "role", "model", "val accuracy", "95% interval", "pseudo-labels kept", "verdict")
+
+
+def cells(report: RoundReport) -> tuple[str, ...]:
+    """A round as text, a cell a column."""
+    low, high = report.interval
+    return (
+        str(report.round),
+        report.role,
+        report.model,
+        f"{100 * report.val_top1:.2f}%",
+        f"{100 * low:.2f}-{100 * high:.2f}%",
+        "" if report.num_selected is None else f"{report.num_selected:,}",
+        "kept" if report.kept else "worse than its teacher",
+    )
+
+
+def round_page(rounds: Sequence[RoundReport]) -> str:
+    """The newest round as markdown, with its plots inside as data URIs."""
+    newest = rounds[-1]
+    lines = [
+        f"# Round {newest.round}: {newest.role}",
+        "",
+        f"| {' | '.join(COLUMNS)} |",
+        f"|{' --- |' * len(COLUMNS)}",
+        *(f"| {' | '.join(cells(report))} |" for report in rounds),
+        "",
+        image("accuracy by round", _accuracy_plot(rounds)),
+        "",
+    ]
+    plot = newest.select / "selection.png" if newest.select else None
+    if plot is not None and plot.exists():
+        lines += ["## Selection", "", image("pseudo-labels a class", plot.read_bytes()), ""]
+    lines += ["## Folders", "", *(f"- {name}: `{path}`" for name, path in _folders(newest))]
+    return "\n".join(lines) + "\n"
+
+
+def image(title: str, png: bytes) -> str:
+    """A PNG as markdown that needs no other file."""
+    return f"![{title}](data:image/png;base64,{base64.b64encode(png).decode()})"
+
+
+@contextlib.contextmanager
+def never_fatal(what: str) -> Iterator[None]:
+    """Turn any error of the block into a warning."""
+    try:
+        yield
+    except Exception as error:  # days of training outweigh whatever may be wrong with a display
+        _logger.warning("cannot %s in Prefect (%s: %s); the run goes on", what, type(error).__name__, error)
+
+
+def _accuracy_plot(rounds: Sequence[RoundReport]) -> bytes:
+    from pipeline.report.plots import Point, accuracy_by_round
+    from pipeline.report.read import read_metrics
+
+    points = []
+    for report in rounds:
+        if (val := read_metrics(report.train / "evaluation-val.json")) is not None:
+            points.append(Point(f"{report.role} {report.round}", val, "kept" if report.kept else "not kept"))
+    return accuracy_by_round(points)
+
+
+def _folders(report: RoundReport) -> Iterator[tuple[str, Path]]:
+    for name, path in (("train", report.train), ("label", report.label), ("select", report.select)):
+        if path is not None:
+            yield name, path

@@ -1,0 +1,97 @@
+"""The embedded Prefect server: a child process that dies with us, on a SQLite file in the run folder.
+
+Prefect would start the same server by itself. That one survives a kill of its parent, and a Ctrl-C in the terminal
+ends it before the flow has told it how it ended.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+from pipeline.child import die_with_parent
+from pipeline.errors import UserError
+from pipeline.launch import child_variables
+
+VARIABLES = {
+    "PREFECT__SERVER_EPHEMERAL": "1",  # without the services that schedule and clean up
+    "PREFECT__SERVER_FINAL": "1",
+    "PREFECT_UI_ENABLED": "0",
+}
+STOP_S = 5.0
+
+
+def start_server() -> str:
+    """Start the server for the rest of this process; returns the URL of its API.
+
+    Reads PREFECT_HOME and PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS (see flows.env).
+
+    Raises:
+        UserError: it did not start in time.
+    """
+    home = Path(os.environ["PREFECT_HOME"])
+    home.mkdir(parents=True, exist_ok=True)
+    log_path = home / "server.log"
+    # The server takes over a socket that listens already, so no other process can take its port.
+    with socket.create_server(("127.0.0.1", 0)) as listener, open(log_path, "ab") as log:
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}/api"
+        process = subprocess.Popen(
+            [sys.executable, "-m", "flows.server", str(listener.fileno())],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=child_variables(VARIABLES),
+            pass_fds=(listener.fileno(),),
+            process_group=0,
+        )
+    atexit.register(_stop, process)
+    timeout_s = float(os.environ["PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS"])
+    if not _wait_until_healthy(url, process, timeout_s):
+        _stop(process)
+        raise UserError(
+            f"the embedded Prefect server did not start (see {log_path}); set PREFECT_API_URL to use another server, "
+            "or pass --no-prefect to run without one"
+        )
+    return url
+
+
+def _wait_until_healthy(url: str, process: subprocess.Popen[bytes], timeout_s: float) -> bool:
+    deadline = time.monotonic() + timeout_s
+    while process.poll() is None and (left := deadline - time.monotonic()) > 0:
+        try:
+            with urllib.request.urlopen(f"{url}/health", timeout=left) as response:
+                return bool(response.status == 200)
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.1)
+    return False
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    try:
+        process.wait(STOP_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def main() -> None:
+    """Serve on the listening socket whose descriptor is given."""
+    die_with_parent(signal.SIGKILL)
+    import uvicorn
+
+    listener = socket.socket(fileno=int(sys.argv[1]))
+    config = uvicorn.Config("prefect.server.api.server:create_app", factory=True, log_level="error", lifespan="on")
+    uvicorn.Server(config).run(sockets=[listener])
+
+
+if __name__ == "__main__":
+    main()
