@@ -1,0 +1,276 @@
+"""A data set: all samples of one split, a row each, shard after shard."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.config import SPLITS, Data, Split
+from pipeline.errors import UserError
+from pipeline.shards.index import Index, keep_rows, load_index
+from pipeline.shards.manifest import MANIFEST, read_classes, read_manifest
+from pipeline.stage import digest, digest_file
+
+I32Array = npt.NDArray[np.int32]
+I64Array = npt.NDArray[np.int64]
+Progress = Callable[[str, int, int], None]
+"""Called with the shard's name, samples done and samples in all while an index is made."""
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One tar of a data set."""
+
+    name: str
+    """Unique in the data set, and a legal file name: label files are called after it."""
+    path: Path
+    sha256: str
+    start: int
+    """The data set's row of the first sample."""
+    num_rows: int
+    index: Index
+    truth: Path | None = None
+    """File of true labels that pack kept apart, int32 a sample of the tar."""
+    kept: I64Array | None = None
+    """Which samples of the tar are used, where bad ones were skipped."""
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """All samples of one split."""
+
+    name: Split
+    classes: tuple[str, ...]
+    shards: tuple[Shard, ...]
+    num_skipped: int
+    """Bad samples that `data.bad_images: skip` left out (a cut tar counts as one more)."""
+
+    def __len__(self) -> int:
+        return int(self.shard_starts[-1])
+
+    @functools.cached_property
+    def shard_starts(self) -> I64Array:
+        """First row of each shard and, last, the number of rows; [S+1]."""
+        return np.cumsum([0, *(shard.num_rows for shard in self.shards)], dtype=np.int64)
+
+    @functools.cached_property
+    def labels(self) -> I32Array:
+        """Class ids [N]; -1 where there is none, and everywhere in an unlabeled split."""
+        if self.name == "unlabeled":
+            return np.full(len(self), -1, np.int32)
+        return np.concatenate([shard.index.label for shard in self.shards])
+
+    @functools.cached_property
+    def contents(self) -> npt.NDArray[np.bytes_]:
+        """Content hashes [N], S16."""
+        return np.concatenate([shard.index.content for shard in self.shards])
+
+    @functools.cached_property
+    def ids(self) -> npt.NDArray[np.uint64]:
+        """Sample ids [N]: blake2b-64 of `split/shard/key`."""
+        ids = np.empty(len(self), "S8").view(np.uint64)
+        for shard in self.shards:
+            stem = hashlib.blake2b(f"{self.name}/{shard.name}/".encode("utf-8", "surrogateescape"), digest_size=8)
+            for row, key in enumerate(shard.index.keys(), start=shard.start):
+                state = stem.copy()
+                state.update(key.encode("utf-8", "surrogateescape"))
+                ids[row] = int.from_bytes(state.digest(), "little")
+        return ids
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Digest of everything that results can depend on: the shards' bytes, names, rows used, and the classes."""
+        shards = [[shard.name, shard.sha256, shard.num_rows] for shard in self.shards]
+        return digest({"split": self.name, "classes": self.classes, "shards": shards})
+
+    def shard_of(self, row: int) -> Shard:
+        """The shard that holds a row."""
+        return self.shards[int(np.searchsorted(self.shard_starts, row, side="right")) - 1]
+
+    def key(self, row: int) -> str:
+        """`shard/key` of a row, for people to find the sample."""
+        shard = self.shard_of(row)
+        return f"{shard.name}/{shard.index.key(row - shard.start)}"
+
+    def truth(self) -> I32Array | None:
+        """True labels [N] for reports, -1 where unknown; None if nothing is known. Never for training or selection."""
+        parts = []
+        for shard in self.shards:
+            labels = shard.index.label
+            if shard.truth is not None and shard.truth.exists():
+                labels = _read_truth(shard)
+            parts.append(labels)
+        truth = np.concatenate(parts)
+        return truth if (truth >= 0).any() else None
+
+
+def _read_truth(shard: Shard) -> I32Array:
+    assert shard.truth is not None
+    try:
+        truth: I32Array = np.load(shard.truth, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(
+            f"{shard.truth} cannot be read: {error}; restore it, or remove it to go without truth"
+        ) from error
+    if shard.kept is not None and truth.ndim == 1 and len(truth) > shard.kept.max(initial=-1):
+        truth = truth[shard.kept]
+    if truth.dtype != np.int32 or truth.shape != (shard.num_rows,):
+        raise UserError(f"{shard.truth} does not belong to {shard.path}: {truth.dtype} {list(truth.shape)}; restore it")
+    return truth
+
+
+# ------------------------------------------------------------------------------------------------------------- opening
+
+
+@dataclass(frozen=True)
+class _Tar:
+    name: str
+    path: Path
+    sha256: str | None = None
+    num_samples: int | None = None
+    truth: Path | None = None
+
+
+def open_split(data: Data, split: Split, *, verify: bool = False, progress: Progress | None = None) -> Dataset:
+    """Open one split: its shards in `data.root` and the tars and folders named in `data.<split>`.
+
+    With `verify` every shard is read in full and compared with the manifest's sha256.
+
+    Raises:
+        UserError: nothing to open, a missing or changed shard, other classes than the manifest's, a labeled sample
+            without a label, a label out of range, or a bad image that the config does not allow to skip.
+    """
+    tars, classes = _find(data, split)
+    if not tars:
+        where = f"{data.root} has no {split} shards" if data.root else f"neither data.root nor data.{split} is set"
+        raise UserError(
+            f"there is no {split} split: {where}; pack one with --split {split}, or name tars in data.{split}"
+        )
+    shards: list[Shard] = []
+    start = num_skipped = 0
+    for tar in tars:
+        report = functools.partial(progress, tar.name) if progress else None
+        index = load_index(tar.path, cache_dir=data.cache_dir, workers=data.decode_workers, progress=report)
+        _check_tar(tar, index, verify=verify)
+        problems = _problems(index, split, classes)
+        if data.bad_images == "error" and (problems or index.cut):
+            raise UserError(_explain(tar, index, problems))
+        num_skipped += len(problems) + bool(index.cut)
+        kept = None
+        if problems:
+            kept = np.setdiff1d(np.arange(len(index)), list(problems))
+            index = keep_rows(index, kept)
+        shards.append(Shard(tar.name, tar.path, index.sha256, start, len(index), index, tar.truth, kept))
+        start += len(index)
+    if start == 0:
+        raise UserError(
+            f"the {split} split is empty: no usable image in {', '.join(str(tar.path) for tar in tars[:3])}"
+        )
+    return Dataset(split, classes, tuple(shards), num_skipped)
+
+
+def _find(data: Data, split: Split) -> tuple[list[_Tar], tuple[str, ...]]:
+    classes = read_classes(data.classes) if data.classes else ()
+    tars: list[_Tar] = []
+    if data.root is not None:
+        tars, classes = _packed(data.root, split, classes, prefix="")
+    extras: Sequence[Path] = getattr(data, split)
+    for path in extras:
+        if (path / MANIFEST).exists():
+            found, classes = _packed(path, split, classes, prefix=f"{path.resolve().name}-")
+        elif path.is_dir():
+            found = [_foreign(tar) for tar in sorted(path.glob("*.tar"))]
+        else:
+            found = [_foreign(path)]
+        if not found:
+            raise UserError(f"data.{split}: {path} holds no {split} tars")
+        tars += found
+    if extras and not classes and split != "unlabeled":
+        raise UserError(f"data.{split} names tars without a manifest; name their classes in data.classes, one a line")
+    names: dict[str, Path] = {}
+    for tar in tars:
+        if tar.name in names:
+            raise UserError(f"data.{split}: {names[tar.name]} and {tar.path} are both called {tar.name}; rename one")
+        names[tar.name] = tar.path
+    return tars, classes
+
+
+def _packed(folder: Path, split: Split, classes: tuple[str, ...], prefix: str) -> tuple[list[_Tar], tuple[str, ...]]:
+    manifest = read_manifest(folder)
+    if classes and manifest.classes and classes != manifest.classes:
+        wrong = next((a, b) for a, b in itertools.zip_longest(classes, manifest.classes) if a != b)
+        raise UserError(
+            f"{folder / MANIFEST} has other classes than data.classes or data.root: "
+            f"{wrong[1]!r} instead of {wrong[0]!r}; pack both with one --classes file"
+        )
+    tars = []
+    for entry in manifest.of_split(split):
+        truth = folder / "truth" / f"{entry.name}.npy"
+        path = folder / f"{entry.name}.tar"
+        tars.append(_Tar(prefix + entry.name, path, entry.sha256, entry.num_samples, truth))
+    return tars, classes or manifest.classes
+
+
+def _foreign(tar: Path) -> _Tar:
+    if not tar.is_file():
+        raise UserError(f"{tar} does not exist or is no tar; fix the path in the config")
+    return _Tar(f"{tar.resolve().parent.name}-{tar.stem}", tar)
+
+
+def _check_tar(tar: _Tar, index: Index, *, verify: bool) -> None:
+    if tar.sha256 is None:
+        return
+    actual = digest_file(tar.path) if verify else index.sha256
+    if actual != tar.sha256:
+        raise UserError(
+            f"{tar.path} is not the shard that was packed: sha256 {actual[:12]}, manifest {tar.sha256[:12]}"
+        )
+    if len(index) != tar.num_samples:
+        raise UserError(
+            f"{tar.path} holds {len(index)} samples, the manifest says {tar.num_samples}; restore the folder"
+        )
+
+
+def _problems(index: Index, split: Split, classes: tuple[str, ...]) -> dict[int, str]:
+    problems = dict(index.problems)
+    if split == "unlabeled":
+        return problems
+    for row in np.flatnonzero((index.label < 0) | (index.label >= len(classes))):
+        label = int(index.label[row])
+        why = "no label (.cls)" if label < 0 else f"label {label} is out of range: there are {len(classes)} classes"
+        problems.setdefault(int(row), why)
+    return problems
+
+
+def _explain(tar: _Tar, index: Index, problems: Mapping[int, str]) -> str:
+    lines = [f"sample {index.key(row)}: {why}" for row, why in sorted(problems.items())[:3]]
+    lines += [index.cut] if index.cut else []
+    more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
+    return f"{tar.path}: {'; '.join(lines)}{more}; repair the tar, or set data.bad_images to skip"
+
+
+# -------------------------------------------------------------------------------------------------------- disjointness
+
+
+def check_disjoint(datasets: Mapping[Split, Dataset]) -> None:
+    """Check that no image occurs in two splits, by content, whatever its name or file format.
+
+    Raises:
+        UserError: names both splits, the number of images they share, and one of them by both its keys.
+    """
+    for first, second in itertools.combinations([split for split in SPLITS if split in datasets], 2):
+        a, b = datasets[first], datasets[second]
+        shared, rows_a, rows_b = np.intersect1d(a.contents, b.contents, return_indices=True)
+        if len(shared):
+            raise UserError(
+                f"{first} and {second} share {len(shared)} images, e.g. {a.key(int(rows_a[0]))} and "
+                f"{b.key(int(rows_b[0]))}; remove them from one, or carve one source with --labels, which keeps "
+                "equal images together"
+            )

@@ -1,0 +1,149 @@
+"""Tar files: a fast walk over the headers of one, and the reproducible writing of another.
+
+The walk reads one 512-byte header a member, so that indexing costs microseconds a sample and one sample is one pread.
+It knows ustar, pax (path, size) and GNU long names. Formats: POSIX.1-2001 pax and the GNU tar manual, "Basic Tar".
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import tarfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from pipeline.errors import UserError
+from pipeline.stage import atomic_path
+
+_BLOCK = 512
+_MAX_EXTENDED = 1 << 20  # bytes of a pax or long-name record; a larger one is an attack or rubbish
+
+
+class Member(NamedTuple):
+    """A regular file in a tar: its bytes lie at [offset, offset + size)."""
+
+    name: str
+    offset: int
+    size: int
+
+
+class CutTarError(UserError):
+    """The tar ends before its end-of-archive mark; what was yielded before is whole."""
+
+
+def open_shard(path: Path) -> int:
+    """A file descriptor to `os.pread` samples from. Every read of a shard goes through here."""
+    try:
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError as error:
+        raise UserError(f"{path} does not exist") from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}; fix its permissions (chmod +r)") from error
+
+
+def walk(path: Path) -> Iterator[Member]:
+    """Yield the regular files of a tar in file order; folders are passed over.
+
+    Raises:
+        CutTarError: the file ends early; raised after the members that are whole.
+        UserError: not a tar, a damaged header, a link, or a sparse file.
+    """
+    descriptor = open_shard(path)
+    try:
+        yield from _walk(descriptor, path)
+    finally:
+        os.close(descriptor)
+
+
+def _walk(descriptor: int, path: Path) -> Iterator[Member]:
+    end = os.fstat(descriptor).st_size
+    position, last = 0, "(the first member)"
+    extended: dict[str, str] = {}
+    while True:
+        header = os.pread(descriptor, _BLOCK, position)
+        if len(header) < _BLOCK:
+            raise CutTarError(f"{path} is cut after {last}: it has no end-of-archive mark; copy or pack it again")
+        if not header.strip(b"\0"):
+            return
+        _check(header, path, position)
+        kind, offset = header[156:157], position + _BLOCK
+        size = int(extended["size"]) if "size" in extended else _number(header[124:136], path, position)
+        name = extended.get("path") or _name(header)
+        position = offset + -(-size // _BLOCK) * _BLOCK
+        if size < 0 or offset + size > end:
+            raise CutTarError(f"{path} is cut in {name}: {size} bytes announced, {end - offset} there; copy it again")
+        if kind in b"xgLK":
+            if size > _MAX_EXTENDED:
+                raise UserError(f"{path}: the extended header at byte {offset} has {size} bytes; the tar is damaged")
+            record = os.pread(descriptor, size, offset)
+            if kind == b"x":
+                extended |= _pax(record, path, offset)
+            elif kind == b"L":
+                extended["path"] = _text(record)
+            continue
+        extended = {}
+        last = name
+        if kind in b"0\x007":
+            if not name.endswith("/"):  # a folder in the tars of old writers
+                yield Member(name, offset, size)
+        elif kind in b"12S":
+            what = "sparse file" if kind == b"S" else "link"
+            raise UserError(f"{path}: {name} is a {what}; make the tar again from plain files (tar --dereference)")
+
+
+def _check(header: bytes, path: Path, position: int) -> None:
+    stored = header[148:156].strip(b"\0 ")
+    actual = sum(header) - sum(header[148:156]) + 8 * ord(" ")
+    if not stored or stored.strip(b"01234567") or int(stored, 8) != actual:
+        if position == 0:
+            hint = " (it is compressed: decompress it first)" if header[:2] in {b"\x1f\x8b", b"BZ", b"\xfd7"} else ""
+            raise UserError(f"{path} is not a tar{hint}")
+        raise UserError(f"{path} is damaged at byte {position}: the checksum of a header is wrong; copy it again")
+
+
+def _number(field: bytes, path: Path, position: int) -> int:
+    if field[0] & 0x80:  # GNU base-256, for files of 8 GiB and more
+        return int.from_bytes(field, "big") - (0x80 << 8 * (len(field) - 1))
+    try:
+        return int(field.strip(b"\0 ") or b"0", 8)
+    except ValueError as error:
+        raise UserError(f"{path} is damaged at byte {position}: size {field!r}; copy it again") from error
+
+
+def _text(field: bytes) -> str:
+    return field.partition(b"\0")[0].decode("utf-8", "surrogateescape")
+
+
+def _name(header: bytes) -> str:
+    name = _text(header[:100])
+    prefix = _text(header[345:500]) if header[257:263] == b"ustar\0" else ""
+    return f"{prefix}/{name}" if prefix else name
+
+
+def _pax(record: bytes, path: Path, offset: int) -> dict[str, str]:
+    fields: dict[str, str] = {}
+    while record:
+        length, _, rest = record.partition(b" ")
+        if not length.isdigit() or not 0 < int(length) <= len(record):
+            raise UserError(f"{path} is damaged at byte {offset}: a broken pax record; copy it again")
+        key, _, value = rest[: int(length) - len(length) - 2].partition(b"=")
+        if key.startswith(b"GNU.sparse") or (key == b"size" and not value.isdigit()):
+            raise UserError(f"{path}: unusable pax field {key!r} at byte {offset}; make the tar again from plain files")
+        if key in {b"path", b"size"}:
+            fields[key.decode()] = value.decode("utf-8", "surrogateescape")
+        record = record[int(length) :]
+    return fields
+
+
+def write_tar(path: Path, files: Iterable[tuple[str, bytes]]) -> None:
+    """Write a tar atomically; equal files give equal bytes (no time, no owner, no mode of the source)."""
+    with (
+        atomic_path(path) as temporary,
+        open(temporary, "wb") as raw,
+        tarfile.open(fileobj=raw, mode="w", format=tarfile.PAX_FORMAT) as tar,
+    ):
+        for name, data in files:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
