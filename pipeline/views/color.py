@@ -48,12 +48,14 @@ def posterize(images: Tensor, bits: int) -> Tensor:
 
 def solarize(images: Tensor, threshold: int) -> Tensor:
     """Invert the values of at least `threshold`, 0..256 (ImageOps.solarize)."""
-    return images if threshold > 255 else torch.where(images < threshold, images, 255 - images)
+    if threshold > 255:
+        return images
+    return (images >= threshold).to(torch.uint8).mul_(255).bitwise_xor_(images)  # torch.where takes 3 times as long
 
 
 def solarize_add(images: Tensor, added: int) -> Tensor:
     """Add `added` (0..128, so that nothing overflows) to the values below 128."""
-    return torch.where(images < 128, images + added, images)
+    return (images < 128).to(torch.uint8).mul_(added).add_(images)
 
 
 def color(images: Tensor, factors: Tensor) -> Tensor:

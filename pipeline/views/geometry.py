@@ -62,15 +62,20 @@ def resample(images: Tensor, affine: Tensor, size: int) -> Tensor:
     """
     height, width = images.shape[1:3]
     centres = torch.arange(size, device=images.device) + 0.5
-    a, b, c, d, e, f = (column[:, None] for column in affine.unbind(1))
-    x = (a * centres + c)[:, None, :] + (b * centres)[:, :, None]
-    y = (d * centres + f)[:, None, :] + (e * centres)[:, :, None]
-    outside = (x < 0) | (x >= width) | (y < 0) | (y >= height)
-    grid = torch.stack([x * (2 / width) - 1, y * (2 / height) - 1], dim=-1)
-    planes = images.permute(0, 3, 1, 2).float()
-    sampled = functional.grid_sample(planes, grid, mode="bilinear", padding_mode="border", align_corners=False)
-    rounded = sampled.add_(0.5).to(torch.uint8).permute(0, 2, 3, 1)
-    return rounded.masked_fill(outside[..., None], FILL).contiguous()
+    grid = affine.new_empty(
+        2, len(images), size, size
+    )  # x and y are planes: that is faster to make, and as fast to read
+    for plane, extent, coefficients in zip(grid, (width, height), affine.view(-1, 2, 3).unbind(1), strict=True):
+        across, down, offset = (coefficients * (2 / extent)).split_with_sizes([1, 1, 1], dim=1)
+        columns = across * centres + (offset - 1)  # in half sides from the centre, as grid_sample has it
+        torch.add(columns[:, None, :], (down * centres)[:, :, None], out=plane)
+    within = (grid >= -1) & (grid < 1)
+    planes = images.permute(0, 3, 1, 2).float().sub_(FILL)  # so that multiplying by 0 gives the fill
+    sampled = functional.grid_sample(
+        planes, grid.permute(1, 2, 3, 0), mode="bilinear", padding_mode="border", align_corners=False
+    )
+    rounded = sampled.mul_((within[0] & within[1])[:, None]).add_(FILL + 0.5).to(torch.uint8)
+    return rounded.permute(0, 2, 3, 1).contiguous()
 
 
 def cut_out(images: Tensor, corners: Tensor, side: int) -> Tensor:
@@ -83,9 +88,10 @@ def cut_out(images: Tensor, corners: Tensor, side: int) -> Tensor:
     """
     batch, size = images.shape[:2]
     offsets = torch.arange(size, device=images.device) - corners[:, :, None]
-    inside = (offsets >= 0) & (offsets < side)
-    rows, columns = inside[:, 0, :, None], inside[:, 1].repeat_interleave(3, dim=1)[:, None, :]
-    return images.view(batch, size, size * 3).masked_fill(rows & columns, FILL).view(images.shape)
+    inside = ((offsets >= 0) & (offsets < side)).to(torch.uint8)
+    mask = inside[:, 0, :, None] * inside[:, 1].repeat_interleave(3, dim=1)[:, None, :]
+    pixels = images.view(batch, size, size * 3)
+    return (FILL - pixels).mul_(mask).add_(pixels).view(images.shape)  # modulo 256; torch.where takes 3 times as long
 
 
 def _reflect(index: Tensor, size: int) -> Tensor:
