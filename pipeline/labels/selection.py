@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from pipeline.errors import UserError
-from pipeline.labels.store import read_arrow, write_arrow
+from pipeline.labels.arrow import read_arrow, write_arrow
 from pipeline.stage import SCHEMA, atomic_path, read_json, write_json
 
 if TYPE_CHECKING:
@@ -170,6 +170,7 @@ def read_selection(folder: Path) -> Selection:
 
 def report_table(report: Report) -> Table:
     """The report as a rich table, a line a class; of very many classes, those with the fewest and the most kept."""
+    from rich.markup import escape
     from rich.table import Table
 
     classes: Sequence[ClassReport] = report["classes"]
@@ -189,7 +190,7 @@ def report_table(report: Report) -> Table:
     for c in shown:
         counts = f"{c['predicted']:,}", f"{c['predicted_prior']:.1%}", f"{c['labeled_prior']:.1%}"
         table.add_row(
-            c["name"],
+            escape(c["name"]),
             *counts,
             f"{c['kept']:,}",
             f"{c['copied']:,}",
@@ -229,5 +230,8 @@ def plot_report(report: Report, path: Path) -> None:
 def _bars(axes: Axes, series: Mapping[str, Sequence[float]]) -> None:
     width = 0.8 / len(series)
     for number, (name, values) in enumerate(series.items()):
-        axes.bar(np.arange(len(values)) + (number - 0.5) * width, values, width, label=name)
+        if len(values) <= _TABLE_ROWS:
+            axes.bar(np.arange(len(values)) + (number - 0.5) * width, values, width, label=name)
+        else:  # one artist instead of a thousand, which take seconds
+            axes.stairs(values, np.arange(len(values) + 1) - 0.5, label=name)
     axes.legend()

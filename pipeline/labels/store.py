@@ -16,7 +16,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from pipeline.errors import UserError
-from pipeline.stage import atomic_path, stage_record
+from pipeline.labels.arrow import read_arrow, write_arrow
+from pipeline.stage import stage_record
 
 if TYPE_CHECKING:
     import torch
@@ -112,23 +113,43 @@ def write_labels(path: Path, rows: LabelRows, provenance: Mapping[str, str]) -> 
             f"`{rows.keys[broken[0]]}`); its weights are broken: train it again with a lower learning rate, or label "
             "in `runtime.precision: fp32`"
         )
-    width = rows.topk_ids.shape[1]
-    id_type = pa.int16() if int(provenance["num_classes"]) <= 2**15 else pa.int32()
+    schema = _schema(provenance)
     keys = [key.encode("utf-8", "backslashreplace").decode() for key in rows.keys]  # names of files may be no UTF-8
-    columns = {
-        "key": pa.array(keys, pa.string()),
-        "id": pa.array(rows.ids, pa.uint64()),
-        "label": pa.array(rows.label, pa.int32()),
-        "confidence": pa.array(rows.confidence, pa.float32()),
-        "log_odds": pa.array(rows.log_odds, pa.float32()),
-        "topk_ids": pa.FixedSizeListArray.from_arrays(pa.array(rows.topk_ids.reshape(-1), id_type), width),
-        "topk_log_probs": pa.FixedSizeListArray.from_arrays(
-            pa.array(rows.topk_log_probs.reshape(-1), pa.float32()), width
-        ),
-        "residual": pa.array(rows.residual, pa.float32()),
-    }
-    batch = pa.RecordBatch.from_pydict(columns).replace_schema_metadata({"format": FORMAT, **provenance})
-    write_arrow(path, batch)
+    columns: list[Sequence[str] | npt.NDArray[Any]] = [
+        keys,
+        rows.ids,
+        rows.label,
+        rows.confidence,
+        rows.log_odds,
+        rows.topk_ids,
+        rows.topk_log_probs,
+        rows.residual,
+    ]
+    arrays = [_arrow(values, field.type) for values, field in zip(columns, schema, strict=True)]
+    write_arrow(path, pa.record_batch(arrays, schema.with_metadata({"format": FORMAT, **provenance})))
+
+
+def _schema(provenance: Mapping[str, str]) -> pa.Schema:
+    num_classes = int(provenance["num_classes"])
+    width = min(int(provenance["top_k"]), num_classes)
+    return pa.schema(
+        {
+            "key": pa.string(),
+            "id": pa.uint64(),
+            "label": pa.int32(),
+            "confidence": pa.float32(),
+            "log_odds": pa.float32(),
+            "topk_ids": pa.list_(pa.int16() if num_classes <= 2**15 else pa.int32(), width),
+            "topk_log_probs": pa.list_(pa.float32(), width),
+            "residual": pa.float32(),
+        }
+    )
+
+
+def _arrow(values: Sequence[str] | npt.NDArray[Any], kind: pa.DataType) -> pa.Array:
+    if not pa.types.is_fixed_size_list(kind):
+        return pa.array(values, kind)
+    return pa.FixedSizeListArray.from_arrays(pa.array(np.ravel(values), kind.value_type), type=kind)
 
 
 def read_labels(path: Path, expected: Mapping[str, str] | None = None) -> LabelRows:
@@ -140,24 +161,21 @@ def read_labels(path: Path, expected: Mapping[str, str] | None = None) -> LabelR
     """
     fix = "delete this file and run `selftrain label` again"
     batch = read_arrow(path, fix)
-    found = {key.decode(): value.decode() for key, value in (batch.schema.metadata or {}).items()}
+    metadata = batch.schema.metadata or {}
+    found = {key.decode(errors="replace"): value.decode(errors="replace") for key, value in metadata.items()}
     for key, value in {"format": FORMAT, **(expected or {})}.items():
         if found.get(key) != value:
             raise UserError(
                 f"{path} holds labels of another {key}: expected {value}, found {found.get(key, 'none')}; "
                 "run `selftrain label` into a new folder, or delete this file and run it again"
             )
-    rows = LabelRows(
-        keys=_Keys(batch["key"]),
-        ids=_view(batch["id"]),
-        label=_view(batch["label"]),
-        confidence=_view(batch["confidence"]),
-        log_odds=_view(batch["log_odds"]),
-        topk_ids=_view(batch["topk_ids"]),
-        topk_log_probs=_view(batch["topk_log_probs"]),
-        residual=_view(batch["residual"]),
-    )
-    num_classes = int(found["num_classes"])
+    try:
+        num_classes, sound = int(found["num_classes"]), batch.schema.equals(_schema(found))
+    except (KeyError, ValueError):
+        num_classes, sound = 0, False
+    if not sound:
+        raise UserError(f"{path} is damaged (its columns are not those of a label file); {fix}")
+    rows = LabelRows(_Keys(batch.column(0)), *(_view(column) for column in batch.columns[1:]))
     for ids in (rows.label, rows.topk_ids):
         if ids.size and not 0 <= ids.min() <= ids.max() < num_classes:
             raise UserError(f"{path} is damaged (a class id is not in 0..{num_classes - 1}); {fix}")
@@ -189,33 +207,6 @@ def _view(column: pa.Array) -> npt.NDArray[Any]:
         return np.asarray(column.to_numpy(zero_copy_only=True))
     values = np.asarray(column.flatten().to_numpy(zero_copy_only=True))
     return values.reshape(len(column), column.type.list_size)
-
-
-# ------------------------------------------------------------------------------------------------------------ Arrow
-
-
-def write_arrow(path: Path, batch: pa.RecordBatch) -> None:
-    """Write one record batch as an uncompressed Arrow IPC file, atomically."""
-    with (
-        atomic_path(path) as temporary,
-        pa.OSFile(str(temporary), "wb") as file,
-        pa.ipc.new_file(file, batch.schema) as out,
-    ):
-        out.write_batch(batch)
-
-
-def read_arrow(path: Path, fix: str) -> pa.RecordBatch:
-    """Memory-map an Arrow IPC file of one record batch. Raises UserError with the `fix` when it is damaged."""
-    try:
-        reader = pa.ipc.open_file(pa.memory_map(str(path)))
-        batch = reader.get_batch(0)
-        batch.validate(full=True)
-    except FileNotFoundError as error:
-        raise UserError(f"{path} does not exist; {fix}") from error
-    except (pa.ArrowException, OSError, ValueError) as error:
-        size = path.stat().st_size
-        raise UserError(f"{path} ({size} bytes) is truncated or damaged ({error}); {fix}") from error
-    return batch
 
 
 # ------------------------------------------------------------------------------------------------------------ all files
