@@ -9,7 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import UserError
-from pipeline.evaluate.metrics import Metrics, compute_metrics, reliability, top_k_accuracy, wilson_interval
+from pipeline.evaluate.metrics import (
+    Metrics,
+    compute_metrics,
+    paired_difference,
+    reliability,
+    top_k_accuracy,
+    wilson_interval,
+)
 
 
 def random_predictions(n: int, classes: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -113,3 +120,25 @@ def test_an_impossible_class_gives_infinite_nll() -> None:
 def test_bad_input_is_a_clear_error(log_probs: np.ndarray, labels: np.ndarray, message: str) -> None:
     with pytest.raises(UserError, match=message):
         compute_metrics(log_probs, labels)
+
+
+def test_paired_difference_is_antisymmetric_and_sharper_than_two_intervals() -> None:
+    rng = np.random.default_rng(0)
+    hard = rng.random(2000)
+    one, other = hard < 0.8, hard < 0.77  # the same images are hard for both
+    difference, low, high = paired_difference(one, other)
+    assert difference == pytest.approx(one.mean() - other.mean())
+    assert 0 < low < difference < high
+    assert paired_difference(other, one) == pytest.approx((-difference, -high, -low))
+    assert wilson_interval(int(one.sum()), 2000)[0] < wilson_interval(int(other.sum()), 2000)[1]
+
+
+def test_paired_interval_covers_the_truth_19_times_in_20() -> None:
+    rng = np.random.default_rng(1)
+    covered = 0
+    for _ in range(400):
+        draw = rng.random(300)  # one right alone 10%, other right alone 6%: the difference is 4 points
+        one, other = draw < 0.7, (draw < 0.6) | ((draw > 0.7) & (draw < 0.76))
+        _, low, high = paired_difference(one, other)
+        covered += low <= 0.04 <= high
+    assert 0.92 <= covered / 400 <= 0.98

@@ -1,0 +1,94 @@
+"""Which teacher labeled what, and which student learned from it: boxes and arrows, laid out for an inline SVG.
+
+Arrows follow the fingerprints in stage.json, not the folder names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from pipeline.report.read import Round, Run, Stage, Trained
+
+BOX_WIDTH, BOX_HEIGHT, GAP_X, GAP_Y = 300, 58, 46, 38
+WIDTH = 3 * BOX_WIDTH + 2 * GAP_X + 24
+
+
+@dataclass(frozen=True)
+class Box:
+    """A stage."""
+
+    x: int
+    y: int
+    title: str
+    detail: str
+    fingerprint: str
+    kind: str
+    width: int = BOX_WIDTH
+    height: int = BOX_HEIGHT
+
+
+@dataclass(frozen=True)
+class Diagram:
+    """Boxes and arrows; arrows are SVG path data."""
+
+    height: int
+    boxes: tuple[Box, ...]
+    arrows: tuple[str, ...]
+    summary: str
+    """The same in words, for those who cannot see it."""
+    width: int = WIDTH
+
+
+def draw(run: Run, details: Mapping[str, str]) -> Diagram:
+    """Lay the run out, a row a round. `details` has a line for each stage fingerprint."""
+    rows: list[tuple[Stage | None, Stage | None, Trained]] = [
+        (r.label, r.select, r.train) for r in run.rounds if r.train is not None
+    ]
+    if run.control is not None:
+        rows.append((None, None, run.control))
+    boxes: list[Box] = []
+    arrows: list[str] = []
+    sentences: list[str] = []
+    for i, (label, select, train) in enumerate(rows):
+        y = i * (BOX_HEIGHT + GAP_Y) + 1
+        stages = [(label, "Pseudo-labels"), (select, "Selection"), (train, title_of(train))]
+        for column, (stage, title) in enumerate(stages):
+            if stage is not None:
+                x = column * (BOX_WIDTH + GAP_X) + 1
+                detail = details.get(stage.fingerprint, "")
+                boxes.append(Box(x, y, title, detail, stage.fingerprint[:8], str(stage.record["kind"])))
+        middle = y + BOX_HEIGHT // 2
+        for column in (0, 1) if select is not None and label is not None else ():
+            start = (column + 1) * BOX_WIDTH + column * GAP_X + 1
+            arrows.append(f"M{start} {middle}H{start + GAP_X - 6}")
+        for teacher in [k for k, (_, _, t) in enumerate(rows) if label is not None and label.reads(t)]:
+            arrows.append(_elbow(teacher, i))
+            sentences.append(f"{title_of(rows[teacher][2])} labeled the images for {title_of(train).lower()}.")
+    height = len(rows) * (BOX_HEIGHT + GAP_Y) - GAP_Y + 2
+    return Diagram(height, tuple(boxes), tuple(arrows), " ".join(sentences))
+
+
+def title_of(train: Trained) -> str:
+    """What a training is called in the report."""
+    if train.role == "finetune":
+        return "Fine-tune"
+    return train.role.capitalize() if train.round is None else f"Round {train.round} {train.role}"
+
+
+def teachers_of(round_: Round, run: Run) -> list[Trained]:
+    """The trainings whose models labeled the images of a round."""
+    return [t for t in run.trainings if round_.label is not None and round_.label.reads(t)]
+
+
+def _elbow(teacher: int, row: int) -> str:
+    """From a model's box, by the right margin, to the labels' box of a later row."""
+    step = BOX_HEIGHT + GAP_Y
+    top = row * step + 1
+    channel = top - GAP_Y // 2
+    x = BOX_WIDTH // 2
+    if teacher == row - 1:
+        start = 2 * (BOX_WIDTH + GAP_X) + BOX_WIDTH // 2
+        return f"M{start} {teacher * step + 1 + BOX_HEIGHT}V{channel}H{x}V{top - 6}"
+    right = 3 * BOX_WIDTH + 2 * GAP_X + 1
+    return f"M{right} {teacher * step + 1 + BOX_HEIGHT // 2}H{right + 14}V{channel}H{x}V{top - 6}"

@@ -1,0 +1,233 @@
+"""The report's plots, as PNG bytes: one style, colors of Okabe and Ito (2008) that colorblind people tell apart.
+
+The background is transparent, so that the page decides it; the page inverts the plots in dark mode.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.evaluate.metrics import Metrics, ReliabilityBins
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from pipeline.labels.selection import Histogram, Report
+
+ACCENT = "#0072B2"
+SECOND = "#E69F00"
+MUTED = "#8A939C"
+PALE = "#D5DBE1"
+INK = "#3A434C"
+PAIR_HEIGHT_IN = 2.9
+MAX_NAMED_CLASSES = 25
+MIN_BIN = 10
+"""Reliability of fewer samples than this is noise, and not drawn."""
+COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#8A939C", "#B8A800")
+DPI = 144
+WIDTH_IN = 10.4
+_STYLE: Any = {
+    "font.family": "sans-serif",
+    "font.size": 9.5,
+    "axes.titlesize": 10,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#9AA3AC",
+    "axes.labelcolor": INK,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#DDE2E7",
+    "grid.linewidth": 0.7,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "xtick.major.size": 0,
+    "ytick.major.size": 0,
+    "legend.frameon": False,
+    "lines.linewidth": 1.7,
+}
+
+
+class Canvas:
+    """A figure in the report's style, and its PNG once drawn."""
+
+    def __init__(self, figure: Figure, axes: Sequence[Axes]) -> None:
+        self.figure = figure
+        self.axes = axes
+        self.png = b""
+
+
+@contextmanager
+def canvas(
+    columns: int = 1, *, width: float = WIDTH_IN, height: float = 3.2, ratios: Sequence[float] = ()
+) -> Iterator[Canvas]:
+    """A row of axes; the PNG is there when the block ends."""
+    import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
+        FigureCanvasAgg(figure)
+        axes = figure.subplots(1, columns, squeeze=False, width_ratios=ratios or [1] * columns)[0]
+        drawing = Canvas(figure, list(axes))
+        yield drawing
+        buffer = io.BytesIO()
+        with warnings.catch_warnings():
+            # Class names in scripts that matplotlib's font lacks show as boxes; the page's tables have them in full.
+            warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+            figure.savefig(buffer, format="png", transparent=True, metadata={"Software": None})
+        drawing.png = buffer.getvalue()
+
+
+def css_width(png: bytes) -> int:
+    """Width in CSS pixels at which a plot's letters are as large as the page's, from the PNG's header."""
+    return round(int.from_bytes(png[16:20], "big") * 96 / DPI)
+
+
+def color_of(index: int) -> str:
+    """The color of a round's curve."""
+    return COLORS[index % len(COLORS)]
+
+
+Standing = Literal["kept", "not kept", "control"]
+
+
+@dataclass(frozen=True)
+class Point:
+    """A model in the plot of accuracies."""
+
+    name: str
+    val: Metrics
+    standing: Standing
+
+
+def accuracy_by_round(points: Sequence[Point]) -> bytes:
+    """Val accuracy with 95% intervals, a point a model; hollow where a student was not kept, grey for the control."""
+    with canvas(height=2.9) as drawing:
+        (ax,) = drawing.axes
+        rounds = [(x, 100 * p.val.top1) for x, p in enumerate(points) if p.standing != "control"]
+        ax.plot(*zip(*rounds, strict=True), color=ACCENT, lw=1, alpha=0.4, zorder=0)
+        for x, point in enumerate(points):
+            low, y, high = (100 * v for v in (point.val.interval[0], point.val.top1, point.val.interval[1]))
+            color = MUTED if point.standing == "control" else ACCENT
+            ax.errorbar(x, y, [[y - low], [high - y]], color=color, capsize=4, lw=1.6)
+            ax.plot(x, y, "o", ms=8, color=color, mfc="white" if point.standing == "not kept" else color, mew=1.6)
+            ax.annotate(f"{y:.1f}", (x, y), (10, -3), textcoords="offset points", weight="bold", color=INK)
+        ax.set_xticks(range(len(points)), [p.name for p in points])
+        ax.set_xlim(-0.5, max(len(points), 4) - 0.4)
+        ax.set_ylabel("val accuracy (%)")
+        ax.grid(axis="x", visible=False)
+    return drawing.png
+
+
+Curve = tuple[str, npt.NDArray[np.float64], npt.NDArray[np.float64]]
+"""Name, x, y."""
+
+
+def learning_curves(losses: Sequence[Curve], accuracies: Sequence[Curve]) -> bytes:
+    """Training loss and val accuracy over steps, a line a training. x is steps, y a loss or a fraction."""
+    names = list(dict.fromkeys(name for name, _, _ in [*losses, *accuracies]))
+    colors = {name: color_of(i) for i, name in enumerate(names)}
+    with canvas(2, height=3.4) as drawing:
+        left, right = drawing.axes
+        for name, x, y in losses:
+            left.plot(x, y, color=colors[name], alpha=0.22, lw=0.8)
+            left.plot(x, smoothed(y), color=colors[name], label=name)
+        for name, x, y in accuracies:
+            right.plot(x, 100 * y, "o-", ms=3.5, color=colors[name], label=name)
+        left.set(title="Training loss", xlabel="step", ylabel="loss (nats)")
+        right.set(title="Val accuracy (EMA weights)", xlabel="step", ylabel="accuracy (%)")
+        handles = dict(zip(*reversed(left.get_legend_handles_labels()), strict=True))
+        handles |= dict(zip(*reversed(right.get_legend_handles_labels()), strict=True))
+        if handles:
+            drawing.figure.legend(
+                handles.values(), handles.keys(), loc="outside lower center", ncols=min(6, len(handles))
+            )
+    return drawing.png
+
+
+def smoothed(y: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """A centred moving mean over a twentieth of the curve; shorter at the ends."""
+    half = max(1, len(y) // 40)
+    sums = np.concatenate([[0.0], np.cumsum(y)])
+    where = np.arange(len(y))
+    low, high = np.maximum(where - half, 0), np.minimum(where + half + 1, len(y))
+    return np.asarray((sums[high] - sums[low]) / (high - low))
+
+
+def calibration(names: Sequence[str], bins: Sequence[ReliabilityBins]) -> bytes:
+    """Confidence histogram beside the reliability diagram, a line a model."""
+    with canvas(2, height=3.6, ratios=[1.35, 1]) as drawing:
+        left, right = drawing.axes
+        right.plot([0, 1], [0, 1], color=MUTED, lw=1, ls=(0, (4, 3)), label="calibrated")
+        for i, (name, b) in enumerate(zip(names, bins, strict=True)):
+            full = b.counts >= MIN_BIN
+            left.stairs(100 * b.counts / b.counts.sum(), b.edges, color=color_of(i), lw=1.7, label=name)
+            right.plot(b.confidence[full], b.accuracy[full], "o-", ms=3.5, color=color_of(i), label=name)
+        left.set(title="Confidence", xlabel="confidence", ylabel="share of images (%)", xlim=(0, 1))
+        right.set(title="Reliability", xlabel="mean confidence", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1))
+        right.set_aspect("equal")
+        right.legend(loc="upper left", fontsize=8.5)
+    return drawing.png
+
+
+def confidence_histogram(histogram: Histogram, threshold: float) -> bytes:
+    """Confidences of the pseudo-labels of one round; the threshold is a line."""
+    with canvas(width=WIDTH_IN * 0.4, height=PAIR_HEIGHT_IN) as drawing:
+        (ax,) = drawing.axes
+        ax.stairs(histogram["all"], histogram["edges"], fill=True, color=PALE, label="all")
+        ax.stairs(histogram["kept"], histogram["edges"], fill=True, color=ACCENT, label="kept")
+        if threshold > 0:
+            ax.axvline(threshold, color=SECOND, lw=1.6, label="threshold")
+        ax.set(xlabel="confidence", ylabel="images", xlim=(0, 1))
+        ax.grid(axis="x", visible=False)
+        _title(ax, "Confidence")
+    return drawing.png
+
+
+def per_class(report: Report) -> bytes:
+    """Pseudo-labels a class: predicted, kept, with their copies, and what the labeled images' mix would give."""
+    classes = report["classes"]
+    names = [shortened(c["name"]) for c in classes]
+    with canvas(width=WIDTH_IN * 0.58, height=PAIR_HEIGHT_IN) as drawing:
+        (ax,) = drawing.axes
+        x = np.arange(len(classes))
+        ax.bar(x, [c["predicted"] for c in classes], 0.86, color=PALE, label="predicted")
+        ax.bar(x, [c["kept"] for c in classes], 0.54, color=ACCENT, label="kept", zorder=3)
+        ax.bar(x, [c["copied"] for c in classes], 0.54, color=SECOND, label="copies")
+        expected = [c["labeled_prior"] * report["num_rows"] for c in classes]
+        ax.plot(x, expected, "_", ms=min(14, 200 / len(x)), mew=1.6, color=INK, label="labeled mix", zorder=4)
+        if len(classes) > MAX_NAMED_CLASSES:
+            ax.set_xticks([])
+            ax.set_xlabel(f"{len(classes)} classes")
+        else:
+            crowded = len(names) * max(map(len, names)) > 62
+            ax.set_xticks(x, names, rotation=35 if crowded else 0, ha="right" if crowded else "center",
+                          rotation_mode="anchor", parse_math=False)  # fmt: skip
+        ax.set_ylabel("images")
+        ax.grid(axis="x", visible=False)
+        _title(ax, "Pseudo-labels a class")
+    return drawing.png
+
+
+def _title(ax: Axes, title: str) -> None:
+    """A title on the left and the legend on the right of it, above the data."""
+    ax.set_title(title)
+    ax.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=4, fontsize=8.5, borderaxespad=0.2,
+              handlelength=1.2, columnspacing=1.1)  # fmt: skip
+
+
+def shortened(name: str, length: int = 14) -> str:
+    """A class name that fits under a bar."""
+    return name if len(name) <= length else name[: length - 1] + "\u2026"

@@ -1,0 +1,118 @@
+"""What the figures on test say, in sentences that claim no more than they show."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from pipeline.config import Data
+from pipeline.errors import UserError
+from pipeline.evaluate.metrics import Metrics, paired_difference
+from pipeline.report.read import Predictions, Run
+from pipeline.shards.manifest import read_manifest
+
+FINAL, TEACHER, CONTROL = "final", "teacher", "control"
+"""Names of the models in test.json."""
+_NAMES = {TEACHER: "the round 0 teacher", CONTROL: "a control trained as long on labeled images alone"}
+
+
+@dataclass(frozen=True)
+class Gain:
+    """Test accuracy of the final model minus another's; the interval needs both models' answers."""
+
+    over: str
+    points: float
+    interval: tuple[float, float] | None
+
+    @property
+    def certain(self) -> bool:
+        """Whether the interval leaves out zero."""
+        return self.interval is not None and (self.interval[0] > 0 or self.interval[1] < 0)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The outcome of a run."""
+
+    sentences: tuple[str, ...]
+    gains: Mapping[str, Gain]
+    finished: bool
+
+
+def judge(run: Run) -> Verdict:
+    """Compare the final model with the round-0 teacher and with the control."""
+    if run.result is None:
+        return Verdict(_unfinished(run), {}, finished=False)
+    round_, val = run.result["final"]["round"], run.result["final"]["val_top1"]
+    if FINAL not in run.test:
+        chosen = f"The final model is that of round {round_}, right on {100 * val:.1f}% of the val images."
+        if not has_test(run.config.data):
+            return Verdict((chosen, "The data has no test split, so this figure is optimistic."), {}, finished=True)
+        return Verdict((chosen, "This run is not finished: test has not been evaluated."), {}, finished=False)
+    final = run.test[FINAL]
+    head = f"{100 * final.top1:.1f}% of {final.num_samples:,} test images"
+    if round_ == 0:
+        sentence = (
+            f"No student beat the round 0 teacher on val, so the teacher is the final model; it is right on {head}."
+        )
+        return Verdict((sentence,), {}, finished=True)
+    others = [name for name in (TEACHER, CONTROL) if name in run.test]
+    gains = {name: _gain(name, run.test, run.test_predictions) for name in others}
+    leads = " and ".join(f"{_say(gain)} {_NAMES[name]}" for name, gain in gains.items())
+    sentences = [f"The final model, of round {round_}, is right on {head}: {leads}."]
+    if CONTROL in gains:
+        sentences.append(_conclude(gains[CONTROL]))
+    elif run.config.evaluate.control:
+        sentences.append("The control is missing, so the gain may come from longer training alone.")
+    else:
+        sentences.append(
+            "No control was trained (evaluate.control is off): the gain may come from longer training alone."
+        )
+    return Verdict(tuple(sentences), gains, finished=True)
+
+
+def has_test(data: Data) -> bool:
+    """Whether there are test images; taken for granted where the data is out of reach."""
+    if data.root is None or data.test:
+        return bool(data.test)
+    try:
+        return bool(read_manifest(data.root).of_split("test"))
+    except UserError:
+        return True
+
+
+def _gain(over: str, test: Mapping[str, Metrics], predictions: Mapping[str, Predictions]) -> Gain:
+    ours, theirs = predictions.get(FINAL), predictions.get(over)
+    if ours is None or theirs is None or not np.array_equal(ours.label, theirs.label):
+        return Gain(over, test[FINAL].top1 - test[over].top1, None)
+    difference, low, high = paired_difference(ours.right, theirs.right)
+    return Gain(over, difference, (low, high))
+
+
+def _say(gain: Gain) -> str:
+    points = round(100 * gain.points, 1)
+    return "level with" if points == 0 else f"{abs(points):.1f} points {'above' if points > 0 else 'below'}"
+
+
+def _conclude(gain: Gain) -> str:
+    if gain.interval is None:
+        return "The models' answers were not kept, so whether that is more than chance cannot be told."
+    if not gain.certain:
+        return (
+            "The lead over the control is within chance: these test images do not show that the pseudo-labels helped."
+        )
+    return "So the pseudo-labels helped." if gain.points > 0 else "So the pseudo-labels did harm."
+
+
+def _unfinished(run: Run) -> tuple[str, ...]:
+    stages = list(run.stages)
+    done = sum(stage.complete for stage in stages)
+    sentences = [f"This run is not finished: {done} of the {len(stages)} stages it began are complete."]
+    under_way = [str(stage.path.relative_to(run.path)) for stage in stages if not stage.complete]
+    if under_way:
+        sentences.append(f"Under way: {', '.join(under_way)}.")
+    if run.num_siblings:
+        sentences.append(f"{run.num_siblings} stages of other settings lie beside those shown, which were begun last.")
+    return (*sentences, "Figures on test come last.")
