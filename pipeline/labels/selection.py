@@ -234,4 +234,4 @@ def _bars(axes: Axes, series: Mapping[str, Sequence[float]]) -> None:
             axes.bar(np.arange(len(values)) + (number - 0.5) * width, values, width, label=name)
         else:  # one artist instead of a thousand, which take seconds
             axes.stairs(values, np.arange(len(values) + 1) - 0.5, label=name)
-    axes.legend()
+    axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=len(series), frameon=False)  # above the bars
