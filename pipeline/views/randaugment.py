@@ -56,7 +56,7 @@ def levels_at(magnitude: float, size: int) -> Levels:
         degrees=min(30 * share, 90.0),
         shear=min(0.3 * share, 0.9),
         pixels=min(reach * share, size / 2),
-        bits=max(8 - round(4 * share), 1),
+        bits=max(8 - round(4 * share), 2),
         threshold=max(256 - round(256 * share), 0),
         added=min(round(110 * share), 128),
         factors=(max(1 - 0.9 * share, 0.1), 1 + 0.9 * share),

@@ -36,7 +36,7 @@ def test_levels_above_ten_stop_before_nothing_is_left() -> None:
         assert levels.degrees == 90
         assert levels.shear == pytest.approx(0.9)
         assert levels.pixels <= size / 2
-        assert (levels.bits, levels.threshold, levels.added) == (1, 0, 128)
+        assert (levels.bits, levels.threshold, levels.added) == (2, 0, 128)
         assert levels.factors == pytest.approx((0.1, 3.7))
 
 
@@ -47,7 +47,7 @@ def test_levels_grow_with_magnitude(first: float, second: float, size: int) -> N
     assert low.degrees <= high.degrees
     assert low.shear <= high.shear
     assert low.pixels <= high.pixels
-    assert low.bits >= high.bits >= 1
+    assert low.bits >= high.bits >= 2
     assert low.threshold >= high.threshold >= 0
     assert low.added <= high.added <= 128
     assert high.factors[0] <= low.factors[0] <= 1 <= low.factors[1] <= high.factors[1]
