@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from pipeline.config import SPLITS, Split
 from pipeline.errors import UserError
+from pipeline.randomness import key_of, philox_u32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,8 +46,6 @@ def carve_splits(
     Raises:
         UserError: a class has too few images, or there are fewer labels than classes.
     """
-    from pipeline.randomness import key_of, philox_u32
-
     num_classes = len(classes)
     if carve.num_labeled < num_classes:
         raise UserError(f"--labels {carve.num_labeled} is less than one image for each of {num_classes} classes")

@@ -204,7 +204,7 @@ def _find(data: Data, split: Split) -> tuple[list[_Tar], tuple[str, ...]]:
 
 def _packed(folder: Path, split: Split, classes: tuple[str, ...], prefix: str) -> tuple[list[_Tar], tuple[str, ...]]:
     manifest = read_manifest(folder)
-    if classes and manifest.classes and classes != manifest.classes:
+    if split != "unlabeled" and classes and manifest.classes and classes != manifest.classes:
         wrong = next((a, b) for a, b in itertools.zip_longest(classes, manifest.classes) if a != b)
         raise UserError(
             f"{folder / MANIFEST} has other classes than data.classes or data.root: "

@@ -86,13 +86,16 @@ def content_hash(image: Pixels) -> bytes:
 
 
 def resize_to(image: Pixels, size: int) -> Pixels:
-    """The centre square, resized to uint8 [size, size, 3] (Pillow's bicubic, antialiased). Identity if it fits."""
+    """Shorter side to `size`, then the centre square: uint8 [size, size, 3]. Pillow's antialiased bicubic.
+
+    Identity if the image fits.
+    """
     height, width = image.shape[:2]
     if height == width == size:
         return image
     side = min(height, width)
     left, top = (width - side) / 2, (height - side) / 2
-    # Cropping before resizing keeps the cost bounded: a 1 x 1,000,000 strip must not become 32 x 32,000,000.
+    # One call for both keeps the cost bounded: a 1 x 1,000,000 strip must not become 32 x 32,000,000.
     box = (left, top, left + side, top + side)
     return np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC, box=box))
 

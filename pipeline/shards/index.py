@@ -30,7 +30,9 @@ FORMAT = 1
 BadImages = Literal["error", "skip"]
 Progress = Callable[[int, int], None]
 
-_SAMPLE = re.compile(r"((?:.*/)?[^./][^.]*)\.([^/]+)")  # webdataset: the key ends at the first dot of the file name
+_SAMPLE = re.compile(
+    r"((?:.*/)?[^./]+)\.([^/]+)", re.DOTALL
+)  # webdataset: the key ends at the first dot of the file name
 _IMAGES = frozenset({"jpg", "jpeg", "png", "webp", "npy"})
 _CHUNK = 64  # samples a task: large enough to hide the pool, small enough to balance it
 
@@ -84,14 +86,13 @@ def load_index(
         UserError: not a tar, a damaged header, or a key that points outside.
     """
     status = _stat(tar)
-    places = [tar.with_name(f"{tar.stem}.selftrain.npz")]
+    places = [index_path(tar)]
     places.append(cache_folder(cache_dir) / "index" / f"{_digest(str(tar.resolve()))}.npz")
-    for place in places:
-        index = _read(place)
-        if index is None or index.tar_size != status.st_size:
-            continue
+    stored = [index for index in map(read_index, places) if index and index.tar_size == status.st_size]
+    for index in stored:
         if index.tar_mtime_ns == status.st_mtime_ns:
             return index
+    for index in stored:
         if index.sha256 == digest_file(tar):  # copied or touched: the bytes are the same, only the clock differs
             return _store(replace(index, tar_mtime_ns=status.st_mtime_ns), places)
     return _store(build_index(tar, workers=workers, progress=progress), places)
@@ -132,6 +133,11 @@ def build_index(
         tar_size=status.st_size,
         tar_mtime_ns=status.st_mtime_ns,
     )
+
+
+def index_path(tar: Path) -> Path:
+    """Where the index of a tar is, unless the folder is read-only."""
+    return tar.with_name(f"{tar.stem}.selftrain.npz")
 
 
 def write_index(path: Path, index: Index) -> None:
@@ -255,7 +261,8 @@ def _hash_all(
 # ------------------------------------------------------------------------------------------------------- stored indexes
 
 
-def _read(path: Path) -> Index | None:
+def read_index(path: Path) -> Index | None:
+    """A stored index; None if it is absent, damaged or of another version, since the tar can make it again."""
     try:
         with np.load(path, allow_pickle=False) as stored:
             if stored["version"].tolist() != [FORMAT, DECODER_VERSION]:
@@ -263,7 +270,7 @@ def _read(path: Path) -> Index | None:
             arrays = {field.name: stored[field.name] for field in fields(Index)}
             problems = {int(row): str(why) for row, why in json.loads(arrays["problems"].tobytes())}
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        return None  # absent, damaged or not ours: the tar has everything to make it again
+        return None
     scalars = {"cut": str(arrays["cut"]), "sha256": str(arrays["sha256"])}
     sizes = {name: int(arrays[name]) for name in ("tar_size", "tar_mtime_ns")}
     return Index(**{**arrays, **scalars, **sizes, "problems": problems})
@@ -271,7 +278,7 @@ def _read(path: Path) -> Index | None:
 
 def _store(index: Index, places: Sequence[Path]) -> Index:
     beside, cached = places
-    place = beside if os.access(beside.parent, os.W_OK) else cached
+    place = beside if os.access(beside.parent, os.W_OK, effective_ids=True) else cached
     write_index(place, index)
     return index
 

@@ -69,6 +69,8 @@ class Reader:
         self, rows: npt.NDArray[np.int64]
     ) -> Iterator[tuple[int, npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
         """Yield (shard, places in `rows`, rows within the shard)."""
+        if not len(rows):
+            return
         starts = self._dataset.shard_starts
         shard_of = np.searchsorted(starts, rows, side="right") - 1
         places = np.argsort(shard_of, kind="stable")

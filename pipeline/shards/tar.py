@@ -17,6 +17,7 @@ from pipeline.errors import UserError
 from pipeline.stage import atomic_path
 
 _BLOCK = 512
+_COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")  # gzip, bzip2, xz, zstd
 _MAX_EXTENDED = 1 << 20  # bytes of a pax or long-name record; a larger one is an attack or rubbish
 
 
@@ -62,6 +63,8 @@ def _walk(descriptor: int, path: Path) -> Iterator[Member]:
     extended: dict[str, str] = {}
     while True:
         header = os.pread(descriptor, _BLOCK, position)
+        if position == 0 and header.startswith(_COMPRESSED):
+            raise UserError(f"{path} is compressed; decompress it first, since samples are read at their places")
         if len(header) < _BLOCK:
             raise CutTarError(f"{path} is cut after {last}: it has no end-of-archive mark; copy or pack it again")
         if not header.strip(b"\0"):
@@ -97,8 +100,7 @@ def _check(header: bytes, path: Path, position: int) -> None:
     actual = sum(header) - sum(header[148:156]) + 8 * ord(" ")
     if not stored or stored.strip(b"01234567") or int(stored, 8) != actual:
         if position == 0:
-            hint = " (it is compressed: decompress it first)" if header[:2] in {b"\x1f\x8b", b"BZ", b"\xfd7"} else ""
-            raise UserError(f"{path} is not a tar{hint}")
+            raise UserError(f"{path} is not a tar")
         raise UserError(f"{path} is damaged at byte {position}: the checksum of a header is wrong; copy it again")
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from pipeline.config import SPLITS
 from pipeline.errors import UserError
-from pipeline.shards.index import Index, Progress, build_index, load_index
+from pipeline.shards.index import Index, Progress, build_index, index_path, read_index
 from pipeline.shards.manifest import Manifest, ShardEntry, read_manifest
 from pipeline.shards.staging import STAGING
 
@@ -70,7 +70,9 @@ def _check_shard(folder: Path, entry: ShardEntry, index: Index, num_classes: int
     else:
         for wrong in np.flatnonzero((index.label < 0) | (index.label >= num_classes)):
             yield f"{tar}: {index.key(int(wrong))}: label {index.label[wrong]} is out of range ({num_classes} classes)"
-    stored = load_index(tar)
+    stored = read_index(index_path(tar))
+    if stored is None:
+        return
     same_keys = np.array_equal(stored.key_bytes, index.key_bytes) and np.array_equal(stored.key_end, index.key_end)
     if not (
         same_keys and np.array_equal(stored.content, index.content) and np.array_equal(stored.offset, index.offset)

@@ -14,7 +14,7 @@ from pipeline.config import Split
 from pipeline.errors import UserError
 from pipeline.shards.decode import decode, encode_png, stored_format
 from pipeline.shards.images import Images
-from pipeline.shards.index import build_index, write_index
+from pipeline.shards.index import build_index, index_path, write_index
 from pipeline.shards.manifest import Manifest, ShardEntry
 from pipeline.shards.source import Source
 from pipeline.shards.tar import write_tar
@@ -57,7 +57,7 @@ class ShardWriter:
         write_tar(path, self._files(rows, labeled=split != "unlabeled"))
         known = {self.images.items[row].key: self.images.contents[row] for row in rows}
         index = build_index(path, known_contents=known)
-        write_index(path.with_suffix(".selftrain.npz"), index)
+        write_index(index_path(path), index)
         if split == "unlabeled" and with_truth:
             with atomic_path(self.staging / "truth" / f"{name}.npy") as temporary, open(temporary, "wb") as file:
                 np.save(file, self.images.labels[rows])

@@ -1,0 +1,87 @@
+"""Carved splits are balanced, disjoint by content, and a function of contents and seed alone."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.config import SPLITS
+from pipeline.errors import UserError
+from pipeline.shards.carve import Carve, carve_splits
+
+CLASSES = ("cat", "dog", "emu")
+
+
+def images(labels: np.ndarray) -> np.ndarray:
+    """Distinct content hashes."""
+    return np.array([np.random.default_rng(n).bytes(15) + b"x" for n in range(len(labels))], "S16")
+
+
+def counts(splits: np.ndarray, labels: np.ndarray, split: str) -> list[int]:
+    return np.bincount(labels[splits == SPLITS.index(split)], minlength=len(CLASSES)).tolist()
+
+
+LABELS = np.repeat(np.arange(3, dtype=np.int32), [100, 50, 30])
+CONTENTS = images(LABELS)
+
+
+def test_labeled_is_balanced_and_val_and_test_follow_the_source() -> None:
+    splits = carve_splits(Carve(num_labeled=30, val_fraction=0.1, test_fraction=0.2), LABELS, CONTENTS, CLASSES)
+    assert counts(splits, LABELS, "labeled") == [10, 10, 10]
+    assert counts(splits, LABELS, "val") == [10, 5, 3]
+    assert counts(splits, LABELS, "test") == [20, 10, 6]
+    assert counts(splits, LABELS, "unlabeled") == [60, 25, 11]
+
+
+def test_labels_that_do_not_divide_evenly_still_add_up() -> None:
+    splits = carve_splits(Carve(num_labeled=31), LABELS, CONTENTS, CLASSES)
+    assert counts(splits, LABELS, "labeled") == [11, 10, 10]
+
+
+@given(st.permutations(range(len(LABELS))), st.integers(0, 5))
+def test_the_order_of_files_does_not_matter(order: list[int], seed: int) -> None:
+    carve = Carve(num_labeled=30, val_fraction=0.1, seed=seed)
+    splits = carve_splits(carve, LABELS, CONTENTS, CLASSES)
+    assert np.array_equal(carve_splits(carve, LABELS[order], CONTENTS[order], CLASSES), splits[order])
+
+
+def test_seeds_differ_and_labeled_sets_of_one_seed_are_nested() -> None:
+    few, many = (carve_splits(Carve(num_labeled=n, val_fraction=0.1), LABELS, CONTENTS, CLASSES) for n in (9, 30))
+    other = carve_splits(Carve(num_labeled=9, val_fraction=0.1, seed=1), LABELS, CONTENTS, CLASSES)
+    labeled, val = SPLITS.index("labeled"), SPLITS.index("val")
+    assert set(np.flatnonzero(few == labeled)) < set(np.flatnonzero(many == labeled))
+    assert np.array_equal(few == val, many == val)
+    assert not np.array_equal(few, other)
+
+
+@given(st.lists(st.integers(0, 99), min_size=180, max_size=180), st.integers(0, 3))
+def test_equal_images_share_a_split_and_ambiguous_ones_are_unlabeled(picks: list[int], seed: int) -> None:
+    contents = CONTENTS[picks]
+    labels = np.array([pick % 3 for pick in picks], np.int32)
+    labels[:5] = 0  # some images are under two classes now
+    try:
+        splits = carve_splits(Carve(num_labeled=9, val_fraction=0.1, seed=seed), labels, contents, CLASSES)
+    except UserError:
+        return  # so many duplicates that a class lacks images
+    for content in np.unique(contents):
+        group = contents == content
+        assert len(np.unique(splits[group])) == 1
+        if len(np.unique(labels[group])) > 1:
+            assert splits[group][0] == SPLITS.index("unlabeled")
+
+
+@pytest.mark.parametrize("carve", [Carve(num_labeled=93), Carve(num_labeled=30, val_fraction=0.5, test_fraction=0.4)])
+def test_too_few_images_name_the_class_and_the_options(carve: Carve) -> None:
+    with pytest.raises(UserError, match=r"class `(emu|dog)` has .* lower --labels"):
+        carve_splits(carve, LABELS, CONTENTS, CLASSES)
+
+
+def test_fewer_labels_than_classes_and_odd_fractions_are_refused() -> None:
+    with pytest.raises(UserError, match="less than one image for each of 3 classes"):
+        carve_splits(Carve(num_labeled=2), LABELS, CONTENTS, CLASSES)
+    with pytest.raises(UserError, match="--val-fraction"):
+        Carve(num_labeled=2, val_fraction=1.0)
+    with pytest.raises(UserError, match="--labels"):
+        Carve(num_labeled=0)
