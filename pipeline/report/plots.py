@@ -146,8 +146,8 @@ def learning_curves(losses: Sequence[Curve], accuracies: Sequence[Curve]) -> byt
             left.plot(x, smoothed(y), color=colors[name], label=name)
         for name, x, y in accuracies:
             right.plot(x, 100 * y, "o-", ms=3.5, color=colors[name], label=name)
-        left.set(title="Training loss", xlabel="step", ylabel="loss (nats)")
-        right.set(title="Val accuracy (EMA weights)", xlabel="step", ylabel="accuracy (%)")
+        left.set(title="Training loss", xlabel="step", ylabel="loss (nats)", xlim=(0, None))
+        right.set(title="Val accuracy (EMA weights)", xlabel="step", ylabel="accuracy (%)", xlim=(0, None))
         handles = dict(zip(*reversed(left.get_legend_handles_labels()), strict=True))
         handles |= dict(zip(*reversed(right.get_legend_handles_labels()), strict=True))
         if handles:

@@ -109,7 +109,7 @@ def _num_selected(run: Run, train: Trained) -> int | None:
 
 def _accuracy_plot(run: Run) -> bytes | None:
     shown = [plots.Point(title_of(t), t.val, _standing(run, t)) for t in run.trainings if t.val is not None]
-    return plots.accuracy_by_round(shown) if shown else None
+    return plots.accuracy_by_round(shown) if len(shown) > 1 else None
 
 
 def _standing(run: Run, train: Trained) -> plots.Standing:

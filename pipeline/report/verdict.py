@@ -10,7 +10,8 @@ import numpy as np
 from pipeline.config import Data
 from pipeline.errors import UserError
 from pipeline.evaluate.metrics import Metrics, paired_difference
-from pipeline.report.read import Predictions, Run
+from pipeline.progress import read_progress
+from pipeline.report.read import Predictions, Run, Stage
 from pipeline.shards.manifest import read_manifest
 
 FINAL, TEACHER, CONTROL = "final", "teacher", "control"
@@ -110,9 +111,15 @@ def _unfinished(run: Run) -> tuple[str, ...]:
     stages = list(run.stages)
     done = sum(stage.complete for stage in stages)
     sentences = [f"This run is not finished: {done} of the {len(stages)} stages it began are complete."]
-    under_way = [str(stage.path.relative_to(run.path)) for stage in stages if not stage.complete]
+    under_way = [_where(run, stage) for stage in stages if not stage.complete]
     if under_way:
         sentences.append(f"Under way: {', '.join(under_way)}.")
     if run.num_siblings:
         sentences.append(f"{run.num_siblings} stages of other settings lie beside those shown, which were begun last.")
     return (*sentences, "Figures on test come last.")
+
+
+def _where(run: Run, stage: Stage) -> str:
+    progress = read_progress(stage.path, stage.path.name)
+    done = f" ({progress.done:,} of {progress.total:,} {progress.unit})" if progress else ""
+    return f"{stage.path.relative_to(run.path)}{done}"

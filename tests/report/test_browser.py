@@ -36,6 +36,7 @@ window.onload = () => {  // waits for every image, and the dump waits for it
     flat: tiles.filter(tile => tile.clientWidth < 32 || tile.clientHeight < 32).length,
     beyond: tiles.filter(tile =>
       tile.clientWidth - parseFloat(getComputedStyle(tile).backgroundPositionX) > sprite_of(tile).naturalWidth).length,
+    wide: tiles.filter(tile => tile.clientWidth > tile.parentElement.clientWidth).length,
     rows: [...document.querySelectorAll('table')].map(table => table.tBodies[0].rows.length),
     boxes: document.querySelectorAll('svg.diagram rect').length,
     overflow: document.documentElement.scrollWidth - innerWidth,
@@ -72,7 +73,7 @@ def test_every_image_and_table_renders(finished_run: Path, tmp_path: Path) -> No
     assert len(seen["sprites"]) == 2 * 3
     assert all(width >= 64 for width in seen["sprites"])
     assert seen["tiles"] > 100
-    assert (seen["flat"], seen["beyond"]) == (0, 0)
+    assert (seen["flat"], seen["beyond"], seen["wide"]) == (0, 0, 0)
     assert len(seen["rows"]) >= 6
     assert all(seen["rows"])
     assert seen["boxes"] == 1 + 2 * 3 + 1
