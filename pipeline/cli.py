@@ -1,0 +1,323 @@
+"""The stage verbs of the `selftrain` command, one a stage. `run` is in flows/cli.py, which adds it to this app.
+
+Heavy imports are inside the functions: `selftrain --help` must be instant.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from pipeline.config import SPLITS, Config, Evaluate, Runtime, Split, Start, load_config
+from pipeline.errors import UserError, did_you_mean
+
+if TYPE_CHECKING:
+    from pipeline.jobs import Job
+    from pipeline.shards.pack import PackReport
+
+app = typer.Typer(
+    name="selftrain",
+    help="Turn a few labeled images and many unlabeled ones into a better classifier.",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    pretty_exceptions_enable=False,
+)
+console = Console()
+
+ConfigArgument = Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML config.")]
+SetOption = Annotated[list[str] | None, typer.Option("--set", metavar="KEY.PATH=VALUE", help="Override a config key.")]
+OutOption = Annotated[Path, typer.Option("--out", metavar="DIR", help="Output folder.")]
+AcceptOption = Annotated[
+    bool, typer.Option("--accept-environment", help="Resume what was begun with other versions or threads.")
+]
+
+
+def _split(value: str | None) -> str | None:
+    if value is not None and value not in SPLITS:
+        raise typer.BadParameter(f"{value!r} is no split, {did_you_mean(value, SPLITS)}")
+    return value
+
+
+# --------------------------------------------------------------------------------------------------------------- data
+
+
+@app.command()
+def pack(
+    source: Annotated[Path, typer.Argument(metavar="SOURCE", help="Folder of class folders, flat folder, tar or zip.")],
+    out: OutOption,
+    split: Annotated[str | None, typer.Option(callback=_split, help="labeled, unlabeled, val or test.")] = None,
+    shard_size: Annotated[int, typer.Option(min=1, help="Images a shard.")] = 10_000,
+    classes: Annotated[Path | None, typer.Option(help="Text file of class names in the order of their ids.")] = None,
+    labels: Annotated[int | None, typer.Option(min=1, help="Carve: keep this many labels in total.")] = None,
+    val_fraction: Annotated[float, typer.Option(min=0, max=1, help="Carve: share of SOURCE for validation.")] = 0.1,
+    test_fraction: Annotated[float, typer.Option(min=0, max=1, help="Carve: share of SOURCE for test.")] = 0.0,
+    seed: Annotated[int, typer.Option(help="Carve: seed of the draw.")] = 0,
+    skip_bad_images: Annotated[bool, typer.Option(help="Leave undecodable images out and count them.")] = False,
+    workers: Annotated[int, typer.Option(min=0, help="Decoding threads; 0 means one a core.")] = 0,
+) -> None:
+    """Pack images into shards.
+
+    [bold]Example[/bold]: selftrain pack photos/ --out shards/birds --labels 400 --val-fraction 0.1 --test-fraction 0.1
+    """
+    from pipeline.shards.carve import Carve
+    from pipeline.shards.pack import pack as pack_images
+
+    if labels is not None and split is not None:
+        raise UserError("--labels carves all splits from one source; leave --split out")
+    carve = None
+    if labels is not None:
+        carve = Carve(num_labeled=labels, val_fraction=val_fraction, test_fraction=test_fraction, seed=seed)
+    with _bar("packing") as progress:
+        report = pack_images(
+            source,
+            out,
+            split=None if carve else _as_split(split or "labeled"),
+            shard_size=shard_size,
+            classes=classes,
+            carve=carve,
+            bad_images="skip" if skip_bad_images else "error",
+            workers=workers,
+            progress=progress,
+        )
+    _print_pack(report)
+
+
+@app.command()
+def verify(folder: Annotated[Path, typer.Argument(metavar="DIR", help="A packed folder.")]) -> None:
+    """Check every byte of a packed folder: hashes, keys, labels, images, overlap of splits.
+
+    [bold]Example[/bold]: selftrain verify shards/birds
+    """
+    from pipeline.shards.verify import verify as verify_folder
+
+    with _bar("verifying") as progress:
+        report = verify_folder(folder, progress)
+    for problem in report.problems:
+        console.print(f"[red]problem[/red] {problem}", highlight=False)
+    if report.problems:
+        raise UserError(f"{folder} has {len(report.problems)} problems; pack it again from the original images")
+    console.print(f"{folder}: {report.num_samples} images in {report.num_shards} shards, all good")
+
+
+@app.command()
+def init(folder: Annotated[Path, typer.Argument(metavar="DIR", help="A packed folder.")]) -> None:
+    """Print a commented starting config, sized to this data set and this machine.
+
+    [bold]Example[/bold]: selftrain init shards/birds > birds.yaml
+    """
+    from pipeline.starter import starting_config
+
+    print(starting_config(folder), end="")
+
+
+# ------------------------------------------------------------------------------------------------------------- stages
+
+
+@app.command()
+def train(
+    config: ConfigArgument,
+    out: OutOption,
+    selection: Annotated[Path | None, typer.Option(metavar="DIR", help="A select stage: trains a student.")] = None,
+    start: Annotated[str | None, typer.Option(metavar="MODEL", help="A run, stage or file to start from.")] = None,
+    overrides: SetOption = None,
+    accept_environment: AcceptOption = False,
+) -> None:
+    """Train one model: the config's teacher, or with --selection its student.
+
+    [bold]Example[/bold]: selftrain train birds.yaml --out work/teacher
+    """
+    from pipeline.jobs import TrainJob
+
+    settings = _load(config, overrides)
+    training = settings.student if selection else settings.teacher
+    if start is not None:
+        mode = training.start.mode if training.start else "init"
+        training = training.model_copy(update={"start": Start(model=start, mode=mode)})
+    job = TrainJob(
+        out=out.absolute(),
+        role="student" if selection else "teacher",
+        round=1 if selection else 0,
+        seed=settings.seed,
+        data=settings.data,
+        training=training,
+        evaluate=settings.evaluate,
+        runtime=settings.runtime,
+        selection=selection.absolute() if selection else None,
+        accept_environment=accept_environment,
+    )
+    _run(job)
+    metrics = json.loads((out / "evaluation-val.json").read_text())
+    low, high = metrics["interval"]
+    console.print(f"{out}: val accuracy {metrics['top1']:.1%} ({low:.1%} to {high:.1%})")
+
+
+@app.command()
+def label(
+    config: ConfigArgument,
+    teacher: Annotated[Path, typer.Option(metavar="MODEL", help="A run folder, a stage folder or an exported file.")],
+    out: OutOption,
+    overrides: SetOption = None,
+    accept_environment: AcceptOption = False,
+) -> None:
+    """Predict every unlabeled image with a teacher.
+
+    [bold]Example[/bold]: selftrain label birds.yaml --teacher work/teacher --out work/labels
+    """
+    from pipeline.jobs import LabelJob
+
+    settings = _load(config, overrides)
+    job = LabelJob(
+        out=out.absolute(),
+        round=1,
+        data=settings.data,
+        label=settings.label,
+        runtime=settings.runtime,
+        teachers=(teacher.absolute(),),
+        accept_environment=accept_environment,
+    )
+    _run(job)
+    console.print(f"{out}: labels of {json.loads((out / 'stage.json').read_text())['outputs']['num_samples']} images")
+
+
+@app.command()
+def select(
+    config: ConfigArgument,
+    labels: Annotated[Path, typer.Option(metavar="DIR", help="A label stage.")],
+    out: OutOption,
+    overrides: SetOption = None,
+) -> None:
+    """Choose pseudo-labels: filter by confidence, balance the classes. Prints a report per class.
+
+    [bold]Example[/bold]: selftrain select birds.yaml --labels work/labels --out work/selection
+    """
+    from pipeline.jobs import SelectJob
+
+    settings = _load(config, overrides)
+    job = SelectJob(
+        out=out.absolute(),
+        round=1,
+        seed=settings.seed,
+        data=settings.data,
+        select=settings.select,
+        labels=labels.absolute(),
+    )
+    _run(job)
+
+
+# ------------------------------------------------------------------------------------------------------------- models
+
+
+@app.command()
+def evaluate(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A run folder, a stage folder or an exported file.")],
+    data: Annotated[Path, typer.Argument(metavar="DATA", help="A packed folder, or any image folder or tar.")],
+    split: Annotated[str, typer.Option(callback=_split, help="Split of a packed folder.")] = "test",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Measure a model: top1, top5, nll, ece.
+
+    [bold]Example[/bold]: selftrain evaluate runs/birds shards/birds --split test
+    """
+    from pipeline.evaluate.any_data import evaluate_on
+    from pipeline.runtime import resolve
+
+    metrics = evaluate_on(model, data, _as_split(split) or "test", Evaluate(), resolve(Runtime()))
+    if as_json:
+        print(json.dumps(metrics.to_json()))
+        return
+    table = Table("figure", "value")
+    for name in ("top1", "top5", "nll", "ece"):
+        table.add_row(name, f"{getattr(metrics, name):.4f}")
+    table.add_row("num_samples", str(metrics.num_samples))
+    console.print(table)
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder or a train stage.")],
+    out: Annotated[Path, typer.Option("--out", metavar="FILE.safetensors", help="Where to write the weights.")],
+) -> None:
+    """Write the final model as FILE.safetensors and FILE.json, which plain timm loads.
+
+    [bold]Example[/bold]: selftrain export runs/birds --out birds.safetensors
+    """
+    from pipeline.models.folder import export_model
+
+    info = export_model(run, out)
+    arguments = "".join(f", {k}={v!r}" for k, v in info.model_args.items())
+    call = f'"{info.architecture}", num_classes={len(info.classes)}, checkpoint_path="{out}"{arguments}'
+    console.print(f"{out} and {out.with_suffix('.json')} written. In timm:", highlight=False)
+    console.print(f"  timm.create_model({call})", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def report(run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]) -> None:
+    """Write RUN/report.html: one file that shows everything a run did, finished or not.
+
+    [bold]Example[/bold]: selftrain report runs/birds
+    """
+    from pipeline.report import write_report
+
+    console.print(f"report: {write_report(run)}", highlight=False, soft_wrap=True)
+
+
+# ------------------------------------------------------------------------------------------------------------- shared
+
+
+def _load(path: Path, overrides: list[str] | None) -> Config:
+    from pipeline.loop import absolute_data
+    from pipeline.runtime import resolve
+
+    config = load_config(path, overrides or [])
+    return config.model_copy(update={"runtime": resolve(config.runtime), "data": absolute_data(config.data)})
+
+
+def _run(job: Job) -> None:
+    """Run one stage by hand: in child processes, under the lock of its folder, with a progress bar."""
+    from pipeline.launch import run_job
+    from pipeline.progress import show_progress
+    from pipeline.stage import run_lock
+
+    with run_lock(job.out) as lock_fd, show_progress() as on_progress:
+        run_job(job, lock_fd=lock_fd, on_progress=on_progress)
+
+
+def _as_split(value: str | None) -> Split | None:
+    return next((split for split in SPLITS if split == value), None)
+
+
+@contextmanager
+def _bar(text: str) -> Iterator[Callable[[int, int], None]]:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
+        task = bars.add_task(text, total=None)
+        yield lambda done, total: bars.update(task, completed=done, total=total)
+
+
+def _print_pack(report: PackReport) -> None:
+    table = Table("split", "images added", title=str(report.out))
+    for split, count in report.num_samples.items():
+        table.add_row(split, f"{count:,}")
+    console.print(table if report.num_samples else f"{report.out}: all of it was packed before, nothing added")
+    notes = [
+        (bool(report.classes), f"{len(report.classes)} classes: {', '.join(report.classes[:12])}"),
+        (bool(report.ignored), "ignored: " + ", ".join(f"{n} {kind}" for kind, n in report.ignored.items())),
+        (bool(report.skipped), f"skipped {len(report.skipped)} bad images, such as {next(iter(report.skipped), '')}"),
+        (bool(report.num_duplicates), f"{report.num_duplicates} images equal an earlier one; they share a split"),
+        (bool(report.conflicts), f"{len(report.conflicts)} images appear in several classes, left unlabeled"),
+        (bool(report.absent_classes), f"no image of: {', '.join(report.absent_classes)}"),
+        (report.recovered, "an earlier pack into this folder had been killed; its leftovers were dealt with"),
+    ]
+    for applies, text in notes:
+        if applies:
+            console.print(text, highlight=False)

@@ -1,0 +1,26 @@
+"""Errors that a user can act on, and the exit codes of every selftrain process."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+EXIT_OK = 0
+EXIT_FAILURE = 1  # a defect of ours, with its traceback
+EXIT_USER_ERROR = 2  # bad input: a message without a traceback
+EXIT_INTERRUPTED = 75  # SIGTERM or SIGINT: everything is saved, the same command goes on (sysexits' EX_TEMPFAIL)
+
+
+class UserError(ValueError):
+    """Bad input or a bad environment. The message names the file or config key, the value and the fix."""
+
+
+class Interrupted(Exception):
+    """A stage stopped at a step boundary after SIGTERM or SIGINT, with its state saved."""
+
+
+def did_you_mean(wrong: str, valid: Iterable[str]) -> str:
+    """A suggestion to append to an error message: the nearest valid name, or the valid names."""
+    names = sorted(valid)
+    nearest = difflib.get_close_matches(wrong, names, n=1, cutoff=0.6)
+    return f"did you mean `{nearest[0]}`?" if nearest else f"valid: {', '.join(names)}"

@@ -1,0 +1,76 @@
+"""Evaluate a model on whatever images a user has: a packed folder, or a folder, tar or zip of class folders."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from pipeline.config import Data, Evaluate, Runtime, Split
+from pipeline.errors import UserError, did_you_mean
+from pipeline.evaluate.metrics import Metrics, compute_metrics
+from pipeline.evaluate.predict import Predictor, predict
+from pipeline.models.folder import load_model
+from pipeline.shards.dataset import Dataset, open_split
+from pipeline.shards.manifest import MANIFEST
+from pipeline.shards.pack import pack
+from pipeline.shards.read import Reader
+
+
+def evaluate_on(model_path: Path, data_path: Path, split: Split, evaluate: Evaluate, runtime: Runtime) -> Metrics:
+    """Metrics of a model on a split of a packed folder, or on all images of an unpacked one.
+
+    Classes are matched by name. A read of a run's test split is logged in its test_reads.jsonl.
+
+    Raises:
+        UserError: no model or no images there, or the data has a class that the model does not know.
+    """
+    if split == "unlabeled":
+        raise UserError("--split unlabeled has no labels to evaluate against; use val or test")
+    model, info = load_model(model_path)
+    torch.set_num_threads(max(runtime.threads, 1))
+    predictor = Predictor(
+        model, info, device=torch.device(runtime.device), precision=runtime.precision, flip=evaluate.flip
+    )
+
+    def measure(data: Data) -> Metrics:
+        dataset = open_split(data, split)
+        labels = _match(dataset, info.classes, data_path)
+        reader = Reader(dataset, info.input_size[-1], data)
+        return compute_metrics(predict(predictor, reader, len(dataset), evaluate.batch_size), labels)
+
+    if (data_path / MANIFEST).exists():
+        metrics = measure(Data(root=data_path))
+    else:
+        with tempfile.TemporaryDirectory(prefix="selftrain-") as folder:
+            pack(data_path, Path(folder) / "packed", split=split)
+            metrics = measure(Data(root=Path(folder) / "packed", cache="never"))
+    if split == "test" and (model_path / "result.json").exists():
+        _log_test_read(model_path, data_path, metrics)
+    return metrics
+
+
+def _match(dataset: Dataset, classes: tuple[str, ...], data_path: Path) -> np.ndarray:
+    """The dataset's labels as class ids of the model."""
+    present = np.unique(dataset.labels)
+    unknown = [dataset.classes[i] for i in present if dataset.classes[i] not in classes]
+    if unknown:
+        hint = did_you_mean(unknown[0], classes)
+        raise UserError(f"{data_path} has class {unknown[0]!r}, unknown to the model; {hint}")
+    ids = np.array([classes.index(name) if name in classes else -1 for name in dataset.classes], np.int32)
+    return np.asarray(ids[dataset.labels])
+
+
+def _log_test_read(run: Path, data: Path, metrics: Metrics) -> None:
+    line = {
+        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "data": str(data.absolute()),
+        "top1": metrics.top1,
+        "num_samples": metrics.num_samples,
+    }
+    with open(run / "test_reads.jsonl", "a") as file:
+        file.write(json.dumps(line) + "\n")

@@ -1,0 +1,59 @@
+"""Forward passes without noise: what labels and evaluates."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from pipeline.config import StrongView, WeakView
+from pipeline.models.folder import ModelInfo
+from pipeline.shards.read import Reader
+from pipeline.views import Views
+
+
+class Predictor:
+    """A model in eval mode on a device, with its own view of the images: centre crop at its input size, no noise."""
+
+    def __init__(self, model: nn.Module, info: ModelInfo, *, device: torch.device, precision: str, flip: bool) -> None:
+        # Always channels_last, so that a model predicts the same bits in training, labeling and evaluation.
+        self.model = model.to(device=device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+        self.info = info
+        self.device = device
+        self.dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
+        self.flip = flip
+        self.views = Views(WeakView(), StrongView(), info.input_size[-1], mean=info.mean, std=info.std, device=device)
+
+    @torch.inference_mode()
+    def logits(self, images_BHWC: npt.NDArray[np.uint8]) -> Tensor:
+        """uint8 images [B, S, S, 3] -> fp32 log-probabilities or logits [B, C] on the device.
+
+        With flip averaging the result is the log of the mean probability of image and mirror, which serves as logits.
+        """
+        views = self.views.center(torch.from_numpy(images_BHWC).to(self.device, non_blocking=True))
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
+            outputs = [self.model(views)] + ([self.model(views.flip(3))] if self.flip else [])
+        return mean_logits([o.float() for o in outputs])
+
+
+def mean_logits(logits: list[Tensor]) -> Tensor:
+    """The log of the mean of the softmaxes: logits of the averaged prediction. One element is returned as it is."""
+    if len(logits) == 1:
+        return logits[0]
+    stacked = torch.stack([torch.log_softmax(z, dim=1) for z in logits])
+    return torch.logsumexp(stacked, dim=0) - float(np.log(len(logits)))
+
+
+def predict(
+    predictor: Predictor, reader: Reader, num_rows: int, batch_size: int, *, rank: int = 0, num_ranks: int = 1
+) -> npt.NDArray[np.float32]:
+    """Log-probabilities [N, C] of a whole dataset. A rank fills every num_ranks-th batch and leaves zeros elsewhere,
+    so that a sum over ranks is the whole."""
+    result = np.zeros((num_rows, len(predictor.info.classes)), np.float32)
+    for index, start in enumerate(range(0, num_rows, batch_size)):
+        if index % num_ranks == rank:
+            rows = np.arange(start, min(start + batch_size, num_rows), dtype=np.int64)
+            logits = predictor.logits(reader.read(rows))
+            result[start : start + len(rows)] = torch.log_softmax(logits, dim=1).cpu().numpy()
+    return result

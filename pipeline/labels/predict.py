@@ -1,0 +1,147 @@
+"""The label stage: a teacher's pass over the unlabeled images, one label file a shard."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline import progress
+from pipeline.config import semantic
+from pipeline.errors import Interrupted, UserError
+from pipeline.evaluate.predict import Predictor, mean_logits
+from pipeline.jobs import LabelJob
+from pipeline.labels.store import LabelRows, label_path, label_provenance, read_labels, summarize, write_labels
+from pipeline.models.folder import load_model, model_digest
+from pipeline.runtime import describe
+from pipeline.shards.dataset import Dataset, Shard, open_split
+from pipeline.shards.read import Reader
+from pipeline.stage import environment, open_stage
+from pipeline.train.interrupt import StopRequest
+
+
+def label_inputs(job: LabelJob) -> tuple[dict[str, Any], dict[str, str]]:
+    """What the stage's output is a function of. Round and ranks are not: the same teacher gives the same rows."""
+    config = {**semantic(job.label), "precision": job.runtime.precision, "data": semantic(job.data)}
+    inputs = {f"teacher{i}": model_digest(path) for i, path in enumerate(job.teachers)}
+    inputs["unlabeled"] = open_split(job.data, "unlabeled").fingerprint
+    return config, inputs
+
+
+def run_label(job: LabelJob) -> None:
+    """Label every unlabeled image with EMA weights, in eval mode, at each teacher's own resolution, without noise.
+
+    A batch never crosses a shard and ranks take whole shards, so the rows are the same for any number of ranks. A shard
+    whose label file exists is not labeled again, be it in this folder or in a sibling from before new shards came.
+
+    Raises:
+        UserError: a teacher is missing or knows other classes; labels there were made by another teacher.
+        Interrupted: stopped by a signal between two batches; finished shards stay.
+    """
+    stop = StopRequest()
+    torch.set_num_threads(max(job.runtime.threads, 1))
+    config, inputs = label_inputs(job)
+    env = environment(**describe(job.runtime))
+    rank, num_ranks = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    if num_ranks > 1:
+        torch.distributed.init_process_group("gloo")  # for two barriers; no batch waits for another rank
+    if rank == 0:
+        open_stage(job.out, "label", config, inputs, env, accept_environment=job.accept_environment)
+    _barrier(num_ranks)
+    stage = open_stage(job.out, "label", config, inputs, env)
+    if stage.complete:
+        return
+    dataset = open_split(job.data, "unlabeled")
+    predictors = _predictors(job, dataset)
+    provenance = label_provenance(
+        teachers=[inputs[f"teacher{i}"] for i in range(len(job.teachers))],
+        view="center",
+        precision=job.runtime.precision,
+        flip=job.label.flip,
+        batch_size=job.label.batch_size,
+        top_k=job.label.top_k,
+        num_classes=len(dataset.classes),
+    )
+    readers = {size: Reader(dataset, size, job.data) for size in {p.info.input_size[-1] for p in predictors}}
+    mine = list(dataset.shards)[rank::num_ranks]
+    done = 0
+    for shard in mine:
+        path = label_path(job.out, shard.name)
+        expected = {**provenance, "shard": shard.sha256}
+        if path.exists():
+            read_labels(path, expected)
+        elif not _adopt(path, expected):
+            rows = _label_shard(job, dataset, shard, predictors, readers, stop)
+            write_labels(path, rows, expected)
+        done += shard.num_rows
+        progress.report(job.out, done, sum(s.num_rows for s in mine), "images")
+    _barrier(num_ranks)
+    if rank == 0:
+        stage.finish(provenance=provenance, num_samples=len(dataset))
+    if num_ranks > 1:
+        torch.distributed.destroy_process_group()
+
+
+def _predictors(job: LabelJob, dataset: Dataset) -> list[Predictor]:
+    result = []
+    for path in job.teachers:
+        model, info = load_model(path)
+        if info.classes != dataset.classes:
+            raise UserError(
+                f"teacher {path} knows other classes than the data ({', '.join(info.classes[:5])}, ... against "
+                f"{', '.join(dataset.classes[:5])}, ...); label with a teacher trained on these classes"
+            )
+        result.append(
+            Predictor(
+                model,
+                info,
+                device=torch.device(job.runtime.device),
+                precision=job.runtime.precision,
+                flip=job.label.flip,
+            )
+        )
+    return result
+
+
+def _adopt(path: Path, expected: dict[str, str]) -> bool:
+    """Link the file of a sibling label stage with the same provenance: new shards do not re-label old ones."""
+    for sibling in sorted(path.parent.parent.glob("label-*")):
+        candidate = sibling / path.name
+        if sibling == path.parent or not candidate.exists():
+            continue
+        try:
+            read_labels(candidate, expected)
+        except UserError:  # another teacher's, or another shard of that name
+            continue
+        os.link(candidate, path)
+        return True
+    return False
+
+
+def _label_shard(
+    job: LabelJob,
+    dataset: Dataset,
+    shard: Shard,
+    predictors: list[Predictor],
+    readers: dict[int, Reader],
+    stop: StopRequest,
+) -> LabelRows:
+    summaries: list[dict[str, Tensor]] = []
+    rows = np.arange(shard.start, shard.start + shard.num_rows, dtype=np.int64)
+    for start in range(0, len(rows), job.label.batch_size):
+        if stop.requested:
+            raise Interrupted(f"stopped in shard {shard.name}; the shards before it are labeled")
+        batch = rows[start : start + job.label.batch_size]
+        logits = [p.logits(readers[p.info.input_size[-1]].read(batch)) for p in predictors]
+        summaries.append({k: v.cpu() for k, v in summarize(mean_logits(logits), job.label.top_k).items()})
+    columns = {k: torch.cat([s[k] for s in summaries]).numpy() for k in summaries[0]}
+    return LabelRows(keys=[dataset.key(int(row)) for row in rows], ids=dataset.ids[rows], **columns)
+
+
+def _barrier(num_ranks: int) -> None:
+    if num_ranks > 1:
+        torch.distributed.barrier()

@@ -1,0 +1,344 @@
+"""The loop: teacher, labels, selection, noisy student, again. Plain Python, which the Prefect flow calls too."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from pipeline.config import SPLITS, Config, Data, Split, Start, Training, dump_yaml, load_config, semantic
+from pipeline.errors import UserError
+from pipeline.jobs import EvaluateJob, Job, LabelJob, Role, SelectJob, TrainJob
+from pipeline.runtime import resolve
+from pipeline.shards.dataset import Dataset, check_disjoint, open_split
+from pipeline.stage import digest, fingerprint, read_json, run_lock, write_bytes, write_json
+
+log = logging.getLogger("selftrain.loop")
+
+RunStage = Callable[[Job, int], None]
+"""Runs one stage to completion, or raises. The int is the run lock's file descriptor, for child processes."""
+
+
+@dataclass(frozen=True)
+class RoundReport:
+    """One trained model of the run, as result.json and the artifacts show it."""
+
+    round: int
+    role: Role
+    model: str
+    val_top1: float
+    interval: tuple[float, float]
+    """Wilson 95% interval of val_top1."""
+    num_selected: int | None
+    """Distinct pseudo-labeled images it trained on; None for a supervised model."""
+    kept: bool
+    """Whether it became the next teacher."""
+    train: Path
+    label: Path | None
+    select: Path | None
+
+    def to_json(self, run_dir: Path) -> dict[str, Any]:
+        """As an entry of result.json's `rounds`, with paths relative to the run folder."""
+        entry = asdict(self)
+        for name in ("train", "label", "select"):
+            path: Path | None = entry.pop(name)
+            entry[f"{name}_dir"] = str(path.relative_to(run_dir)) if path else None
+        return entry
+
+
+@dataclass
+class Run:
+    """A run in progress: the resolved config, and how to run a stage in its folder."""
+
+    config: Config
+    folder: Path
+    run_stage: RunStage
+    lock_fd: int
+    accept_environment: bool
+
+    def stage(self, job: Job, inputs: tuple[dict[str, Any], dict[str, str]], parent: str) -> Path:
+        """Run a job in RUN/parent/KIND-FP8, or reuse it if it is there, finished."""
+        name = f"{job.kind}-{fingerprint(job.kind, *inputs)[:8]}"
+        job = job.model_copy(update={"out": self.folder / parent / name})
+        record = job.out / "stage.json"
+        if record.exists() and read_json(record)["complete"]:
+            log.info("%s is finished, reused", record.parent)
+        else:
+            self.run_stage(job, self.lock_fd)
+        return job.out
+
+    def train(self, role: Role, round: int, training: Training, selection: Path | None, parent: str) -> Path:
+        """A train stage."""
+        from pipeline.train.stage import train_inputs
+
+        job = TrainJob(
+            out=self.folder,
+            role=role,
+            round=round,
+            seed=self.config.seed,
+            data=self.config.data,
+            training=training,
+            evaluate=self.config.evaluate,
+            runtime=self.config.runtime,
+            selection=selection,
+            accept_environment=self.accept_environment,
+        )
+        return self.stage(job, train_inputs(job), parent)
+
+    def label(self, round: int, teachers: list[Path]) -> Path:
+        """A label stage."""
+        from pipeline.labels.predict import label_inputs
+
+        job = LabelJob(
+            out=self.folder,
+            round=round,
+            data=self.config.data,
+            label=self.config.label,
+            runtime=self.config.runtime,
+            teachers=tuple(teachers[: self.config.label.ensemble]),
+            accept_environment=self.accept_environment,
+        )
+        return self.stage(job, label_inputs(job), f"rounds/{round}")
+
+    def select(self, round: int, labels: Path) -> Path:
+        """A select stage."""
+        from pipeline.labels.select import select_inputs
+
+        job = SelectJob(
+            out=self.folder,
+            round=round,
+            seed=self.config.seed,
+            data=self.config.data,
+            select=self.config.select,
+            labels=labels,
+        )
+        return self.stage(job, select_inputs(job), f"rounds/{round}")
+
+    def evaluate(self, split: Split, models: dict[str, Path]) -> dict[str, Any]:
+        """An evaluate stage; returns {name: metrics}."""
+        from pipeline.evaluate.stage import evaluate_inputs
+
+        job = EvaluateJob(
+            out=self.folder,
+            data=self.config.data,
+            split=split,
+            models=models,
+            evaluate=self.config.evaluate,
+            runtime=self.config.runtime,
+            accept_environment=self.accept_environment,
+        )
+        return cast(dict[str, Any], read_json(self.stage(job, evaluate_inputs(job), ".") / f"{split}.json"))
+
+
+def run_loop(
+    config: Config,
+    run_dir: Path,
+    *,
+    run_stage: RunStage,
+    on_round: Callable[[RoundReport], None] | None = None,
+    accept_environment: bool = False,
+) -> dict[str, Any]:
+    """Run or resume the whole loop in `run_dir`; returns the content of its result.json.
+
+    Args:
+        config: As the user wrote it; it is resolved for this machine and written into the run folder.
+        run_dir: The run folder. What is finished there is reused, what was begun is resumed, nothing is overwritten.
+        run_stage: Runs one stage, such as `launch.run_job`.
+        on_round: Called with every round when its model is trained and judged.
+        accept_environment: Resume stages that were begun in another environment.
+
+    Raises:
+        UserError: bad config or data, a teacher at chance, another process in this run folder.
+        Interrupted: stopped by a signal; the same call goes on.
+    """
+    run_dir = run_dir.resolve()
+    with run_lock(run_dir) as lock_fd:
+        config = _resolve(config, run_dir)
+        _check_data(config)
+        run = Run(config, run_dir, run_stage, lock_fd, accept_environment)
+        rounds, best = _rounds(run, on_round or (lambda report: None))
+        result = _result(run, rounds, best, tests={}, control=None)
+        write_json(run_dir / "result.json", result)  # every choice is fixed and written before test is read
+        control = _control(run, rounds, best) if config.evaluate.control else None
+        models = {"teacher": rounds[0].train, "final": best.train, **({"control": control} if control else {})}
+        if _has_test(config):
+            result = _result(run, rounds, best, run.evaluate("test", models), control)
+            write_json(run_dir / "result.json", result)
+        else:
+            log.warning("the data has no test split: result.json has val figures only")
+    return result
+
+
+def _rounds(run: Run, on_round: Callable[[RoundReport], None]) -> tuple[list[RoundReport], RoundReport]:
+    """Teacher, students and fine-tune; returns all of them and the best on val (the earliest on ties)."""
+    config = run.config
+    teacher = _report(run, "teacher", 0, run.train("teacher", 0, config.teacher, None, "rounds/0"))
+    _check_teacher(teacher, len(_open(config, "labeled").classes))
+    on_round(teacher)
+    rounds, teachers, num_worse = [teacher], [teacher], 0
+    for number in range(1, config.rounds.num_rounds + 1):
+        labels = run.label(number, [t.train for t in teachers])
+        selection = run.select(number, labels)
+        training = _student(config, teachers[0])
+        folder = run.train("student", number, training, selection, f"rounds/{number}")
+        student = _report(run, "student", number, folder, labels, selection)
+        kept = student.val_top1 >= teachers[0].val_top1 - config.rounds.tolerance
+        student = RoundReport(**{**vars(student), "kept": kept})
+        rounds.append(student)
+        on_round(student)
+        if kept:
+            teachers.insert(0, student)
+            num_worse = 0
+        else:
+            num_worse += 1
+            log.warning("round %d: the student is worse on val than its teacher, which stays", number)
+            if num_worse >= config.rounds.patience:
+                log.warning("stopped after round %d: rounds.patience is %d", number, config.rounds.patience)
+                break
+    best = max(rounds, key=lambda r: (r.val_top1, -r.round))
+    if config.finetune is not None:
+        number = rounds[-1].round + 1
+        start = Start(model=str(best.train), mode="init")
+        training = config.finetune.training.model_copy(update={"start": start})
+        folder = run.train("finetune", number, training, None, f"rounds/{number}")
+        finetuned = _report(run, "finetune", number, folder)
+        rounds.append(finetuned)
+        on_round(finetuned)
+        best = max(rounds, key=lambda r: (r.val_top1, -r.round))
+    return rounds, best
+
+
+def _student(config: Config, teacher: RoundReport) -> Training:
+    if config.rounds.start == "scratch":
+        return config.student
+    return config.student.model_copy(update={"start": Start(model=str(teacher.train), mode="init")})
+
+
+def _control(run: Run, rounds: list[RoundReport], best: RoundReport) -> Path:
+    """A supervised model at the final student's budget: its architecture, recipe, noise, optimizer steps and batch
+    size, with labeled images in every slot.
+
+    Where students start from their teacher's weights, the final one has the steps of all students before it behind it;
+    the control then starts from the round-0 teacher and takes as many.
+    """
+    student = run.config.student
+    last = max(r.round for r in rounds if r.role != "finetune" and r.round <= max(best.round, 1))
+    inherits = run.config.rounds.start == "init"
+    num_trainings = sum(r.kept or r.round == last for r in rounds if r.role == "student" and r.round <= last)
+    training = student.model_copy(
+        update={
+            "batch_size": student.batch_size + student.unlabeled_batch_size,
+            "unlabeled_ratio": 0.0,
+            "noise_labeled": True,
+            "steps": student.steps * (max(num_trainings, 1) if inherits else 1),
+            "start": Start(model=str(rounds[0].train), mode="init") if inherits else student.start,
+        }
+    )
+    return run.train("control", last, training, None, "control")
+
+
+def _report(
+    run: Run, role: Role, round: int, folder: Path, labels: Path | None = None, selection: Path | None = None
+) -> RoundReport:
+    metrics = read_json(folder / "evaluation-val.json")
+    low, high = metrics["interval"]
+    info = read_json(folder / "model.json")
+    outputs = read_json(selection / "stage.json")["outputs"] if selection else {}
+    return RoundReport(
+        round=round,
+        role=role,
+        model=info["architecture"],
+        val_top1=metrics["top1"],
+        interval=(low, high),
+        num_selected=outputs.get("num_selected"),
+        kept=True,
+        train=folder,
+        label=labels,
+        select=selection,
+    )
+
+
+def _result(
+    run: Run, rounds: list[RoundReport], best: RoundReport, tests: dict[str, Any], control: Path | None
+) -> dict[str, Any]:
+    def top1(name: str) -> float | None:
+        return tests[name]["top1"] if name in tests else None
+
+    return {
+        "schema": 1,
+        "rounds": [r.to_json(run.folder) for r in rounds],
+        "final": {
+            "round": best.round,
+            "val_top1": best.val_top1,
+            "test_top1": top1("final"),
+            "teacher_test_top1": top1("teacher"),
+            "control_test_top1": top1("control"),
+            "model_dir": str(best.train.relative_to(run.folder)),
+            "control_dir": str(control.relative_to(run.folder)) if control else None,
+            "test": tests,
+        },
+    }
+
+
+def _resolve(config: Config, run_dir: Path) -> Config:
+    """Fix what the config leaves to the machine. A run that exists keeps what it fixed when it was made."""
+    path = run_dir / "config.yaml"
+    runtime = config.runtime
+    earlier = load_config(path) if path.exists() else None
+    if earlier is not None:
+        kept = {
+            name: getattr(earlier.runtime, name)
+            for name, unset in (("device", "auto"), ("precision", "auto"), ("threads", 0))
+            if getattr(runtime, name) == unset
+        }
+        runtime = runtime.model_copy(update=kept)
+    resolved = config.model_copy(update={"runtime": resolve(runtime), "data": absolute_data(config.data)})
+    if earlier is not None and semantic(earlier) != semantic(resolved):
+        _set_aside(run_dir, digest(semantic(earlier))[:8])
+    write_bytes(path, dump_yaml(resolved).encode())
+    return resolved
+
+
+def absolute_data(data: Data) -> Data:
+    """Data with absolute paths: children and later commands may run elsewhere."""
+    update: dict[str, Any] = {split: tuple(p.absolute() for p in getattr(data, split)) for split in SPLITS}
+    for name in ("root", "classes", "cache_dir"):
+        path = getattr(data, name)
+        update[name] = path.absolute() if path is not None else None
+    return data.model_copy(update=update)
+
+
+def _set_aside(run_dir: Path, name: str) -> None:
+    """Keep what an earlier config of this run folder ended with; its stage folders stay where they are."""
+    folder = run_dir / "earlier" / name
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in ("config.yaml", "result.json", "report.html"):
+        if (run_dir / file).exists():
+            (run_dir / file).rename(folder / file)
+    log.warning("the config changed: the earlier result is now in %s; stages that do not change are reused", folder)
+
+
+def _open(config: Config, split: Split) -> Dataset:
+    return open_split(config.data, split)
+
+
+def _has_test(config: Config) -> bool:
+    from pipeline.shards.manifest import read_manifest
+
+    root = config.data.root
+    return bool(config.data.test) or (root is not None and any(s.split == "test" for s in read_manifest(root).shards))
+
+
+def _check_data(config: Config) -> None:
+    splits = [split for split in SPLITS if split != "test" or _has_test(config)]
+    check_disjoint({split: _open(config, split) for split in splits})
+
+
+def _check_teacher(teacher: RoundReport, num_classes: int) -> None:
+    if teacher.interval[0] <= 1 / num_classes:
+        raise UserError(
+            f"the round-0 teacher is at chance on val ({teacher.val_top1:.1%} of {num_classes} classes), so its labels "
+            "would teach nothing; raise teacher.steps, check teacher.optimizer.lr, or look at the labels in the report"
+        )

@@ -1,0 +1,13 @@
+"""Architectures: everything in timm, plus what timm lacks, registered with timm by importing this package.
+
+`timm.create_model("wide_resnet28_2", num_classes=10)` works after `import pipeline.models`.
+"""
+
+from pipeline.models.torchvision_ops import declare_missing_ops
+
+declare_missing_ops()  # before anything imports timm, and through it torchvision
+
+from pipeline.models import wide_resnet  # noqa: E402 - registers its architectures
+from pipeline.models.build import build, list_own_models, num_frozen, set_trainable  # noqa: E402
+
+__all__ = ["build", "list_own_models", "num_frozen", "set_trainable", "wide_resnet"]

@@ -1,0 +1,131 @@
+"""The one model format: `model.safetensors` (EMA weights) beside `model.json` (everything needed to use them).
+
+An exported file is the same pair under another name, FILE.safetensors and FILE.json, and opens in plain timm:
+`timm.create_model(architecture, num_classes=C, checkpoint_path=FILE, **model_args)`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import Field
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+
+from pipeline.config import Scalar, Section, parse
+from pipeline.errors import UserError
+from pipeline.models.build import build
+from pipeline.stage import digest_file, read_json, write_bytes, write_json
+
+Numbers = tuple[float, float, float]
+
+
+class ModelInfo(Section):
+    """The content of model.json."""
+
+    schema_version: int = Field(1, alias="schema")
+    architecture: str
+    model_args: dict[str, Scalar]
+    classes: tuple[str, ...]
+    input_size: tuple[int, int, int]
+    """Channels, height, width."""
+    mean: Numbers
+    """Of RGB in [0, 1]."""
+    std: Numbers
+    crop: str = "center"
+    interpolation: str = "bicubic"
+    metrics: dict[str, Any]
+    lineage: dict[str, Any]
+
+
+def save_model(weights_path: Path, state: Mapping[str, Tensor], info: ModelInfo) -> None:
+    """Write the pair: weights first, then the JSON that makes them a model. Each file is atomic."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    write_bytes(weights_path, save(tensors, metadata={"format": "pt"}))
+    write_json(weights_path.with_suffix(".json"), info.model_dump(mode="json", by_alias=True))
+
+
+def find_weights(path: Path) -> Path:
+    """The .safetensors file that a run folder, a stage folder or a file stands for."""
+    if path.is_file():
+        return path
+    if (path / "model.safetensors").exists():
+        return path / "model.safetensors"
+    if (path / "result.json").exists():
+        final: str = read_json(path / "result.json")["final"]["model_dir"]
+        return path / final / "model.safetensors"
+    if not path.exists():
+        raise UserError(f"no model at {path}: it does not exist")
+    raise UserError(f"no model at {path}: expected a finished run, a train stage, or an exported .safetensors file")
+
+
+def read_info(path: Path) -> ModelInfo:
+    """The model.json of a run folder, a stage folder or an exported file."""
+    weights = find_weights(path)
+    return parse(ModelInfo, read_json(weights.with_suffix(".json")), str(weights.with_suffix(".json")))
+
+
+def read_state(path: Path) -> dict[str, Tensor]:
+    """The weights. Raises UserError when the file is broken."""
+    weights = find_weights(path)
+    try:
+        state: dict[str, Tensor] = load_file(weights)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{weights} is not a readable safetensors file: {error}") from error
+    return state
+
+
+def load_model(path: Path) -> tuple[nn.Module, ModelInfo]:
+    """Build the architecture and load its weights exactly; eval mode, on the CPU.
+
+    Raises:
+        UserError: no model there, or weights and architecture disagree.
+    """
+    info = read_info(path)
+    model = build(info.architecture, len(info.classes), model_args=info.model_args)
+    try:
+        model.load_state_dict(read_state(path))
+    except RuntimeError as error:
+        raise UserError(f"{find_weights(path)} does not fit {info.architecture}: {error}") from error
+    return model.eval(), info
+
+
+def init_from(model: nn.Module, state: Mapping[str, Tensor], source: str) -> int:
+    """Copy the weights whose names and shapes agree; returns how many tensors were copied.
+
+    Raises:
+        UserError: none agrees.
+    """
+    own = model.state_dict()
+    matching = {k: v for k, v in state.items() if k in own and own[k].shape == v.shape}
+    if not matching:
+        raise UserError(f"`start.model`: no tensor of {source} has the name and shape of one of {type(model).__name__}")
+    with torch.no_grad():
+        model.load_state_dict(matching, strict=False)
+    return len(matching)
+
+
+def model_digest(path: Path) -> str:
+    """sha256 of the weights: what labels and trainings that start from a model depend on."""
+    return digest_file(find_weights(path))
+
+
+def export_model(source: Path, out: Path) -> ModelInfo:
+    """Write the model of a run or a stage as OUT and its JSON beside it.
+
+    Raises:
+        UserError: no model there, `out` is no .safetensors name, or it exists with other content.
+    """
+    if out.suffix != ".safetensors":
+        raise UserError(f"--out {out} must end in .safetensors")
+    weights = find_weights(source)
+    info = read_info(source)
+    if out.exists() and digest_file(out) != digest_file(weights):
+        raise UserError(f"{out} exists and holds another model; choose another name, or delete it")
+    write_bytes(out, weights.read_bytes())
+    write_json(out.with_suffix(".json"), info.model_dump(mode="json", by_alias=True))
+    return info

@@ -1,0 +1,49 @@
+"""What a run needs to know of the machine, resolved once: device, precision, threads."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from pipeline.config import Runtime
+from pipeline.errors import UserError
+
+
+def resolve(runtime: Runtime) -> Runtime:
+    """Replace every `auto` by what this machine has, so that the resolved config says what ran.
+
+    Raises:
+        UserError: the config asks for something this machine lacks, such as fp16 on a CPU, which Accelerate would
+            silently run as fp32.
+    """
+    import torch
+
+    has_cuda = torch.cuda.is_available()
+    if runtime.device == "cuda" and not has_cuda:
+        raise UserError("`runtime.device`: cuda was asked for, but torch sees no GPU; set it to auto or cpu")
+    device = runtime.device if runtime.device != "auto" else ("cuda" if has_cuda else "cpu")
+    precision = runtime.precision
+    if device == "cpu" and precision == "fp16":
+        raise UserError("`runtime.precision`: fp16 does not run on CPUs; set it to bf16, fp32 or auto")
+    if precision == "auto":
+        has_bf16 = torch.cuda.is_bf16_supported() if device == "cuda" else _cpu_has_bf16()
+        precision = "bf16" if has_bf16 else "fp32"
+    threads = runtime.threads or max(1, len(os.sched_getaffinity(0)) // runtime.processes)
+    return runtime.model_copy(update={"device": device, "precision": precision, "threads": threads})
+
+
+def describe(runtime: Runtime) -> dict[str, Any]:
+    """The resolved runtime as `stage.environment` records it."""
+    return {
+        "device": runtime.device,
+        "threads": runtime.threads,
+        "processes": runtime.processes,
+        "precision": runtime.precision,
+    }
+
+
+def _cpu_has_bf16() -> bool:
+    """Whether bf16 matrix products run in hardware (AMX or AVX512-BF16); emulated ones are slower than fp32."""
+    import torch
+
+    return bool(torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())

@@ -1,0 +1,113 @@
+"""The training stream: which images step s sees, as a pure function of s.
+
+Labeled and pseudo-labeled images come from two endless streams. Step s takes positions [s*B, (s+1)*B) of each; they are
+cut into one contiguous slot for each micro-step and rank, so that N ranks together see what one process would.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.errors import UserError
+from pipeline.labels.targets import Targets
+from pipeline.shards.dataset import Dataset
+from pipeline.shards.order import Order
+from pipeline.shards.read import Reader
+
+UNLABELED_POSITIONS = np.uint64(1 << 62)
+"""Added to positions of the unlabeled stream, so that no two images of a step share their noise."""
+
+
+@dataclass(frozen=True)
+class Stream:
+    """One endless stream of rows, and how many of them a step takes over all ranks and micro-steps."""
+
+    dataset: Dataset
+    reader: Reader
+    order: Order
+    batch_size: int
+
+    def rows(self, step: int, slot: int, num_slots: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint64]]:
+        """Rows and stream positions of one slot of a step."""
+        size = self.batch_size // num_slots
+        start = step * self.batch_size + slot * size
+        return self.order.rows(start, start + size), np.arange(start, start + size, dtype=np.uint64)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One slot on the host: labeled images first, then pseudo-labeled ones."""
+
+    images: npt.NDArray[np.uint8]
+    """[B, S, S, 3]"""
+    positions: npt.NDArray[np.uint64]
+    labels: npt.NDArray[np.int64]
+    """[num_labeled]"""
+    targets: npt.NDArray[np.float32]
+    """[B - num_labeled, C]"""
+
+    @property
+    def num_labeled(self) -> int:
+        """How many of the images are labeled."""
+        return len(self.labels)
+
+
+class Batches:
+    """The slots of this rank, read one ahead in a thread."""
+
+    def __init__(
+        self,
+        labeled: Stream,
+        unlabeled: Stream | None,
+        targets: Targets | None,
+        *,
+        num_classes: int,
+        accumulation: int,
+        rank: int,
+        num_ranks: int,
+    ) -> None:
+        self.labeled, self.unlabeled, self.targets = labeled, unlabeled, targets
+        self.num_classes, self.accumulation, self.rank, self.num_ranks = num_classes, accumulation, rank, num_ranks
+        self.num_slots = accumulation * num_ranks
+        for name, stream in (("batch_size", labeled), ("batch_size * unlabeled_ratio", unlabeled)):
+            if stream is not None and stream.batch_size % self.num_slots:
+                raise UserError(
+                    f"`{name}` is {stream.batch_size}, which {num_ranks} processes x {accumulation} micro-steps cannot "
+                    f"share evenly; use a multiple of {self.num_slots}"
+                )
+
+    def slot(self, step: int, micro: int) -> Batch:
+        """The batch of one micro-step of this rank."""
+        slot = micro * self.num_ranks + self.rank
+        rows, positions = self.labeled.rows(step, slot, self.num_slots)
+        images = self.labeled.reader.read(rows)
+        labels = self.labeled.dataset.labels[rows].astype(np.int64)
+        if self.unlabeled is None or self.targets is None:
+            return Batch(images, positions, labels, np.empty((0, self.num_classes), np.float32))
+        more_rows, more_positions = self.unlabeled.rows(step, slot, self.num_slots)
+        return Batch(
+            np.concatenate([images, self.unlabeled.reader.read(more_rows)]),
+            np.concatenate([positions, more_positions | UNLABELED_POSITIONS]),
+            labels,
+            self.targets.targets(more_rows),
+        )
+
+    def from_step(self, start: int, stop: int) -> Iterator[tuple[int, int, Batch]]:
+        """(step, micro-step, batch) for steps [start, stop); the next batch is read while one is trained on."""
+        slots = [(step, micro) for step in range(start, stop) for micro in range(self.accumulation)]
+        with ThreadPoolExecutor(1, thread_name_prefix="batches") as reader:
+            ahead: Future[Batch] | None = None
+            for index, (step, micro) in enumerate(slots):
+                batch = ahead.result() if ahead else self.slot(step, micro)
+                ahead = reader.submit(self.slot, *slots[index + 1]) if index + 1 < len(slots) else None
+                yield step, micro, batch
+
+    def keys(self, step: int) -> list[str]:
+        """The keys of every image of a step, over all ranks: what an error message needs."""
+        streams = [s for s in (self.labeled, self.unlabeled) if s is not None]
+        return [s.dataset.key(int(row)) for s in streams for row in s.rows(step, 0, 1)[0]]

@@ -1,0 +1,72 @@
+"""Checkpoints: written whole or not at all, the last K and the best on val are kept."""
+
+from __future__ import annotations
+
+import pickle
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipeline.errors import UserError
+from pipeline.stage import atomic_path
+
+State = dict[str, Any]
+_NAME = re.compile(r"step-(\d{9})\.pt")
+
+
+class Checkpoints:
+    """The `checkpoints` folder of one train stage."""
+
+    def __init__(self, stage: Path, fingerprint: str, keep: int) -> None:
+        self.folder = stage / "checkpoints"
+        self.fingerprint = fingerprint
+        self.keep = keep
+
+    def save(self, step: int, state: State) -> Path:
+        """Write the state after `step` steps, then drop all but the last `keep`. The old ones go last."""
+        path = self.folder / f"step-{step:09d}.pt"
+        self._write(path, {**state, "step": step})
+        for old in self._list()[: -self.keep]:
+            old.unlink(missing_ok=True)
+        return path
+
+    def save_best(self, step: int, state: State) -> None:
+        """Write the weights that were best on val so far."""
+        self._write(self.folder / "best.pt", {**state, "step": step})
+
+    def load_last(self) -> State | None:
+        """The newest state, or None when there is none yet.
+
+        Raises:
+            UserError: it is broken, or belongs to another training.
+        """
+        path = self.last_path()
+        return self._read(path) if path else None
+
+    def last_path(self) -> Path | None:
+        """The newest checkpoint."""
+        return next(reversed(self._list()), None)
+
+    def load_best(self) -> State:
+        """The weights that were best on val."""
+        return self._read(self.folder / "best.pt")
+
+    def _list(self) -> list[Path]:
+        return sorted(p for p in self.folder.glob("step-*.pt") if _NAME.fullmatch(p.name))
+
+    def _write(self, path: Path, state: State) -> None:
+        with atomic_path(path) as temporary:
+            torch.save({**state, "fingerprint": self.fingerprint}, temporary)
+
+    def _read(self, path: Path) -> State:
+        try:
+            state: State = torch.load(path, map_location="cpu", weights_only=True)
+        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+            raise UserError(
+                f"{path} is not a readable checkpoint ({error}); delete it to go on from the one before"
+            ) from error
+        if state["fingerprint"] != self.fingerprint:
+            raise UserError(f"{path} belongs to another training; choose another folder")
+        return state

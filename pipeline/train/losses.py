@@ -1,0 +1,38 @@
+"""The losses: pure functions on logits, in fp32.
+
+Shapes: B images, C classes.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def hard_cross_entropy(logits_BC: Tensor, labels_B: Tensor, smoothing: float) -> Tensor:
+    """Cross-entropy with label smoothing, one value an image (Szegedy 2016, section 7)."""
+    return F.cross_entropy(logits_BC.float(), labels_B, reduction="none", label_smoothing=smoothing)
+
+
+def soft_cross_entropy(logits_BC: Tensor, targets_BC: Tensor) -> Tensor:
+    """Cross-entropy against a distribution, one value an image; never smoothed (Noisy Student, eq. 2)."""
+    return -(targets_BC * F.log_softmax(logits_BC.float(), dim=1)).sum(1)
+
+
+def combine(
+    labeled: Tensor, unlabeled: Tensor, normalization: Literal["total", "labeled"], *, num_labeled: int, num_total: int
+) -> Tensor:
+    """The step's loss: all images weigh the same; only the divisor is a convention.
+
+    `total` is the mean over all images, as Noisy Student's text has it. `labeled` divides by the labeled images alone,
+    as its code does: mean(labeled) + ratio * mean(unlabeled).
+    """
+    return (labeled.sum() + unlabeled.sum()) / (num_total if normalization == "total" else num_labeled)
+
+
+def num_correct(logits_BC: Tensor, labels_B: Tensor) -> Tensor:
+    """How many argmaxes equal the labels, on the device."""
+    return (logits_BC.argmax(1) == labels_B).sum(dtype=torch.float32)
