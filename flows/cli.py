@@ -80,23 +80,26 @@ def _run_loop(config: Config, run_dir: Path, accept_environment: bool, *, watche
 
 
 def summary(result: Mapping[str, Any]) -> Table:
-    """The run as a table, a line a round, with the test accuracies below."""
+    """The run as a table, a line a round, with a star at the final model's and the test accuracies below."""
     from rich.table import Table
 
     final = result["final"]
     named = (("final model", "test_top1"), ("round-0 teacher", "teacher_test_top1"), ("control", "control_test_top1"))
     tests = [f"{name} {100 * final[key]:.2f}%" for name, key in named if final[key] is not None]
     table = Table(caption=f"on test: {', '.join(tests)}" if tests else None, caption_justify="left")
-    for column in ("round", "model", "val accuracy (95% interval)", "pseudo-labels kept"):
-        table.add_column(column, justify="left" if column == "model" else "right")
+    table.add_column("round", justify="right")
+    table.add_column("model")
+    for column in ("val accuracy", "95% interval", "pseudo-labels"):
+        table.add_column(column, justify="right", no_wrap=True)
     for entry in result["rounds"]:
         low, high = entry["interval"]
         is_final = entry["round"] == final["round"]
         table.add_row(
             str(entry["round"]),
-            f"{entry['role']} {entry['model']}" + (" (final)" if is_final else ""),
-            f"{100 * entry['val_top1']:.2f}% ({100 * low:.2f}-{100 * high:.2f})",
-            "" if entry["num_selected"] is None else f"{entry['num_selected']:,}",
+            f"{entry['role']} {entry['model']}",
+            f"{100 * entry['val_top1']:.2f}%{'*' if is_final else ' '}",
+            f"{100 * low:.2f}-{100 * high:.2f}%",
+            "-" if entry["num_selected"] is None else f"{entry['num_selected']:,}",
             style="bold" if is_final else "",
         )
     return table

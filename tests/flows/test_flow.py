@@ -1,0 +1,145 @@
+"""The flow on Prefect's test server, with the real launcher and fake stages."""
+
+from __future__ import annotations
+
+import base64
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+import fake_run
+import pytest
+
+from pipeline import launch
+from pipeline.config import Config
+from pipeline.errors import Interrupted, UserError
+
+pytestmark = pytest.mark.usefixtures("prefect_server")
+
+
+@pytest.fixture(autouse=True)
+def _fakes(monkeypatch: pytest.MonkeyPatch) -> None:
+    from flows import rounds
+
+    monkeypatch.setattr(rounds, "run_loop", fake_run.fake_loop)
+    set_stage_seconds(monkeypatch, 0.0)
+
+
+def set_stage_seconds(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    monkeypatch.setattr(launch, "CHILD", (sys.executable, fake_run.__file__, "stage", str(seconds)))
+
+
+def artifacts() -> dict[str, Any]:
+    """Newest artifact of each key."""
+    from prefect.client.orchestration import get_client
+
+    with get_client(sync_client=True) as client:
+        found = client.request("POST", "/artifacts/latest/filter", json={}).json()
+    return {artifact["key"]: artifact for artifact in found}
+
+
+def last_flow_run() -> tuple[Any, list[Any]]:
+    """The newest flow run, and its task runs once the server has recorded them, in order."""
+    import time
+
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
+    from prefect.client.schemas.sorting import FlowRunSort
+
+    with get_client(sync_client=True) as client:
+        (run,) = client.read_flow_runs(limit=1, sort=FlowRunSort.EXPECTED_START_TIME_DESC)
+        for _ in range(100):  # they arrive as events
+            tasks = client.read_task_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[run.id])))
+            if tasks and all(task.state and task.state.is_final() for task in tasks):
+                break
+            time.sleep(0.1)
+    return run, sorted(tasks, key=lambda task: task.start_time or run.created)
+
+
+def test_a_task_a_stage_and_the_result_comes_back(tmp_path: Path) -> None:
+    from flows.rounds import run_watched
+
+    result = run_watched(Config(seed=5), tmp_path)
+    assert result["final"]["test_top1"] == 0.75
+    run, tasks = last_flow_run()
+    assert run.state.is_completed()
+    assert run.parameters["config"]["seed"] == 5
+    assert run.parameters["run_dir"] == str(tmp_path)
+    assert {task.name for task in tasks} == {"label (round 0)", "label (round 1)"}
+    assert all(task.state.is_completed() for task in tasks)
+
+
+def test_artifacts_show_progress_leaderboard_and_plots(tmp_path: Path) -> None:
+    from flows.rounds import run_watched
+
+    run_watched(Config(), tmp_path)
+    found = artifacts()
+    assert {"label-progress", "leaderboard", "round-report"} <= set(found)
+    assert found["label-progress"]["data"] == 100
+    rows = json.loads(found["leaderboard"]["data"])
+    assert [row["round"] for row in rows] == ["0", "1"]
+    assert rows[1]["95% interval"] == "70.00-90.00%"
+    page = found["round-report"]["data"]
+    png = page.split("data:image/png;base64,", 1)[1].split(")", 1)[0]
+    assert base64.b64decode(png, validate=True).startswith(b"\x89PNG")
+    assert len(page) < 200_000  # it lives in the server's database
+
+
+def test_a_display_that_fails_costs_a_warning_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from flows import artifacts as module
+    from flows.rounds import run_watched
+
+    def broken(*_: object, **__: object) -> None:
+        raise ConnectionError("the server is gone")
+
+    for name in ("create_markdown_artifact", "create_progress_artifact", "create_table_artifact"):
+        monkeypatch.setattr(module, name, broken)
+    monkeypatch.setattr(logging.getLogger("selftrain"), "propagate", True)
+    assert run_watched(Config(), tmp_path)["schema"] == 1
+    warnings = [r.getMessage() for r in caplog.records if r.name == "selftrain.flows"]
+    assert any("leaderboard" in text and "the run goes on" in text for text in warnings)
+
+
+def test_bad_input_fails_the_flow_and_comes_out_as_user_error(tmp_path: Path) -> None:
+    from flows.rounds import run_watched
+
+    with pytest.raises(UserError, match="pack first"):
+        run_watched(Config(seed=13), tmp_path)
+    run, _ = last_flow_run()
+    assert run.state.is_failed()
+
+
+def test_a_failed_stage_fails_its_task_and_the_flow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from flows.rounds import run_watched
+
+    monkeypatch.setattr(launch, "CHILD", (sys.executable, "-c", "raise ArithmeticError('a defect')"))
+    with pytest.raises(launch.StageFailed, match="a defect"):
+        run_watched(Config(), tmp_path)
+    run, tasks = last_flow_run()
+    assert run.state.is_failed()
+    assert [task.state.is_failed() for task in tasks] == [True]
+
+
+def test_an_interrupted_stage_interrupts_the_flow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from flows.rounds import run_watched
+
+    monkeypatch.setattr(launch, "CHILD", (sys.executable, "-c", "raise SystemExit(75)"))
+    with pytest.raises(Interrupted):
+        run_watched(Config(), tmp_path)
+
+
+def test_an_unreachable_server_of_the_user_is_a_user_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    from flows.rounds import run_watched
+
+    monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
+    with (
+        temporary_settings({PREFECT_API_URL: "http://127.0.0.1:9/api"}),
+        pytest.raises(UserError, match=r"PREFECT_API_URL=http://127\.0\.0\.1:9/api"),
+    ):
+        run_watched(Config(), tmp_path)
