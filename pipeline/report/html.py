@@ -52,7 +52,8 @@ def percent(fraction: float | None, digits: int = 1) -> str:
 
 def points(difference: float) -> str:
     """A difference of two accuracies in percentage points, with its sign."""
-    return f"{100 * difference:+.1f}".replace("-", "\u2212")
+    rounded = round(100 * difference, 1)
+    return f"{rounded:+.1f}".replace("-", "\u2212") if rounded else "0.0"
 
 
 def number(value: Any) -> str:

@@ -176,7 +176,7 @@ def calibration(names: Sequence[str], bins: Sequence[ReliabilityBins]) -> bytes:
             left.stairs(100 * b.counts / b.counts.sum(), b.edges, color=color_of(i), lw=1.7, label=name)
             right.plot(b.confidence[full], b.accuracy[full], "o-", ms=3.5, color=color_of(i), label=name)
         left.set(title="Confidence", xlabel="confidence", ylabel="share of images (%)", xlim=(0, 1))
-        right.set(title="Reliability", xlabel="mean confidence", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1))
+        right.set(title="Reliability", xlabel="mean confidence", ylabel="accuracy", xlim=(0, 1.02), ylim=(0, 1.02))
         right.set_aspect("equal")
         right.legend(loc="upper left", fontsize=8.5)
     return drawing.png

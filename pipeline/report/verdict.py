@@ -101,9 +101,7 @@ def _conclude(gain: Gain) -> str:
     if gain.interval is None:
         return "The models' answers were not kept, so whether that is more than chance cannot be told."
     if not gain.certain:
-        return (
-            "The lead over the control is within chance: these test images do not show that the pseudo-labels helped."
-        )
+        return "The difference to the control is within chance: test does not show that the pseudo-labels helped."
     return "So the pseudo-labels helped." if gain.points > 0 else "So the pseudo-labels did harm."
 
 

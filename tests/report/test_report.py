@@ -15,7 +15,7 @@ from pipeline import progress
 from pipeline.config import Data
 from pipeline.errors import UserError
 from pipeline.evaluate.metrics import Metrics
-from pipeline.report.html import number, percent, write_report
+from pipeline.report.html import number, percent, points, write_report
 from pipeline.report.images import make_sprite, spread_over_classes
 from pipeline.report.lineage import draw, teachers_of
 from pipeline.report.read import read_run
@@ -307,3 +307,7 @@ def test_plots_survive_runs_of_any_length() -> None:
     for n in (1, 12):
         assert plots.accuracy_by_round([plots.Point(f"Round {k} student", val, "kept") for k in range(n)])
         assert plots.learning_curves([("a", np.array([1.0]), np.array([2.0]))] * n, [])
+
+
+def test_differences_have_a_sign_unless_they_are_nothing() -> None:
+    assert [points(v) for v in (0.0441, -0.0441, 0.0, -0.0001)] == ["+4.4", "\u22124.4", "0.0", "0.0"]
