@@ -234,7 +234,7 @@ def run_lock(folder: Path, *, wait_s: float = 20.0) -> Iterator[int]:
                 if time.monotonic() > deadline:
                     owner = os.pread(descriptor, 64, 0).decode(errors="replace").strip() or "unknown"
                     raise UserError(
-                        f"{folder} is in use by process {owner}; wait for it, stop it, or choose another --run-dir"
+                        f"{folder} is in use by process {owner}; wait for it, stop it, or choose another folder"
                     ) from None
                 time.sleep(0.1)
         os.ftruncate(descriptor, 0)

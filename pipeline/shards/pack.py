@@ -196,7 +196,7 @@ def _extend(
 
 def _carve_record(carve: Carve, source: Path, splits: npt.NDArray[np.uint8]) -> CarveRecord:
     return CarveRecord(
-        source=source.resolve().name,
+        source=source.resolve().name.encode("utf-8", "replace").decode(),
         seed=carve.seed,
         num_labeled=carve.num_labeled,
         val_fraction=carve.val_fraction,

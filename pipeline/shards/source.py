@@ -196,6 +196,9 @@ def arrange(source: Source, *, labeled: bool, known: Sequence[str]) -> list[Item
             raise UserError(f"{source.path}: {items[key].name} and {name} would share the key `{key}`; rename one")
         items[key] = Item(name, key, inside[0] if labeled else None)
     folders = {item.class_name for item in items.values() if item.class_name}
+    for folder in folders:
+        if not folder.isprintable():  # line breaks, or bytes that are not UTF-8: no classes file could list it
+            raise UserError(f"{source.path}: class folder {folder!r} has an unprintable name; rename it")
     if folders and all(folder.lower() in _SPLIT_NAMES for folder in folders) and not folders <= set(known):
         raise UserError(
             f"{source.path} holds {', '.join(sorted(folders))}, which look like splits, not classes; "

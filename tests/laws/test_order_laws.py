@@ -6,7 +6,7 @@ import time
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import UserError
@@ -33,6 +33,7 @@ def orders(draw: st.DrawFn) -> tuple[Order, np.ndarray]:
     return order, np.ones(num_rows, np.int64) if copies is None else copies
 
 
+@settings(deadline=None)
 @given(orders(), st.integers(0, 5))
 def test_every_row_and_copy_comes_exactly_once_an_epoch(case: tuple[Order, np.ndarray], epoch: int) -> None:
     order, copies = case
@@ -40,6 +41,7 @@ def test_every_row_and_copy_comes_exactly_once_an_epoch(case: tuple[Order, np.nd
     assert np.array_equal(np.bincount(rows, minlength=len(copies)), copies)
 
 
+@settings(deadline=None)
 @given(orders(), st.tuples(*[st.integers(0, 60)] * 3).map(sorted))
 def test_position_alone_decides(case: tuple[Order, np.ndarray], cuts: list[int]) -> None:
     order, _ = case
@@ -48,6 +50,7 @@ def test_position_alone_decides(case: tuple[Order, np.ndarray], cuts: list[int])
     assert np.array_equal(np.concatenate([order.rows(a, b), late]), order.rows(a, c))
 
 
+@settings(deadline=None)
 @given(orders(), st.integers(1, 4), st.integers(0, 20))
 def test_ranks_partition_every_step(case: tuple[Order, np.ndarray], num_ranks: int, step: int) -> None:
     order, _ = case

@@ -9,7 +9,7 @@ from pathlib import Path
 from urllib.parse import unquote_to_bytes
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import UserError
@@ -112,13 +112,22 @@ def as_nobody(tmp_path: Path) -> Iterator[None]:
     if os.geteuid() != 0:
         yield
         return
-    for folder in [tmp_path, *tmp_path.parents][:-2]:
-        folder.chmod(folder.stat().st_mode | 0o055)
+    modes = {
+        path: path.stat().st_mode
+        for path in [tmp_path, *tmp_path.parents]
+        if path.name.startswith(("pytest-", "test_"))
+    }
+    for path, mode in modes.items():
+        path.chmod(mode | 0o055)
     os.seteuid(65534)
     try:
+        if not os.access(tmp_path, os.X_OK, effective_ids=True):
+            pytest.skip("the temporary folder is closed to other users")
         yield
     finally:
         os.seteuid(0)
+        for path, mode in modes.items():
+            path.chmod(mode)
 
 
 def test_unreadable_files_and_folders_are_named(tmp_path: Path) -> None:
@@ -159,12 +168,21 @@ def test_an_encrypted_or_broken_zip_names_the_member(tmp_path: Path) -> None:
         source.read("cat/1.png")
 
 
+@settings(deadline=None)
 @given(st.text(min_size=1))
 def test_keys_are_reversible_and_hold_no_dots(name: str) -> None:
     name = name.encode("utf-8", "replace").decode()
     key = sample_key(f"{name}.jpg")
     assert "." not in key
     assert unquote_to_bytes(key.encode()).decode() == name
+
+
+@pytest.mark.parametrize("name", [b"caf\xe9", b"two\nlines"])
+def test_class_names_that_no_classes_file_could_hold_are_refused(tmp_path: Path, name: bytes) -> None:
+    os.makedirs(os.fsencode(tmp_path / "in") + b"/" + name)
+    write_files(tmp_path / "in", {f"{os.fsdecode(name)}/1.png": png(1), "dog/1.png": png(2)})
+    with pytest.raises(UserError, match="unprintable name"):
+        keys(tmp_path / "in")
 
 
 def test_odd_bytes_in_names_survive(tmp_path: Path) -> None:
