@@ -99,7 +99,7 @@ def verify(folder: Annotated[Path, typer.Argument(metavar="DIR", help="A packed 
     from pipeline.shards.verify import verify as verify_folder
 
     with _bar("verifying") as progress:
-        report = verify_folder(folder, progress)
+        report = verify_folder(folder, progress=progress)
     for problem in report.problems:
         console.print(f"[red]problem[/red] {problem}", highlight=False)
     if report.problems:

@@ -57,7 +57,7 @@ def philox_u32(key: int, positions: npt.ArrayLike, num_draws: int) -> npt.NDArra
 
 def uniforms(key: int, positions: npt.ArrayLike, num_draws: int = 1) -> npt.NDArray[np.float64]:
     """Uniform numbers in [0, 1), shape [len(positions), num_draws]: 32 random bits each, exact in float64."""
-    return philox_u32(key, positions, num_draws) * 2.0**-32
+    return philox_u32(key, positions, num_draws).astype(np.float64) * 2.0**-32
 
 
 def permutation(key: int, length: int) -> npt.NDArray[np.int64]:

@@ -7,7 +7,7 @@ from pipeline.models.torchvision_ops import declare_missing_ops
 
 declare_missing_ops()  # before anything imports timm, and through it torchvision
 
-from pipeline.models import wide_resnet  # noqa: E402 - registers its architectures
+from pipeline.models import resnet9, wide_resnet  # noqa: E402 - register their architectures
 from pipeline.models.build import build, list_own_models, num_frozen, set_trainable  # noqa: E402
 
-__all__ = ["build", "list_own_models", "num_frozen", "set_trainable", "wide_resnet"]
+__all__ = ["build", "list_own_models", "num_frozen", "resnet9", "set_trainable", "wide_resnet"]

@@ -8,8 +8,9 @@ from typing import Any, cast
 import numpy as np
 import torch
 from accelerate import Accelerator
+from torch import Tensor
 
-from pipeline.config import Training, semantic
+from pipeline.config import StrongView, Training, WeakView, semantic
 from pipeline.errors import UserError
 from pipeline.evaluate.metrics import compute_metrics
 from pipeline.evaluate.predict import Predictor, predict
@@ -34,10 +35,11 @@ from pipeline.views import Views
 
 def train_inputs(job: TrainJob) -> tuple[dict[str, Any], dict[str, str]]:
     """What the stage's output is a function of: its semantic config and the fingerprints of its inputs."""
-    config = {
+    training = semantic(job.training)
+    config: dict[str, Any] = {
         "seed": job.seed,
         "round": job.round,
-        "training": semantic(job.training),
+        "training": training,
         "data": semantic(job.data),
         "flip": job.evaluate.flip,
         "eval_batch_size": job.evaluate.batch_size,
@@ -54,7 +56,7 @@ def train_inputs(job: TrainJob) -> tuple[dict[str, Any], dict[str, str]]:
     if start is not None and not start.model.startswith("timm:"):
         inputs["start"] = model_digest(Path(start.model))
     if start is not None:
-        config["training"]["start"] = {"mode": start.mode, "model": inputs.get("start", start.model)}
+        training["start"] = {"mode": start.mode, "model": inputs.get("start", start.model)}
     return config, inputs
 
 
@@ -134,6 +136,8 @@ def _set_up(
         stochastic_depth=training.stochastic_depth,
         model_args=info.model_args,
     ).to(device=accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if hasattr(model, "init_from_images"):
+        model.init_from_images(_first_images(job, labeled, info))
     _start(model, training)
     ema = Ema(model, training.ema_decay)  # before prepare, which patches `forward` for autocast
     optimizer = make_optimizer(model, training.optimizer)
@@ -175,6 +179,15 @@ def _set_up(
     if training.start is not None and training.start.mode == "continue":
         _continue(trainer, Path(training.start.model))
     return trainer
+
+
+def _first_images(job: TrainJob, labeled: Dataset, info: ModelInfo) -> Tensor:
+    """Some labeled images, normalized: for data-dependent initialization."""
+    rows = np.arange(min(len(labeled), 1000))
+    images = torch.from_numpy(Reader(labeled, job.training.image_size, job.data).read(rows)).to(job.runtime.device)
+    size = job.training.image_size
+    views = Views(WeakView(), StrongView(), size, mean=info.mean, std=info.std, device=job.runtime.device)
+    return views.center(images)
 
 
 def _start(model: torch.nn.Module, training: Training) -> None:
