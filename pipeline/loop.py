@@ -62,9 +62,8 @@ class Run:
         """Run a job in RUN/parent/KIND-FP8, or reuse it if it is there, finished."""
         name = f"{job.kind}-{fingerprint(job.kind, *inputs)[:8]}"
         job = job.model_copy(update={"out": self.folder / parent / name})
-        record = job.out / "stage.json"
-        if record.exists() and read_json(record)["complete"]:
-            log.info("%s is finished, reused", record.parent)
+        if _is_finished(job):
+            log.info("%s is finished, reused", job.out)
         else:
             self.run_stage(job, self.lock_fd)
         return job.out
@@ -169,6 +168,17 @@ def run_loop(
         else:
             log.warning("the data has no test split: result.json has val figures only")
     return result
+
+
+def _is_finished(job: Job) -> bool:
+    record = job.out / "stage.json"
+    if not record.exists() or not read_json(record)["complete"]:
+        return False
+    if isinstance(job, LabelJob):
+        from pipeline.labels.predict import missing_labels
+
+        return not missing_labels(job)
+    return True
 
 
 def _rounds(run: Run, on_round: Callable[[RoundReport], None]) -> tuple[list[RoundReport], RoundReport]:

@@ -88,6 +88,12 @@ def read_json(path: Path) -> Json:
         raise UserError(f"{path} cannot be read as JSON: {error}") from error
 
 
+def append_timing(stage: Path, step: int, seconds: float, images: int) -> None:
+    """Add a line to a stage's timing.jsonl: what it took, which is never compared or resumed."""
+    with open(stage / "timing.jsonl", "a") as file:
+        file.write(json.dumps({"step": step, "seconds": round(seconds, 6), "images": images}) + "\n")
+
+
 # ---------------------------------------------------------------------------------------------------- fingerprints
 
 

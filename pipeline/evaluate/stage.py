@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from pipeline.models.folder import load_model, model_digest
 from pipeline.runtime import describe
 from pipeline.shards.dataset import Dataset, open_split
 from pipeline.shards.read import Reader
-from pipeline.stage import environment, open_stage, write_json
+from pipeline.stage import append_timing, environment, open_stage, write_json
 from pipeline.train.stage import write_predictions
 
 
@@ -46,8 +47,10 @@ def run_evaluate(job: EvaluateJob) -> None:
     results = {}
     for done, (name, path) in enumerate(job.models.items()):
         progress.report(job.out, done, len(job.models), "models", name)
+        started = time.monotonic()
         predictions = job.out / f"predictions-{name}.npz"
         results[name] = evaluate_model(path, dataset, job, predictions).to_json()
+        append_timing(job.out, done, time.monotonic() - started, len(dataset))
     write_json(job.out / f"{job.split}.json", results)
     progress.report(job.out, len(job.models), len(job.models), "models")
     stage.finish()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from pipeline.models.folder import load_model, model_digest
 from pipeline.runtime import describe
 from pipeline.shards.dataset import Dataset, Shard, open_split
 from pipeline.shards.read import Reader
-from pipeline.stage import environment, open_stage
+from pipeline.stage import append_timing, environment, open_stage
 from pipeline.train.interrupt import StopRequest
 
 
@@ -53,7 +54,7 @@ def run_label(job: LabelJob) -> None:
         open_stage(job.out, "label", config, inputs, env, accept_environment=job.accept_environment)
     _barrier(num_ranks)
     stage = open_stage(job.out, "label", config, inputs, env)
-    if stage.complete:
+    if stage.complete and not missing_labels(job):
         return
     dataset = open_split(job.data, "unlabeled")
     predictors = _predictors(job, dataset)
@@ -70,6 +71,7 @@ def run_label(job: LabelJob) -> None:
     mine = list(dataset.shards)[rank::num_ranks]
     done = 0
     for shard in mine:
+        started = time.monotonic()
         path = label_path(job.out, shard.name)
         expected = {**provenance, "shard": shard.sha256}
         if path.exists():
@@ -78,12 +80,19 @@ def run_label(job: LabelJob) -> None:
             rows = _label_shard(job, dataset, shard, predictors, readers, stop)
             write_labels(path, rows, expected)
         done += shard.num_rows
+        append_timing(job.out, done, time.monotonic() - started, shard.num_rows)
         progress.report(job.out, done, sum(s.num_rows for s in mine), "images")
     _barrier(num_ranks)
     if rank == 0:
         stage.finish(provenance=provenance, num_samples=len(dataset))
     if num_ranks > 1:
         torch.distributed.destroy_process_group()
+
+
+def missing_labels(job: LabelJob) -> list[Path]:
+    """The label files that the stage's folder lacks; a finished stage lacks what a user deleted."""
+    paths = [label_path(job.out, shard.name) for shard in open_split(job.data, "unlabeled").shards]
+    return [path for path in paths if not path.exists()]
 
 
 def _predictors(job: LabelJob, dataset: Dataset) -> list[Predictor]:

@@ -20,7 +20,7 @@ from pipeline.config import Runtime, Training
 from pipeline.errors import Interrupted, UserError
 from pipeline.models import set_trainable
 from pipeline.randomness import key_of, reseed_torch
-from pipeline.stage import write_bytes
+from pipeline.stage import append_timing, write_bytes
 from pipeline.train.batches import Batch, Batches
 from pipeline.train.checkpoint import Checkpoints, State
 from pipeline.train.ema import Ema
@@ -124,7 +124,8 @@ class Trainer:
         if state is not None:
             self.load(state)
         if self.accelerator.is_main_process:
-            _cut_lines(self.out / "metrics.jsonl", self.step)
+            cut_lines(self.out / "metrics.jsonl", self.step)
+            cut_lines(self.out / "timing.jsonl")
 
     def load(self, state: State) -> None:
         """Take over a checkpoint's state: weights, averages, optimizer, step, and the metrics not yet written."""
@@ -199,8 +200,8 @@ class Trainer:
             progress.report(self.out, self.step, self.training.steps, "steps", text)
 
     def _log_time(self, seconds: float, num_images: int) -> None:
-        images = num_images * self.accelerator.num_processes
-        self._append("timing.jsonl", {"step": self.step, "seconds": seconds, "images": images})
+        if self.accelerator.is_main_process:
+            append_timing(self.out, self.step, seconds, num_images * self.accelerator.num_processes)
 
     def _stop_if_not_finite(self) -> None:
         flag = self.bad_step if self.accelerator.num_processes == 1 else self.accelerator.gather(self.bad_step)
@@ -253,9 +254,9 @@ class Trainer:
                 file.write(json.dumps(line) + "\n")
 
 
-def _cut_lines(path: Path, step: int) -> None:
-    """Drop the metric lines of steps after `step`, and a last line that a kill cut short."""
+def cut_lines(path: Path, step: int | None = None) -> None:
+    """Drop a last line that a kill cut short and, given a step, the lines of later steps."""
     if path.exists():
-        lines = path.read_text().splitlines(keepends=True)
-        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+        lines = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+        kept = [line for line in lines if step is None or json.loads(line)["step"] <= step]
         write_bytes(path, "".join(kept).encode())
