@@ -75,7 +75,7 @@ class Dataset:
     @functools.cached_property
     def ids(self) -> npt.NDArray[np.uint64]:
         """Sample ids [N]: blake2b-64 of `split/shard/key`."""
-        ids = np.empty(len(self), "S8").view(np.uint64)
+        ids = np.empty(len(self), np.uint64)
         for shard in self.shards:
             stem = hashlib.blake2b(f"{self.name}/{shard.name}/".encode("utf-8", "surrogateescape"), digest_size=8)
             for row, key in enumerate(shard.index.keys(), start=shard.start):

@@ -14,7 +14,7 @@ from pipeline.errors import UserError
 Pixels = npt.NDArray[np.uint8]
 
 DECODER_VERSION = 1
-"""Raised when pixels change for equal bytes, so that decoded caches and content hashes are made anew."""
+"""Raised, with stage.FORMAT_VERSION, when pixels change for equal bytes: decoded caches and contents are made anew."""
 MAX_PIXELS = 89_478_485  # Pillow's own limit, about 256 MiB of RGB: a bomb, not a photograph
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")  # never EPS, which runs ghostscript
 

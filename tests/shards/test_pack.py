@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import webdataset
 from PIL import Image
 
 from pipeline.config import SPLITS, Data
@@ -91,6 +92,16 @@ def test_the_unlabeled_rest_has_no_labels_and_its_truth_is_apart(source: Path, t
     for path in (out / "truth").iterdir():
         path.unlink()
     assert open_split(Data(root=out), "unlabeled").truth() is None
+
+
+def test_webdataset_reads_what_pack_writes(tmp_path: Path) -> None:
+    write_files(tmp_path / "in", {"cat/a.b.png": png(1), "dog/x y/1.png": png(2)})
+    pack(tmp_path / "in", tmp_path / "out", split="labeled")
+    with open(tmp_path / "out" / "labeled-000000.tar", "rb") as file:
+        files = webdataset.tariterators.tar_file_expander([{"url": file.name, "stream": file}])
+        samples = list(webdataset.tariterators.group_by_keys(files))
+    read = {sample["__key__"]: (sample["png"], sample["cls"]) for sample in samples}
+    assert read == {"cat/a%2Eb": (png(1), b"0"), "dog/x y/1": (png(2), b"1")}
 
 
 def test_shards_mix_classes(tmp_path: Path) -> None:

@@ -95,8 +95,10 @@ def test_a_cache_that_cannot_be_written_names_the_config_key(data: Data, tmp_pat
 
 
 BUILD = """
-import sys, hashlib, numpy as np
+import sys, hashlib, resource, numpy as np
 from pathlib import Path
+if len(sys.argv) > 3:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[3]), int(sys.argv[3])))
 from pipeline.config import Data
 from pipeline.shards.dataset import open_split
 from pipeline.shards.read import Reader
@@ -106,9 +108,9 @@ print(hashlib.sha256(reader.read(np.arange(60)).tobytes()).hexdigest())
 """
 
 
-def build(data: Data) -> subprocess.Popen[str]:
-    arguments = [sys.executable, "-c", BUILD, str(data.root), str(data.cache_dir)]
-    return subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True)
+def build(data: Data, *arguments: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", BUILD, str(data.root), str(data.cache_dir), *arguments]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def test_two_ranks_build_one_cache_together(data: Data) -> None:
@@ -127,6 +129,12 @@ def test_a_killed_builder_leaves_nothing_wrong(data: Data) -> None:
     dataset = open_split(data, "unlabeled")
     never = Reader(dataset, 64, data.model_copy(update={"cache": "never"})).read(np.arange(60))
     assert output[-1] == hashlib.sha256(never.tobytes()).hexdigest()
+
+
+def test_a_full_disk_is_a_clear_error_and_leaves_no_file(data: Data, tmp_path: Path) -> None:
+    _, errors = build(data, "100000").communicate(timeout=60)  # a shard takes 20 x 64 x 64 x 3 bytes
+    assert "UserError: cannot write" in errors
+    assert [path.suffix for path in (tmp_path / "cache" / "decoded").iterdir()] == [".lock"]
 
 
 def test_the_gather_is_fast(tmp_path: Path) -> None:
