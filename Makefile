@@ -1,0 +1,66 @@
+# Everything runs in .venv, which `make install` makes. PIP_ARGS goes to pip, PYTHON makes the environment.
+#
+#   make demo
+#   make install PYTHON=python3.12
+#   make install PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"     # torch without CUDA, 0.2 GB
+
+PYTHON ?= python3
+PIP_ARGS ?=
+PYTEST_ARGS ?=
+BIN := .venv/bin
+SOURCES := pipeline flows tests benchmarks
+
+.DEFAULT_GOAL := help
+.PHONY: help install install-dev demo test test-slow test-gpu lint format bench clean
+
+help:
+	@echo "make install      .venv with selftrain in it"
+	@echo "make demo         the whole loop on handwritten digits, about 2 minutes"
+	@echo "make test         tests; also test-slow, test-gpu"
+	@echo "make lint         formatting, ruff, mypy, spelling; make format fixes what can be fixed"
+	@echo "make bench        benchmarks"
+	@echo "make clean        remove .venv and caches; data and runs stay"
+
+install: .venv/installed
+install-dev: .venv/installed-dev
+
+# One pip call: the constraints decide which torch is downloaded, so no other build of it ever is.
+.venv/installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install $(PIP_ARGS) -c constraints.txt -e .
+	touch $@
+
+.venv/installed-dev: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install $(PIP_ARGS) -c constraints.txt -e ".[dev]"
+	touch .venv/installed $@
+
+demo: install
+	$(BIN)/python -m pipeline.shards.digits shards/digits
+	$(BIN)/selftrain run configs/digits.yaml --run-dir runs/demo
+
+test: install-dev
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+test-slow: install-dev
+	$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
+
+test-gpu: install-dev
+	$(BIN)/python -m pytest -m gpu $(PYTEST_ARGS)
+
+lint: install-dev
+	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/mypy
+	$(BIN)/codespell $(SOURCES) docs configs shards/README.md README.md CHANGELOG.md Makefile pyproject.toml
+
+format: install-dev
+	$(BIN)/ruff format $(SOURCES)
+	$(BIN)/ruff check --fix $(SOURCES)
+
+bench: install
+	for file in benchmarks/bench_*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done
+
+clean:
+	rm -rf .venv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find $(SOURCES) -name __pycache__ -type d -prune -exec rm -rf {} +
