@@ -218,6 +218,9 @@ class Rounds(Section):
     """Stop after this many rounds in a row whose student is worse on val than its teacher."""
     tolerance: Fraction = 0.0
     """A student counts as not worse if its val accuracy is at least its teacher's minus this."""
+    overrides: tuple[dict[str, Scalar], ...] = ()
+    """What differs from round to round, as `key.path: value` of label, select or student: the first entry holds for
+    round 1, the second for round 2, and the last for every later round."""
 
 
 class Finetune(Section):
@@ -285,6 +288,25 @@ class Config(Section):
     runtime: Runtime = Runtime()
     """The machine."""
 
+    def for_round(self, number: int) -> Config:
+        """The config with the overrides of a round (1 is the first student's)."""
+        overrides = self.rounds.overrides
+        if not overrides:
+            return self
+        raw = self.model_dump(mode="json")
+        raw["rounds"]["overrides"] = []
+        for key, value in overrides[min(number, len(overrides)) - 1].items():
+            _set(raw, key, value, "rounds.overrides")
+        return parse(Config, raw, f"rounds.overrides of round {number}")
+
+    @field_validator("rounds")
+    @classmethod
+    def _overrides_are_of_rounds(cls, rounds: Rounds) -> Rounds:
+        for key in {key for entry in rounds.overrides for key in entry}:
+            if key.split(".")[0] not in ("label", "select", "student") or "." not in key:
+                raise ValueError(f"rounds.overrides may change keys of label, select and student only, not `{key}`")
+        return rounds
+
     @field_validator("teacher")
     @classmethod
     def _teacher_has_no_unlabeled(cls, teacher: Training) -> Training:
@@ -296,6 +318,8 @@ class Config(Section):
     def _student_has_unlabeled(self) -> Config:
         if self.rounds.num_rounds and not self.student.unlabeled_batch_size:
             raise ValueError("student.unlabeled_ratio is 0, so students would see no pseudo-labels; set it, e.g. to 4")
+        for number in range(1, len(self.rounds.overrides) + 1):
+            self.for_round(number)  # a wrong key or value shows before the first round
         return self
 
 
@@ -360,6 +384,10 @@ def _apply(raw: dict[str, Any], override: str) -> None:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise UserError(f"--set {key}: {text!r} is not a YAML value: {error}") from error
+    _set(raw, key, value, "--set")
+
+
+def _set(raw: dict[str, Any], key: str, value: Any, where: str) -> None:
     *parents, last = key.split(".")
     node = raw
     for parent in parents:
@@ -367,7 +395,7 @@ def _apply(raw: dict[str, Any], override: str) -> None:
         if child is None:
             child = node[parent] = {}
         if not isinstance(child, dict):
-            raise UserError(f"--set {key}: `{parent}` is a value, not a section")
+            raise UserError(f"{where} {key}: `{parent}` is a value, not a section")
         node = child
     node[last] = value
 

@@ -94,9 +94,9 @@ class Run:
             out=self.folder,
             round=round,
             data=self.config.data,
-            label=self.config.label,
+            label=self.config.for_round(round).label,
             runtime=self.config.runtime,
-            teachers=tuple(teachers[: self.config.label.ensemble]),
+            teachers=tuple(teachers[: self.config.for_round(round).label.ensemble]),
             accept_environment=self.accept_environment,
         )
         return self.stage(job, label_inputs(job), f"rounds/{round}")
@@ -110,7 +110,7 @@ class Run:
             round=round,
             seed=self.config.seed,
             data=self.config.data,
-            select=self.config.select,
+            select=self.config.for_round(round).select,
             labels=labels,
         )
         return self.stage(job, select_inputs(job), f"rounds/{round}")
@@ -160,7 +160,8 @@ def run_loop(
         rounds, best = _rounds(run, on_round or (lambda report: None))
         result = _result(run, rounds, best, tests={}, control=None)
         write_json(run_dir / "result.json", result)  # every choice is fixed and written before test is read
-        control = _control(run, rounds, best) if config.evaluate.control else None
+        has_students = any(r.role == "student" for r in rounds)
+        control = _control(run, rounds, best) if config.evaluate.control and has_students else None
         models = {"teacher": rounds[0].train, "final": best.train, **({"control": control} if control else {})}
         if _has_test(config):
             result = _result(run, rounds, best, run.evaluate("test", models), control)
@@ -191,7 +192,7 @@ def _rounds(run: Run, on_round: Callable[[RoundReport], None]) -> tuple[list[Rou
     for number in range(1, config.rounds.num_rounds + 1):
         labels = run.label(number, [t.train for t in teachers])
         selection = run.select(number, labels)
-        training = _student(config, teachers[0])
+        training = _student(config, number, teachers[0])
         folder = run.train("student", number, training, selection, f"rounds/{number}")
         student = _report(run, "student", number, folder, labels, selection)
         kept = student.val_top1 >= teachers[0].val_top1 - config.rounds.tolerance
@@ -220,10 +221,11 @@ def _rounds(run: Run, on_round: Callable[[RoundReport], None]) -> tuple[list[Rou
     return rounds, best
 
 
-def _student(config: Config, teacher: RoundReport) -> Training:
+def _student(config: Config, number: int, teacher: RoundReport) -> Training:
+    student = config.for_round(number).student
     if config.rounds.start == "scratch":
-        return config.student
-    return config.student.model_copy(update={"start": Start(model=str(teacher.train), mode="init")})
+        return student
+    return student.model_copy(update={"start": Start(model=str(teacher.train), mode="init")})
 
 
 def _control(run: Run, rounds: list[RoundReport], best: RoundReport) -> Path:
@@ -233,16 +235,17 @@ def _control(run: Run, rounds: list[RoundReport], best: RoundReport) -> Path:
     Where students start from their teacher's weights, the final one has the steps of all students before it behind it;
     the control then starts from the round-0 teacher and takes as many.
     """
-    student = run.config.student
     last = max(r.round for r in rounds if r.role != "finetune" and r.round <= max(best.round, 1))
+    student = run.config.for_round(last).student
     inherits = run.config.rounds.start == "init"
-    num_trainings = sum(r.kept or r.round == last for r in rounds if r.role == "student" and r.round <= last)
+    ancestors = [r.round for r in rounds if r.role == "student" and r.kept and r.round < last]
+    steps = student.steps + sum(run.config.for_round(number).student.steps for number in ancestors)
     training = student.model_copy(
         update={
             "batch_size": student.batch_size + student.unlabeled_batch_size,
             "unlabeled_ratio": 0.0,
             "noise_labeled": True,
-            "steps": student.steps * (max(num_trainings, 1) if inherits else 1),
+            "steps": steps if inherits else student.steps,
             "start": Start(model=str(rounds[0].train), mode="init") if inherits else student.start,
         }
     )
