@@ -53,10 +53,14 @@ def atomic_path(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
         _fsync_folder(path.parent)
     except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}; free space or fix permissions") from error
+        raise _cannot_write(path, error) from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def _cannot_write(path: Path, error: OSError) -> UserError:
+    return UserError(f"cannot write {path}: {error.strerror or error}; free space or fix permissions")
 
 
 def _fsync_folder(folder: Path) -> None:
@@ -78,6 +82,15 @@ def write_json(path: Path, value: Json) -> None:
     write_bytes(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
 
 
+def append_json(path: Path, value: Json) -> None:
+    """Add a line to a file of JSON lines. A kill can cut the last line short, and no other."""
+    try:
+        with open(path, "a") as file:
+            file.write(json.dumps(value) + "\n")
+    except OSError as error:
+        raise _cannot_write(path, error) from error
+
+
 def read_json(path: Path) -> Json:
     """Read a JSON file. Raises UserError that names the file when it is missing or broken."""
     try:
@@ -90,8 +103,7 @@ def read_json(path: Path) -> Json:
 
 def append_timing(stage: Path, step: int, seconds: float, images: int) -> None:
     """Add a line to a stage's timing.jsonl: what it took, which is never compared or resumed."""
-    with open(stage / "timing.jsonl", "a") as file:
-        file.write(json.dumps({"step": step, "seconds": round(seconds, 6), "images": images}) + "\n")
+    append_json(stage / "timing.jsonl", {"step": step, "seconds": round(seconds, 6), "images": images})
 
 
 # ---------------------------------------------------------------------------------------------------- fingerprints

@@ -17,14 +17,16 @@ from PIL import Image
 
 from pipeline.errors import EXIT_USER_ERROR, UserError
 from pipeline.shards.carve import Carve
-from pipeline.shards.pack import PackReport, pack
+from pipeline.shards.pack import SHARD_SIZE, PackReport, pack
 
 NUM_LABELED = 100
 VAL_FRACTION = 0.2
 TEST_FRACTION = 0.25
 
 
-def pack_digits(out: Path, *, num_labeled: int = NUM_LABELED, seed: int = 0) -> PackReport:
+def pack_digits(
+    out: Path, *, num_labeled: int = NUM_LABELED, shard_size: int = SHARD_SIZE, seed: int = 0
+) -> PackReport:
     """Write the digits as PNG files and pack them into `out`; nothing is added when they are there already."""
     from sklearn.datasets import load_digits
 
@@ -36,7 +38,7 @@ def pack_digits(out: Path, *, num_labeled: int = NUM_LABELED, seed: int = 0) -> 
             pixels = np.round(image * (255 / 16)).astype(np.uint8)  # scikit-learn's levels are 0 to 16
             Image.fromarray(pixels).save(path)
         carve = Carve(num_labeled=num_labeled, val_fraction=VAL_FRACTION, test_fraction=TEST_FRACTION, seed=seed)
-        return pack(Path(folder) / "digits", out, carve=carve)
+        return pack(Path(folder) / "digits", out, carve=carve, shard_size=shard_size)
 
 
 if __name__ == "__main__":

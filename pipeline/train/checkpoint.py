@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import pickle
 import re
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import torch
 
 from pipeline.errors import UserError
-from pipeline.stage import atomic_path
+from pipeline.stage import write_bytes
 
 State = dict[str, Any]
 _NAME = re.compile(r"step-(\d{9})\.pt")
@@ -57,8 +58,9 @@ class Checkpoints:
         return sorted(p for p in self.folder.glob("step-*.pt") if _NAME.fullmatch(p.name))
 
     def _write(self, path: Path, state: State) -> None:
-        with atomic_path(path) as temporary:
-            torch.save({**state, "fingerprint": self.fingerprint}, temporary)
+        buffer = io.BytesIO()  # of a full disk torch.save would raise a RuntimeError that does not tell
+        torch.save({**state, "fingerprint": self.fingerprint}, buffer)
+        write_bytes(path, buffer.getvalue())
 
     def _read(self, path: Path) -> State:
         try:

@@ -20,7 +20,7 @@ from pipeline.config import Runtime, Training
 from pipeline.errors import Interrupted, UserError
 from pipeline.models import set_trainable
 from pipeline.randomness import key_of, reseed_torch
-from pipeline.stage import append_timing, write_bytes
+from pipeline.stage import append_json, append_timing, write_bytes
 from pipeline.train.batches import Batch, Batches
 from pipeline.train.checkpoint import Checkpoints, State
 from pipeline.train.ema import Ema
@@ -87,6 +87,7 @@ class Trainer:
                 loss, metrics = self._loss(batch)
                 accelerator.backward(loss / training.accumulation)
             self.sums[:-1] += metrics / training.accumulation
+            self._mark(step, torch.isfinite(metrics[0]))
             num_images += len(batch.images)
             if not last_micro:
                 continue
@@ -98,11 +99,9 @@ class Trainer:
             self._average_buffers()
             if not self.optimizer.step_was_skipped:  # fp16 overflow: the scaler skipped this step
                 self.ema.update(step)
-
-            self.sums[-1] += grad_norm
+                self.sums[-1] += grad_norm
+                self._mark(step, torch.isfinite(grad_norm))
             self.num_summed += 1
-            finite = torch.isfinite(metrics[0]) & torch.isfinite(grad_norm)
-            self.bad_step = torch.where((self.bad_step < 0) & ~finite, step, self.bad_step)
             self.step = step + 1
 
             if self.step % self.runtime.log_every == 0 or self.step == training.steps:
@@ -179,6 +178,7 @@ class Trainer:
                     buffer.copy_(self.accelerator.reduce(buffer, "mean"))
 
     def _evaluate(self) -> None:
+        self._stop_if_weights_not_finite()
         values = self.evaluate()
         self._enter_train_mode()
         if values["val_top1"] > self.best[0]:
@@ -203,6 +203,16 @@ class Trainer:
         if self.accelerator.is_main_process:
             append_timing(self.out, self.step, seconds, num_images * self.accelerator.num_processes)
 
+    def _mark(self, step: int, finite: Tensor) -> None:
+        """Remember the first step at which something was not finite, without a host sync."""
+        self.bad_step = torch.where((self.bad_step < 0) & ~finite, step, self.bad_step)
+
+    def _stop_if_weights_not_finite(self) -> None:
+        """Before weights are used or saved: a finite loss can have a gradient that is not."""
+        norms = torch._foreach_norm([t for t in self.raw_model.state_dict().values() if t.is_floating_point()])
+        self._mark(self.step - 1, torch.isfinite(torch.stack(norms)).all())
+        self._stop_if_not_finite()
+
     def _stop_if_not_finite(self) -> None:
         flag = self.bad_step if self.accelerator.num_processes == 1 else self.accelerator.gather(self.bad_step)
         bad = [int(s) for s in flag.reshape(-1).tolist() if s >= 0]
@@ -218,7 +228,7 @@ class Trainer:
         )
 
     def _checkpoint(self) -> None:
-        self._stop_if_not_finite()
+        self._stop_if_weights_not_finite()
         if self.accelerator.is_main_process:
             self.checkpoints.save(self.step, self._state())
         self.accelerator.wait_for_everyone()
@@ -250,8 +260,7 @@ class Trainer:
 
     def _append(self, name: str, line: dict[str, Any]) -> None:
         if self.accelerator.is_main_process:
-            with open(self.out / name, "a") as file:
-                file.write(json.dumps(line) + "\n")
+            append_json(self.out / name, line)
 
 
 def cut_lines(path: Path, step: int | None = None) -> None:

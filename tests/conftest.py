@@ -1,0 +1,95 @@
+"""What all tests share: one thread a process, a cache of their own, packed digits, and a run small enough to kill often.
+
+The trained stages are made once a session; tests read them and never write into them.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+os.environ["OMP_WAIT_POLICY"] = "passive"  # before torch: idle OpenMP threads of many children must not spin
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import pytest
+from hypothesis import settings
+from stages import label_job, run, select_job, train_job
+
+from pipeline.config import Config, parse
+from pipeline.shards.digits import pack_digits
+
+settings.register_profile("selftrain", deadline=None)  # the first call of a test imports and compiles
+settings.load_profile("selftrain")
+
+TRAINING = {
+    "model": "wide_resnet10_1",
+    "model_args": {"bn_momentum": 0.1},
+    "image_size": 8,
+    "mean": [0.305, 0.305, 0.305],
+    "std": [0.376, 0.376, 0.376],
+    "steps": 40,
+    "batch_size": 32,
+    "warmup_steps": 5,
+    "ema_decay": 0.9,
+    "optimizer": {"lr": 0.4},
+    "weak": {"padding": 1, "flip": False},
+    "strong": {"num_ops": 1, "magnitude": 4, "cutout": 2},
+    "evaluations": 4,
+}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The user's cache folder, for this process and its children."""
+    folder = tmp_path_factory.mktemp("cache")
+    os.environ["XDG_CACHE_HOME"] = str(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Config:
+    """A run on scikit-learn's digits in which every kind of noise is on; unlabeled images are in 5 shards."""
+    folder = tmp_path_factory.mktemp("digits") / "packed"
+    pack_digits(folder, shard_size=200)
+    student = {
+        **TRAINING,
+        "unlabeled_ratio": 2,
+        "dropout": 0.1,
+        "stochastic_depth": 0.1,
+        "clip_norm": 5.0,
+        "evaluations": 3,
+    }
+    raw = {
+        "data": {"root": str(folder)},
+        "teacher": {**TRAINING, "strong": {"num_ops": 0}},
+        "label": {"batch_size": 64},
+        "select": {"balance": "uniform", "max_copies": 3, "allow_empty_classes": True},
+        "student": student,
+        "rounds": {"num_rounds": 1},
+        "runtime": {"device": "cpu", "precision": "fp32", "threads": 1, "log_every": 5, "checkpoint_every": 10},
+    }
+    return parse(Config, raw, "tests")
+
+
+@pytest.fixture(scope="session")
+def teacher(digits: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished teacher."""
+    return run(train_job(digits, tmp_path_factory.mktemp("stages") / "train-teacher"))
+
+
+@pytest.fixture(scope="session")
+def labels(digits: Config, teacher: Path) -> Path:
+    """The teacher's labels."""
+    return run(label_job(digits, teacher.parent / "label-0", teacher))
+
+
+@pytest.fixture(scope="session")
+def selection(digits: Config, labels: Path) -> Path:
+    """A selection from them."""
+    return run(select_job(digits, labels.parent / "select-0", labels))
+
+
+@pytest.fixture(scope="session")
+def student(digits: Config, selection: Path) -> Path:
+    """A student that was never killed."""
+    return run(train_job(digits, selection.parent / "train-student", selection=selection))

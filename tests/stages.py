@@ -1,0 +1,144 @@
+"""Stages in real child processes, which tests run, stop and kill, and the bytes that they leave.
+
+Children are forked from a server that has imported torch already, so that a kill costs a second and not five. What they
+run is what `python -m pipeline.child` runs; tests of the launcher use the real command.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+from pipeline.child import guarded, stage_function
+from pipeline.config import Config, Training
+from pipeline.errors import EXIT_INTERRUPTED, EXIT_USER_ERROR, Interrupted, UserError
+from pipeline.jobs import Job, LabelJob, SelectJob, TrainJob, read_job
+from pipeline.stage import read_json, write_bytes
+
+_FORKS = multiprocessing.get_context("forkserver")
+_FORKS.set_forkserver_preload(["pipeline.train.stage", "pipeline.labels.predict", "pipeline.labels.select"])
+_NOT_COMPARED = {"timing.jsonl", "output.log", "job.json", "progress.json", "run.lock"}
+"""Wall-clock times, absolute paths and what is for people."""
+
+
+def train_job(
+    config: Config,
+    out: Path,
+    *,
+    selection: Path | None = None,
+    training: Training | None = None,
+    **update: Any,
+) -> TrainJob:
+    """The job of a teacher or, with a selection, of a student."""
+    job = TrainJob(
+        out=out,
+        role="student" if selection else "teacher",
+        round=1 if selection else 0,
+        seed=config.seed,
+        data=config.data,
+        training=training or (config.student if selection else config.teacher),
+        evaluate=config.evaluate,
+        runtime=config.runtime,
+        selection=selection,
+    )
+    return job.model_copy(update=update)
+
+
+def label_job(config: Config, out: Path, *teachers: Path, **update: Any) -> LabelJob:
+    """The job of a teacher's pass."""
+    job = LabelJob(
+        out=out, round=1, data=config.data, label=config.label, runtime=config.runtime, teachers=tuple(teachers)
+    )
+    return job.model_copy(update=update)
+
+
+def select_job(config: Config, out: Path, labels: Path, **update: Any) -> SelectJob:
+    """The job of a selection."""
+    job = SelectJob(out=out, round=1, seed=config.seed, data=config.data, select=config.select, labels=labels)
+    return job.model_copy(update=update)
+
+
+# ---------------------------------------------------------------------------------------------------------- processes
+
+
+def _child(job_path: Path, before: Callable[[], None] | None) -> None:
+    log = os.open(job_path.parent / "output.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    os.environ["ACCELERATE_USE_CPU"] = "true"
+    if before:
+        before()
+    job = read_job(job_path)
+    sys.exit(guarded(lambda: stage_function(job.kind)(job), job.out))
+
+
+def start(job: Job, before: Callable[[], None] | None = None) -> BaseProcess:
+    """Begin a stage in a child; `before` runs in it first."""
+    write_bytes(job.out / "job.json", job.model_dump_json().encode())
+    process = _FORKS.Process(target=_child, args=(job.out / "job.json", before))
+    process.start()
+    return process
+
+
+def run(job: Job, before: Callable[[], None] | None = None) -> Path:
+    """Run a stage to its end; returns its folder. Raises what the launcher raises."""
+    process = start(job, before)
+    process.join()
+    if process.exitcode == EXIT_USER_ERROR:
+        message = read_json(job.out / "error.json")["message"]
+        (job.out / "error.json").unlink()  # as the launcher does
+        raise UserError(message)
+    if process.exitcode == EXIT_INTERRUPTED:
+        raise Interrupted
+    assert process.exitcode == 0, (process.exitcode, (job.out / "output.log").read_text()[-3000:])
+    return job.out
+
+
+def kill(process: BaseProcess, delay_s: float, signum: int = signal.SIGKILL) -> int:
+    """Signal a child after a delay, unless it ended before; returns its exit code."""
+    process.join(delay_s)
+    with contextlib.suppress(ProcessLookupError):
+        if process.is_alive() and process.pid:
+            os.kill(process.pid, signum)
+    process.join()
+    assert process.exitcode is not None
+    return process.exitcode
+
+
+def wait_for(condition: Callable[[], object], timeout_s: float = 60.0) -> None:
+    """Wait until a condition holds."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "timed out"
+        time.sleep(0.005)
+
+
+@contextlib.contextmanager
+def stopwatch() -> Iterator[list[float]]:
+    """Yields a list that holds the seconds of the block once it ended."""
+    began, result = time.monotonic(), [0.0]
+    yield result
+    result[0] = time.monotonic() - began
+
+
+# ---------------------------------------------------------------------------------------------------------------- bytes
+
+
+def outputs(folder: Path) -> dict[str, bytes]:
+    """Every byte that must not depend on kills. Checkpoints are left out: which of them are kept does."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+        and path.name not in _NOT_COMPARED
+        and path.name[0] != "."
+        and "checkpoints" not in path.relative_to(folder).parts
+    }

@@ -1,0 +1,273 @@
+"""A training that was killed ends with the bytes of one that was not."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import time
+from collections.abc import Callable
+from functools import partial
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+import pytest
+import torch
+from stages import kill, outputs, run, start, stopwatch, train_job, wait_for
+
+from pipeline import launch
+from pipeline.config import Config
+from pipeline.errors import EXIT_INTERRUPTED, EXIT_OK, Interrupted, UserError
+from pipeline.jobs import TrainJob
+from pipeline.launch import run_job
+
+Train = Callable[..., TrainJob]
+HAS_BF16 = torch.cpu._is_avx512_bf16_supported()
+
+
+@pytest.fixture
+def job(digits: Config, selection: Path, tmp_path: Path) -> TrainJob:
+    """A student with every kind of noise, as in the fixture `student`."""
+    return train_job(digits, tmp_path / "train", selection=selection)
+
+
+def set_runtime(job: TrainJob, **values: object) -> TrainJob:
+    return job.model_copy(update={"runtime": job.runtime.model_copy(update=values)})
+
+
+def has_line(job: TrainJob, step: int) -> Callable[[], bool]:
+    """Whether metrics.jsonl has come to a step."""
+    path = job.out / "metrics.jsonl"
+    return lambda: path.exists() and any(f'"step": {s},' in path.read_text() for s in range(step, 41))
+
+
+def wait_for_line(process: BaseProcess, job: TrainJob, step: int) -> None:
+    reached = has_line(job, step)
+    wait_for(lambda: reached() or not process.is_alive())
+
+
+def steps_logged(folder: Path) -> list[tuple[int, bool]]:
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [(line["step"], "val_top1" in line) for line in lines]
+
+
+# ------------------------------------------------------------------------------------------------- by the real command
+
+
+def test_resume_is_bit_exact_after_kill(job: TrainJob, student: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Through the launcher and `python -m pipeline.child`: the parent is told that its child was killed."""
+    moment = random.Random(0).uniform(0.0, 0.3)
+    killed: list[int] = []
+    reached = has_line(job, 15)
+
+    def kill_once() -> bool:
+        if not killed and reached():
+            time.sleep(moment)
+            killed.append(pid_of_child())
+            os.kill(killed[0], signal.SIGKILL)
+        return False
+
+    def pid_of_child() -> int:
+        import psutil
+
+        return next(p.pid for p in psutil.Process().children() if "pipeline.child" in p.cmdline())
+
+    monkeypatch.setattr(launch, "POLL_S", 0.01)
+    with pytest.raises(launch.StageFailed, match="killed by SIGKILL"):
+        run_job(job, stop=kill_once)
+    assert not (job.out / "model.safetensors").exists()
+    run_job(job)
+    assert outputs(job.out) == outputs(student)
+
+
+# --------------------------------------------------------------------------------------------------- in forked children
+
+
+def test_two_runs_are_equal(job: TrainJob, student: Path) -> None:
+    assert outputs(run(job)) == outputs(student)
+
+
+@pytest.mark.parametrize("step", [5, 10, 15, 26, 40])
+def test_killed_after_any_line_it_ends_with_the_same_bytes(job: TrainJob, student: Path, step: int) -> None:
+    process = start(job)
+    wait_for_line(process, job, step)
+    kill(process, random.Random(step).uniform(0, 0.05))
+    assert outputs(run(job)) == outputs(student)
+
+
+def test_three_kills_in_one_training_change_nothing(job: TrainJob, student: Path) -> None:
+    for step in (5, 15, 26):
+        process = start(job)
+        wait_for_line(process, job, step)
+        kill(process, 0.02)
+    assert outputs(run(job)) == outputs(student)
+
+
+def test_sigterm_saves_at_the_next_step_and_exits_75(job: TrainJob, student: Path) -> None:
+    process = start(job)
+    wait_for_line(process, job, 15)
+    assert kill(process, 0, signal.SIGTERM) == EXIT_INTERRUPTED
+    assert not json.loads((job.out / "stage.json").read_text())["complete"]
+    last = max(int(path.stem[5:]) for path in (job.out / "checkpoints").glob("step-*.pt"))
+    assert last >= 15
+    assert outputs(run(job)) == outputs(student)
+
+
+def test_sigterm_while_importing_or_evaluating_loses_nothing(job: TrainJob, student: Path) -> None:
+    for delay in (0.1, 0.4, 0.5):
+        kill(start(job), delay, signal.SIGTERM)
+    assert outputs(run(job)) == outputs(student)
+
+
+def test_every_log_step_is_written_once_after_kills(job: TrainJob) -> None:
+    for step in (13, 20):
+        process = start(job)
+        wait_for_line(process, job, step)
+        kill(process, 0)
+    with open(job.out / "metrics.jsonl", "a") as file:
+        file.write('{"step": 25, "lo')  # what a kill in the middle of a write leaves
+    run(job)
+    logged = steps_logged(job.out)
+    assert [step for step, is_eval in logged if not is_eval] == [5, 10, 15, 20, 25, 30, 35, 40]
+    assert [step for step, is_eval in logged if is_eval] == [13, 26, 40]
+
+
+@pytest.mark.skipif(not HAS_BF16, reason="this CPU has no bf16 units")
+def test_resume_is_bit_exact_in_bf16(job: TrainJob, tmp_path: Path) -> None:
+    whole = set_runtime(job, precision="bf16").model_copy(update={"out": tmp_path / "whole"})
+    cut = whole.model_copy(update={"out": tmp_path / "cut"})
+    process = start(cut)
+    wait_for_line(process, cut, 15)
+    kill(process, 0.03)
+    assert outputs(run(cut)) == outputs(run(whole))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"accumulation": 4, "keep": "best"},
+        {"noise_labeled": False, "optimizer": {"name": "rmsproptf", "lr": 0.01}},
+        {"frozen_layers": 1, "optimizer": {"name": "lamb", "lr": 0.01}, "loss_normalization": "labeled"},
+    ],
+)
+def test_resume_is_bit_exact_with(job: TrainJob, tmp_path: Path, changes: dict[str, object]) -> None:
+    training = type(job.training).model_validate({**job.training.model_dump(), **changes})
+    whole = job.model_copy(update={"training": training, "out": tmp_path / "whole"})
+    cut = whole.model_copy(update={"out": tmp_path / "cut"})
+    process = start(cut)
+    wait_for_line(process, cut, 26)
+    kill(process, 0)
+    assert outputs(run(cut)) == outputs(run(whole))
+
+
+def test_where_checkpoints_and_lines_are_written_does_not_matter(job: TrainJob, student: Path) -> None:
+    """Intervals are operational: they may change between kills, and the weights stay the same."""
+    process = start(set_runtime(job, checkpoint_every=7))
+    wait_for_line(process, job, 15)
+    kill(process, 0)
+    run(set_runtime(job, checkpoint_every=1000, keep_checkpoints=1))
+    assert outputs(job.out) == outputs(student)
+    assert [p.name for p in (job.out / "checkpoints").glob("step-*")] == ["step-000000040.pt"]
+
+
+# ------------------------------------------------------------------------------------------------------ what is refused
+
+
+def stop_early(job: TrainJob) -> None:
+    process = start(job)
+    wait_for_line(process, job, 5)
+    assert kill(process, 0, signal.SIGTERM) == EXIT_INTERRUPTED
+
+
+def test_a_resume_in_another_environment_is_refused_unless_accepted(job: TrainJob, student: Path) -> None:
+    stop_early(job)
+    other = set_runtime(job, threads=2)
+    with pytest.raises(UserError, match=r"threads: 1 -> 2.*--accept-environment"):
+        run(other)
+    run(other.model_copy(update={"accept_environment": True}))
+    record = json.loads((job.out / "stage.json").read_text())
+    assert record["environment"]["threads"] == 2
+    assert [e["threads"] for e in record["earlier_environments"]] == [1]
+
+
+def test_other_settings_in_the_folder_of_a_training_are_refused(job: TrainJob) -> None:
+    stop_early(job)
+    before = outputs(job.out)
+    with pytest.raises(UserError, match=r"seed: 0 -> 1.*choose another folder"):
+        run(job.model_copy(update={"seed": 1}))
+    assert outputs(job.out) == before
+
+
+def test_a_folder_with_other_files_is_refused_and_untouched(job: TrainJob) -> None:
+    job.out.mkdir()
+    (job.out / "thesis.txt").write_text("mine")
+    with pytest.raises(UserError, match="not empty and not a train stage"):
+        run(job)
+    assert [p.name for p in job.out.iterdir() if p.suffix == ".txt"] == ["thesis.txt"]
+
+
+def test_a_truncated_checkpoint_is_named_with_its_fix(job: TrainJob, student: Path) -> None:
+    process = start(job)
+    wait_for_line(process, job, 26)
+    kill(process, 0)
+    newest = max((job.out / "checkpoints").glob("step-*.pt"))
+    newest.write_bytes(newest.read_bytes()[:-1000])
+    with pytest.raises(UserError, match=rf"{newest.name} is not a readable checkpoint.*delete it"):
+        run(job)
+    newest.unlink()
+    assert outputs(run(job)) == outputs(student)
+
+
+def test_a_finished_training_is_not_touched_again(student: Path, job: TrainJob) -> None:
+    before = {path: path.stat().st_mtime_ns for path in student.rglob("*") if path.suffix not in {".log", ".json"}}
+    with stopwatch() as seconds:
+        run(job.model_copy(update={"out": student}))
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert seconds[0] < 20
+
+
+# --------------------------------------------------------------------------------------------------------- broken runs
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize("lr", [1e6, 1e12, 1e30])
+def test_a_loss_that_is_not_finite_names_step_images_and_checkpoint(
+    job: TrainJob, lr: float, accumulation: int
+) -> None:
+    optimizer = job.training.optimizer.model_copy(update={"lr": lr})
+    changes = {"optimizer": optimizer, "accumulation": accumulation, "clip_norm": 0.0}
+    broken = job.model_copy(update={"training": job.training.model_copy(update=changes)})
+    message = r"not finite at step \d+ \(images labeled-000000/\d/\d{4}, .*lower optimizer\.lr.*heckpoint"
+    with pytest.raises(UserError, match=message) as failure:
+        run(set_runtime(broken, checkpoint_every=1))
+    assert not (job.out / "model.safetensors").exists()
+    saved = sorted((job.out / "checkpoints").glob("step-*.pt"))
+    assert str(saved[-1] if saved else "No checkpoint") in str(failure.value)
+    for path in saved:
+        state = torch.load(path, weights_only=True)
+        assert all(torch.isfinite(t).all() for t in state["model"].values() if t.is_floating_point())
+
+
+def limit_file_size(num_bytes: int) -> None:
+    import resource
+
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, resource.RLIM_INFINITY))
+
+
+@pytest.mark.parametrize("num_bytes", [1000, 40_000])
+def test_a_full_disk_is_a_clear_error_and_the_same_command_goes_on(
+    job: TrainJob, student: Path, num_bytes: int
+) -> None:
+    """1 kB is too little for the metrics, 40 kB for a checkpoint; stage.json is there before."""
+    process = start(set_runtime(job, checkpoint_every=1000))
+    wait_for(lambda: (job.out / "stage.json").exists() or not process.is_alive())
+    kill(process, 0)
+    with pytest.raises(UserError, match=r"cannot write .*free space"):
+        run(job, partial(limit_file_size, num_bytes))
+    assert outputs(run(job)) == outputs(student)
+
+
+def test_exit_codes_are_those_of_the_contract() -> None:
+    assert (EXIT_OK, EXIT_INTERRUPTED) == (0, 75)
+    assert issubclass(Interrupted, Exception)
