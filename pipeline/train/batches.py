@@ -67,11 +67,14 @@ class Batches:
         targets: Targets | None,
         *,
         num_classes: int,
+        label_smoothing: float,
         accumulation: int,
         rank: int,
         num_ranks: int,
     ) -> None:
         self.labeled, self.unlabeled, self.targets = labeled, unlabeled, targets
+        # Hard pseudo-labels are smoothed like labels, soft ones never (Noisy Student's code).
+        self.smoothing = label_smoothing if targets is not None and targets.hard else 0.0
         self.num_classes, self.accumulation, self.rank, self.num_ranks = num_classes, accumulation, rank, num_ranks
         self.num_slots = accumulation * num_ranks
         for name, stream in (("batch_size", labeled), ("batch_size * unlabeled_ratio", unlabeled)):
@@ -94,8 +97,11 @@ class Batches:
             np.concatenate([images, self.unlabeled.reader.read(more_rows)]),
             np.concatenate([positions, more_positions | UNLABELED_POSITIONS]),
             labels,
-            self.targets.targets(more_rows),
+            self._smooth(self.targets.targets(more_rows)),
         )
+
+    def _smooth(self, targets: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        return targets * np.float32(1 - self.smoothing) + np.float32(self.smoothing / self.num_classes)
 
     def from_step(self, start: int, stop: int) -> Iterator[tuple[int, int, Batch]]:
         """(step, micro-step, batch) for steps [start, stop); the next batch is read while one is trained on."""

@@ -16,14 +16,14 @@ from pipeline.evaluate.metrics import compute_metrics
 from pipeline.evaluate.predict import Predictor, predict
 from pipeline.jobs import TrainJob
 from pipeline.labels.targets import open_targets
-from pipeline.models import build
-from pipeline.models.folder import ModelInfo, init_from, model_digest, read_info, read_state, save_model
+from pipeline.models import build, set_trainable
+from pipeline.models.folder import ModelInfo, find_weights, init_from, model_digest, read_info, read_state, save_model
 from pipeline.randomness import key_of, reseed_torch
 from pipeline.runtime import describe
 from pipeline.shards.dataset import Dataset, open_split
 from pipeline.shards.order import Order
 from pipeline.shards.read import Reader
-from pipeline.stage import StageFolder, atomic_path, environment, open_stage, stage_record, write_json
+from pipeline.stage import StageFolder, atomic_path, environment, open_stage, read_json, stage_record, write_json
 from pipeline.train.batches import Batches, Stream
 from pipeline.train.checkpoint import Checkpoints
 from pipeline.train.ema import Ema
@@ -77,9 +77,9 @@ def run_train(job: TrainJob) -> None:
     if stage.complete:
         return
     labeled, val = open_split(job.data, "labeled"), open_split(job.data, "val")
-    with accelerator.main_process_first():  # one rank builds the decoded caches
-        val_reader = Reader(val, job.training.image_size, job.data)
     info = _info(job, labeled, inputs)
+    with accelerator.main_process_first():  # one rank builds the decoded caches
+        val_reader = Reader(val, info.input_size[-1], job.data)
     trainer = _set_up(job, stage, accelerator, labeled, val, val_reader, info, stop)
     if job.training.start is None or job.training.start.mode != "use":
         trainer.resume()
@@ -96,14 +96,15 @@ def _accelerator(job: TrainJob) -> Accelerator:
 
 def _info(job: TrainJob, labeled: Dataset, inputs: dict[str, str]) -> ModelInfo:
     training = job.training
-    if training.start is not None and training.start.mode == "use":
+    if training.start is not None and training.start.mode != "init":
         info = read_info(Path(training.start.model))
         if info.classes != labeled.classes:
             raise UserError(
                 f"`start.model`: {training.start.model} knows other classes than the data "
                 f"({', '.join(info.classes[:5])}, ...); use mode: init to train it on these"
             )
-        return info
+        if training.start.mode == "use":
+            return info
     return ModelInfo(
         schema=1,
         architecture=training.model,
@@ -140,6 +141,7 @@ def _set_up(
         model.init_from_images(_first_images(job, labeled, info))
     _start(model, training)
     ema = Ema(model, training.ema_decay)  # before prepare, which patches `forward` for autocast
+    set_trainable(model, training.frozen_layers)  # before DDP, which would wait for gradients of frozen layers
     optimizer = make_optimizer(model, training.optimizer)
     wrapped = torch.compile(model) if job.runtime.compile else model
     prepared, prepared_optimizer = accelerator.prepare(wrapped, optimizer)
@@ -206,20 +208,33 @@ def _start(model: torch.nn.Module, training: Training) -> None:
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
-        raise UserError(f"`start.model`: {source} does not fit {training.model}: {error}; use mode: init") from error
+        raise UserError(
+            f"`start.model`: {source} does not fit {training.model} {training.model_args or ''}; set model and "
+            "model_args to what it was trained as, or use mode: init"
+        ) from error
 
 
 def _continue(trainer: Trainer, source: Path) -> None:
-    """Take over step, optimizer and averages of another training's last checkpoint."""
-    record = stage_record(source)
-    state = Checkpoints(source, record["fingerprint"], keep=1).load_last()
+    """Take over step, optimizer, averages and best weights of another training's last checkpoint."""
+    folder, training = find_weights(source).parent, trainer.training
+    record = read_json(folder / "stage.json") if (folder / "stage.json").exists() else {"fingerprint": ""}
+    checkpoints = Checkpoints(folder, record["fingerprint"], keep=1)
+    state = checkpoints.load_last()
     if state is None:
         raise UserError(f"`start.model`: {source} has no checkpoint to continue; use mode: init")
+    optimizer = record["config"]["training"]["optimizer"]["name"]
+    if optimizer != training.optimizer.name:
+        raise UserError(
+            f"`optimizer.name`: {source} was trained with {optimizer}, whose state {training.optimizer.name} cannot "
+            f"take over; set it to {optimizer}, or use mode: init"
+        )
     trainer.load(state)
-    if trainer.step >= trainer.training.steps:
+    if trainer.step >= training.steps:
         raise UserError(
             f"`start.model`: {source} was trained for {trainer.step} steps already; set steps above that to continue"
         )
+    if trainer.accelerator.is_main_process and trainer.checkpoints.last_path() is None:
+        trainer.checkpoints.save_best(trainer.best[1], checkpoints.load_best())
 
 
 def _batches(job: TrainJob, labeled: Dataset, accelerator: Accelerator) -> Batches:
@@ -250,6 +265,7 @@ def _batches(job: TrainJob, labeled: Dataset, accelerator: Accelerator) -> Batch
         unlabeled,
         targets,
         num_classes=len(labeled.classes),
+        label_smoothing=training.label_smoothing,
         accumulation=training.accumulation,
         rank=accelerator.process_index,
         num_ranks=accelerator.num_processes,
