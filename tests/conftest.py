@@ -1,4 +1,4 @@
-"""What all tests share: one thread a process, a cache of their own, packed digits, and a run small enough to kill often.
+"""What all tests share: one thread a process, their own cache, packed digits, a run small enough to kill often.
 
 The trained stages are made once a session; tests read them and never write into them.
 """

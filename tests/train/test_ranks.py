@@ -1,0 +1,141 @@
+"""Two gloo ranks: the same gradients as one process, and the same exact resume."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import socket
+from functools import partial
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from stages import label_job, outputs, run, start, train_job, wait_for
+
+from pipeline import launch
+from pipeline.config import Config, Training
+from pipeline.errors import EXIT_INTERRUPTED, UserError
+from pipeline.jobs import Job, TrainJob
+from pipeline.launch import run_job
+from pipeline.models.folder import read_state
+from train.tiny import register
+
+
+def in_two(job: Job, tmp_path: Path, name: str) -> Job:
+    runtime = job.runtime.model_copy(update={"processes": 2})  # type: ignore[union-attr]
+    return job.model_copy(update={"runtime": runtime, "out": tmp_path / name})
+
+
+def become_rank(rank: int, port: int) -> None:
+    """What torchrun does."""
+    register()
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
+
+
+def run_ranks(job: Job, kill_at: str = "", signum: int = signal.SIGKILL) -> list[int]:
+    """Run a job in two forked ranks; optionally signal them once metrics.jsonl holds a text. Returns the exit codes."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    processes = [start(job, partial(become_rank, number, port)) for number in range(2)]
+    if kill_at:
+        lines = job.out / "metrics.jsonl"
+        wait_for(lambda: (lines.exists() and kill_at in lines.read_text()) or not processes[0].is_alive())
+        for process in processes:
+            if process.pid and process.is_alive():
+                os.kill(process.pid, signum)
+    for process in processes:
+        process.join()
+    return [process.exitcode or 0 for process in processes]
+
+
+@pytest.fixture
+def job(digits: Config, selection: Path, tmp_path: Path) -> TrainJob:
+    return train_job(digits, tmp_path / "train", selection=selection)
+
+
+@pytest.fixture
+def tiny_job(digits: Config, selection: Path, tmp_path: Path) -> TrainJob:
+    """Without BatchNorm, dropout and stochastic depth."""
+    plain = {"model": "selftrain_tiny", "model_args": {}, "dropout": 0.0, "stochastic_depth": 0.0, "steps": 20}
+    training = Training.model_validate({**digits.student.model_dump(), **plain})
+    return train_job(digits, tmp_path / "one", selection=selection, training=training)
+
+
+def check_close(a: Path, b: Path) -> None:
+    first, second = read_state(a), read_state(b)
+    for name in first:
+        torch.testing.assert_close(first[name], second[name], rtol=1e-5, atol=1e-6)
+
+
+def test_two_ranks_equal_one_process_with_the_whole_batch(tiny_job: TrainJob, tmp_path: Path) -> None:
+    run(tiny_job, register)
+    two = in_two(tiny_job, tmp_path, "two")
+    assert run_ranks(two) == [0, 0]
+    check_close(tiny_job.out, two.out)
+
+
+@pytest.mark.parametrize("accumulation", [2, 4])
+def test_accumulation_equals_the_whole_batch(tiny_job: TrainJob, tmp_path: Path, accumulation: int) -> None:
+    run(tiny_job, register)
+    training = tiny_job.training.model_copy(update={"accumulation": accumulation})
+    check_close(
+        tiny_job.out, run(tiny_job.model_copy(update={"training": training, "out": tmp_path / "micro"}), register)
+    )
+
+
+def test_two_ranks_resume_bit_exact_after_kill_and_sigterm(job: TrainJob, tmp_path: Path) -> None:
+    whole, cut, stopped = (in_two(job, tmp_path, name) for name in ("whole", "cut", "stopped"))
+    assert run_ranks(whole) == [0, 0]
+    assert run_ranks(cut, kill_at='"step": 25') == [-9, -9]
+    assert run_ranks(stopped, kill_at='"step": 15', signum=signal.SIGTERM) == [EXIT_INTERRUPTED] * 2
+    for resumed in (cut, stopped):
+        assert run_ranks(resumed) == [0, 0]
+        assert outputs(resumed.out) == outputs(whole.out)
+
+
+def test_two_ranks_train_with_frozen_layers(job: TrainJob, tmp_path: Path) -> None:
+    training = job.training.model_copy(update={"frozen_layers": 1, "steps": 4, "evaluations": 1})
+    assert run_ranks(in_two(job.model_copy(update={"training": training}), tmp_path, "two")) == [0, 0]
+
+
+def test_a_batch_that_cannot_be_shared_evenly_is_an_error(job: TrainJob) -> None:
+    training = job.training.model_copy(update={"batch_size": 33, "accumulation": 2})
+    with pytest.raises(UserError, match=r"`batch_size` is 33, which 1 processes x 2 micro-steps cannot share evenly"):
+        run(job.model_copy(update={"training": training}))
+
+
+def test_label_rows_are_the_same_for_two_ranks(digits: Config, labels: Path, teacher: Path, tmp_path: Path) -> None:
+    job = in_two(label_job(digits, tmp_path, teacher), tmp_path, "two")
+    assert run_ranks(job) == [0, 0]
+    assert arrows(job.out) == arrows(labels)
+
+
+def arrows(folder: Path) -> dict[str, bytes]:
+    return {name: data for name, data in outputs(folder).items() if name.endswith(".arrow")}
+
+
+def test_two_ranks_under_torchrun_resume_bit_exact_after_kill(
+    job: TrainJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The real command: launcher, torchrun's agent, two ranks; one rank is killed, so all are."""
+    reference, cut = in_two(job, tmp_path, "reference"), in_two(job, tmp_path, "cut")
+    assert run_ranks(reference) == [0, 0]
+    killed: list[int] = []
+
+    def kill_a_rank() -> bool:
+        lines = cut.out / "metrics.jsonl"
+        if not killed and lines.exists() and '"step": 15' in lines.read_text():
+            ranks = [p for p in psutil.Process().children(recursive=True) if "pipeline.child" in p.cmdline()]
+            killed.append(random.Random(0).choice(ranks[1:]).pid)
+            os.kill(killed[0], signal.SIGKILL)
+        return False
+
+    monkeypatch.setattr(launch, "POLL_S", 0.01)
+    with pytest.raises(launch.StageFailed):
+        run_job(cut, stop=kill_a_rank)
+    run_job(cut)
+    assert outputs(cut.out) == outputs(reference.out)

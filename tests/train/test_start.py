@@ -1,0 +1,159 @@
+"""Where a training's weights come from: nothing, another model as it is, its continuation, or its weights."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from stages import kill, outputs, run, start, train_job, wait_for
+
+from pipeline.config import Config, Data, Split, Start, Training
+from pipeline.errors import UserError
+from pipeline.jobs import TrainJob
+from pipeline.models.folder import export_model, read_state
+from pipeline.shards.pack import pack
+
+StartFrom = Callable[..., TrainJob]
+
+
+@pytest.fixture
+def start_from(digits: Config, tmp_path: Path) -> StartFrom:
+    """Makes the job of a teacher that starts from a model."""
+
+    def make(source: Path | str, mode: str, name: str = "train", **changes: object) -> TrainJob:
+        values = {**digits.teacher.model_dump(), "start": Start(model=str(source), mode=mode), **changes}  # type: ignore[arg-type]
+        return train_job(digits, tmp_path / name, training=Training.model_validate(values))
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def two_classes(tmp_path_factory: pytest.TempPathFactory) -> Data:
+    """Other data than digits: two classes of noise."""
+    folder = tmp_path_factory.mktemp("two")
+    splits: tuple[Split, ...] = ("labeled", "val")
+    for number in range(80):
+        path = folder / splits[number // 40] / ("cat", "dog")[number % 2] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.random.default_rng(number).integers(0, 256, (8, 8, 3), np.uint8)).save(path)
+    for split in splits:
+        pack(folder / split, folder / "packed", split=split)
+    return Data(root=folder / "packed")
+
+
+def equal(a: Path, b: Path) -> bool:
+    first, second = read_state(a), read_state(b)
+    return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
+
+
+# ---------------------------------------------------------------------------------------------------------------- use
+
+
+def test_use_takes_a_model_as_it_is(start_from: StartFrom, teacher: Path) -> None:
+    out = run(start_from(teacher, "use", image_size=32, dropout=0.5))  # what belongs to a training plays no part
+    assert equal(out, teacher)
+    assert (out / "evaluation-val.json").read_bytes() == (teacher / "evaluation-val.json").read_bytes()
+    assert (out / "predictions-val.npz").read_bytes() == (teacher / "predictions-val.npz").read_bytes()
+    assert not (out / "checkpoints").exists()
+
+
+def test_use_takes_an_exported_file(start_from: StartFrom, teacher: Path, tmp_path: Path) -> None:
+    export_model(teacher, tmp_path / "digits.safetensors")
+    assert equal(run(start_from(tmp_path / "digits.safetensors", "use")), teacher)
+
+
+@pytest.mark.parametrize("mode", ["use", "continue"])
+def test_use_and_continue_refuse_a_model_of_other_classes(
+    start_from: StartFrom, teacher: Path, two_classes: Data, mode: str
+) -> None:
+    job = start_from(teacher, mode, steps=80).model_copy(update={"data": two_classes})
+    with pytest.raises(UserError, match=r"`start\.model`: .* knows other classes than the data \(0, 1, .*mode: init"):
+        run(job)
+
+
+@pytest.mark.parametrize("mode", ["use", "continue", "init"])
+def test_a_missing_model_is_named(start_from: StartFrom, mode: str) -> None:
+    with pytest.raises(UserError, match="no model at nowhere/best"):
+        run(start_from("nowhere/best", mode))
+
+
+def test_a_broken_model_is_named(start_from: StartFrom, teacher: Path, tmp_path: Path) -> None:
+    export_model(teacher, tmp_path / "cut.safetensors")
+    data = (tmp_path / "cut.safetensors").read_bytes()
+    (tmp_path / "cut.safetensors").write_bytes(data[: len(data) // 2])
+    with pytest.raises(UserError, match=r"cut\.safetensors is not a readable safetensors file"):
+        run(start_from(tmp_path / "cut.safetensors", "init"))
+
+
+# --------------------------------------------------------------------------------------------------------------- init
+
+
+def test_init_begins_at_the_weights_and_counts_steps_anew(start_from: StartFrom, teacher: Path) -> None:
+    frozen = {"optimizer": {"lr": 1e-12, "weight_decay": 0.0}, "steps": 3, "evaluations": 1}
+    out = run(start_from(teacher, "init", **frozen))
+    trained, original = read_state(out), read_state(teacher)
+    assert all(torch.allclose(trained[k], original[k], atol=1e-6) for k in original if k.endswith("weight"))
+    record = json.loads((out / "stage.json").read_text())
+    assert record["outputs"]["steps"] == 3
+    assert record["inputs"]["start"] == json.loads((teacher / "stage.json").read_text())["outputs"]["model_sha256"]
+
+
+def test_init_replaces_a_head_of_other_classes(start_from: StartFrom, teacher: Path, two_classes: Data) -> None:
+    job = start_from(teacher, "init", steps=2, evaluations=1, batch_size=8)
+    out = run(job.model_copy(update={"data": two_classes}))
+    assert read_state(out)["fc.weight"].shape == (2, 64)
+
+
+def test_init_of_which_no_tensor_fits_is_an_error(start_from: StartFrom, teacher: Path) -> None:
+    with pytest.raises(UserError, match=r"`start\.model`: no tensor of .* has the name and shape of one of ResNet9"):
+        run(start_from(teacher, "init", model="resnet9", model_args={"width": 8}))
+
+
+# ----------------------------------------------------------------------------------------------------------- continue
+
+
+def test_continue_goes_on_to_more_steps_and_is_deterministic(start_from: StartFrom, teacher: Path) -> None:
+    first = run(start_from(teacher, "continue", "a", steps=80))
+    logged = [json.loads(line)["step"] for line in (first / "metrics.jsonl").read_text().splitlines()]
+    assert min(logged) == 45
+    assert max(logged) == 80
+    assert json.loads((first / "stage.json").read_text())["outputs"]["steps"] == 80
+    top1 = [json.loads((folder / "evaluation-val.json").read_text())["top1"] for folder in (teacher, first)]
+    assert top1[1] > top1[0]
+    cut = start_from(teacher, "continue", "b", steps=80)
+    process = start(cut)
+    lines = cut.out / "metrics.jsonl"
+    wait_for(lambda: (lines.exists() and '"step": 55,' in lines.read_text()) or not process.is_alive())
+    kill(process, random.Random(0).uniform(0, 0.1))
+    assert outputs(run(cut)) == outputs(first)
+
+
+def test_continue_keeps_the_best_weights_of_before(start_from: StartFrom, teacher: Path) -> None:
+    worse = {"steps": 50, "evaluations": 1, "keep": "best", "optimizer": {"lr": 50.0}}
+    out = run(start_from(teacher, "continue", **worse))
+    assert json.loads((out / "stage.json").read_text())["outputs"]["best_step"] == 40
+    assert equal(out, teacher)
+
+
+def test_continue_refuses_what_is_trained_already(start_from: StartFrom, teacher: Path) -> None:
+    with pytest.raises(UserError, match=r"was trained for 40 steps already; set steps above that"):
+        run(start_from(teacher, "continue", steps=40))
+
+
+def test_continue_refuses_what_has_no_checkpoint(start_from: StartFrom, teacher: Path, tmp_path: Path) -> None:
+    export_model(teacher, tmp_path / "digits.safetensors")
+    with pytest.raises(UserError, match="has no checkpoint to continue; use mode: init"):
+        run(start_from(tmp_path / "digits.safetensors", "continue", steps=80))
+
+
+def test_continue_refuses_another_architecture_or_optimizer(start_from: StartFrom, teacher: Path) -> None:
+    with pytest.raises(UserError, match=r"does not fit wide_resnet16_2 .*use mode: init"):
+        run(start_from(teacher, "continue", "a", steps=80, model="wide_resnet16_2"))
+    with pytest.raises(UserError, match=r"`optimizer\.name`: .* was trained with sgd.*lamb cannot take over"):
+        run(start_from(teacher, "continue", "b", steps=80, optimizer={"name": "lamb"}))
