@@ -19,6 +19,7 @@ from prefect.artifacts import (
     create_table_artifact,
     update_progress_artifact,
 )
+from prefect.settings import PREFECT_API_REQUEST_TIMEOUT, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
 from pipeline.progress import Progress
 
@@ -111,9 +112,11 @@ def image(title: str, png: bytes) -> str:
 
 @contextlib.contextmanager
 def never_fatal(what: str) -> Iterator[None]:
-    """Turn any error of the block into a warning."""
+    """Turn any error of the block into a warning. The server gets one chance: a stage's stop must not wait for it."""
+    impatient = {PREFECT_CLIENT_MAX_RETRIES: 0, PREFECT_API_REQUEST_TIMEOUT: 10.0}
     try:
-        yield
+        with temporary_settings(impatient):
+            yield
     except Exception as error:  # days of training outweigh whatever may be wrong with a display
         _logger.warning("cannot %s in Prefect (%s: %s); the run goes on", what, type(error).__name__, error)
 

@@ -22,6 +22,7 @@ EMBEDDED = {
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
     "PREFECT_SERVER_LOGGING_LEVEL": "WARNING",
     "PREFECT_RESULTS_PERSIST_BY_DEFAULT": "false",
+    "PREFECT_CLIENT_MAX_RETRIES": "2",  # seconds, not minutes: on this machine a dead server stays dead
 }
 
 

@@ -81,6 +81,7 @@ def run_watched(config: Config, run_dir: Path, accept_environment: bool = False)
     if "PREFECT_LOGGING_LEVEL" not in os.environ:
         for name in ("prefect.flow_runs", "prefect.task_runs"):  # they go to the server; whoever called us tells people
             logging.getLogger(name).propagate = False
+        logging.getLogger("EventsWorker").setLevel(logging.ERROR)  # it counts the events left to send at exit
     try:
         return self_train(config, run_dir, accept_environment)
     except httpx.HTTPError as error:

@@ -1,0 +1,146 @@
+"""Guards of the pins: a fresh Prefect 3.8.8 does not start with FastAPI 0.151+, nor schedule with SQLAlchemy 2.1+.
+
+A real `prefect server start`, as people run it: a cron deployment gets its runs, and the flow runs there.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import fake_run
+import pytest
+
+ROOT = Path(__file__).parents[2]
+POSTGRES = Path("/usr/lib/postgresql/15/bin")
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
+
+
+def call(url: str, body: Any = None) -> Any:
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=30) as response:
+        return json.loads(response.read())
+
+
+def wait_for(what: str, condition: Any, timeout_s: float) -> Any:
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        try:
+            if value := condition():
+                return value
+        except (urllib.error.URLError, OSError):
+            pass
+        time.sleep(0.3)
+    raise AssertionError(f"timed out waiting for {what}")
+
+
+@contextmanager
+def prefect_server(home: Path, **variables: str) -> Iterator[dict[str, str]]:
+    """`prefect server start` on a free port; yields the environment of its clients."""
+    port = free_port()
+    url = f"http://127.0.0.1:{port}/api"
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+    environment = {
+        **clean,
+        "PYTHONPATH": str(ROOT),
+        "PREFECT_HOME": str(home),
+        "PREFECT_API_URL": url,
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "1",
+        "DO_NOT_TRACK": "1",
+        **variables,
+    }
+    home.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+    with open(home / "server.log", "wb") as log:
+        server = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+    try:
+        wait_for("the server", lambda: server.poll() is None and call(f"{url}/health"), 120)
+        yield environment
+    finally:
+        os.killpg(server.pid, signal.SIGTERM)
+        try:
+            server.wait(15)
+        except subprocess.TimeoutExpired:
+            os.killpg(server.pid, signal.SIGKILL)
+            server.wait()
+
+
+DEPLOY = """
+    from flows.rounds import self_train
+    from prefect.deployments.runner import EntrypointType
+    how = {"cron": "0 3 * * 0", "parameters": {"config": {}, "run_dir": "run"}}
+    self_train.to_deployment("weekly", entrypoint_type=EntrypointType.MODULE_PATH, **how).apply()
+"""
+
+
+def check(environment: dict[str, str], folder: Path) -> None:
+    """A cron deployment is scheduled, and `selftrain run` shows up as a completed flow run."""
+    url = environment["PREFECT_API_URL"]
+    script = textwrap.dedent(DEPLOY)
+    subprocess.run([sys.executable, "-c", script], env=environment, check=True, capture_output=True, timeout=120)
+    scheduled = {"flow_runs": {"state": {"type": {"any_": ["SCHEDULED"]}}}}
+    runs = wait_for("SCHEDULED runs", lambda: call(f"{url}/flow_runs/filter", scheduled), 90)
+    assert all(run["parameters"]["run_dir"] == "run" for run in runs)
+
+    (folder / "birds.yaml").write_text("seed: 1\n")
+    command = [sys.executable, fake_run.__file__, "0", "run", "birds.yaml"]
+    done = subprocess.run(
+        command, env=environment, cwd=folder, capture_output=True, text=True, check=False, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert "final model 75.00%" in done.stdout
+    assert not (folder / "runs/birds/prefect").exists()  # no embedded server beside the user's
+    completed = {"flow_runs": {"state": {"type": {"any_": ["COMPLETED"]}}}}
+    (run,) = call(f"{url}/flow_runs/filter", completed)
+    assert run["parameters"]["config"]["seed"] == 1
+    assert {a["key"] for a in call(f"{url}/artifacts/latest/filter", {})} >= {"leaderboard", "round-report"}
+
+
+def test_a_fresh_server_schedules_and_runs_the_flow(tmp_path: Path) -> None:
+    with prefect_server(tmp_path / "home") as environment:
+        check(environment, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (POSTGRES / "initdb").exists(), reason="Debian's postgresql 15 is not installed")
+@pytest.mark.skipif(os.geteuid() == 0 and shutil.which("setpriv") is None, reason="needs setpriv to leave root")
+def test_the_same_on_postgresql(tmp_path_factory: pytest.TempPathFactory) -> None:
+    folder = tmp_path_factory.mktemp("postgres")
+    unprivileged: list[str] = []
+    if os.geteuid() == 0:  # PostgreSQL refuses to run as root
+        unprivileged = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
+    data = Path(subprocess.check_output([*unprivileged, "mktemp", "-d", "/tmp/selftrain-pg-XXXXXX"], text=True).strip())
+    port = free_port()
+    options = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={data}"
+    pg_ctl = [*unprivileged, str(POSTGRES / "pg_ctl"), "-D", str(data / "db")]
+    initdb = [*unprivileged, str(POSTGRES / "initdb"), "-D", str(data / "db"), "-U", "prefect", "-A", "trust"]
+    subprocess.run(initdb, check=True, capture_output=True)
+    subprocess.run(
+        [*pg_ctl, "-w", "-o", options, "-l", str(data / "log"), "start"], check=True, stdout=subprocess.DEVNULL
+    )
+    try:
+        url = f"postgresql+asyncpg://prefect@127.0.0.1:{port}/postgres"
+        with prefect_server(folder / "home", PREFECT_SERVER_DATABASE_CONNECTION_URL=url) as environment:
+            check(environment, folder)
+    finally:
+        subprocess.run([*pg_ctl, "-m", "fast", "-w", "stop"], check=True, capture_output=True)
+        shutil.rmtree(data)

@@ -1,0 +1,165 @@
+"""`selftrain run` as people type it: real processes, real signals, the embedded server; only the stages are fake."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import fake_run
+import psutil
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SERVER = "flows.server"
+
+
+def start(
+    folder: Path, seconds: float, *options: str, environment: dict[str, str] | None = None
+) -> subprocess.Popen[str]:
+    """Type `selftrain run` in a terminal of its own."""
+    config = folder / "birds.yaml"
+    config.write_text("seed: 1\n")
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+    return subprocess.Popen(
+        [sys.executable, fake_run.__file__, str(seconds), "run", str(config), *options],
+        cwd=folder,
+        env={**clean, "PYTHONPATH": str(ROOT), "COLUMNS": "120", **(environment or {})},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def finish(process: subprocess.Popen[str], timeout_s: float = 200) -> tuple[int, str, str]:
+    out, err = process.communicate(timeout=timeout_s)
+    return process.returncode, out, err
+
+
+def wait_for(condition: Callable[[], object], timeout_s: float = 200) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "timed out"
+        time.sleep(0.05)
+
+
+def family(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    return psutil.Process(process.pid).children(recursive=True)
+
+
+def servers(processes: list[psutil.Process]) -> list[psutil.Process]:
+    found = []
+    for process in processes:
+        with contextlib.suppress(psutil.Error):
+            found += [process] if SERVER in process.cmdline() else []
+    return found
+
+
+def assert_gone(processes: list[psutil.Process]) -> None:
+    assert processes
+    _, alive = psutil.wait_procs(processes, timeout=10)
+    assert alive == []
+
+
+def test_it_ends_with_the_table_and_the_report_and_is_quiet(tmp_path: Path) -> None:
+    process = start(tmp_path, 0.0)
+    code, out, err = finish(process)
+    assert code == 0, err
+    assert "80.00%" in out
+    assert "70.00-90.00%" in out
+    assert "final model 75.00%" in out
+    assert "Report: runs/birds/report.html" in out  # the default run folder
+    assert err.splitlines() == ["label (round 0)", "label (round 1)"]
+    assert (tmp_path / "runs/birds/prefect/prefect.db").exists()
+    assert (tmp_path / "runs/birds/prefect/server.log").read_text() == ""
+
+
+def test_ctrl_c_saves_exits_75_and_the_same_command_goes_on(tmp_path: Path) -> None:
+    process = start(tmp_path, 60.0)
+    wait_for((tmp_path / "runs/birds/label-0/began").exists)
+    everything = family(process)
+    assert len(servers(everything)) == 1
+    os.killpg(process.pid, signal.SIGINT)  # what a terminal does
+    code, _, err = finish(process, 60)
+    assert code == 75, err
+    assert "Type the same command to go on" in err
+    assert "Traceback" not in err
+    assert (tmp_path / "runs/birds/label-0/saved").exists()
+    assert_gone(everything)
+    code, out, err = finish(start(tmp_path, 0.0, "--no-prefect"))
+    assert code == 0, err
+    assert "final model 75.00%" in out
+
+
+def test_sigkill_leaves_no_stage_and_no_server(tmp_path: Path) -> None:
+    process = start(tmp_path, 60.0)
+    wait_for((tmp_path / "runs/birds/label-0/began").exists)
+    everything = family(process)
+    assert len(everything) >= 2
+    process.kill()
+    process.communicate()
+    assert_gone(everything)
+
+
+def test_the_run_goes_on_when_the_server_is_killed(tmp_path: Path) -> None:
+    process = start(tmp_path, 3.0)
+    wait_for((tmp_path / "runs/birds/label-0/began").exists)
+    (server,) = servers(family(process))
+    server.kill()
+    code, out, err = finish(process)
+    assert code == 0, err
+    assert "final model 75.00%" in out
+    assert "warning: Prefect's server is gone" in err
+
+
+def test_bad_input_prints_the_message_only_and_exits_2(tmp_path: Path) -> None:
+    code, out, err = finish(start(tmp_path, 0.0, "--set", "seed=13"))
+    assert code == 2
+    assert out == ""
+    assert err.splitlines() == ["error: data.root: nothing there; pack first"]
+
+
+def test_a_missing_config_exits_2_before_anything_starts(tmp_path: Path) -> None:
+    code, _, err = finish(start(tmp_path, 0.0, "--set", "student.stpes=3"))
+    assert code == 2
+    assert "did you mean `steps`?" in err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_terminated_run_without_prefect_exits_75(tmp_path: Path) -> None:
+    process = start(tmp_path, 60.0, "--no-prefect", "--run-dir", "elsewhere")
+    wait_for((tmp_path / "elsewhere/label-0/began").exists)
+    process.terminate()
+    code, _, err = finish(process, 60)
+    assert code == 75, err
+    assert (tmp_path / "elsewhere/label-0/saved").exists()
+
+
+@pytest.mark.parametrize("variable", ["PREFECT_API_URL", "PREFECT_PROFILE"])
+def test_a_prefect_of_the_user_is_left_as_it_is(variable: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from flows import env
+
+    environment = {variable: "theirs"}
+    monkeypatch.setattr(env.os, "environ", environment)
+    assert env.prepare(tmp_path) is False
+    assert environment == {variable: "theirs", **env.TERMINAL}
+
+
+def test_the_embedded_server_lives_in_the_run_folder_and_settings_of_the_user_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from flows import env
+
+    environment = {"PREFECT_LOGGING_LEVEL": "DEBUG", "DO_NOT_TRACK": "0", "no_proxy": "intranet"}
+    monkeypatch.setattr(env.os, "environ", environment)
+    assert env.prepare(tmp_path) is True
+    assert environment["PREFECT_HOME"] == str(tmp_path / "prefect")
+    assert environment["DO_NOT_TRACK"] == "0"
+    assert environment["no_proxy"] == "intranet,127.0.0.1"
+    assert not set(env.TERMINAL) & set(environment)
