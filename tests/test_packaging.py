@@ -1,0 +1,88 @@
+"""What a fresh machine installs, and what the Makefile does to it."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import tomllib
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+import pipeline
+from pipeline.config import load_config
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+def constraints() -> dict[str, str]:
+    lines = [line.partition("#")[0].strip() for line in (ROOT / "constraints.txt").read_text().splitlines()]
+    return dict(line.lower().split("==") for line in lines if line)
+
+
+def requirements() -> dict[str, Requirement]:
+    texts = [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["dev"]]
+    return {requirement.name.lower(): requirement for requirement in map(Requirement, texts)}
+
+
+def test_every_requirement_is_pinned_to_a_version_that_it_accepts() -> None:
+    pins = constraints()
+    wrong = {name: pins.get(name) for name, r in requirements().items() if pins.get(name, "") not in r.specifier}
+    assert wrong == {}
+
+
+def test_torch_and_torchvision_are_pinned_as_one_pair() -> None:
+    pins = constraints()
+    torch, torchvision = (list(map(int, pins[name].split("."))) for name in ("torch", "torchvision"))
+    assert torchvision[1] == torch[1] + 15  # 2.13 goes with 0.28, and so on since 2.0 and 0.15
+
+
+def test_prefect_is_kept_from_the_versions_that_break_it() -> None:
+    assert "0.151" not in requirements()["fastapi"].specifier
+    assert "2.1.0" not in requirements()["sqlalchemy"].specifier
+
+
+def test_the_console_script_exists() -> None:
+    module, _, name = PROJECT["scripts"]["selftrain"].partition(":")
+    assert callable(getattr(import_module(module), name))
+
+
+def test_the_version_is_said_once() -> None:
+    assert PROJECT["version"] == pipeline.__version__
+
+
+def test_the_licence_is_there_in_full() -> None:
+    text = (ROOT / "LICENSE").read_text()
+    assert PROJECT["license"] == "Apache-2.0"
+    assert "Version 2.0, January 2004" in text
+    assert "END OF TERMS AND CONDITIONS" in text
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.name)
+def test_every_config_parses_and_begins_with_what_it_is(path: Path) -> None:
+    assert path.read_text().startswith("# ")
+    load_config(path)
+
+
+def test_make_clean_leaves_data_and_runs_alone(tmp_path: Path) -> None:
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    kept = ["shards/birds/labeled-000000.tar", "runs/demo/result.json", "birds.yaml", "pipeline/mine.py"]
+    gone = [".venv/installed", ".pytest_cache/x", "pipeline/__pycache__/mine.pyc", "selftrain.egg-info/PKG-INFO"]
+    for name in kept + gone:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("x")
+    for folder in ("flows", "tests", "benchmarks"):
+        (tmp_path / folder).mkdir()
+    subprocess.run(["make", "clean"], cwd=tmp_path, check=True, capture_output=True)
+    left = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
+    assert left == {*kept, "Makefile"}
+
+
+def test_the_targets_that_the_readme_names_exist() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
+    named = set(re.findall(r"\bmake ([a-z-]+)", (ROOT / "README.md").read_text()))
+    assert named - targets == set()

@@ -1,0 +1,95 @@
+"""The documents say what holds: their commands run, their options and files exist."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from shards.conftest import class_files, write_files
+from typer.core import TyperGroup
+from typer.main import get_command
+
+from flows.cli import app
+from pipeline.config import Config, load_config
+
+ROOT = Path(__file__).parents[1]
+DOCUMENTS = sorted(
+    [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "shards/README.md", *(ROOT / "docs").glob("*.md")]
+)
+RUNNABLE = re.compile(r"<!-- runnable -->\n```sh\n(.*?)```", re.S)
+
+
+def documents() -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+
+
+def commands(text: str) -> list[list[str]]:
+    """Every `selftrain VERB ...` of code blocks, as words."""
+    blocks = re.findall(r"```sh\n(.*?)```", text, re.S) + re.findall(r"^    (selftrain .*)$", text, re.M)
+    lines = [line.strip() for block in blocks for line in block.splitlines()]
+    return [shlex.split(line, comments=True) for line in lines if line.startswith("selftrain ")]
+
+
+@documents()
+def test_every_command_names_a_verb_and_options_that_exist(path: Path) -> None:
+    group = get_command(app)
+    assert isinstance(group, TyperGroup)
+    for words in commands(path.read_text()):
+        verb = group.commands[words[1]]
+        options = {name for parameter in verb.params for name in parameter.opts}
+        assert {word for word in words if word.startswith("--")} <= options, words
+
+
+@documents()
+def test_every_link_leads_to_a_file(path: Path) -> None:
+    links = re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", path.read_text())
+    absent = [link for link in links if "://" not in link and not (path.parent / link).exists()]
+    assert absent == []
+
+
+@documents()
+def test_every_file_of_ours_that_is_named_exists(path: Path) -> None:
+    named = re.findall(r"(?<![\w/])((?:pipeline|flows|configs|docs|benchmarks)/[\w/.-]*\w)", path.read_text())
+    absent = [name for name in named if not (ROOT / name).exists()]
+    assert absent == []
+
+
+@documents()
+def test_every_config_key_that_is_named_exists(path: Path) -> None:
+    config = Config()
+    for key in re.findall(r"`([a-z]+\.[a-z_.]+)(?:: [^`]*)?`", path.read_text()):
+        section, _, rest = key.partition(".")
+        if section in Config.model_fields and section != "finetune" and rest not in ("jsonl", "json", "yaml"):
+            value = getattr(config, section)
+            for part in rest.split("."):
+                assert part in type(value).model_fields, f"{path.name} names {key}"
+                value = getattr(value, part)
+
+
+def test_the_readme_has_a_row_for_every_verb() -> None:
+    group = get_command(app)
+    assert isinstance(group, TyperGroup)
+    rows = set(re.findall(r"^\| `selftrain (\w+)", (ROOT / "README.md").read_text(), re.M))
+    assert rows == set(group.commands)
+
+
+def test_the_runnable_commands_of_the_readme_run(tmp_path: Path) -> None:
+    """On made-up images in the folders that it names; `selftrain` is this checkout's."""
+    write_files(tmp_path / "photos", class_files(200))
+    write_files(tmp_path / "labeled", class_files(3, "cat dog", first=10_000))
+    write_files(tmp_path / "crawl", class_files(5, "x y", first=20_000))
+    write_files(tmp_path / "val", class_files(3, "cat dog", first=30_000))
+    write_files(tmp_path / "test", class_files(3, "cat dog", first=40_000))
+    blocks = RUNNABLE.findall((ROOT / "README.md").read_text())
+    assert len(blocks) == 2
+    script = f'set -eu\nselftrain() {{ "{sys.executable}" -m flows.cli "$@"; }}\n' + "\n".join(blocks)
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(["bash", "-c", script], cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    config = load_config(tmp_path / "birds.yaml")
+    assert config.data.root == Path("shards/birds")
