@@ -1,0 +1,138 @@
+"""SIGKILL at random moments of a whole run, until it is done: every output equals that of a run never killed."""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from stages import kill, outputs, run, start
+
+import pipeline.loop
+from pipeline.config import Config, dump_yaml
+from pipeline.jobs import Job
+from pipeline.loop import run_loop
+
+ROOT = Path(pipeline.loop.__file__).parent.parent
+
+
+class Killed(Exception):
+    """The stage's child was killed, so the run ends as if its parent had been killed too."""
+
+
+@pytest.fixture(scope="module")
+def small(digits: Config) -> Config:
+    """A teacher, a student and a control of 24 steps."""
+    training = {"steps": 24, "evaluations": 2, "warmup_steps": 3}
+    return digits.model_copy(
+        update={
+            "teacher": digits.teacher.model_copy(update=training),
+            "student": digits.student.model_copy(update={**training, "accumulation": 2}),
+            "runtime": digits.runtime.model_copy(update={"checkpoint_every": 5}),
+        }
+    )
+
+
+@dataclass(frozen=True)
+class Whole:
+    """A run that was never killed, and how long its stages took by kind."""
+
+    folder: Path
+    seconds: dict[str, float]
+
+
+def run_whole(config: Config, folder: Path, run_stage: Callable[[Job], Any]) -> None:
+    run_loop(config, folder, run_stage=lambda job, lock: run_stage(job))
+
+
+@pytest.fixture(scope="module")
+def never_killed(small: Config, tmp_path_factory: pytest.TempPathFactory) -> Whole:
+    whole = Whole(tmp_path_factory.mktemp("runs") / "whole", {})
+
+    def timed(job: Job) -> None:
+        began = time.monotonic()
+        run(job)
+        whole.seconds[job.kind] = time.monotonic() - began
+
+    run_whole(small, whole.folder, timed)
+    return whole
+
+
+def check_kills(config: Config, reference: Whole, folder: Path, kills_a_stage: int, seed: int) -> int:
+    """Kill every stage at random moments, each time with a new run_loop to go on; returns the number of kills."""
+    draws = random.Random(seed)
+    tries: Counter[Path] = Counter()
+    killed: list[str] = []
+
+    def run_stage(job: Job) -> None:
+        tries[job.out] += 1
+        if tries[job.out] > kills_a_stage:
+            run(job)
+        elif kill(start(job), draws.uniform(0.0, reference.seconds[job.kind])):
+            killed.append(job.kind)
+            raise Killed
+
+    while True:
+        try:
+            run_whole(config, folder, run_stage)
+            break
+        except Killed:
+            continue
+    assert outputs(folder) == outputs(reference.folder)
+    return len(killed)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_run_killed_at_random_ends_with_the_same_bytes(
+    small: Config, never_killed: Whole, tmp_path: Path, seed: int
+) -> None:
+    assert check_kills(small, never_killed, tmp_path / "run", 2, seed) >= 5  # of 12 tries: some stages end in time
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_a_run_killed_a_hundred_times_ends_with_the_same_bytes(
+    small: Config, never_killed: Whole, tmp_path: Path
+) -> None:
+    num_kills, seed = 0, 10
+    while num_kills < 100:
+        num_kills += check_kills(small, never_killed, tmp_path / f"run{seed}", 5, seed)
+        seed += 1
+
+
+def test_the_command_killed_with_all_its_processes_or_alone_ends_with_the_same_bytes(
+    small: Config, never_killed: Whole, tmp_path: Path
+) -> None:
+    """`selftrain run --no-prefect`. The children of a killed parent die; the next command waits for their lock."""
+    config, folder = tmp_path / "small.yaml", tmp_path / "run"
+    config.write_text(dump_yaml(small))
+    command = [sys.executable, "-m", "flows.cli", "run", str(config), "--run-dir", str(folder), "--no-prefect"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+
+    def begin() -> subprocess.Popen[bytes]:
+        with open(tmp_path / "log", "ab") as log:
+            return subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+
+    for pattern, with_children in (("rounds/0/train-*/metrics.jsonl", True), ("rounds/1/train-*/metrics.jsonl", False)):
+        process = begin()
+        while process.poll() is None and not list(folder.glob(pattern)):
+            time.sleep(0.01)
+        children = psutil.Process(process.pid).children(recursive=True)
+        for victim in [*(children if with_children else []), process]:
+            victim.kill()
+        assert process.wait() == -9, (tmp_path / "log").read_text()
+        psutil.wait_procs(children, timeout=30)
+        assert not any(child.is_running() for child in children)
+    assert begin().wait() == 0, (tmp_path / "log").read_text()
+    found = outputs(folder)
+    assert found.pop("report.html")
+    assert found == outputs(never_killed.folder)
