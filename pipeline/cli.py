@@ -229,7 +229,11 @@ def evaluate(
     from pipeline.evaluate.any_data import evaluate_on
     from pipeline.runtime import resolve
 
-    metrics = evaluate_on(model, data, _as_split(split) or "test", Evaluate(), resolve(Runtime()))
+    how, runtime = Evaluate(), Runtime()
+    if (model / "config.yaml").exists():  # a run is measured the way it measured itself
+        config = load_config(model / "config.yaml")
+        how, runtime = config.evaluate, Runtime(precision=config.runtime.precision)
+    metrics = evaluate_on(model, data, _as_split(split) or "test", how, resolve(runtime))
     if as_json:
         print(json.dumps(metrics.to_json()))
         return
