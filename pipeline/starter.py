@@ -71,14 +71,15 @@ def recipe(side: int, device: str) -> Recipe:
             ratio=4,
             teacher_steps=(1000, 3000),
             student_steps=(1500, 4000),
-            lr=0.2,
+            lr=0.4,
             weak=f"{{crop: pad, padding: {side // 8}, flip: true}}",
-            strong=f"{{num_ops: 2, magnitude: 6, cutout: {side // 2}}}",
+            strong=f"{{num_ops: 2, magnitude: 5, cutout: {side // 2}}}",
+            weight_decay="0.0007",
         )
         if device == "cpu":
             return small
         more = replace(small, teacher_steps=(4000, 20_000), student_steps=(10_000, 60_000))
-        return replace(more, model="wide_resnet28_2", batch_size=128, ratio=5, lr=0.1)
+        return replace(more, model="wide_resnet28_2", batch_size=128, ratio=5, lr=0.1, weight_decay="0.0005")
     large = Recipe(
         model="resnet18",
         image_size=min(side, 96),
