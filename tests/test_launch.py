@@ -65,7 +65,7 @@ def parent(folder: Path, child_code: str, *, grace_s: float = 10.0) -> subproces
     return subprocess.Popen(script(folder, code, "parent.py"), env=environment, start_new_session=True)
 
 
-def wait_for(condition: Callable[[], object], timeout_s: float = 30.0) -> None:
+def wait_for(condition: Callable[[], object], timeout_s: float = 120.0) -> None:
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline, "timed out"
@@ -176,7 +176,7 @@ def test_sigterm_to_the_parent_lets_the_child_save_and_exits_75(tmp_path: Path) 
     process = parent(tmp_path, SAVES_ON_SIGTERM)
     wait_for((tmp_path / "ready").exists)
     process.terminate()
-    assert process.wait(timeout=20) == 75
+    assert process.wait(timeout=60) == 75
     assert (tmp_path / "saved").exists()
     assert running(tmp_path) == []
 
@@ -185,7 +185,7 @@ def test_ctrl_c_in_the_terminal_lets_the_child_save_and_exits_75(tmp_path: Path)
     process = parent(tmp_path, SAVES_ON_SIGTERM)
     wait_for((tmp_path / "ready").exists)
     os.killpg(process.pid, signal.SIGINT)  # what a terminal does
-    assert process.wait(timeout=20) == 75
+    assert process.wait(timeout=60) == 75
     assert (tmp_path / "saved").exists()
     assert running(tmp_path) == []
 
@@ -202,7 +202,7 @@ def test_sigkill_of_the_parent_ends_the_child(tmp_path: Path) -> None:
     wait_for((tmp_path / "ready").exists)
     process.kill()
     process.wait()
-    wait_for(lambda: not running(tmp_path), timeout_s=5)
+    wait_for(lambda: not running(tmp_path), timeout_s=30)
 
 
 def test_a_parent_killed_before_the_child_began_ends_the_child(tmp_path: Path) -> None:
@@ -218,8 +218,8 @@ def test_a_child_that_ignores_sigterm_is_killed_after_the_grace_with_its_descend
     wait_for((tmp_path / "ready").exists)
     began = time.monotonic()
     process.terminate()
-    assert process.wait(timeout=20) == 75
-    assert 1.0 <= time.monotonic() - began < 8.0
+    assert process.wait(timeout=60) == 75
+    assert 1.0 <= time.monotonic() - began < 50.0  # the stage would take 60
     assert running(tmp_path) == []
     assert not psutil.pid_exists(int((tmp_path / "grandchild").read_text()))
 
@@ -236,7 +236,7 @@ def test_stop_is_polled_and_works_in_a_thread(tmp_path: Path) -> None:
 
     thread = threading.Thread(target=run)
     thread.start()
-    thread.join(timeout=30)
+    thread.join(timeout=120)
     assert [type(error) for error in outcome] == [Interrupted]
     assert (tmp_path / "saved").exists()
 
@@ -328,7 +328,7 @@ RANK_HEAD = """
     die_with_parent(signal.SIGKILL)
     import torch
     import torch.distributed as dist
-    dist.init_process_group("gloo", timeout=datetime.timedelta(seconds=30))
+    dist.init_process_group("gloo", timeout=datetime.timedelta(seconds=120))
     rank = dist.get_rank()
 """
 
@@ -408,4 +408,4 @@ def test_sigkill_of_torchruns_agent_leaves_no_rank(tmp_path: Path) -> None:
 
     with pytest.raises(RuntimeError, match="killed by SIGKILL"):
         run_child(ranks(tmp_path, RANKS_THAT_SAVE), tmp_path, title="train", stop=kill_agent)
-    wait_for(lambda: not running(tmp_path), timeout_s=5)
+    wait_for(lambda: not running(tmp_path), timeout_s=30)
