@@ -225,3 +225,5 @@ def test_what_init_prints_runs_without_edits(tmp_path: Path) -> None:
     result = json.loads((tmp_path / "runs/digits/result.json").read_text())
     assert result["final"]["test_top1"] > 0.5
     assert (tmp_path / "runs/digits/report.html").exists()
+    again = json.loads(selftrain("evaluate", tmp_path / "runs/digits", tmp_path / "digits", "--json"))
+    assert again["top1"] == result["final"]["test_top1"]  # a run is measured the way it measured itself
