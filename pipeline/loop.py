@@ -41,7 +41,7 @@ class RoundReport:
 
     def to_json(self, run_dir: Path) -> dict[str, Any]:
         """As an entry of result.json's `rounds`, with paths relative to the run folder."""
-        entry = asdict(self)
+        entry = {**asdict(self), "interval": list(self.interval)}
         for name in ("train", "label", "select"):
             path: Path | None = entry.pop(name)
             entry[f"{name}_dir"] = str(path.relative_to(run_dir)) if path else None
@@ -57,6 +57,8 @@ class Run:
     run_stage: RunStage
     lock_fd: int
     accept_environment: bool
+    data: str
+    """Digest of the images and labels of all splits."""
 
     def stage(self, job: Job, inputs: tuple[dict[str, Any], dict[str, str]], parent: str) -> Path:
         """Run a job in RUN/parent/KIND-FP8, or reuse it if it is there, finished."""
@@ -154,9 +156,13 @@ def run_loop(
     """
     run_dir = run_dir.resolve()
     with run_lock(run_dir) as lock_fd:
-        config = _resolve(config, run_dir)
-        _check_data(config)
-        run = Run(config, run_dir, run_stage, lock_fd, accept_environment)
+        earlier = load_config(run_dir / "config.yaml") if (run_dir / "config.yaml").exists() else None
+        config = _resolve(config, earlier)
+        data = _check_data(config)
+        if earlier is not None:
+            _set_aside(run_dir, earlier, config, data)
+        write_bytes(run_dir / "config.yaml", dump_yaml(config).encode())
+        run = Run(config, run_dir, run_stage, lock_fd, accept_environment, data)
         rounds, best = _rounds(run, on_round or (lambda report: None))
         result = _result(run, rounds, best, tests={}, control=None)
         write_json(run_dir / "result.json", result)  # every choice is fixed and written before test is read
@@ -281,6 +287,7 @@ def _result(
 
     return {
         "schema": 1,
+        "data": run.data,
         "rounds": [r.to_json(run.folder) for r in rounds],
         "final": {
             "round": best.round,
@@ -295,11 +302,9 @@ def _result(
     }
 
 
-def _resolve(config: Config, run_dir: Path) -> Config:
+def _resolve(config: Config, earlier: Config | None) -> Config:
     """Fix what the config leaves to the machine. A run that exists keeps what it fixed when it was made."""
-    path = run_dir / "config.yaml"
     runtime = config.runtime
-    earlier = load_config(path) if path.exists() else None
     if earlier is not None:
         kept = {
             name: getattr(earlier.runtime, name)
@@ -307,11 +312,7 @@ def _resolve(config: Config, run_dir: Path) -> Config:
             if getattr(runtime, name) == unset
         }
         runtime = runtime.model_copy(update=kept)
-    resolved = config.model_copy(update={"runtime": resolve(runtime), "data": absolute_data(config.data)})
-    if earlier is not None and semantic(earlier) != semantic(resolved):
-        _set_aside(run_dir, digest(semantic(earlier))[:8])
-    write_bytes(path, dump_yaml(resolved).encode())
-    return resolved
+    return config.model_copy(update={"runtime": resolve(runtime), "data": absolute_data(config.data)})
 
 
 def absolute_data(data: Data) -> Data:
@@ -323,14 +324,19 @@ def absolute_data(data: Data) -> Data:
     return data.model_copy(update=update)
 
 
-def _set_aside(run_dir: Path, name: str) -> None:
-    """Keep what an earlier config of this run folder ended with; its stage folders stay where they are."""
-    folder = run_dir / "earlier" / name
+def _set_aside(run_dir: Path, earlier: Config, config: Config, data: str) -> None:
+    """Keep what this run folder ended with before the config or the data changed; its stage folders stay in place."""
+    result = run_dir / "result.json"
+    earlier_data = read_json(result).get("data") if result.exists() else data
+    if semantic(earlier) == semantic(config) and earlier_data == data:
+        return
+    folder = run_dir / "earlier" / digest([semantic(earlier), earlier_data])[:8]
     folder.mkdir(parents=True, exist_ok=True)
-    for file in ("config.yaml", "result.json", "report.html"):
+    for file in ("result.json", "report.html", "config.yaml"):  # the config last: a kill in between repeats this
         if (run_dir / file).exists():
             (run_dir / file).rename(folder / file)
-    log.warning("the config changed: the earlier result is now in %s; stages that do not change are reused", folder)
+    what = "data" if semantic(earlier) == semantic(config) else "config"
+    log.warning("the %s changed: the earlier result is now in %s; stages that do not change are reused", what, folder)
 
 
 def _open(config: Config, split: Split) -> Dataset:
@@ -344,9 +350,12 @@ def _has_test(config: Config) -> bool:
     return bool(config.data.test) or (root is not None and any(s.split == "test" for s in read_manifest(root).shards))
 
 
-def _check_data(config: Config) -> None:
+def _check_data(config: Config) -> str:
+    """Refuse overlapping splits; returns a digest of all of them."""
     splits = [split for split in SPLITS if split != "test" or _has_test(config)]
-    check_disjoint({split: _open(config, split) for split in splits})
+    datasets = {split: _open(config, split) for split in splits}
+    check_disjoint(datasets)
+    return digest({split: dataset.fingerprint for split, dataset in datasets.items()})
 
 
 def _check_teacher(teacher: RoundReport, num_classes: int) -> None:

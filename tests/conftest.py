@@ -48,8 +48,12 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def digits(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Config:
-    """A run on scikit-learn's digits in which every kind of noise is on; unlabeled images are in 5 shards."""
-    folder = tmp_path_factory.mktemp("digits") / "packed"
+    """A run on scikit-learn's digits."""
+    return digits_config(tmp_path_factory.mktemp("digits") / "packed")
+
+
+def digits_config(folder: Path) -> Config:
+    """Packs the digits; every kind of noise is on, and unlabeled images are in 5 shards."""
     pack_digits(folder, shard_size=200)
     student = {
         **TRAINING,

@@ -26,10 +26,10 @@ class Checkpoints:
         self.keep = keep
 
     def save(self, step: int, state: State) -> Path:
-        """Write the state after `step` steps, then drop all but the last `keep`. The old ones go last."""
+        """Write the state after `step` steps, then drop all but the last `keep` and what killed writes left."""
         path = self.folder / f"step-{step:09d}.pt"
         self._write(path, {**state, "step": step})
-        for old in self._list()[: -self.keep]:
+        for old in [*self._list()[: -self.keep], *self.folder.glob(".*.tmp")]:
             old.unlink(missing_ok=True)
         return path
 
@@ -67,8 +67,8 @@ class Checkpoints:
             state: State = torch.load(path, map_location="cpu", weights_only=True)
         except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
             raise UserError(
-                f"{path} is not a readable checkpoint ({error}); delete it to go on from the one before"
-            ) from error
+                f"{path} is not a readable checkpoint; delete it to go on from the one before"
+            ) from error  # whose text advises to load it unsafely
         if state["fingerprint"] != self.fingerprint:
             raise UserError(f"{path} belongs to another training; choose another folder")
         return state

@@ -23,7 +23,7 @@ from pipeline.runtime import describe
 from pipeline.shards.dataset import Dataset, open_split
 from pipeline.shards.order import Order
 from pipeline.shards.read import Reader
-from pipeline.stage import StageFolder, atomic_path, environment, open_stage, read_json, stage_record, write_json
+from pipeline.stage import StageFolder, atomic_path, environment, open_stage, stage_record, write_json
 from pipeline.train.batches import Batches, Stream
 from pipeline.train.checkpoint import Checkpoints
 from pipeline.train.ema import Ema
@@ -217,18 +217,17 @@ def _start(model: torch.nn.Module, training: Training) -> None:
 def _continue(trainer: Trainer, source: Path) -> None:
     """Take over step, optimizer, averages and best weights of another training's last checkpoint."""
     folder, training = find_weights(source).parent, trainer.training
-    record = read_json(folder / "stage.json") if (folder / "stage.json").exists() else {"fingerprint": ""}
-    checkpoints = Checkpoints(folder, record["fingerprint"], keep=1)
-    state = checkpoints.load_last()
-    if state is None:
+    if Checkpoints(folder, "", keep=1).last_path() is None:
         raise UserError(f"`start.model`: {source} has no checkpoint to continue; use mode: init")
+    record = stage_record(folder)
+    checkpoints = Checkpoints(folder, record["fingerprint"], keep=1)
     optimizer = record["config"]["training"]["optimizer"]["name"]
     if optimizer != training.optimizer.name:
         raise UserError(
             f"`optimizer.name`: {source} was trained with {optimizer}, whose state {training.optimizer.name} cannot "
             f"take over; set it to {optimizer}, or use mode: init"
         )
-    trainer.load(state)
+    trainer.load(checkpoints.load_last() or {})
     if trainer.step >= training.steps:
         raise UserError(
             f"`start.model`: {source} was trained for {trainer.step} steps already; set steps above that to continue"

@@ -1,0 +1,60 @@
+"""Losses of a short training on digits, stored for a torch minor version: no change goes unseen.
+
+Update them with `python tests/golden/test_digits.py`, and say in the commit why they moved.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+from stages import run, train_job
+
+from pipeline.config import Config
+
+STORED = Path(__file__).with_name("digits.json")
+VERSION = ".".join(torch.__version__.split(".")[:2])
+TOLERANCE = 0.02
+"""Kernels of other CPUs round differently, and 30 steps amplify that."""
+
+
+def losses(config: Config, out: Path) -> list[float]:
+    training = config.teacher.model_copy(update={"steps": 30, "strong": config.student.strong, "evaluations": 1})
+    runtime = config.runtime.model_copy(update={"log_every": 1})
+    folder = run(train_job(config, out, training=training, runtime=runtime))
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [round(line["loss"], 5) for line in lines if "loss" in line]
+
+
+def test_losses_are_those_that_were_stored(digits: Config, tmp_path: Path) -> None:
+    stored = json.loads(STORED.read_text())
+    if VERSION not in stored:
+        pytest.skip(f"no losses are stored for torch {VERSION}; python {__file__} adds them")
+    found = losses(digits, tmp_path / "train")
+    assert len(found) == 30
+    assert found == pytest.approx(stored[VERSION], abs=TOLERANCE)
+    assert found[-1] < 0.7 * found[0]
+
+
+def test_update_stores_what_is_found() -> None:
+    """The stored file is one list of 30 losses a version, and nothing else."""
+    for version, values in json.loads(STORED.read_text()).items():
+        assert version.count(".") == 1
+        assert len(values) == 30
+
+
+if __name__ == "__main__":
+    import tempfile
+
+    from conftest import digits_config
+
+    with tempfile.TemporaryDirectory() as folder:
+        values = losses(digits_config(Path(folder) / "packed"), Path(folder) / "train")
+    stored = json.loads(STORED.read_text()) if STORED.exists() else {}
+    STORED.write_text(json.dumps({**stored, VERSION: values}, indent=1, sort_keys=True) + "\n")
+    print(f"{STORED}: losses of torch {VERSION} stored")

@@ -1,0 +1,157 @@
+"""The config: precedence, errors that help, what is semantic."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+import pipeline.config
+from pipeline.config import Config, Section, Training, dump_yaml, load_config, parse, semantic
+from pipeline.errors import UserError
+
+ROOT = Path(pipeline.config.__file__).parent.parent
+RECIPES = sorted((ROOT / "configs").glob("*.yaml"))
+
+
+def write(folder: Path, text: str) -> Path:
+    (folder / "c.yaml").write_text(text)
+    return folder / "c.yaml"
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_every_recipe_parses_and_says_what_to_expect(path: Path) -> None:
+    load_config(path)
+    header = [line for line in path.read_text().splitlines() if line.startswith("#")]
+    assert "expected" in " ".join(header).lower()
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_a_resolved_config_reads_back_as_itself(path: Path, tmp_path: Path) -> None:
+    config = load_config(path)
+    again = load_config(write(tmp_path, dump_yaml(config)))
+    assert again == config
+    assert dump_yaml(again) == dump_yaml(config)
+    assert semantic(again) == semantic(config)
+
+
+def test_set_beats_the_file_which_beats_the_defaults(tmp_path: Path) -> None:
+    path = write(tmp_path, "teacher: {steps: 7, batch_size: 9}")
+    config = load_config(path, ["teacher.steps=8", "select.threshold=0.5", "teacher.optimizer.lr=1e-2"])
+    assert config.teacher.steps == 8
+    assert config.teacher.batch_size == 9
+    assert config.teacher.image_size == Training().image_size
+    assert config.select.threshold == 0.5
+    assert config.teacher.optimizer.lr == 0.01
+
+
+def test_an_empty_file_is_the_defaults(tmp_path: Path) -> None:
+    assert load_config(write(tmp_path, "")) == Config()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("studnet: {}", r"unknown key `studnet`, did you mean `student`\?"),
+        (
+            "student: {unlabelled_ratio: 7}",
+            r"unknown key `student\.unlabelled_ratio`, did you mean `unlabeled_ratio`\?",
+        ),
+        (
+            "student: {optimizer: {learning: 1}}",
+            r"unknown key `student\.optimizer\.learning`, valid: lr, lr_batch_size",
+        ),
+        ("finetune: {training: {stepz: 1}}", r"unknown key `finetune\.training\.stepz`, did you mean `steps`\?"),
+        ("teacher: {steps: 0}", r"`teacher\.steps`: Input should be greater than 0 \(got 0\)"),
+        ("teacher: {steps: many}", r"`teacher\.steps`: .*valid integer.* \(got 'many'\)"),
+        ("teacher: {optimizer: {lr: .inf}}", r"`teacher\.optimizer\.lr`: Input should be a finite number"),
+        ("teacher: {optimizer: {name: adam}}", r"`teacher\.optimizer\.name`: .*'sgd', 'rmsproptf'.* \(got 'adam'\)"),
+        ("teacher: {unlabeled_ratio: 1}", r"`teacher`: the round-0 teacher has no pseudo-labels.*to 0"),
+        ("student: {unlabeled_ratio: 0}", r"student\.unlabeled_ratio is 0, so students would see no pseudo-labels"),
+        ("rounds: {overrides: [{teacher.steps: 1}]}", r"label, select and student only, not `teacher\.steps`"),
+        ("rounds: {overrides: [{student.stepz: 1}]}", r"unknown key `student\.stepz`, did you mean `steps`\?"),
+        ("- a\n- b", r"must be a mapping of sections, not list"),
+        ("a: [", r"cannot be read as YAML"),
+    ],
+)
+def test_errors_name_key_value_and_fix(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        load_config(write(tmp_path, text))
+
+
+def test_every_wrong_key_is_told_at_once(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"`student\.stepz`.*`sead`"):
+        load_config(write(tmp_path, "sead: 1\nstudent: {stepz: 1}"))
+
+
+def test_a_missing_config_is_named_with_the_command_that_makes_one(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"nothing\.yaml does not exist; `selftrain init DATA > nothing\.yaml`"):
+        load_config(tmp_path / "nothing.yaml")
+
+
+@pytest.mark.parametrize("wrong", ["steps", "=1", "teacher.steps.x=1", "a=["])
+def test_a_malformed_set_is_an_error(tmp_path: Path, wrong: str) -> None:
+    with pytest.raises(UserError, match="--set"):
+        load_config(write(tmp_path, "teacher: {steps: 3}"), [wrong])
+
+
+def test_a_config_cannot_be_changed() -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        Config().seed = 1
+
+
+# ------------------------------------------------------------------------------------------------------------ semantic
+
+
+def sections(section: Section) -> list[Section]:
+    inner = [getattr(section, name) for name in type(section).model_fields]
+    return [section, *(s for value in inner if isinstance(value, Section) for s in sections(value))]
+
+
+def test_paths_workers_and_intervals_are_operational() -> None:
+    operational = {
+        name
+        for section in sections(Config())
+        for name, field in type(section).model_fields.items()
+        if isinstance(field.json_schema_extra, dict) and field.json_schema_extra.get("operational")
+    }
+    paths = {"root", "labeled", "unlabeled", "val", "test", "classes", "cache_dir"}
+    assert operational == paths | {"cache", "decode_workers", "log_every", "checkpoint_every", "keep_checkpoints"}
+
+
+def test_semantic_leaves_operational_fields_out_at_every_depth() -> None:
+    one = parse(Config, {"data": {"root": "/a"}, "runtime": {"log_every": 1}}, "x")
+    other = parse(Config, {"data": {"root": "/b"}, "runtime": {"log_every": 2}}, "x")
+    assert semantic(one) == semantic(other)
+    assert "root" not in semantic(one)["data"]
+    assert semantic(one) != semantic(parse(Config, {"seed": 1}, "x"))
+
+
+@given(
+    st.fixed_dictionaries(
+        {},
+        optional={
+            "steps": st.integers(1, 10**6),
+            "ema_decay": st.floats(0, 0.9999),
+            "model_args": st.dictionaries(
+                st.text("abc", min_size=1), st.booleans() | st.integers() | st.floats(-9, 9) | st.text("xyz 1.e")
+            ),
+            "optimizer": st.fixed_dictionaries({"lr": st.floats(1e-9, 1e3)}),
+        },
+    )
+)
+def test_any_training_survives_yaml(raw: dict[str, object]) -> None:
+    training = parse(Training, raw, "x")
+    again = parse(Training, yaml.safe_load(dump_yaml(training)), "x")
+    assert again == training
+    assert dump_yaml(again) == dump_yaml(training)
+
+
+def test_overrides_hold_for_their_round_and_the_last_for_all_later(tmp_path: Path) -> None:
+    config = parse(Config, {"rounds": {"overrides": [{"student.steps": 1}, {"select.threshold": 0.5}]}}, "x")
+    assert [config.for_round(n).student.steps for n in (1, 2, 3)] == [1, 10_000, 10_000]
+    assert [config.for_round(n).select.threshold for n in (1, 2, 3)] == [0.0, 0.5, 0.5]

@@ -1,0 +1,367 @@
+"""The rounds: which models are kept, when the loop stops, what is reused. Stages are invented, folders are real."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipeline import loop
+from pipeline.config import Config, Finetune, load_config
+from pipeline.errors import UserError
+from pipeline.evaluate.metrics import wilson_interval
+from pipeline.evaluate.stage import evaluate_inputs
+from pipeline.jobs import EvaluateJob, Job, LabelJob, SelectJob, TrainJob
+from pipeline.labels.predict import label_inputs
+from pipeline.labels.select import select_inputs
+from pipeline.labels.store import label_path
+from pipeline.loop import RoundReport, run_loop
+from pipeline.shards.dataset import open_split
+from pipeline.shards.digits import pack_digits
+from pipeline.stage import open_stage, run_lock, write_bytes, write_json
+from pipeline.train.stage import train_inputs
+
+NUM_VAL = 359
+
+
+class FakeStages:
+    """Stages that take no time; `val` is the accuracy of the model of each round."""
+
+    def __init__(self, *val: float, finetune: float = 0.0) -> None:
+        self.val = val
+        self.finetune = finetune
+        self.jobs: list[Job] = []
+
+    def __call__(self, job: Job, lock_fd: int) -> None:
+        self.jobs.append(job)
+        if isinstance(job, TrainJob):
+            self.train(job)
+        elif isinstance(job, LabelJob):
+            stage = open_stage(job.out, "label", *label_inputs(job), env={})
+            for shard in open_split(job.data, "unlabeled").shards:
+                write_bytes(label_path(job.out, shard.name), b"rows")
+            stage.finish(num_samples=889)
+        elif isinstance(job, SelectJob):
+            open_stage(job.out, "select", *select_inputs(job), env={}).finish(num_selected=100 * job.round)
+        else:
+            stage = open_stage(job.out, "evaluate", *evaluate_inputs(job), env={})
+            write_json(job.out / "test.json", {name: self.metrics(0.7 + len(name) / 100) for name in job.models})
+            stage.finish()
+
+    def train(self, job: TrainJob) -> None:
+        stage = open_stage(job.out, "train", *train_inputs(job), env={})
+        val = self.finetune if job.role == "finetune" else self.val[job.round]
+        write_json(job.out / "evaluation-val.json", self.metrics(val))
+        write_json(job.out / "model.json", {"architecture": job.training.model})
+        write_bytes(job.out / "model.safetensors", stage.fingerprint.encode())
+        stage.finish(steps=job.training.steps)
+
+    @staticmethod
+    def metrics(top1: float) -> dict[str, Any]:
+        return {"top1": top1, "interval": list(wilson_interval(round(top1 * NUM_VAL), NUM_VAL))}
+
+    def of(self, kind: str, role: str | None = None) -> list[Any]:
+        return [job for job in self.jobs if job.kind == kind and getattr(job, "role", None) == role]
+
+
+Loop = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture
+def config(digits: Config) -> Config:
+    return digits.model_copy(update={"rounds": digits.rounds.model_copy(update={"num_rounds": 3})})
+
+
+def changed(config: Config, section: str, **values: object) -> Config:
+    return config.model_copy(update={section: getattr(config, section).model_copy(update=values)})
+
+
+def everything(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+# ------------------------------------------------------------------------------------------------- choice of the model
+
+
+def test_every_round_trains_on_the_labels_of_the_round_before(config: Config, tmp_path: Path) -> None:
+    stages, seen = FakeStages(0.6, 0.7, 0.8, 0.9), list[RoundReport]()
+    result = run_loop(config, tmp_path / "run", run_stage=stages, on_round=seen.append)
+    assert [job.kind for job in stages.jobs] == ["train", *["label", "select", "train"] * 3, "train", "evaluate"]
+    trained = [tmp_path / "run" / entry["train_dir"] for entry in result["rounds"]]
+    assert [job.teachers for job in stages.of("label")] == [(folder,) for folder in trained[:3]]
+    assert [r.num_selected for r in seen] == [None, 100, 200, 300]
+    assert [r.role for r in seen] == ["teacher", "student", "student", "student"]
+    assert result["final"]["round"] == 3
+    assert result["final"]["model_dir"] == result["rounds"][3]["train_dir"]
+    assert json.loads((tmp_path / "run" / "result.json").read_text()) == result
+
+
+def test_the_final_model_is_the_best_on_val_and_the_earliest_of_equals(config: Config, tmp_path: Path) -> None:
+    result = run_loop(changed(config, "rounds", tolerance=0.2), tmp_path, run_stage=FakeStages(0.6, 0.8, 0.7, 0.8))
+    assert result["final"]["round"] == 1
+    assert [entry["kept"] for entry in result["rounds"]] == [True, True, True, True]
+
+
+def test_a_worse_student_ends_the_loop_and_does_not_teach(config: Config, tmp_path: Path) -> None:
+    stages = FakeStages(0.6, 0.5)
+    result = run_loop(config, tmp_path, run_stage=stages)
+    assert [entry["kept"] for entry in result["rounds"]] == [True, False]
+    assert result["final"]["round"] == 0
+    assert result["final"]["model_dir"] == result["rounds"][0]["train_dir"]
+
+
+def test_patience_lets_the_old_teacher_teach_again(config: Config, tmp_path: Path) -> None:
+    stages = FakeStages(0.6, 0.5, 0.7, 0.65)
+    result = run_loop(changed(config, "rounds", patience=2), tmp_path, run_stage=stages)
+    assert [entry["kept"] for entry in result["rounds"]] == [True, False, True, False]
+    teachers = [job.teachers[0].parent.name for job in stages.of("label")]
+    assert teachers == ["0", "0", "2"]
+    assert result["final"]["round"] == 2
+
+
+@pytest.mark.parametrize(("tolerance", "kept"), [(0.0, False), (0.05, False), (0.1000001, True)])
+def test_tolerance_keeps_a_slightly_worse_student(config: Config, tmp_path: Path, tolerance: float, kept: bool) -> None:
+    one = changed(config, "rounds", num_rounds=1, tolerance=tolerance)
+    result = run_loop(one, tmp_path, run_stage=FakeStages(0.6, 0.5))
+    assert result["rounds"][1]["kept"] is kept
+    assert result["final"]["round"] == 0  # kept or not, the best on val is the final model
+
+
+def test_an_equal_student_is_kept(config: Config, tmp_path: Path) -> None:
+    result = run_loop(changed(config, "rounds", num_rounds=1), tmp_path, run_stage=FakeStages(0.6, 0.6))
+    assert result["rounds"][1]["kept"]
+    assert result["final"]["round"] == 0
+
+
+def test_finetune_starts_from_the_best_and_competes(config: Config, tmp_path: Path) -> None:
+    finetuned = config.model_copy(update={"finetune": Finetune(training=config.teacher)})
+    stages = FakeStages(0.6, 0.8, 0.7, finetune=0.85)
+    result = run_loop(finetuned, tmp_path, run_stage=stages)
+    (job,) = stages.of("train", "finetune")
+    assert job.training.start.model == str(tmp_path / result["rounds"][1]["train_dir"])
+    assert result["final"]["round"] == 3
+    assert result["rounds"][-1]["role"] == "finetune"
+
+
+def test_students_start_from_their_teacher_when_asked(config: Config, tmp_path: Path) -> None:
+    stages = FakeStages(0.6, 0.7, 0.8, 0.9)
+    result = run_loop(changed(config, "rounds", start="init"), tmp_path, run_stage=stages)
+    starts = [job.training.start.model for job in stages.of("train", "student")]
+    assert starts == [str(tmp_path / entry["train_dir"]) for entry in result["rounds"][:3]]
+
+
+def test_an_ensemble_labels_with_the_last_kept_models(config: Config, tmp_path: Path) -> None:
+    stages = FakeStages(0.6, 0.7, 0.8, 0.9)
+    run_loop(changed(config, "label", ensemble=2), tmp_path, run_stage=stages)
+    names = [[path.parent.name for path in job.teachers] for job in stages.of("label")]
+    assert names == [["0"], ["1", "0"], ["2", "1"]]
+
+
+def test_overrides_change_their_round_only(config: Config, tmp_path: Path) -> None:
+    stages = FakeStages(0.6, 0.7, 0.8, 0.9)
+    overrides = ({"student.steps": 10}, {"select.threshold": 0.3})
+    run_loop(changed(config, "rounds", overrides=overrides), tmp_path, run_stage=stages)
+    assert [job.training.steps for job in stages.of("train", "student")] == [10, 40, 40]
+    assert [job.select.threshold for job in stages.of("select")] == [0.0, 0.3, 0.3]
+
+
+# ------------------------------------------------------------------------------------------------ the control, the end
+
+
+def test_the_control_has_the_final_students_budget(config: Config, tmp_path: Path) -> None:
+    stages = FakeStages(0.6, 0.7, 0.8, 0.75)
+    result = run_loop(config, tmp_path, run_stage=stages)
+    (control,), student = stages.of("train", "control"), stages.of("train", "student")[1].training
+    assert result["final"]["round"] == 2
+    assert control.selection is None
+    assert control.training.steps == student.steps
+    assert control.training.batch_size == student.batch_size + student.unlabeled_batch_size
+    assert control.training.unlabeled_ratio == 0
+    for same in ("model", "optimizer", "strong", "dropout", "stochastic_depth", "ema_decay", "warmup_steps"):
+        assert getattr(control.training, same) == getattr(student, same)
+    assert result["final"]["control_dir"] == str(control.out.relative_to(tmp_path))
+
+
+def test_the_control_of_inherited_weights_has_the_steps_of_all_ancestors(config: Config, tmp_path: Path) -> None:
+    stages = FakeStages(0.6, 0.5, 0.7, 0.8)
+    result = run_loop(changed(config, "rounds", start="init", patience=2), tmp_path, run_stage=stages)
+    (control,) = stages.of("train", "control")
+    assert result["final"]["round"] == 3
+    assert control.training.steps == 2 * config.student.steps  # rounds 2 and 3; round 1 was not kept
+    assert control.training.start.model == str(tmp_path / result["rounds"][0]["train_dir"])
+
+
+def test_no_control_when_it_is_turned_off_or_there_is_no_student(config: Config, tmp_path: Path) -> None:
+    for name, one in (
+        ("off", changed(config, "evaluate", control=False)),
+        ("none", changed(config, "rounds", num_rounds=0)),
+    ):
+        stages = FakeStages(0.6, 0.7, 0.8, 0.9)
+        result = run_loop(one, tmp_path / name, run_stage=stages)
+        assert not stages.of("train", "control")
+        assert result["final"]["control_test_top1"] is None
+
+
+def test_test_is_read_after_every_choice_is_written(config: Config, tmp_path: Path) -> None:
+    class Stages(FakeStages):
+        def __call__(self, job: Job, lock_fd: int) -> None:
+            if isinstance(job, EvaluateJob):
+                assert job.split == "test"
+                written = json.loads((tmp_path / "result.json").read_text())
+                assert written["final"]["round"] == 3
+                assert written["final"]["test_top1"] is None
+            super().__call__(job, lock_fd)
+
+    stages = Stages(0.6, 0.7, 0.8, 0.9)
+    result = run_loop(config, tmp_path, run_stage=stages)
+    assert len(stages.of("evaluate")) == 1
+    names = {"test_top1": "final", "teacher_test_top1": "teacher", "control_test_top1": "control"}
+    assert {key: result["final"][key] for key in names} == {key: 0.7 + len(n) / 100 for key, n in names.items()}
+
+
+# ----------------------------------------------------------------------------------------------------- again, and again
+
+
+def test_a_finished_run_runs_no_stage_again(config: Config, tmp_path: Path) -> None:
+    result = run_loop(config, tmp_path, run_stage=FakeStages(0.6, 0.7, 0.8, 0.9))
+    before, again = everything(tmp_path), FakeStages()
+    assert run_loop(config, tmp_path, run_stage=again) == result
+    assert again.jobs == []
+    assert everything(tmp_path) == before
+
+
+def test_a_changed_config_goes_to_sibling_folders_and_keeps_the_earlier_result(config: Config, tmp_path: Path) -> None:
+    first = run_loop(config, tmp_path, run_stage=FakeStages(0.6, 0.7, 0.8, 0.9))
+    before, stages = everything(tmp_path), FakeStages(0.6, 0.7, 0.8, 0.9)
+    second = run_loop(changed(config, "select", threshold=0.5), tmp_path, run_stage=stages)
+    assert stages.of("train", "teacher") == []  # what does not depend on select is reused
+    assert len(stages.of("label")) == 2
+    assert first["rounds"][1]["select_dir"] != second["rounds"][1]["select_dir"]
+    (earlier,) = (tmp_path / "earlier").iterdir()
+    assert json.loads((earlier / "result.json").read_text()) == first
+    assert load_config(earlier / "config.yaml").select.threshold == 0.0
+    after = {name: data for name, data in everything(tmp_path).items() if name in before}
+    moved = {"result.json", "config.yaml", "run.lock"}
+    assert {k: v for k, v in after.items() if k not in moved} == {k: v for k, v in before.items() if k not in moved}
+
+
+def test_going_back_to_the_earlier_config_trains_nothing(config: Config, tmp_path: Path) -> None:
+    other = changed(config, "select", threshold=0.5)
+    first = run_loop(config, tmp_path, run_stage=FakeStages(0.6, 0.7, 0.8, 0.9))
+    run_loop(other, tmp_path, run_stage=FakeStages(0.6, 0.7, 0.8, 0.9))
+    again = FakeStages()
+    assert run_loop(config, tmp_path, run_stage=again) == first
+    assert again.jobs == []
+    assert len(list((tmp_path / "earlier").iterdir())) == 2
+
+
+def test_operational_settings_change_nothing(config: Config, tmp_path: Path) -> None:
+    run_loop(config, tmp_path, run_stage=FakeStages(0.6, 0.7, 0.8, 0.9))
+    again = FakeStages()
+    run_loop(changed(config, "runtime", log_every=1, checkpoint_every=1), tmp_path, run_stage=again)
+    assert again.jobs == []
+    assert not (tmp_path / "earlier").exists()
+
+
+def test_other_data_keeps_the_earlier_result(config: Config, tmp_path: Path) -> None:
+    pack_digits(tmp_path / "other", num_labeled=200)
+    run = tmp_path / "run"
+    first = run_loop(config, run, run_stage=FakeStages(0.6, 0.7, 0.8, 0.9))
+    second = run_loop(changed(config, "data", root=tmp_path / "other"), run, run_stage=FakeStages(0.6, 0.7, 0.8, 0.9))
+    assert first["data"] != second["data"]
+    (earlier,) = (run / "earlier").iterdir()
+    assert json.loads((earlier / "result.json").read_text()) == first
+
+
+def test_a_run_keeps_the_threads_that_it_resolved_first(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    auto = changed(config, "runtime", threads=0)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(6)))
+    run_loop(auto, tmp_path, run_stage=FakeStages(0.6, 0.7, 0.8, 0.9))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(2)))
+    again = FakeStages()
+    run_loop(auto, tmp_path, run_stage=again)
+    assert load_config(tmp_path / "config.yaml").runtime.threads == 6
+    assert again.jobs == []
+
+
+# --------------------------------------------------------------------------------------------------------- bad endings
+
+
+def test_a_teacher_at_chance_is_an_error(config: Config, tmp_path: Path) -> None:
+    stages = FakeStages(0.12)
+    with pytest.raises(UserError, match=r"the round-0 teacher is at chance on val \(12\.0% of 10 classes\).*steps"):
+        run_loop(config, tmp_path, run_stage=stages)
+    assert len(stages.jobs) == 1
+
+
+def test_a_second_run_in_the_folder_is_refused_with_the_pid_of_the_first(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "run_lock", partial(run_lock, wait_s=0.1))
+    with (
+        run_lock(tmp_path),
+        pytest.raises(UserError, match=rf"{tmp_path} is in use by process {os.getpid()}; .*another folder"),
+    ):
+        run_loop(config, tmp_path, run_stage=FakeStages())
+
+
+def test_splits_that_share_images_are_refused(config: Config, tmp_path: Path) -> None:
+    root = config.data.root
+    assert root is not None
+    shutil.copy(root / "labeled-000000.tar", tmp_path / "more.tar")
+    stages = FakeStages()
+    with pytest.raises(UserError, match=r"labeled and val share 100 images"):
+        run_loop(changed(config, "data", val=(tmp_path / "more.tar",)), tmp_path / "run", run_stage=stages)
+    assert stages.jobs == []
+
+
+def test_a_run_folder_that_cannot_be_made_is_an_error(config: Config, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"cannot write in .*file/run: .*choose another folder"):
+        run_loop(config, tmp_path / "file" / "run", run_stage=FakeStages())
+
+
+def test_a_failed_stage_ends_the_run_and_the_same_call_goes_on(config: Config, tmp_path: Path) -> None:
+    class Broken(FakeStages):
+        def train(self, job: TrainJob) -> None:
+            if job.round == 2:
+                raise UserError("student.steps is wrong")
+            super().train(job)
+
+    with pytest.raises(UserError, match=r"student\.steps is wrong"):
+        run_loop(config, tmp_path, run_stage=Broken(0.6, 0.7, 0.8, 0.9))
+    assert not (tmp_path / "result.json").exists()
+    stages = FakeStages(0.6, 0.7, 0.8, 0.9)
+    run_loop(config, tmp_path, run_stage=stages)
+    assert [(job.kind, getattr(job, "round", None)) for job in stages.jobs[:2]] == [("train", 2), ("label", 3)]
+
+
+def test_without_a_test_split_the_result_has_val_figures(
+    config: Config, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = config.data.root
+    assert root is not None
+    shutil.copytree(root, tmp_path / "packed")
+    manifest = json.loads((tmp_path / "packed" / "manifest.json").read_text())
+    manifest["shards"] = [shard for shard in manifest["shards"] if shard["split"] != "test"]
+    (tmp_path / "packed" / "manifest.json").write_text(json.dumps(manifest))
+    stages = FakeStages(0.6, 0.7, 0.8, 0.9)
+    result = run_loop(changed(config, "data", root=tmp_path / "packed"), tmp_path / "run", run_stage=stages)
+    assert stages.of("evaluate") == []
+    assert result["final"]["val_top1"] == 0.9
+    assert result["final"]["test_top1"] is None
+    assert "no test split" in caplog.text
+
+
+def test_num_val_is_that_of_the_digits(config: Config) -> None:
+    assert abs(len(open_split(config.data, "val")) - NUM_VAL) <= 1
+    assert np.isclose(sum(wilson_interval(36, NUM_VAL)) / 2, 0.1, atol=0.02)
