@@ -39,11 +39,11 @@ _PR_SET_PDEATHSIG = 1
 def main() -> int:
     """Run the job named on the command line; returns the exit code."""
     die_with_parent(signal.SIGKILL)  # before the slow imports
-    from pipeline.jobs import SelectJob, read_job
+    from pipeline.jobs import LabelJob, TrainJob, read_job
 
     path = Path(sys.argv[1])
     job = read_job(path)
-    if not isinstance(job, SelectJob) and job.runtime.processes > 1 and "RANK" not in os.environ:
+    if isinstance(job, TrainJob | LabelJob) and job.runtime.processes > 1 and "RANK" not in os.environ:
         return run_ranks(job.runtime.processes, ["-m", "pipeline.child", str(path)])
     return guarded(lambda: stage_function(job.kind)(job), path.parent)
 

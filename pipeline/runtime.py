@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.config import Runtime
 from pipeline.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
 
 
 def resolve(runtime: Runtime) -> Runtime:
@@ -40,6 +43,14 @@ def describe(runtime: Runtime) -> dict[str, Any]:
         "processes": runtime.processes,
         "precision": runtime.precision,
     }
+
+
+def device_of(runtime: Runtime) -> torch.device:
+    """The device of this process: the CPU, or the GPU of its local rank."""
+    import torch
+
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    return torch.device("cpu") if runtime.device == "cpu" else torch.device("cuda", local_rank)
 
 
 def _cpu_has_bf16() -> bool:

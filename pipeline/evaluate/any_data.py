@@ -15,6 +15,7 @@ from pipeline.errors import UserError, did_you_mean
 from pipeline.evaluate.metrics import Metrics, compute_metrics
 from pipeline.evaluate.predict import Predictor, predict
 from pipeline.models.folder import load_model
+from pipeline.runtime import device_of
 from pipeline.shards.dataset import Dataset, open_split
 from pipeline.shards.manifest import MANIFEST
 from pipeline.shards.pack import pack
@@ -33,9 +34,7 @@ def evaluate_on(model_path: Path, data_path: Path, split: Split, evaluate: Evalu
         raise UserError("--split unlabeled has no labels to evaluate against; use val or test")
     model, info = load_model(model_path)
     torch.set_num_threads(max(runtime.threads, 1))
-    predictor = Predictor(
-        model, info, device=torch.device(runtime.device), precision=runtime.precision, flip=evaluate.flip
-    )
+    predictor = Predictor(model, info, device=device_of(runtime), precision=runtime.precision, flip=evaluate.flip)
 
     def measure(data: Data) -> Metrics:
         dataset = open_split(data, split)

@@ -14,7 +14,7 @@ from pipeline.evaluate.metrics import Metrics, compute_metrics
 from pipeline.evaluate.predict import Predictor, predict
 from pipeline.jobs import EvaluateJob
 from pipeline.models.folder import load_model, model_digest
-from pipeline.runtime import describe
+from pipeline.runtime import describe, device_of
 from pipeline.shards.dataset import Dataset, open_split
 from pipeline.shards.read import Reader
 from pipeline.stage import append_timing, environment, open_stage, write_json
@@ -61,7 +61,7 @@ def evaluate_model(path: Path, dataset: Dataset, job: EvaluateJob, predictions: 
     model, info = load_model(path)
     reader = Reader(dataset, info.input_size[-1], job.data)
     predictor = Predictor(
-        model, info, device=torch.device(job.runtime.device), precision=job.runtime.precision, flip=job.evaluate.flip
+        model, info, device=device_of(job.runtime), precision=job.runtime.precision, flip=job.evaluate.flip
     )
     log_probs = predict(predictor, reader, len(dataset), job.evaluate.batch_size)
     if predictions is not None:

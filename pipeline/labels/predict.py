@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import os
 import time
 from pathlib import Path
@@ -18,7 +19,7 @@ from pipeline.evaluate.predict import Predictor, mean_logits
 from pipeline.jobs import LabelJob
 from pipeline.labels.store import LabelRows, label_path, label_provenance, read_labels, summarize, write_labels
 from pipeline.models.folder import load_model, model_digest
-from pipeline.runtime import describe
+from pipeline.runtime import describe, device_of
 from pipeline.shards.dataset import Dataset, Shard, open_split
 from pipeline.shards.read import Reader
 from pipeline.stage import append_timing, environment, open_stage
@@ -49,7 +50,9 @@ def run_label(job: LabelJob) -> None:
     env = environment(**describe(job.runtime))
     rank, num_ranks = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     if num_ranks > 1:
-        torch.distributed.init_process_group("gloo")  # for two barriers; no batch waits for another rank
+        # For two barriers; no batch waits for another rank. The last barrier waits for the slowest rank, however long
+        # that labels: a rank that fails ends the others through torchrun.
+        torch.distributed.init_process_group("gloo", timeout=datetime.timedelta(days=7))
     if rank == 0:
         open_stage(job.out, "label", config, inputs, env, accept_environment=job.accept_environment)
     _barrier(num_ranks)
@@ -108,7 +111,7 @@ def _predictors(job: LabelJob, dataset: Dataset) -> list[Predictor]:
             Predictor(
                 model,
                 info,
-                device=torch.device(job.runtime.device),
+                device=device_of(job.runtime),
                 precision=job.runtime.precision,
                 flip=job.label.flip,
             )
