@@ -38,6 +38,8 @@ class Shard:
     index: Index
     truth: Path | None = None
     """File of true labels that pack kept apart, int32 a sample of the tar."""
+    truth_classes: tuple[str, ...] = ()
+    """What the ids in that file are called: the classes of its own packed folder, not the data set's."""
     kept: I64Array | None = None
     """Which samples of the tar are used, where bad ones were skipped."""
 
@@ -100,19 +102,22 @@ class Dataset:
         return f"{shard.name}/{shard.index.key(row - shard.start)}"
 
     def truth(self) -> I32Array | None:
-        """True labels [N] for reports, -1 where unknown; None if nothing is known. Never for training or selection."""
-        parts = []
-        for shard in self.shards:
-            labels = shard.index.label
-            if shard.truth is not None and shard.truth.exists():
-                labels = _read_truth(shard)
-            parts.append(labels)
-        truth = np.concatenate(parts)
+        """True labels [N] for reports, -1 where unknown; None if nothing is known. Never for training or selection.
+
+        Of unlabeled images, what a carve kept apart in a packed folder, by class name: the ids of other folders are
+        not ours, nor are those in the .cls files of foreign tars.
+        """
+        if self.name == "unlabeled":
+            truth = np.concatenate([_read_truth(shard, self.classes) for shard in self.shards])
+        else:
+            truth = self.labels
         return truth if (truth >= 0).any() else None
 
 
-def _read_truth(shard: Shard) -> I32Array:
-    assert shard.truth is not None
+def _read_truth(shard: Shard, classes: tuple[str, ...]) -> I32Array:
+    """What is known of a shard's samples [n], as ids in `classes`; -1 where nothing is, or a class not among them."""
+    if shard.truth is None or not shard.truth.exists():
+        return np.full(shard.num_rows, -1, np.int32)
     try:
         truth: I32Array = np.load(shard.truth, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
@@ -123,7 +128,11 @@ def _read_truth(shard: Shard) -> I32Array:
         truth = truth[shard.kept]
     if truth.dtype != np.int32 or truth.shape != (shard.num_rows,):
         raise UserError(f"{shard.truth} does not belong to {shard.path}: {truth.dtype} {list(truth.shape)}; restore it")
-    return truth
+    if len(truth) and not -1 <= truth.min() <= truth.max() < len(shard.truth_classes):
+        raise UserError(f"{shard.truth} has ids out of range: there are {len(shard.truth_classes)} classes; restore it")
+    ids = {name: number for number, name in enumerate(classes)}
+    ours = np.array([*(ids.get(name, -1) for name in shard.truth_classes), -1], np.int32)  # the last for -1
+    return ours[truth]
 
 
 # ------------------------------------------------------------------------------------------------------------- opening
@@ -136,6 +145,7 @@ class _Tar:
     sha256: str | None = None
     num_samples: int | None = None
     truth: Path | None = None
+    truth_classes: tuple[str, ...] = ()
 
 
 def open_split(data: Data, split: Split, *, verify: bool = False, progress: Progress | None = None) -> Dataset:
@@ -167,7 +177,9 @@ def open_split(data: Data, split: Split, *, verify: bool = False, progress: Prog
         if problems:
             kept = np.setdiff1d(np.arange(len(index)), list(problems))
             index = keep_rows(index, kept)
-        shards.append(Shard(tar.name, tar.path, index.sha256, start, len(index), index, tar.truth, kept))
+        shards.append(
+            Shard(tar.name, tar.path, index.sha256, start, len(index), index, tar.truth, tar.truth_classes, kept)
+        )
         start += len(index)
     if start == 0:
         raise UserError(
@@ -214,7 +226,7 @@ def _packed(folder: Path, split: Split, classes: tuple[str, ...], prefix: str) -
     for entry in manifest.of_split(split):
         truth = folder / "truth" / f"{entry.name}.npy"
         path = folder / f"{entry.name}.tar"
-        tars.append(_Tar(prefix + entry.name, path, entry.sha256, entry.num_samples, truth))
+        tars.append(_Tar(prefix + entry.name, path, entry.sha256, entry.num_samples, truth, manifest.classes))
     return tars, classes or manifest.classes
 
 

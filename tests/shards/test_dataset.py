@@ -155,6 +155,26 @@ def test_other_classes_are_refused_but_not_for_unlabeled_images(source: Path, tm
     assert len(open_split(data, "unlabeled")) == 1
 
 
+def test_truth_is_of_packed_folders_alone_and_follows_class_names(source: Path, tmp_path: Path) -> None:
+    pack(source, tmp_path / "a", split="labeled")
+    other = write_files(tmp_path / "other", class_files(4, "ant cat dog", first=50_000))
+    pack(other, tmp_path / "b", carve=Carve(num_labeled=3))
+    write_raw_tar(tmp_path / "crawl" / "u.tar", {"q.png": png(7_777), "q.cls": b"777", "r.png": png(8_888)})
+    data = Data(root=tmp_path / "a", unlabeled=(tmp_path / "b", tmp_path / "crawl" / "u.tar"))
+    dataset = open_split(data, "unlabeled")
+    truth = dataset.truth()
+    assert truth is not None
+    known = {dataset.key(row): dataset.classes[label] if label >= 0 else None for row, label in enumerate(truth)}
+    for key, name in known.items():
+        true_class = key.split("/")[1]
+        assert name == (true_class if true_class in ("cat", "dog") else None), key
+    assert sorted(filter(None, known.values())) == 3 * ["cat"] + 3 * ["dog"]
+    assert open_split(data.model_copy(update={"unlabeled": data.unlabeled[1:]}), "unlabeled").truth() is None
+    np.save(tmp_path / "b" / "truth" / "unlabeled-000000.npy", np.full(9, 3, np.int32))
+    with pytest.raises(UserError, match=r"unlabeled-000000\.npy has ids out of range: there are 3 classes"):
+        dataset.truth()
+
+
 def test_splits_that_share_an_image_are_named_whatever_its_format(source: Path, tmp_path: Path) -> None:
     pack(source, tmp_path / "out", split="labeled")
     buffer = io.BytesIO()
