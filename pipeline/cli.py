@@ -318,7 +318,15 @@ def _print_pack(report: PackReport) -> None:
         (bool(report.ignored), "ignored: " + ", ".join(f"{n} {kind}" for kind, n in report.ignored.items())),
         (bool(report.skipped), f"skipped {len(report.skipped)} bad images, such as {next(iter(report.skipped), '')}"),
         (bool(report.num_duplicates), f"{report.num_duplicates} images equal an earlier one; they share a split"),
-        (bool(report.conflicts), f"{len(report.conflicts)} images appear in several classes, left unlabeled"),
+        (
+            bool(report.conflicts),
+            f"{len(report.conflicts)} images appear in several classes; a carve leaves them unlabeled",
+        ),
+        (
+            bool(report.relabeled),
+            f"{len(report.relabeled)} images were packed before under another class, which stays: "
+            f"{', '.join(report.relabeled[:3])}",
+        ),
         (bool(report.absent_classes), f"no image of: {', '.join(report.absent_classes)}"),
         (report.recovered, "an earlier pack into this folder had been killed; its leftovers were dealt with"),
     ]

@@ -45,6 +45,8 @@ class PackReport:
     """Names of the added shards."""
     num_present: int
     """Images of SOURCE that were left out because their split of `out` holds them already."""
+    relabeled: tuple[str, ...]
+    """Those among them that `out` holds under another class, by their names in SOURCE. Shards keep what they hold."""
     num_duplicates: int
     """Images of SOURCE that equal another one of it; they are packed too, into the same split."""
     conflicts: tuple[str, ...]
@@ -98,7 +100,7 @@ def pack(
             splits = np.full(len(checked.items), SPLITS.index(split or "unlabeled"), np.uint8)
         else:
             splits = carve_splits(carve, checked.labels, checked.contents, names)
-        present = _find_present(out, manifest, checked, splits)
+        present, relabeled = _find_present(out, manifest, checked, splits)
         entries: list[ShardEntry] = []
         if not present.all():
             record = None if carve is None else _carve_record(carve, source, splits)
@@ -118,6 +120,7 @@ def pack(
         num_samples=dict(added),
         shards=tuple(entry.name for entry in entries),
         num_present=int(present.sum()),
+        relabeled=relabeled,
         num_duplicates=len(checked.contents) - len(np.unique(checked.contents)),
         conflicts=conflicting(checked),
         absent_classes=() if split == "unlabeled" else tuple(name for name in names if name not in seen),
@@ -156,9 +159,13 @@ def _check_classes(items: Sequence[Item], names: Sequence[str], out: Path) -> No
 
 def _find_present(
     out: Path, manifest: Manifest | None, images: Images, splits: npt.NDArray[np.uint8]
-) -> npt.NDArray[np.bool_]:
-    """Which images their split of `out` holds already. Raises UserError when another split holds one."""
+) -> tuple[npt.NDArray[np.bool_], tuple[str, ...]]:
+    """Which images their split of `out` holds already, [N], and the names of those that have another class there.
+
+    Raises UserError when another split holds one.
+    """
     present = np.zeros(len(images.items), bool)
+    relabeled: list[str] = []
     for split in SPLITS:
         entries = manifest.of_split(split) if manifest else ()
         indexes = [load_index(out / f"{entry.name}.tar") for entry in entries]
@@ -173,7 +180,15 @@ def _find_present(
                 f"{next(twins)}; splits must not share images: remove them from the source, or pack into another --out"
             )
         present |= found
-    return present
+        if split != "unlabeled":
+            held = {
+                pair for index in indexes for pair in zip(index.content.tolist(), index.label.tolist(), strict=True)
+            }
+            wanted_pairs = zip(images.contents.tolist(), images.labels.tolist(), strict=True)
+            relabeled += [
+                images.items[row].name for row, pair in enumerate(wanted_pairs) if found[row] and pair not in held
+            ]
+    return present, tuple(relabeled)
 
 
 def _extend(

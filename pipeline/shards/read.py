@@ -119,6 +119,8 @@ class Reader:
     def _build(self, path: Path, shard: Shard, progress: Progress | None) -> None:
         # Written in sequence and never through a mapping: on a full disk that would be SIGBUS, not an error.
         block = max(_CHUNK * 64, 1)
+        for left in path.parent.glob(f".{path.name}.*.tmp"):  # of killed builders: a living one would have the lock
+            left.unlink(missing_ok=True)
         header = {"descr": "|u1", "fortran_order": False, "shape": (shard.num_rows, self._size, self._size, 3)}
         with atomic_path(path) as temporary, open(temporary, "wb") as file:
             np.lib.format.write_array_header_1_0(file, header)

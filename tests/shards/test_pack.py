@@ -155,6 +155,27 @@ def test_a_grown_source_adds_only_what_is_new(source: Path, tmp_path: Path) -> N
     assert pack(source, out, split="labeled").num_samples == {"labeled": 3}
 
 
+def test_a_present_image_under_another_class_is_reported_and_keeps_its_label(source: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert pack(source, out, split="labeled").relabeled == ()
+    before = snapshot(out)
+    (source / "cat/0007.png").rename(source / "dog/moved.png")
+    report = pack(source, out, split="labeled")
+    assert (report.num_samples, report.num_present, report.relabeled) == ({}, 60, ("dog/moved.png",))
+    assert snapshot(out) == before
+
+
+def test_a_grown_source_is_not_carved_into_the_same_folder(source: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    carve = Carve(num_labeled=6, val_fraction=0.2, test_fraction=0.2)
+    pack(source, out, carve=carve)
+    before = snapshot(out)
+    write_files(source, {name.replace("/", "/new-"): data for name, data in class_files(20, first=90_000).items()})
+    with pytest.raises(UserError, match="splits must not share images"):
+        pack(source, out, carve=carve)
+    assert snapshot(out) == before
+
+
 def test_images_of_another_split_are_refused(source: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     pack(source, out, split="labeled")

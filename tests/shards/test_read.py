@@ -125,10 +125,15 @@ def test_a_killed_builder_leaves_nothing_wrong(data: Data) -> None:
     process.stdout.readline()
     process.kill()
     process.communicate()
+    decoded = data.cache_dir / "decoded" if data.cache_dir else Path()
+    for number, lock in enumerate(decoded.glob("*.lock")):
+        (decoded / f".{lock.stem}.npy.{number}.tmp").write_bytes(b"half")
+    assert list(decoded.glob(".*.tmp"))
     output = build(data).communicate(timeout=60)[0].split()
     dataset = open_split(data, "unlabeled")
     never = Reader(dataset, 64, data.model_copy(update={"cache": "never"})).read(np.arange(60))
     assert output[-1] == hashlib.sha256(never.tobytes()).hexdigest()
+    assert not list(decoded.glob(".*.tmp"))
 
 
 def test_a_full_disk_is_a_clear_error_and_leaves_no_file(data: Data, tmp_path: Path) -> None:
