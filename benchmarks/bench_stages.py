@@ -99,14 +99,14 @@ def bare_training(config: Config, device: torch.device) -> Callable[[], float]:
 
     def run() -> float:
         started = time.perf_counter()
-        for step in range(training.steps):
+        for _ in range(training.steps):
             with autocast(config.runtime, device):
                 logits = model(images)
             F.cross_entropy(logits.float(), labels).backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 5.0)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-            ema.update(step)
+            ema.update()
         synchronize(device)
         return training.steps * size / (time.perf_counter() - started)
 

@@ -17,14 +17,16 @@ class Ema:
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.decay = decay
+        self.num_updates = 0
         self.model = copy.deepcopy(model).eval().requires_grad_(False)
         self._averages, self._sources = _floating(self.model), _floating(model)
         self._copies, self._originals = _integers(self.model), _integers(model)
 
     @torch.no_grad()
-    def update(self, num_updates: int) -> None:
-        """One step: average <- d * average + (1 - d) * weights. `num_updates` counts the steps taken before."""
-        decay = min(self.decay, (1 + num_updates) / (10 + num_updates))
+    def update(self) -> None:
+        """One step: average <- d * average + (1 - d) * weights."""
+        decay = min(self.decay, (1 + self.num_updates) / (10 + self.num_updates))
+        self.num_updates += 1
         torch._foreach_lerp_(self._averages, self._sources, 1 - decay)
         for target, source in zip(self._copies, self._originals, strict=True):
             target.copy_(source)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +19,18 @@ from pipeline.config import Runtime, Training
 from pipeline.errors import Interrupted, UserError
 from pipeline.models import set_trainable
 from pipeline.randomness import key_of, reseed_torch
-from pipeline.stage import append_json, append_timing, write_bytes
+from pipeline.stage import append_json, append_timing
 from pipeline.train.batches import Batch, Batches
 from pipeline.train.checkpoint import Checkpoints, State
 from pipeline.train.ema import Ema
 from pipeline.train.interrupt import StopRequest
+from pipeline.train.lines import cut_lines, sync_lines
 from pipeline.train.losses import combine, hard_cross_entropy, num_correct, soft_cross_entropy
-from pipeline.train.optimizer import set_lr
+from pipeline.train.meter import Meter
+from pipeline.train.optimizer import load_optimizer, set_lr
+from pipeline.train.ranks import Ranks
 from pipeline.train.schedule import lr_at
 from pipeline.views import Views
-
-METRICS = ("loss", "labeled_loss", "unlabeled_loss", "labeled_top1", "unlabeled_agreement", "grad_norm")
-STOP_POLL_STEPS = 10  # ranks agree on a stop this often; one process looks at every step
 
 
 @dataclass
@@ -58,15 +57,10 @@ class Trainer:
     step: int = 0
     best: tuple[float, int] = (-1.0, 0)
     """Best val accuracy so far, and its step."""
-    sums: Tensor = field(init=False)
-    """Sums of METRICS since the last metric line, on the device."""
-    num_summed: int = 0
-    bad_step: Tensor = field(init=False)
-    """The first step with a non-finite loss or gradient, or -1; on the device, so that no step waits for it."""
 
     def __post_init__(self) -> None:
-        self.sums = torch.zeros(len(METRICS), device=self.accelerator.device)
-        self.bad_step = torch.full((), -1, dtype=torch.int64, device=self.accelerator.device)
+        self.meter = Meter(self.accelerator)
+        self.ranks = Ranks()
 
     def train(self) -> None:
         """Train from `self.step` to the last step.
@@ -86,8 +80,7 @@ class Trainer:
             with nullcontext() if last_micro else accelerator.no_sync(self.model):
                 loss, metrics = self._loss(batch)
                 accelerator.backward(loss / training.accumulation)
-            self.sums[:-1] += metrics / training.accumulation
-            self._mark(step, torch.isfinite(metrics[0]))
+            self.meter.add_loss(step, metrics, 1 / training.accumulation)
             num_images += len(batch.images)
             if not last_micro:
                 continue
@@ -96,12 +89,12 @@ class Trainer:
             set_lr(self.optimizer, lr_at(step, training))
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
-            self._average_buffers()
+            # BatchNorm statistics: every rank averages, evaluates and saves the same model.
+            self.ranks.average([b for b in self.raw_model.buffers() if b.is_floating_point()])
             if not self.optimizer.step_was_skipped:  # fp16 overflow: the scaler skipped this step
-                self.ema.update(step)
-                self.sums[-1] += grad_norm
-                self._mark(step, torch.isfinite(grad_norm))
-            self.num_summed += 1
+                self.ema.update()
+                self.meter.add_update(step, grad_norm)
+            self.meter.end_step()
             self.step = step + 1
 
             if self.step % self.runtime.log_every == 0 or self.step == training.steps:
@@ -111,7 +104,7 @@ class Trainer:
             if self.step in evaluate_at:
                 self._evaluate()
                 started = time.monotonic()
-            stopping = self._stop_requested()
+            stopping = self.ranks.any(self.stop.requested)
             if stopping or self.step % self.runtime.checkpoint_every == 0 or self.step == training.steps:
                 self._checkpoint()
             if stopping:
@@ -130,13 +123,13 @@ class Trainer:
         """Take over a checkpoint's state: weights, averages, optimizer, step, and the metrics not yet written."""
         self.raw_model.load_state_dict(state["model"])
         self.ema.model.load_state_dict(state["ema"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        self.ema.num_updates = state["num_updates"]
+        load_optimizer(self.optimizer, state["optimizer"])
         if self.accelerator.scaler is not None and state["scaler"] is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         self.step = state["step"]
         self.best = (state["best_top1"], state["best_step"])
-        self.sums.copy_(state["sums"])
-        self.num_summed = state["num_summed"]
+        self.meter.load(state["meter"])
 
     def _loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """The loss of one micro-batch and its detached METRICS (without the gradient's norm)."""
@@ -164,18 +157,13 @@ class Trainer:
         return loss, metrics
 
     def _clip(self) -> Tensor:
-        """Clip the gradient; returns its norm before, or 0 when clipping is off (the norm costs a pass over it)."""
-        if not self.training.clip_norm:
-            return torch.zeros((), device=self.accelerator.device)
-        norm: Tensor = self.accelerator.clip_grad_norm_(self.model.parameters(), self.training.clip_norm)
+        """Clip the gradient, unless clipping is off; returns its norm before. The norm takes under 1% of a step."""
+        self.accelerator.unscale_gradients()
+        gradients = [p.grad for p in self.raw_model.parameters() if p.grad is not None]
+        norm = nn.utils.get_total_norm(gradients)
+        if self.training.clip_norm:
+            nn.utils.clip_grads_with_norm_(self.raw_model.parameters(), self.training.clip_norm, norm)
         return norm
-
-    def _average_buffers(self) -> None:
-        """Mean of the ranks' BatchNorm statistics, so that every rank averages, evaluates and saves the same model."""
-        if self.accelerator.num_processes > 1:
-            for buffer in self.raw_model.buffers():
-                if buffer.is_floating_point():
-                    buffer.copy_(self.accelerator.reduce(buffer, "mean"))
 
     def _evaluate(self) -> None:
         self._stop_if_weights_not_finite()
@@ -189,12 +177,8 @@ class Trainer:
 
     def _log(self, step: int) -> None:
         self._stop_if_not_finite()
-        sums = self.accelerator.reduce(self.sums.clone(), "mean")
-        means = (sums / max(self.num_summed, 1)).tolist()
-        line = {"step": step + 1, "lr": lr_at(step, self.training), **dict(zip(METRICS, means, strict=True))}
+        line = {"step": step + 1, "lr": lr_at(step, self.training), **self.meter.take()}
         self._append("metrics.jsonl", line)
-        self.sums.zero_()
-        self.num_summed = 0
         text = f"loss {line['loss']:.3f}  val {self.best[0]:.1%}" if self.best[1] else f"loss {line['loss']:.3f}"
         if self.accelerator.is_main_process:
             progress.report(self.out, self.step, self.training.steps, "steps", text)
@@ -203,22 +187,16 @@ class Trainer:
         if self.accelerator.is_main_process:
             append_timing(self.out, self.step, seconds, num_images * self.accelerator.num_processes)
 
-    def _mark(self, step: int, finite: Tensor) -> None:
-        """Remember the first step at which something was not finite, without a host sync."""
-        self.bad_step = torch.where((self.bad_step < 0) & ~finite, step, self.bad_step)
-
     def _stop_if_weights_not_finite(self) -> None:
         """Before weights are used or saved: a finite loss can have a gradient that is not."""
         norms = torch._foreach_norm([t for t in self.raw_model.state_dict().values() if t.is_floating_point()])
-        self._mark(self.step - 1, torch.isfinite(torch.stack(norms)).all())
+        self.meter.mark(self.step - 1, torch.isfinite(torch.stack(norms)).all())
         self._stop_if_not_finite()
 
     def _stop_if_not_finite(self) -> None:
-        flag = self.bad_step if self.accelerator.num_processes == 1 else self.accelerator.gather(self.bad_step)
-        bad = [int(s) for s in flag.reshape(-1).tolist() if s >= 0]
-        if not bad:
+        step = self.meter.bad_step()
+        if step is None:
             return
-        step = min(bad)
         keys = self.batches.keys(step)
         good = self.checkpoints.last_path()
         raise UserError(
@@ -229,8 +207,10 @@ class Trainer:
 
     def _checkpoint(self) -> None:
         self._stop_if_weights_not_finite()
+        state = self._state()
         if self.accelerator.is_main_process:
-            self.checkpoints.save(self.step, self._state())
+            sync_lines(self.out / "metrics.jsonl")
+            self.checkpoints.save(self.step, state)
         self.accelerator.wait_for_everyone()
 
     def _state(self) -> State:
@@ -238,21 +218,13 @@ class Trainer:
         return {
             "model": self.raw_model.state_dict(),
             "ema": self.ema.model.state_dict(),
+            "num_updates": self.ema.num_updates,
             "optimizer": self.optimizer.state_dict(),
             "scaler": scaler.state_dict() if scaler is not None else None,
             "best_top1": self.best[0],
             "best_step": self.best[1],
-            "sums": self.sums.cpu(),
-            "num_summed": self.num_summed,
+            "meter": self.meter.state(),
         }
-
-    def _stop_requested(self) -> bool:
-        if self.accelerator.num_processes == 1:
-            return self.stop.requested
-        if self.step % STOP_POLL_STEPS:
-            return False
-        flag = torch.tensor(float(self.stop.requested), device=self.accelerator.device)
-        return bool(self.accelerator.reduce(flag, "sum").item())
 
     def _enter_train_mode(self) -> None:
         self.model.train()
@@ -261,11 +233,3 @@ class Trainer:
     def _append(self, name: str, line: dict[str, Any]) -> None:
         if self.accelerator.is_main_process:
             append_json(self.out / name, line)
-
-
-def cut_lines(path: Path, step: int | None = None) -> None:
-    """Drop a last line that a kill cut short and, given a step, the lines of later steps."""
-    if path.exists():
-        lines = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
-        kept = [line for line in lines if step is None or json.loads(line)["step"] <= step]
-        write_bytes(path, "".join(kept).encode())

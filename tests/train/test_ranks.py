@@ -6,12 +6,15 @@ import os
 import random
 import signal
 import socket
+import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import psutil
 import pytest
 import torch
+from accelerate import Accelerator
 from stages import label_job, outputs, run, start, train_job, wait_for
 
 from pipeline import launch
@@ -35,16 +38,23 @@ def become_rank(rank: int, port: int) -> None:
     os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
 
 
-def run_ranks(job: Job, kill_at: str = "", signum: int = signal.SIGKILL) -> list[int]:
-    """Run a job in two forked ranks; optionally signal them once metrics.jsonl holds a text. Returns the exit codes."""
+def run_ranks(
+    job: Job,
+    kill_at: str = "",
+    signum: int = signal.SIGKILL,
+    *,
+    rank: Callable[[int, int], None] = become_rank,
+    signalled: tuple[int, ...] = (0, 1),
+) -> list[int]:
+    """Run a job in two forked ranks; optionally signal some once metrics.jsonl holds a text. Returns the exit codes."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    processes = [start(job, partial(become_rank, number, port)) for number in range(2)]
+    processes = [start(job, partial(rank, number, port)) for number in range(2)]
     if kill_at:
         lines = job.out / "metrics.jsonl"
         wait_for(lambda: (lines.exists() and kill_at in lines.read_text()) or not processes[0].is_alive())
-        for process in processes:
+        for process in (processes[number] for number in signalled):
             if process.pid and process.is_alive():
                 os.kill(process.pid, signum)
     for process in processes:
@@ -87,7 +97,13 @@ def test_accumulation_equals_the_whole_batch(tiny_job: TrainJob, tmp_path: Path,
     )
 
 
-def test_two_ranks_resume_bit_exact_after_kill_and_sigterm(job: TrainJob, tmp_path: Path) -> None:
+@pytest.mark.parametrize("checkpoint_every", [10, 7])
+def test_two_ranks_resume_bit_exact_after_kill_and_sigterm(
+    job: TrainJob, tmp_path: Path, checkpoint_every: int
+) -> None:
+    """Lines come every 5 steps: between two of them each rank has sums of its own to go on with."""
+    runtime = job.runtime.model_copy(update={"checkpoint_every": checkpoint_every})
+    job = job.model_copy(update={"runtime": runtime})
     whole, cut, stopped = (in_two(job, tmp_path, name) for name in ("whole", "cut", "stopped"))
     assert run_ranks(whole) == [0, 0]
     assert run_ranks(cut, kill_at='"step": 25') == [-9, -9]
@@ -97,8 +113,29 @@ def test_two_ranks_resume_bit_exact_after_kill_and_sigterm(job: TrainJob, tmp_pa
         assert outputs(resumed.out) == outputs(whole.out)
 
 
+def slow_rank(rank: int, port: int) -> None:
+    """A rank whose steps take a second."""
+    become_rank(rank, port)
+    backward = Accelerator.backward
+
+    def slow(self: Accelerator, loss: torch.Tensor) -> None:
+        time.sleep(1.0)
+        backward(self, loss)
+
+    Accelerator.backward = slow  # type: ignore[method-assign]
+
+
+def test_a_stop_of_one_rank_stops_all_at_the_next_step(job: TrainJob, tmp_path: Path) -> None:
+    """Not some steps later: with slow steps the grace would be over by then."""
+    two = in_two(job, tmp_path, "two")
+    two = two.model_copy(update={"runtime": two.runtime.model_copy(update={"log_every": 1})})
+    assert run_ranks(two, '"step": 3,', signal.SIGTERM, rank=slow_rank, signalled=(1,)) == [EXIT_INTERRUPTED] * 2
+    (saved,) = (two.out / "checkpoints").glob("step-*.pt")
+    assert int(saved.stem[5:]) in (3, 4)
+
+
 def test_two_ranks_train_with_frozen_layers(job: TrainJob, tmp_path: Path) -> None:
-    training = job.training.model_copy(update={"frozen_layers": 1, "steps": 4, "evaluations": 1})
+    training = job.training.model_copy(update={"frozen_layers": 1, "steps": 4, "warmup_steps": 0, "evaluations": 1})
     assert run_ranks(in_two(job.model_copy(update={"training": training}), tmp_path, "two")) == [0, 0]
 
 

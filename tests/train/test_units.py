@@ -104,7 +104,7 @@ def test_the_average_equals_a_plain_loop_with_warmed_up_decay() -> None:
         with torch.no_grad():
             for tensor in model.state_dict().values():
                 tensor.add_(torch.randn(tensor.shape, generator=generator) if tensor.is_floating_point() else 1)
-        ema.update(step)
+        ema.update()
         decay = min(0.6, (1 + step) / (10 + step))
         for name, tensor in model.state_dict().items():
             if tensor.is_floating_point():
