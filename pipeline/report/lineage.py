@@ -65,6 +65,9 @@ def draw(run: Run, details: Mapping[str, str]) -> Diagram:
         for teacher in [k for k, (_, _, t) in enumerate(rows) if label is not None and label.reads(t)]:
             arrows.append(_elbow(teacher, i))
             sentences.append(f"{title_of(rows[teacher][2])} labeled the images for {title_of(train).lower()}.")
+        for source in [k for k, (_, _, t) in enumerate(rows) if train.starts_from(t)]:
+            arrows.append(_start(source, i))
+            sentences.append(f"{title_of(train)} started with the weights of {title_of(rows[source][2]).lower()}.")
     height = len(rows) * (BOX_HEIGHT + GAP_Y) - GAP_Y + 2
     return Diagram(height, tuple(boxes), tuple(arrows), " ".join(sentences))
 
@@ -79,6 +82,17 @@ def title_of(train: Trained) -> str:
 def teachers_of(round_: Round, run: Run) -> list[Trained]:
     """The trainings whose models labeled the images of a round."""
     return [t for t in run.trainings if round_.label is not None and round_.label.reads(t)]
+
+
+def _start(source: int, row: int) -> str:
+    """From a model's box to the box of a later one that started with its weights."""
+    step = BOX_HEIGHT + GAP_Y
+    left = 2 * (BOX_WIDTH + GAP_X) + 1
+    bottom, top = source * step + 1 + BOX_HEIGHT, row * step + 1
+    if source == row - 1:
+        return f"M{left + 3 * BOX_WIDTH // 4} {bottom}V{top - 6}"
+    x = left - GAP_X // 2  # left of the boxes: the arrows of labels take the other side
+    return f"M{left} {bottom - BOX_HEIGHT // 4}H{x}V{top + BOX_HEIGHT // 4}H{left - 6}"
 
 
 def _elbow(teacher: int, row: int) -> str:

@@ -62,6 +62,10 @@ class Stage:
         """Whether the other stage's output is among its inputs."""
         return any(name in str(value) for value in self.record["inputs"].values() for name in other.names)
 
+    def starts_from(self, other: Stage) -> bool:
+        """Whether this training began with the other stage's weights."""
+        return str(self.record["inputs"].get("start")) in other.names
+
     @cached_property
     def timing(self) -> tuple[Record, ...]:
         """Lines of timing.jsonl."""
@@ -79,6 +83,13 @@ class Trained(Stage):
     @cached_property
     def _lines(self) -> tuple[Record, ...]:
         return read_lines(self.path / "metrics.jsonl")
+
+    @property
+    def architecture(self) -> str:
+        """What it trains: its model.json's word once there is one, for `start.mode: use` takes another's model."""
+        if (self.path / "model.json").exists():
+            return str(read_json(self.path / "model.json")["architecture"])
+        return str(self.record["config"]["training"]["model"])
 
     @property
     def losses(self) -> tuple[Record, ...]:

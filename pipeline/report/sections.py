@@ -90,13 +90,7 @@ def _headline(run: Run, train: Trained) -> HeadlineRow:
         status = "final"
     elif train.role == "student" and said:
         status = "next teacher" if said["kept"] else "not kept: worse on val than its teacher"
-    return HeadlineRow(title_of(train), _model(run, train), train.val, _num_selected(run, train), status)
-
-
-def _model(run: Run, train: Trained) -> str:
-    if train.role == "finetune" and run.config.finetune is not None:
-        return run.config.finetune.training.model
-    return run.config.teacher.model if train.role == "teacher" else run.config.student.model
+    return HeadlineRow(title_of(train), train.architecture, train.val, _num_selected(run, train), status)
 
 
 def _num_selected(run: Run, train: Trained) -> int | None:
@@ -149,18 +143,19 @@ def _round_sections(run: Run) -> list[RoundSection]:
 
 
 def _round_section(run: Run, round_: Round, report: Report, dataset: Dataset | None, problem: str) -> RoundSection:
-    config, inspected = run.config, None
+    data, inspected = run.config.data, None
     if dataset is not None and round_.label is not None and round_.select is not None:
         try:
-            size = config.student.image_size
-            inspected = inspect_pseudo_labels(dataset, round_.label.path, round_.select.path, config.data, size)
+            size = run.config.for_round(round_.number).student.image_size
+            inspected = inspect_pseudo_labels(dataset, round_.label.path, round_.select.path, data, size)
         except UserError as error:
             problem = str(error)
+    threshold = round_.select.record["config"]["threshold"] if round_.select is not None else 0.0
     return RoundSection(
         round=round_,
         teachers=", ".join(title_of(t) for t in teachers_of(round_, run)) or "a model from outside the run",
         report=report,
-        histogram=plots.confidence_histogram(report["histogram"], config.select.threshold),
+        histogram=plots.confidence_histogram(report["histogram"], threshold),
         bars=plots.per_class(report),
         inspected=inspected,
         problem=problem,
@@ -181,7 +176,7 @@ def _lineage(run: Run) -> Diagram:
             details[round_.label.fingerprint] = f"by {names.lower() or 'a model from outside the run'}"
     for train in run.trainings:
         shown = f" \u00b7 val {100 * train.val.top1:.1f}%" if train.val else " \u00b7 unfinished"
-        details[train.fingerprint] = _model(run, train) + shown
+        details[train.fingerprint] = train.architecture + shown
     return draw(run, details)
 
 

@@ -250,6 +250,33 @@ def test_lineage_follows_fingerprints(run: Path) -> None:
     assert "Round 0 teacher labeled the images for round 2 student." in draw(again, {}).summary
 
 
+def test_lineage_draws_what_a_training_started_from(run: Path) -> None:
+    seen = read_run(run)
+    before = len(draw(seen, {}).arrows)
+    assert seen.rounds[0].train is not None
+    start = seen.rounds[0].train.record["outputs"]["model_sha256"]
+    for folder in ("rounds/1", "control"):
+        edit(next(run.glob(f"{folder}/train-*")) / "stage.json", lambda r: r["inputs"].update(start=start))
+    diagram = draw(read_run(run), {})
+    assert len(diagram.arrows) == before + 2
+    assert "Round 1 student started with the weights of round 0 teacher." in diagram.summary
+    assert "Control started with the weights of round 0 teacher." in diagram.summary
+
+
+def test_what_rounds_override_is_shown_as_it_was(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pipeline.report import plots
+
+    shown: list[float] = []
+    draw_histogram = plots.confidence_histogram
+    monkeypatch.setattr(plots, "confidence_histogram", lambda h, at: (shown.append(at), draw_histogram(h, at))[1])
+    edit(next(run.glob("rounds/2/train-*")) / "stage.json", lambda r: r["config"]["training"].update(model="larger"))
+    edit(next(run.glob("rounds/2/select-*")) / "stage.json", lambda r: r["config"].update(threshold=0.75))
+    (next(run.glob("control/train-*")) / "model.json").write_text('{"architecture": "taken"}')
+    page = text_of(run)
+    assert shown == [0.5, 0.75]
+    assert page.count("larger") == page.count("taken") == 2, "in the table and in the lineage"
+
+
 @given(st.lists(st.integers(0, 5), max_size=60), st.integers(1, 40))
 def test_images_are_spread_over_the_classes(labels: list[int], count: int) -> None:
     label = np.array(labels, np.int32)
