@@ -115,11 +115,23 @@ class Start(Section):
     """`use` it as it is, `continue` its training to `steps`, or `init`ialize a new training with its weights."""
 
 
+W = TypeVar("W", bound="Training | Finetune")
+
+
+def _check_warmup(training: W) -> W:
+    if training.warmup_steps >= training.steps:
+        raise ValueError(
+            f"warmup_steps is {training.warmup_steps}, not below steps ({training.steps}), so the learning rate would "
+            "not come down; lower warmup_steps"
+        )
+    return training
+
+
 class Training(Section):
     """One training: model, data mix, noise, optimization."""
 
     model: str = "wide_resnet28_2"
-    """Any timm architecture, or one of ours (`selftrain models`)."""
+    """Any of `timm.list_models()`, or one of ours: wide_resnet28_2, wide_resnet16_2, wide_resnet10_1, resnet9."""
     model_args: dict[str, Scalar] = Field(default_factory=dict)
     """More arguments for timm.create_model."""
     image_size: Positive = 32
@@ -168,6 +180,18 @@ class Training(Section):
     evaluations: Positive = 10
     """Evaluations on val, evenly spread; the last is at the last step."""
 
+    _warmup_ends = model_validator(mode="after")(_check_warmup)
+
+    @model_validator(mode="after")
+    def _strong_view_is_used(self) -> Training:
+        is_set = self.strong != StrongView() and (self.strong.num_ops or self.strong.cutout)
+        if is_set and not self.noise_labeled and not self.unlabeled_ratio:
+            raise ValueError(
+                "the strong view is set, but with noise_labeled false and unlabeled_ratio 0 no image gets it; set "
+                "noise_labeled to true, or drop strong"
+            )
+        return self
+
     @property
     def unlabeled_batch_size(self) -> int:
         """Pseudo-labeled images a step."""
@@ -208,6 +232,16 @@ class Select(Section):
     allow_empty_classes: bool = False
     """A class of which nothing is kept is an error unless this is set."""
 
+    @model_validator(mode="after")
+    def _nothing_is_ignored(self) -> Select:
+        if self.prior and self.balance != "prior":
+            raise ValueError(f"prior is set, but balance is {self.balance}, which ignores it; set balance to prior")
+        if self.temperature != 1 and self.targets == "hard":
+            raise ValueError(
+                f"temperature is {self.temperature}, but hard targets have none; set targets to soft, or drop it"
+            )
+        return self
+
 
 class Rounds(Section):
     """The loop."""
@@ -226,10 +260,33 @@ class Rounds(Section):
 
 
 class Finetune(Section):
-    """An optional last training on labeled images, at a higher resolution (the train-test resolution fix)."""
+    """A last, short training of the best model at a higher resolution: the train-test resolution fix (Touvron 2019;
+    Noisy Student 3.1).
 
-    training: Training
-    """The training; `start` is set to the best student by the loop."""
+    It sees labeled images without noise or augmentation, but for the mirror where the best model's training had it.
+    Architecture and normalization are the best model's.
+    """
+
+    image_size: Positive
+    """Side of the square input in pixels, usually above the students'."""
+    steps: Positive = 500
+    """Optimizer steps."""
+    batch_size: Positive = 128
+    """Labeled images a step, over all processes and accumulation micro-steps together."""
+    accumulation: Positive = 1
+    """Micro-steps that a step's batch is split into, to fit in memory."""
+    optimizer: Optimizer = Optimizer(lr=0.01)
+    """Optimizer and learning rate, which should be that of the end of a training."""
+    warmup_steps: NonNegative = 0
+    """Linear warm-up of the learning rate, then cosine to 0."""
+    label_smoothing: Probability = 0.1
+    """As in the trainings before."""
+    ema_decay: Probability = 0.99
+    """Of the averaged weights that are evaluated."""
+    frozen_layers: NonNegative = 0
+    """Freeze the stem and this many blocks, with their BatchNorm in eval mode."""
+
+    _warmup_ends = model_validator(mode="after")(_check_warmup)
 
 
 class Evaluate(Section):
@@ -255,7 +312,7 @@ class Runtime(Section):
     threads: NonNegative = 0
     """CPU threads a process; 0 means cores / processes, resolved once when the run is made."""
     compile: bool = False
-    """torch.compile the model. Results stay reproducible only on CUDA graphs' terms: off where bits matter."""
+    """torch.compile the model. Equal bits after a kill are promised with it off only."""
     log_every: Positive = operational(20)
     """Steps between metric lines. Every line costs one host sync."""
     checkpoint_every: Positive = operational(200)
@@ -284,7 +341,7 @@ class Config(Section):
     rounds: Rounds = Rounds()
     """The loop."""
     finetune: Finetune | None = None
-    """An optional last training on labeled images."""
+    """An optional last training at a higher resolution."""
     evaluate: Evaluate = Evaluate()
     """The evaluation on test."""
     runtime: Runtime = Runtime()
@@ -320,6 +377,11 @@ class Config(Section):
     def _student_has_unlabeled(self) -> Config:
         if self.rounds.num_rounds and not self.student.unlabeled_batch_size:
             raise ValueError("student.unlabeled_ratio is 0, so students would see no pseudo-labels; set it, e.g. to 4")
+        if self.rounds.start == "init" and self.student.start is not None:
+            raise ValueError(
+                f"student.start is {self.student.start.model}, but with rounds.start: init students start from their "
+                "teacher; drop student.start, or set rounds.start to scratch"
+            )
         for number in range(1, len(self.rounds.overrides) + 1):
             self.for_round(number)  # a wrong key or value shows before the first round
         return self

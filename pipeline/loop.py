@@ -8,7 +8,20 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from pipeline.config import SPLITS, Config, Data, Split, Start, Training, dump_yaml, load_config, semantic
+from pipeline.config import (
+    SPLITS,
+    Config,
+    Data,
+    Finetune,
+    Split,
+    Start,
+    StrongView,
+    Training,
+    WeakView,
+    dump_yaml,
+    load_config,
+    semantic,
+)
 from pipeline.errors import UserError
 from pipeline.jobs import EvaluateJob, Job, LabelJob, Role, SelectJob, TrainJob
 from pipeline.runtime import resolve
@@ -114,6 +127,7 @@ class Run:
             data=self.config.data,
             select=self.config.for_round(round).select,
             labels=labels,
+            accept_environment=self.accept_environment,
         )
         return self.stage(job, select_inputs(job), f"rounds/{round}")
 
@@ -214,35 +228,59 @@ def _rounds(run: Run, on_round: Callable[[RoundReport], None]) -> tuple[list[Rou
             if num_worse >= config.rounds.patience:
                 log.warning("stopped after round %d: rounds.patience is %d", number, config.rounds.patience)
                 break
-    best = max(rounds, key=lambda r: (r.val_top1, -r.round))
     if config.finetune is not None:
-        number = rounds[-1].round + 1
-        start = Start(model=str(best.train), mode="init")
-        training = config.finetune.training.model_copy(update={"start": start})
-        folder = run.train("finetune", number, training, None, f"rounds/{number}")
+        number, base = rounds[-1].round + 1, _best(rounds)
+        folder = _finetune(run, config.finetune, "finetune", number, base.round, base.train, f"rounds/{number}")
         finetuned = _report(run, "finetune", number, folder)
         rounds.append(finetuned)
         on_round(finetuned)
-        best = max(rounds, key=lambda r: (r.val_top1, -r.round))
-    return rounds, best
+    return rounds, _best(rounds)
+
+
+def _best(rounds: list[RoundReport]) -> RoundReport:
+    return max(rounds, key=lambda r: (r.val_top1, -r.round))
+
+
+def _training(config: Config, number: int) -> Training:
+    """The training of a round as the config has it."""
+    return config.teacher if number == 0 else config.for_round(number).student
 
 
 def _student(config: Config, number: int, teacher: RoundReport) -> Training:
-    student = config.for_round(number).student
+    student = _training(config, number)
     if config.rounds.start == "scratch":
         return student
     return student.model_copy(update={"start": Start(model=str(teacher.train), mode="init")})
 
 
+def _finetune(run: Run, finetune: Finetune, role: Role, number: int, base_round: int, model: Path, parent: str) -> Path:
+    """Fine-tune a model, whose recipe was that of `base_round`."""
+    from pipeline.models.folder import read_info
+
+    info = read_info(model)
+    training = Training(
+        model=info.architecture,
+        model_args=info.model_args,
+        mean=info.mean,
+        std=info.std,
+        weak=WeakView(crop="none", flip=_training(run.config, base_round).weak.flip),
+        strong=StrongView(num_ops=0),
+        noise_labeled=False,
+        start=Start(model=str(model), mode="init"),
+        **dict(finetune),
+    )
+    return run.train(role, number, training, None, parent)
+
+
 def _control(run: Run, rounds: list[RoundReport], best: RoundReport) -> Path:
     """A supervised model at the final student's budget: its architecture, recipe, noise, optimizer steps and batch
-    size, with labeled images in every slot.
+    size, with labeled images in every slot; fine-tuned as well if the final model is.
 
     Where students start from their teacher's weights, the final one has the steps of all students before it behind it;
     the control then starts from the round-0 teacher and takes as many.
     """
-    last = max(r.round for r in rounds if r.role != "finetune" and r.round <= max(best.round, 1))
-    student = run.config.for_round(last).student
+    last = max(_best([r for r in rounds if r.role != "finetune"]).round, 1)
+    student = _training(run.config, last)
     inherits = run.config.rounds.start == "init"
     ancestors = [r.round for r in rounds if r.role == "student" and r.kept and r.round < last]
     steps = student.steps + sum(run.config.for_round(number).student.steps for number in ancestors)
@@ -255,7 +293,10 @@ def _control(run: Run, rounds: list[RoundReport], best: RoundReport) -> Path:
             "start": Start(model=str(rounds[0].train), mode="init") if inherits else student.start,
         }
     )
-    return run.train("control", last, training, None, "control")
+    control = run.train("control", last, training, None, "control")
+    if best.role == "finetune" and run.config.finetune is not None:
+        return _finetune(run, run.config.finetune, "control", best.round, last, control, "control")
+    return control
 
 
 def _report(
@@ -359,8 +400,9 @@ def _check_data(config: Config) -> str:
 
 
 def _check_teacher(teacher: RoundReport, num_classes: int) -> None:
+    found = f"on val ({teacher.val_top1:.1%} of {num_classes} classes)"
+    fix = "raise teacher.steps, check teacher.optimizer.lr, or look at the labels in the report"
+    if teacher.val_top1 <= 1 / num_classes:
+        raise UserError(f"the round-0 teacher is at chance {found}, so its labels would teach nothing; {fix}")
     if teacher.interval[0] <= 1 / num_classes:
-        raise UserError(
-            f"the round-0 teacher is at chance on val ({teacher.val_top1:.1%} of {num_classes} classes), so its labels "
-            "would teach nothing; raise teacher.steps, check teacher.optimizer.lr, or look at the labels in the report"
-        )
+        log.warning("the round-0 teacher cannot be told from chance %s: too few val images, or %s", found, fix)

@@ -65,7 +65,21 @@ def test_an_empty_file_is_the_defaults(tmp_path: Path) -> None:
             "student: {optimizer: {learning: 1}}",
             r"unknown key `student\.optimizer\.learning`, valid: lr, lr_batch_size",
         ),
-        ("finetune: {training: {stepz: 1}}", r"unknown key `finetune\.training\.stepz`, did you mean `steps`\?"),
+        ("finetune: {stepz: 1}", r"unknown key `finetune\.stepz`, did you mean `steps`\?"),
+        ("finetune: {steps: 100}", r"`finetune\.image_size`: Field required"),
+        ("finetune: {image_size: 64, unlabeled_ratio: 4}", r"unknown key `finetune\.unlabeled_ratio`"),
+        ("finetune: {image_size: 64, warmup_steps: 500}", r"`finetune`: warmup_steps is 500, not below steps \(500\)"),
+        ("student: {steps: 5, warmup_steps: 5}", r"`student`: warmup_steps is 5, not below steps \(5\).*lower"),
+        (
+            "teacher: {noise_labeled: false, strong: {cutout: 4}}",
+            r"`teacher`: the strong view is set, but with noise_labeled false .* set noise_labeled to true",
+        ),
+        ("select: {prior: [0.5, 0.5]}", r"`select`: prior is set, but balance is uniform.*set balance to prior"),
+        ("select: {targets: hard, temperature: 0.5}", r"`select`: temperature is 0\.5, but hard targets.*to soft"),
+        (
+            "rounds: {start: init}\nstudent: {unlabeled_ratio: 4, start: {model: a.safetensors}}",
+            r"student\.start is a\.safetensors, but with rounds\.start: init .*drop student\.start",
+        ),
         ("teacher: {steps: 0}", r"`teacher\.steps`: Input should be greater than 0 \(got 0\)"),
         ("teacher: {steps: many}", r"`teacher\.steps`: .*valid integer.* \(got 'many'\)"),
         ("teacher: {optimizer: {lr: .inf}}", r"`teacher\.optimizer\.lr`: Input should be a finite number"),
@@ -81,6 +95,13 @@ def test_an_empty_file_is_the_defaults(tmp_path: Path) -> None:
 def test_errors_name_key_value_and_fix(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         load_config(write(tmp_path, text))
+
+
+def test_what_is_off_may_stay_beside_what_would_ignore_it(tmp_path: Path) -> None:
+    load_config(write(tmp_path, "teacher: {noise_labeled: false}"))
+    load_config(write(tmp_path, "teacher: {noise_labeled: false, strong: {num_ops: 0}}"))
+    load_config(write(tmp_path, "student: {unlabeled_ratio: 4, noise_labeled: false, strong: {cutout: 4}}"))
+    load_config(write(tmp_path, "select: {balance: prior, prior: [0.5, 0.5], temperature: 0.5}"))
 
 
 def test_every_wrong_key_is_told_at_once(tmp_path: Path) -> None:

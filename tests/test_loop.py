@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from pipeline import loop
-from pipeline.config import Config, Finetune, load_config
+from pipeline.config import Config, Finetune, Start, WeakView, load_config
 from pipeline.errors import UserError
 from pipeline.evaluate.metrics import wilson_interval
 from pipeline.evaluate.stage import evaluate_inputs
@@ -23,6 +23,7 @@ from pipeline.labels.predict import label_inputs
 from pipeline.labels.select import select_inputs
 from pipeline.labels.store import label_path
 from pipeline.loop import RoundReport, run_loop
+from pipeline.models.folder import ModelInfo
 from pipeline.shards.dataset import open_split
 from pipeline.shards.digits import pack_digits
 from pipeline.stage import open_stage, run_lock, write_bytes, write_json
@@ -57,9 +58,19 @@ class FakeStages:
 
     def train(self, job: TrainJob) -> None:
         stage = open_stage(job.out, "train", *train_inputs(job), env={})
-        val = self.finetune if job.role == "finetune" else self.val[job.round]
+        val = self.finetune if job.out.parent.name == "control" or job.role == "finetune" else self.val[job.round]
         write_json(job.out / "evaluation-val.json", self.metrics(val))
-        write_json(job.out / "model.json", {"architecture": job.training.model})
+        values = {name: getattr(job.training, name) for name in ("model_args", "mean", "std")}
+        info = ModelInfo(
+            schema=1,
+            architecture=job.training.model,
+            classes=open_split(job.data, "labeled").classes,
+            input_size=(3, job.training.image_size, job.training.image_size),
+            metrics={},
+            lineage={},
+            **values,
+        )
+        write_json(job.out / "model.json", info.model_dump(mode="json", by_alias=True))
         write_bytes(job.out / "model.safetensors", stage.fingerprint.encode())
         stage.finish(steps=job.training.steps)
 
@@ -141,13 +152,27 @@ def test_an_equal_student_is_kept(config: Config, tmp_path: Path) -> None:
 
 
 def test_finetune_starts_from_the_best_and_competes(config: Config, tmp_path: Path) -> None:
-    finetuned = config.model_copy(update={"finetune": Finetune(training=config.teacher)})
+    finetuned = config.model_copy(update={"finetune": Finetune(image_size=12, steps=20, frozen_layers=1)})
     stages = FakeStages(0.6, 0.8, 0.7, finetune=0.85)
     result = run_loop(finetuned, tmp_path, run_stage=stages)
-    (job,) = stages.of("train", "finetune")
+    (job,), (student, _) = stages.of("train", "finetune"), stages.of("train", "student")
     assert job.training.start.model == str(tmp_path / result["rounds"][1]["train_dir"])
     assert result["final"]["round"] == 3
     assert result["rounds"][-1]["role"] == "finetune"
+    assert (job.training.image_size, job.training.steps, job.training.frozen_layers) == (12, 20, 1)
+    for same in ("model", "model_args", "mean", "std"):
+        assert getattr(job.training, same) == getattr(student.training, same)
+
+
+def test_finetune_sees_labeled_images_as_they_are(config: Config, tmp_path: Path) -> None:
+    """Random crops are what the fine-tune undoes; a mirrored digit is another one."""
+    stages = FakeStages(0.6, 0.8, 0.7, finetune=0.85)
+    run_loop(config.model_copy(update={"finetune": Finetune(image_size=12)}), tmp_path, run_stage=stages)
+    training = stages.of("train", "finetune")[0].training
+    assert not config.student.weak.flip
+    assert training.weak == WeakView(crop="none", flip=False)
+    assert (training.noise_labeled, training.strong.num_ops, training.strong.cutout) == (False, 0, 0)
+    assert (training.unlabeled_ratio, training.dropout, training.stochastic_depth) == (0, 0, 0)
 
 
 def test_students_start_from_their_teacher_when_asked(config: Config, tmp_path: Path) -> None:
@@ -196,6 +221,34 @@ def test_the_control_of_inherited_weights_has_the_steps_of_all_ancestors(config:
     assert result["final"]["round"] == 3
     assert control.training.steps == 2 * config.student.steps  # rounds 2 and 3; round 1 was not kept
     assert control.training.start.model == str(tmp_path / result["rounds"][0]["train_dir"])
+
+
+@pytest.mark.parametrize(("finetune", "num_controls"), [(0.9, 2), (0.7, 1)])
+def test_the_control_of_a_finetuned_model_is_finetuned_too(
+    config: Config, tmp_path: Path, finetune: float, num_controls: int
+) -> None:
+    different = ({"student.steps": 10}, {"student.steps": 20}, {"student.steps": 30})
+    config = changed(config, "rounds", overrides=different, patience=2)
+    stages = FakeStages(0.6, 0.8, 0.7, 0.75, finetune=finetune)
+    result = run_loop(
+        config.model_copy(update={"finetune": Finetune(image_size=12, steps=5)}), tmp_path, run_stage=stages
+    )
+    controls = stages.of("train", "control")
+    assert controls[0].training.steps == 10  # of round 1, which the fine-tune began with, not of the last round
+    assert len(controls) == num_controls
+    assert result["final"]["control_dir"] == str(controls[-1].out.relative_to(tmp_path))
+    if num_controls == 2:
+        (final,) = stages.of("train", "finetune")
+        start = Start(model=str(controls[0].out), mode="init")
+        assert controls[1].training == final.training.model_copy(update={"start": start})
+        assert controls[1].round == final.round
+
+
+def test_every_stage_is_told_that_another_environment_is_accepted(config: Config, tmp_path: Path) -> None:
+    stages = FakeStages(0.6, 0.7, 0.8, 0.9)
+    run_loop(config, tmp_path, run_stage=stages, accept_environment=True)
+    assert {job.kind for job in stages.jobs if job.accept_environment} == {"train", "label", "select", "evaluate"}
+    assert all(job.accept_environment for job in stages.jobs)
 
 
 def test_no_control_when_it_is_turned_off_or_there_is_no_student(config: Config, tmp_path: Path) -> None:
@@ -297,10 +350,17 @@ def test_a_run_keeps_the_threads_that_it_resolved_first(
 
 
 def test_a_teacher_at_chance_is_an_error(config: Config, tmp_path: Path) -> None:
-    stages = FakeStages(0.12)
-    with pytest.raises(UserError, match=r"the round-0 teacher is at chance on val \(12\.0% of 10 classes\).*steps"):
+    stages = FakeStages(0.1)
+    with pytest.raises(UserError, match=r"the round-0 teacher is at chance on val \(10\.0% of 10 classes\).*steps"):
         run_loop(config, tmp_path, run_stage=stages)
     assert len(stages.jobs) == 1
+
+
+def test_a_teacher_that_may_be_at_chance_is_a_warning(
+    config: Config, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run_loop(config, tmp_path, run_stage=FakeStages(0.12, 0.7, 0.8, 0.9))
+    assert "the round-0 teacher cannot be told from chance on val (12.0% of 10 classes)" in caplog.text
 
 
 def test_a_second_run_in_the_folder_is_refused_with_the_pid_of_the_first(

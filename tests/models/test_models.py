@@ -145,7 +145,15 @@ def test_an_exported_file_gives_the_same_logits_in_timm(
     digits: Config, tmp_path: Path, architecture: str, first_line: str
 ) -> None:
     """timm's architectures need nothing of ours; ours need one import."""
-    short = {"model": architecture, "model_args": {}, "image_size": 32, "steps": 2, "batch_size": 4, "evaluations": 1}
+    short = {
+        "model": architecture,
+        "model_args": {},
+        "image_size": 32,
+        "steps": 2,
+        "warmup_steps": 0,
+        "batch_size": 4,
+        "evaluations": 1,
+    }
     training = Training.model_validate({**digits.teacher.model_dump(), **short, "weak": {"crop": "none"}})
     stage = run(train_job(digits, tmp_path / "train", training=training))
     export_model(stage, tmp_path / "model.safetensors")
