@@ -47,10 +47,19 @@ def run(
     settings = load_config(config, set_ or ())
     folder = run_dir or Path("runs") / config.stem
     result = _run_loop(settings, folder, accept_environment, watched=not no_prefect)
-    report = write_report(folder)
     console = Console()
     console.print(summary(result))
-    console.print(f"Report: {report}", soft_wrap=True, highlight=False)
+    try:
+        report = write_report(folder)
+    except Exception as error:  # whatever it is: the result, perhaps of days, is on disk and stands
+        logging.getLogger("selftrain.flows").warning(
+            "the report could not be written (%s: %s); the result stands. Write it with: selftrain report %s",
+            type(error).__name__,
+            error,
+            folder,
+        )
+    else:
+        console.print(f"Report: {report}", soft_wrap=True, highlight=False)
 
 
 def _run_loop(config: Config, run_dir: Path, accept_environment: bool, *, watched: bool) -> dict[str, Any]:
@@ -89,7 +98,7 @@ def summary(result: Mapping[str, Any]) -> Table:
     table = Table(caption=f"on test: {', '.join(tests)}" if tests else None, caption_justify="left")
     table.add_column("round", justify="right")
     table.add_column("model")
-    for column in ("val accuracy", "95% interval", "pseudo-labels"):
+    for column in ("val", "95% interval", "pseudo-labels"):  # short names: with them it fits 80 columns
         table.add_column(column, justify="right", no_wrap=True)
     for entry in result["rounds"]:
         low, high = entry["interval"]

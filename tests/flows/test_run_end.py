@@ -1,0 +1,53 @@
+"""What `selftrain run` says when the loop is done: the table first, and a report that fails changes nothing."""
+
+from __future__ import annotations
+
+import io
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from flows import cli
+from pipeline.report import html
+
+ROUND = {"role": "student", "model": "wide_resnet28_2", "val_top1": 0.9, "interval": [0.885, 0.9125]}
+RESULT: dict[str, Any] = {
+    "rounds": [
+        ROUND | {"round": 0, "role": "teacher", "num_selected": None},
+        ROUND | {"round": 1, "num_selected": 41_000},
+    ],
+    "final": {"round": 1, "test_top1": 0.91, "teacher_test_top1": 0.85, "control_test_top1": 0.88},
+}
+
+
+def test_the_table_fits_a_terminal_of_80_columns() -> None:
+    text = io.StringIO()
+    Console(file=text, width=80).print(cli.summary(RESULT))
+    lines = text.getvalue().splitlines()
+    assert max(map(len, lines)) <= 80
+    assert any("student wide_resnet28_2 " in line and "88.50-91.25%" in line and "41,000" in line for line in lines)
+    assert sum("wide_resnet28_2" in line for line in lines) == 2
+
+
+def test_a_report_that_fails_is_a_warning_after_the_table(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def fail(run_dir: Path) -> Path:
+        raise IndexError("a defect")
+
+    monkeypatch.setattr(html, "write_report", fail)
+    monkeypatch.setattr(cli, "_run_loop", lambda *args, **kwargs: RESULT)
+    config = tmp_path / "birds.yaml"
+    config.write_text("seed: 1\n")
+    with caplog.at_level(logging.WARNING, "selftrain"):
+        cli.run(config, tmp_path / "run")
+    assert "wide_resnet28_2" in capsys.readouterr().out
+    assert (
+        f"IndexError: a defect); the result stands. Write it with: selftrain report {tmp_path / 'run'}" in caplog.text
+    )
