@@ -7,14 +7,16 @@ cut into one contiguous slot for each micro-step and rank, so that N ranks toget
 from __future__ import annotations
 
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from torch import Tensor
 
 from pipeline.errors import UserError
 from pipeline.labels.targets import Targets
+from pipeline.prefetch import read_ahead
 from pipeline.shards.dataset import Dataset
 from pipeline.shards.order import Order
 from pipeline.shards.read import Reader
@@ -43,18 +45,22 @@ class Stream:
 class Batch:
     """One slot on the host: labeled images first, then pseudo-labeled ones."""
 
-    images: npt.NDArray[np.uint8]
-    """[B, S, S, 3]"""
+    images: Tensor
+    """uint8 [B, S, S, 3]"""
     positions: npt.NDArray[np.uint64]
-    labels: npt.NDArray[np.int64]
-    """[num_labeled]"""
-    targets: npt.NDArray[np.float32]
-    """[B - num_labeled, C]"""
+    labels: Tensor
+    """int64 [num_labeled]"""
+    targets: Tensor
+    """float32 [B - num_labeled, C]"""
 
     @property
     def num_labeled(self) -> int:
         """How many of the images are labeled."""
         return len(self.labels)
+
+    def pinned(self) -> Batch:
+        """A copy in pinned memory, which a GPU reads while the host goes on."""
+        return Batch(self.images.pin_memory(), self.positions, self.labels.pin_memory(), self.targets.pin_memory())
 
 
 class Batches:
@@ -71,12 +77,13 @@ class Batches:
         accumulation: int,
         rank: int,
         num_ranks: int,
+        pin: bool = False,
     ) -> None:
         self.labeled, self.unlabeled, self.targets = labeled, unlabeled, targets
         # Hard pseudo-labels are smoothed like labels, soft ones never (Noisy Student's code).
         self.smoothing = label_smoothing if targets is not None and targets.hard else 0.0
         self.num_classes, self.accumulation, self.rank, self.num_ranks = num_classes, accumulation, rank, num_ranks
-        self.num_slots = accumulation * num_ranks
+        self.num_slots, self.pin = accumulation * num_ranks, pin
         for name, stream in (("batch_size", labeled), ("batch_size * unlabeled_ratio", unlabeled)):
             if stream is not None and stream.batch_size % self.num_slots:
                 raise UserError(
@@ -90,28 +97,23 @@ class Batches:
         rows, positions = self.labeled.rows(step, slot, self.num_slots)
         images = self.labeled.reader.read(rows)
         labels = self.labeled.dataset.labels[rows].astype(np.int64)
-        if self.unlabeled is None or self.targets is None:
-            return Batch(images, positions, labels, np.empty((0, self.num_classes), np.float32))
-        more_rows, more_positions = self.unlabeled.rows(step, slot, self.num_slots)
-        return Batch(
-            np.concatenate([images, self.unlabeled.reader.read(more_rows)]),
-            np.concatenate([positions, more_positions | UNLABELED_POSITIONS]),
-            labels,
-            self._smooth(self.targets.targets(more_rows)),
-        )
+        targets = np.empty((0, self.num_classes), np.float32)
+        if self.unlabeled is not None and self.targets is not None:
+            more_rows, more_positions = self.unlabeled.rows(step, slot, self.num_slots)
+            images = np.concatenate([images, self.unlabeled.reader.read(more_rows)])
+            positions = np.concatenate([positions, more_positions | UNLABELED_POSITIONS])
+            targets = self._smooth(self.targets.targets(more_rows))
+        batch = Batch(torch.from_numpy(images), positions, torch.from_numpy(labels), torch.from_numpy(targets))
+        return batch.pinned() if self.pin else batch
 
     def _smooth(self, targets: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         return targets * np.float32(1 - self.smoothing) + np.float32(self.smoothing / self.num_classes)
 
     def from_step(self, start: int, stop: int) -> Iterator[tuple[int, int, Batch]]:
         """(step, micro-step, batch) for steps [start, stop); the next batch is read while one is trained on."""
-        slots = [(step, micro) for step in range(start, stop) for micro in range(self.accumulation)]
-        with ThreadPoolExecutor(1, thread_name_prefix="batches") as reader:
-            ahead: Future[Batch] | None = None
-            for index, (step, micro) in enumerate(slots):
-                batch = ahead.result() if ahead else self.slot(step, micro)
-                ahead = reader.submit(self.slot, *slots[index + 1]) if index + 1 < len(slots) else None
-                yield step, micro, batch
+        slots = ((step, micro) for step in range(start, stop) for micro in range(self.accumulation))
+        for (step, micro), batch in read_ahead(slots, lambda slot: self.slot(*slot)):
+            yield step, micro, batch
 
     def keys(self, step: int) -> list[str]:
         """The keys of every image of a step, over all ranks: what an error message needs."""

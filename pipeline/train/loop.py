@@ -134,9 +134,9 @@ class Trainer:
     def _loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """The loss of one micro-batch and its detached METRICS (without the gradient's norm)."""
         device, training, num_labeled = self.accelerator.device, self.training, batch.num_labeled
-        images = torch.from_numpy(batch.images).to(device, non_blocking=True)
-        labels = torch.from_numpy(batch.labels).to(device, non_blocking=True)
-        targets = torch.from_numpy(batch.targets).to(device, non_blocking=True)
+        images = batch.images.to(device, non_blocking=True)
+        labels = batch.labels.to(device, non_blocking=True)
+        targets = batch.targets.to(device, non_blocking=True)
         if training.noise_labeled:
             views = self.views.strong(images, batch.positions)
         else:

@@ -62,7 +62,7 @@ class Meter:
         return {"sums": sums, "num_steps": self._num_steps, "num_updates": self._num_updates}
 
     def load(self, state: dict[str, Any]) -> None:
-        """Take a state over. Of another number of ranks each gets the mean, which gives the same line but for rounding."""
+        """Take a state over. Of another number of ranks each gets their mean: the same line but for rounding."""
         sums = state["sums"]
         same = len(sums) == self._accelerator.num_processes
         self._sums.copy_(sums[self._accelerator.process_index] if same else sums.mean(0))

@@ -10,7 +10,6 @@ from torch import nn
 
 from pipeline.config import Optimizer
 
-
 _ARGUMENTS: dict[str, dict[str, Any]] = {
     "sgd": {},  # timm's is with Nesterov momentum
     "rmsproptf": {"eps": 1e-3},  # inside the root; EfficientNet's, where timm's is 1e-10
@@ -22,7 +21,7 @@ _ARGUMENTS: dict[str, dict[str, Any]] = {
 def make_optimizer(model: nn.Module, config: Optimizer) -> torch.optim.Optimizer:
     """The optimizer over all trainable parameters; the learning rate is set by the loop before each step."""
     extra = _ARGUMENTS[config.name] | ({"betas": (config.momentum, 0.999)} if config.name in ("adamw", "lamb") else {})
-    # No decay on vectors (Bag of Tricks, section 3.1). Grouped by a decay of 1, so that the groups are the same for any.
+    # No decay on vectors (Bag of Tricks, section 3.1). Grouped by a decay of 1, so that any decay has the same groups.
     groups = param_groups_weight_decay(model, 1.0, no_weight_decay_list=getattr(model, "no_weight_decay", set)())
     for group in groups:
         group["weight_decay"] *= config.weight_decay

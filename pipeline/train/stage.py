@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 from torch import Tensor
 
 from pipeline.config import StrongView, Training, WeakView, semantic
@@ -17,7 +17,7 @@ from pipeline.evaluate.predict import Predictor, predict
 from pipeline.jobs import TrainJob
 from pipeline.labels.targets import open_targets
 from pipeline.models import build, set_trainable
-from pipeline.models.folder import ModelInfo, find_weights, init_from, model_digest, read_info, read_state, save_model
+from pipeline.models.folder import ModelInfo, has_info, model_digest, read_info, save_model
 from pipeline.randomness import key_of, reseed_torch
 from pipeline.runtime import describe
 from pipeline.shards.dataset import Dataset, open_split
@@ -30,7 +30,11 @@ from pipeline.train.ema import Ema
 from pipeline.train.interrupt import StopRequest
 from pipeline.train.loop import Trainer
 from pipeline.train.optimizer import make_optimizer
+from pipeline.train.ranks import WAIT
+from pipeline.train.start import continue_training, load_start
 from pipeline.views import Views
+
+NUM_FIRST_IMAGES = 1000
 
 
 def train_inputs(job: TrainJob) -> tuple[dict[str, Any], dict[str, str]]:
@@ -78,8 +82,7 @@ def run_train(job: TrainJob) -> None:
         return
     labeled, val = open_split(job.data, "labeled"), open_split(job.data, "val")
     info = _info(job, labeled, inputs)
-    with accelerator.main_process_first():  # one rank builds the decoded caches
-        val_reader = Reader(val, info.input_size[-1], job.data)
+    val_reader = Reader(val, info.input_size[-1], job.data)
     trainer = _set_up(job, stage, accelerator, labeled, val, val_reader, info, stop)
     if job.training.start is None or job.training.start.mode != "use":
         trainer.resume()
@@ -91,12 +94,14 @@ def run_train(job: TrainJob) -> None:
 
 def _accelerator(job: TrainJob) -> Accelerator:
     precision = {"fp32": "no"}.get(job.runtime.precision, job.runtime.precision)
-    return Accelerator(cpu=job.runtime.device == "cpu", mixed_precision=precision)
+    # DDP would copy rank 0's BatchNorm statistics to the others before each step, which the loop has averaged already.
+    handlers = [InitProcessGroupKwargs(timeout=WAIT), DistributedDataParallelKwargs(broadcast_buffers=False)]
+    return Accelerator(cpu=job.runtime.device == "cpu", mixed_precision=precision, kwargs_handlers=handlers)
 
 
 def _info(job: TrainJob, labeled: Dataset, inputs: dict[str, str]) -> ModelInfo:
     training = job.training
-    if training.start is not None and training.start.mode != "init":
+    if training.start is not None and training.start.mode != "init" and has_info(training.start.model):
         info = read_info(Path(training.start.model))
         if info.classes != labeled.classes:
             raise UserError(
@@ -139,9 +144,14 @@ def _set_up(
     ).to(device=accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     if hasattr(model, "init_from_images"):
         model.init_from_images(_first_images(job, labeled, info))
-    _start(model, training)
+    load_start(model, training)
     ema = Ema(model, training.ema_decay)  # before prepare, which patches `forward` for autocast
     set_trainable(model, training.frozen_layers)  # before DDP, which would wait for gradients of frozen layers
+    if not any(p.requires_grad for p in model.parameters()):
+        raise UserError(
+            f"`frozen_layers`: {training.frozen_layers} freezes all of {training.model}, which leaves nothing to "
+            "train; set it lower"
+        )
     optimizer = make_optimizer(model, training.optimizer)
     wrapped = torch.compile(model) if job.runtime.compile else model
     prepared, prepared_optimizer = accelerator.prepare(wrapped, optimizer)
@@ -179,69 +189,30 @@ def _set_up(
         stop=stop,
     )
     if training.start is not None and training.start.mode == "continue":
-        _continue(trainer, Path(training.start.model))
+        continue_training(trainer, Path(training.start.model))
     return trainer
 
 
+def read_size(training: Training) -> int:
+    """The side at which training images are read: 8/7 of the view's for resized crops, which so have more pixels to
+    sample than the view shows (256 for 224, the usual ratio)."""
+    return round(training.image_size * 8 / 7) if training.weak.crop == "resized" else training.image_size
+
+
 def _first_images(job: TrainJob, labeled: Dataset, info: ModelInfo) -> Tensor:
-    """Some labeled images, normalized: for data-dependent initialization."""
-    rows = np.arange(min(len(labeled), 1000))
-    images = torch.from_numpy(Reader(labeled, job.training.image_size, job.data).read(rows)).to(job.runtime.device)
+    """Labeled images from all over the data set, normalized: for data-dependent initialization."""
+    rows = np.linspace(0, len(labeled) - 1, min(len(labeled), NUM_FIRST_IMAGES)).astype(np.int64)  # sorted by class
+    images = torch.from_numpy(Reader(labeled, read_size(job.training), job.data).read(rows)).to(job.runtime.device)
     size = job.training.image_size
     views = Views(WeakView(), StrongView(), size, mean=info.mean, std=info.std, device=job.runtime.device)
     return views.center(images)
-
-
-def _start(model: torch.nn.Module, training: Training) -> None:
-    if training.start is None:
-        return
-    source = training.start.model
-    if source.startswith("timm:"):
-        import timm
-
-        state = timm.create_model(source.removeprefix("timm:"), pretrained=True).state_dict()
-    else:
-        state = read_state(Path(source))
-    if training.start.mode == "init":
-        init_from(model, state, source)
-        return
-    try:
-        model.load_state_dict(state)
-    except RuntimeError as error:
-        raise UserError(
-            f"`start.model`: {source} does not fit {training.model} {training.model_args or ''}; set model and "
-            "model_args to what it was trained as, or use mode: init"
-        ) from error
-
-
-def _continue(trainer: Trainer, source: Path) -> None:
-    """Take over step, optimizer, averages and best weights of another training's last checkpoint."""
-    folder, training = find_weights(source).parent, trainer.training
-    if Checkpoints(folder, "", keep=1).last_path() is None:
-        raise UserError(f"`start.model`: {source} has no checkpoint to continue; use mode: init")
-    record = stage_record(folder)
-    checkpoints = Checkpoints(folder, record["fingerprint"], keep=1)
-    optimizer = record["config"]["training"]["optimizer"]["name"]
-    if optimizer != training.optimizer.name:
-        raise UserError(
-            f"`optimizer.name`: {source} was trained with {optimizer}, whose state {training.optimizer.name} cannot "
-            f"take over; set it to {optimizer}, or use mode: init"
-        )
-    trainer.load(checkpoints.load_last() or {})
-    if trainer.step >= training.steps:
-        raise UserError(
-            f"`start.model`: {source} was trained for {trainer.step} steps already; set steps above that to continue"
-        )
-    if trainer.accelerator.is_main_process and trainer.checkpoints.last_path() is None:
-        trainer.checkpoints.save_best(trainer.best[1], checkpoints.load_best())
 
 
 def _batches(job: TrainJob, labeled: Dataset, accelerator: Accelerator) -> Batches:
     training = job.training
 
     def stream(dataset: Dataset, name: str, batch_size: int, copies: np.ndarray | None) -> Stream:
-        with accelerator.main_process_first():
-            reader = Reader(dataset, training.image_size, job.data)
+        reader = Reader(dataset, read_size(training), job.data)
         order = Order(
             dataset.shard_starts,
             copies,
@@ -268,6 +239,7 @@ def _batches(job: TrainJob, labeled: Dataset, accelerator: Accelerator) -> Batch
         accumulation=training.accumulation,
         rank=accelerator.process_index,
         num_ranks=accelerator.num_processes,
+        pin=accelerator.device.type == "cuda",
     )
 
 

@@ -122,13 +122,13 @@ def slow_rank(rank: int, port: int) -> None:
         time.sleep(1.0)
         backward(self, loss)
 
-    Accelerator.backward = slow  # type: ignore[method-assign]
+    Accelerator.backward = slow
 
 
 def test_a_stop_of_one_rank_stops_all_at_the_next_step(job: TrainJob, tmp_path: Path) -> None:
     """Not some steps later: with slow steps the grace would be over by then."""
+    job = job.model_copy(update={"runtime": job.runtime.model_copy(update={"log_every": 1})})
     two = in_two(job, tmp_path, "two")
-    two = two.model_copy(update={"runtime": two.runtime.model_copy(update={"log_every": 1})})
     assert run_ranks(two, '"step": 3,', signal.SIGTERM, rank=slow_rank, signalled=(1,)) == [EXIT_INTERRUPTED] * 2
     (saved,) = (two.out / "checkpoints").glob("step-*.pt")
     assert int(saved.stem[5:]) in (3, 4)

@@ -95,7 +95,7 @@ def test_a_broken_model_is_named(start_from: StartFrom, teacher: Path, tmp_path:
 
 
 def test_init_begins_at_the_weights_and_counts_steps_anew(start_from: StartFrom, teacher: Path) -> None:
-    frozen = {"optimizer": {"lr": 1e-12, "weight_decay": 0.0}, "steps": 3, "evaluations": 1}
+    frozen = {"optimizer": {"lr": 1e-12, "weight_decay": 0.0}, "steps": 3, "warmup_steps": 0, "evaluations": 1}
     out = run(start_from(teacher, "init", **frozen))
     trained, original = read_state(out), read_state(teacher)
     assert all(torch.allclose(trained[k], original[k], atol=1e-6) for k in original if k.endswith("weight"))
@@ -105,7 +105,7 @@ def test_init_begins_at_the_weights_and_counts_steps_anew(start_from: StartFrom,
 
 
 def test_init_replaces_a_head_of_other_classes(start_from: StartFrom, teacher: Path, two_classes: Data) -> None:
-    job = start_from(teacher, "init", steps=2, evaluations=1, batch_size=8)
+    job = start_from(teacher, "init", steps=2, warmup_steps=0, evaluations=1, batch_size=8)
     out = run(job.model_copy(update={"data": two_classes}))
     assert read_state(out)["fc.weight"].shape == (2, 64)
 
@@ -155,5 +155,36 @@ def test_continue_refuses_what_has_no_checkpoint(start_from: StartFrom, teacher:
 def test_continue_refuses_another_architecture_or_optimizer(start_from: StartFrom, teacher: Path) -> None:
     with pytest.raises(UserError, match=r"does not fit wide_resnet16_2 .*use mode: init"):
         run(start_from(teacher, "continue", "a", steps=80, model="wide_resnet16_2"))
-    with pytest.raises(UserError, match=r"`optimizer\.name`: .* was trained with sgd.*lamb cannot take over"):
+    with pytest.raises(UserError, match=r"`optimizer\.name`: .* was trained with sgd, .*cannot change to lamb"):
         run(start_from(teacher, "continue", "b", steps=80, optimizer={"name": "lamb"}))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "theirs"),
+    [
+        ("frozen_layers", 1, "0"),
+        ("image_size", 16, "8"),
+        ("mean", (0.5, 0.5, 0.5), r"\[0\.305, 0\.305, 0\.305\]"),
+        ("std", (0.5, 0.5, 0.5), r"\[0\.376, 0\.376, 0\.376\]"),
+    ],
+)
+def test_continue_refuses_another_input_or_other_frozen_layers(
+    start_from: StartFrom, teacher: Path, key: str, value: object, theirs: str
+) -> None:
+    with pytest.raises(UserError, match=rf"`{key}`: .* was trained with {theirs}, .*use mode: init"):
+        run(start_from(teacher, "continue", steps=80, **{key: value}))
+
+
+@pytest.mark.parametrize("weight_decay", [0.0, 0.2])
+def test_continue_obeys_its_own_hyperparameters(start_from: StartFrom, teacher: Path, weight_decay: float) -> None:
+    changes = {"steps": 45, "evaluations": 1, "optimizer": {"momentum": 0.5, "weight_decay": weight_decay}}
+    out = run(start_from(teacher, "continue", **changes))
+    (last,) = (out / "checkpoints").glob("step-*45.pt")
+    groups = torch.load(last, weights_only=True)["optimizer"]["param_groups"]
+    assert [group["weight_decay"] for group in groups] == [0.0, weight_decay]
+    assert {group["momentum"] for group in groups} == {0.5}
+
+
+def test_freezing_every_layer_is_an_error_that_names_the_key(start_from: StartFrom, teacher: Path) -> None:
+    with pytest.raises(UserError, match=r"`frozen_layers`: 99 freezes all of wide_resnet10_1"):
+        run(start_from(teacher, "init", frozen_layers=99))

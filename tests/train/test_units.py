@@ -13,7 +13,7 @@ from torch import nn
 
 from pipeline.config import Optimizer, Training
 from pipeline.errors import UserError
-from pipeline.models import build
+from pipeline.models import build, set_trainable
 from pipeline.train.checkpoint import Checkpoints
 from pipeline.train.ema import Ema
 from pipeline.train.losses import combine, hard_cross_entropy, soft_cross_entropy
@@ -34,7 +34,7 @@ def test_the_learning_rate_warms_up_linearly_and_falls_as_half_a_cosine() -> Non
 
 @given(st.integers(1, 50), st.integers(0, 60))
 def test_the_learning_rate_is_positive_and_at_most_the_peak(steps: int, warmup: int) -> None:
-    training = Training(steps=steps, warmup_steps=warmup)
+    training = Training(steps=steps, warmup_steps=warmup % steps)
     assert all(0 < lr_at(step, training) <= peak_lr(training) for step in range(steps))
 
 
@@ -139,6 +139,35 @@ def test_weight_decay_spares_biases_and_normalization(name: str) -> None:
 def test_sgd_is_with_nesterov_momentum() -> None:
     optimizer = make_optimizer(build("wide_resnet10_1", 10), Optimizer(name="sgd", momentum=0.8))
     assert all(group["nesterov"] and group["momentum"] == 0.8 for group in optimizer.param_groups)
+
+
+@pytest.mark.parametrize("weight_decay", [0.0, 0.3])
+def test_parameter_groups_do_not_depend_on_the_weight_decay(weight_decay: float) -> None:
+    model = build("wide_resnet10_1", 10)
+    set_trainable(model, 1)
+    groups = make_optimizer(model, Optimizer(weight_decay=weight_decay)).param_groups
+    assert [{p.ndim > 1 for p in group["params"]} for group in groups] == [{False}, {True}]
+    assert all(p.requires_grad for group in groups for p in group["params"])
+
+
+def test_lamb_leaves_clipping_to_clip_norm() -> None:
+    """Its step does not depend on the gradient's scale, unless a norm above 1 is clipped within."""
+    weight = nn.Parameter(torch.ones(4, 4))
+    model = nn.Module()
+    model.weight = weight
+    optimizer = make_optimizer(model, Optimizer(name="lamb", weight_decay=0.0, momentum=0.0))
+    first = torch.arange(16.0).view(4, 4) + 1
+    for scale in (1.0, 100.0):
+        weight.grad = first * scale
+        optimizer.step()
+    # The second moment remembers the scales as they were: 0.999 * g^2 + (100 g)^2 in units of 0.001.
+    (state,) = optimizer.state.values()
+    torch.testing.assert_close(state["exp_avg_sq"], 0.001 * (0.999 + 10_000) * first**2)
+
+
+def test_rmsprop_is_that_of_efficientnet() -> None:
+    optimizer = make_optimizer(build("wide_resnet10_1", 10), Optimizer(name="rmsproptf"))
+    assert {(group["alpha"], group["eps"], group["momentum"]) for group in optimizer.param_groups} == {(0.9, 1e-3, 0.9)}
 
 
 # --------------------------------------------------------------------------------------------------------- checkpoints

@@ -1,0 +1,198 @@
+"""What a training says of itself is measured, of the right step, and on the disk when it should be."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from stages import run, train_job
+
+from pipeline.config import Config, Data, Training, WeakView
+from pipeline.errors import UserError
+from pipeline.prefetch import read_ahead
+from pipeline.shards.dataset import open_split
+from pipeline.shards.read import Reader
+from pipeline.train import stage
+from pipeline.train.ema import Ema
+from pipeline.train.loop import Trainer
+from pipeline.train.meter import Meter
+
+BAD_STEP = 7
+
+
+def lines(folder: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+# ----------------------------------------------------------------------------------------------------------- gradients
+
+
+def spoil_a_gradient() -> None:
+    """The gradient of one step is not a number; its loss is finite."""
+    clip = Trainer._clip
+
+    def spoiled(self: Trainer) -> torch.Tensor:
+        if self.step == BAD_STEP:
+            next(self.raw_model.parameters()).grad.fill_(torch.nan)  # type: ignore[union-attr]
+        return clip(self)
+
+    Trainer._clip = spoiled  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize("clip_norm", [0.0, 5.0])
+def test_a_gradient_that_is_not_finite_is_told_of_its_own_step(
+    digits: Config, tmp_path: Path, clip_norm: float
+) -> None:
+    training = digits.teacher.model_copy(update={"clip_norm": clip_norm})
+    with pytest.raises(UserError, match=rf"not finite at step {BAD_STEP} \(images ") as failure:
+        run(train_job(digits, tmp_path / "train", training=training), spoil_a_gradient)
+    dataset = open_split(digits.data, "labeled")
+    order = stage.Order(dataset.shard_starts, None, seed=digits.seed, stream="labeled", round=0, window_shards=64)
+    first = BAD_STEP * training.batch_size
+    for row in order.rows(first, first + 8):
+        assert dataset.key(int(row)) in str(failure.value)
+
+
+def test_the_norm_of_the_gradient_is_measured_without_clipping(teacher: Path, student: Path) -> None:
+    for folder in (teacher, student):
+        assert all(0.01 < line["grad_norm"] < 100 for line in lines(folder) if "loss" in line)
+
+
+def test_what_was_not_measured_is_null_and_not_zero() -> None:
+    """A step that fp16 skipped has metrics but no gradient."""
+    meter = Meter(Accelerator(cpu=True))
+    meter.add_loss(0, torch.ones(5), 1.0)
+    meter.end_step()
+    assert meter.take() == dict.fromkeys(("loss", "labeled_loss", "unlabeled_loss", "labeled_top1"), 1.0) | {
+        "unlabeled_agreement": 1.0,
+        "grad_norm": None,
+    }
+    for step in (1, 2):
+        meter.add_loss(step, torch.ones(5), 1.0)
+        meter.end_step()
+    meter.add_update(2, torch.tensor(3.0))
+    assert meter.take()["grad_norm"] == 3.0
+
+
+# ---------------------------------------------------------------------------------------------------- ranks and meters
+
+
+def test_sums_of_another_number_of_ranks_are_their_mean() -> None:
+    meter = Meter(Accelerator(cpu=True))
+    meter.load({"sums": torch.tensor([[1.0] * 6, [3.0] * 6]), "num_steps": 2, "num_updates": 1})
+    assert meter.take() == dict.fromkeys(("loss", "labeled_loss", "unlabeled_loss", "labeled_top1"), 1.0) | {
+        "unlabeled_agreement": 1.0,
+        "grad_norm": 2.0,
+    }
+
+
+# ------------------------------------------------------------------------------------------------------------- updates
+
+
+def test_the_average_counts_the_updates_that_were_made() -> None:
+    """Of 100 steps fp16 may skip the first ones; the decay is warmed up over the others."""
+    model = torch.nn.Linear(1, 1)
+    ema = Ema(model, 0.99)
+    with torch.no_grad():
+        model.weight.fill_(1.0)
+        ema.model.weight.fill_(0.0)  # type: ignore[operator,union-attr]
+    ema.update()
+    assert ema.num_updates == 1
+    assert float(ema.model.weight) == pytest.approx(0.9)  # type: ignore[arg-type]
+
+
+def test_a_checkpoint_holds_the_number_of_updates(student: Path) -> None:
+    (last,) = (student / "checkpoints").glob("step-000000040.pt")
+    assert torch.load(last, weights_only=True)["num_updates"] == 40
+
+
+# -------------------------------------------------------------------------------------------------------- power cuts
+
+
+def watch_the_disk() -> None:
+    """Fail when a checkpoint comes into place before the lines it goes on from are on the disk."""
+    fsync, replace = os.fsync, os.replace
+    synced: dict[str, int] = {}
+
+    def watched_fsync(descriptor: int) -> None:
+        fsync(descriptor)
+        synced[os.readlink(f"/proc/self/fd/{descriptor}")] = os.fstat(descriptor).st_size
+
+    def watched_replace(source: Path, target: Path) -> None:
+        metrics = Path(target).parent.parent / "metrics.jsonl"
+        if Path(target).name.startswith("step-"):
+            assert synced.get(str(metrics)) == metrics.stat().st_size
+        replace(source, target)
+
+    os.fsync, os.replace = watched_fsync, watched_replace  # type: ignore[assignment]
+
+
+def test_metrics_are_on_the_disk_before_a_checkpoint_is(digits: Config, tmp_path: Path) -> None:
+    run(train_job(digits, tmp_path / "train"), watch_the_disk)
+
+
+# ------------------------------------------------------------------------------------------------------ what is read
+
+
+def test_whitening_sees_all_classes_of_rows_that_are_sorted(
+    digits: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    labeled = open_split(digits.data, "labeled")
+    assert (np.diff(labeled.labels) >= 0).all()
+    seen: list[int] = []
+    read = Reader.read
+
+    def spy(self: Reader, rows: np.ndarray) -> np.ndarray:
+        seen.extend(labeled.labels[rows])
+        return read(self, rows)
+
+    monkeypatch.setattr(Reader, "read", spy)
+    monkeypatch.setattr(stage, "NUM_FIRST_IMAGES", 40)
+    job = train_job(digits, tmp_path)
+    assert len(stage._first_images(job, labeled, stage._info(job, labeled, {}))) == 40
+    assert set(seen) == set(range(10))
+
+
+def test_resized_crops_are_taken_from_larger_images(digits: Config, tmp_path: Path) -> None:
+    training = Training.model_validate(
+        {**digits.teacher.model_dump(), "image_size": 14, "weak": WeakView(crop="resized", flip=False), "steps": 6}
+    )
+    assert stage.read_size(training) == 16
+    assert stage.read_size(digits.teacher) == digits.teacher.image_size
+    data = Data.model_validate({**digits.data.model_dump(), "cache": "always", "cache_dir": tmp_path / "cache"})
+    run(train_job(digits, tmp_path / "train", training=training, data=data))
+    sizes = {np.load(path, mmap_mode="r").shape[1] for path in (tmp_path / "cache" / "decoded").glob("*.npy")}
+    assert sizes == {14, 16}  # val, labeled
+
+
+# ---------------------------------------------------------------------------------------------------------- read ahead
+
+
+def test_read_ahead_gives_every_item_in_order_and_takes_them_as_it_goes() -> None:
+    taken: list[int] = []
+
+    def endless() -> Iterator[int]:
+        number = 0
+        while True:
+            taken.append(number)
+            yield number
+            number += 1
+
+    pairs = read_ahead(endless(), lambda number: number**2)
+    assert [next(pairs) for _ in range(5)] == [(n, n * n) for n in range(5)]
+    assert taken == list(range(6))
+    pairs.close()  # type: ignore[attr-defined]
+    assert list(read_ahead([], abs)) == []
+
+
+def test_read_ahead_raises_what_reading_raises_at_its_item() -> None:
+    pairs = read_ahead([1, 0, 2], lambda number: 1 // number)
+    assert next(pairs) == (1, 1)
+    with pytest.raises(ZeroDivisionError):
+        next(pairs)
