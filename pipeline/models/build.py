@@ -28,7 +28,7 @@ def build(
         UserError: the architecture is unknown (with the nearest name), or refuses an argument.
     """
     if not timm.is_model(architecture):
-        raise UserError(f"`model`: timm has no architecture {architecture!r}, {_suggest(architecture)}")
+        raise UserError(f"`model`: timm has no architecture {architecture!r}, {suggest(architecture)}")
     arguments: dict[str, Scalar] = {**(model_args or {})}
     if dropout:
         arguments["drop_rate"] = dropout
@@ -83,5 +83,6 @@ def _is_own(architecture: str) -> bool:
     return module.__name__.startswith("pipeline.")
 
 
-def _suggest(architecture: str) -> str:
+def suggest(architecture: str) -> str:
+    """The nearest name in timm, to append to an error message."""
     return did_you_mean(architecture, timm.list_models()) if len(architecture) > 3 else "see timm.list_models()"

@@ -6,11 +6,13 @@ An exported file is the same pair under another name, FILE.safetensors and FILE.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from pickle import UnpicklingError
+from typing import Any, Literal
 
-import torch
+import timm
 from pydantic import Field
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
@@ -18,8 +20,15 @@ from torch import Tensor, nn
 
 from pipeline.config import Scalar, Section, parse
 from pipeline.errors import UserError
-from pipeline.models.build import build
+from pipeline.models.build import build, suggest
 from pipeline.stage import digest_file, read_json, write_bytes, write_json
+
+log = logging.getLogger("selftrain.models")
+
+TIMM = "timm:"
+"""Begins the name of a start that timm has weights of."""
+MIN_SHARE = 0.9
+"""Of the weights before the classifier, that a start must have."""
 
 Numbers = tuple[float, float, float]
 
@@ -36,8 +45,8 @@ class ModelInfo(Section):
     mean: Numbers
     """Of RGB in [0, 1]."""
     std: Numbers
-    crop: str = "center"
-    interpolation: str = "bicubic"
+    crop: Literal["center"] = "center"
+    interpolation: Literal["bicubic"] = "bicubic"
     metrics: dict[str, Any]
     lineage: dict[str, Any]
 
@@ -69,13 +78,43 @@ def read_info(path: Path) -> ModelInfo:
     return parse(ModelInfo, read_json(weights.with_suffix(".json")), str(weights.with_suffix(".json")))
 
 
+def has_info(source: str) -> bool:
+    """Whether a start's model says by its model.json what it is. timm's weights do not."""
+    return not source.startswith(TIMM) and find_weights(Path(source)).with_suffix(".json").exists()
+
+
 def read_state(path: Path) -> dict[str, Tensor]:
-    """The weights. Raises UserError when the file is broken."""
+    """The weights, of a .safetensors file or of a .pth file as timm writes it. Raises UserError when it is broken."""
     weights = find_weights(path)
     try:
-        state: dict[str, Tensor] = load_file(weights)
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{weights} is not a readable safetensors file: {error}") from error
+        if weights.suffix == ".safetensors":
+            state: dict[str, Tensor] = load_file(weights)
+        else:
+            state = timm.models.load_state_dict(str(weights), weights_only=True)
+    except (SafetensorError, OSError, UnpicklingError, RuntimeError, EOFError) as error:
+        kind = "safetensors file" if weights.suffix == ".safetensors" else "file of PyTorch weights"
+        raise UserError(f"{weights} is not a readable {kind}: {error}") from error
+    return state
+
+
+def start_state(source: str) -> dict[str, Tensor]:
+    """The weights that a training starts from: of a run folder, a stage folder, a file, or `timm:NAME`.
+
+    Raises:
+        UserError: there are none, or timm's cannot be had.
+    """
+    if not source.startswith(TIMM):
+        return read_state(Path(source))
+    name = source.removeprefix(TIMM)
+    if not timm.is_model(name):
+        raise UserError(f"`start.model`: timm has no architecture {name!r}, {suggest(name)}")
+    try:
+        state: dict[str, Tensor] = timm.create_model(name, pretrained=True).state_dict()
+    except (OSError, RuntimeError, ValueError) as error:
+        raise UserError(
+            f"`start.model`: the weights of {source} cannot be had ({error}); where there is no network, get the "
+            "file elsewhere and set start.model to its path; timm.list_pretrained() names all that have weights"
+        ) from error
     return state
 
 
@@ -97,16 +136,31 @@ def load_model(path: Path) -> tuple[nn.Module, ModelInfo]:
 def init_from(model: nn.Module, state: Mapping[str, Tensor], source: str) -> int:
     """Copy the weights whose names and shapes agree; returns how many tensors were copied.
 
+    A classifier of other classes stays as it is. Whatever else is left out is logged.
+
     Raises:
-        UserError: none agrees.
+        UserError: under 90% of the weights before the classifier agree, so the source is of another architecture.
     """
     own = model.state_dict()
     matching = {k: v for k, v in state.items() if k in own and own[k].shape == v.shape}
-    if not matching:
-        raise UserError(f"`start.model`: no tensor of {source} has the name and shape of one of {type(model).__name__}")
-    with torch.no_grad():
-        model.load_state_dict(matching, strict=False)
+    missing = [k for k in own if k not in matching and not _is_classifier(model, own[k], state.get(k))]
+    num_missing = sum(own[k].numel() for k in missing)
+    share = 1 - num_missing / max(num_missing + sum(v.numel() for v in matching.values()), 1)
+    some = ", ".join(missing[:4]) + (f" and {len(missing) - 4} more" if len(missing) > 4 else "")
+    if share < MIN_SHARE:
+        raise UserError(
+            f"`start.model`: {source} has {share:.0%} of the weights of this {type(model).__name__} (not: {some}); set "
+            "model and model_args to what it was trained as, or start from scratch"
+        )
+    if missing:
+        log.warning("start.model: %s lacks %s, which stay at random", source, some)
+    model.load_state_dict(matching, strict=False)
     return len(matching)
+
+
+def _is_classifier(model: nn.Module, own: Tensor, other: Tensor | None) -> bool:
+    """Whether two tensors differ in the number of classes alone."""
+    return other is not None and own.shape[:1] == (model.num_classes,) and own.shape[1:] == other.shape[1:]
 
 
 def model_digest(path: Path) -> str:

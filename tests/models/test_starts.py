@@ -1,0 +1,132 @@
+"""Weights that a training starts from: which files, how much of them must fit, and what is said when they do not."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from stages import run, train_job
+from torch import nn
+
+from pipeline.config import Config, Start, Training
+from pipeline.errors import UserError
+from pipeline.models import build
+from pipeline.models.folder import ModelInfo, init_from, read_state, start_state
+
+import timm  # isort: skip - after pipeline.models, which lets it be imported beside a CPU-only torch
+
+
+@pytest.fixture(scope="module")
+def timm_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What timm's users have: weights and no more."""
+    path = tmp_path_factory.mktemp("timm") / "resnet10t.safetensors"
+    save_file(timm.create_model("resnet10t", num_classes=10).state_dict(), path)
+    return path
+
+
+def start_from(digits: Config, out: Path, source: Path | str, mode: str, **changes: object) -> Path:
+    short = {"model": "resnet10t", "model_args": {}, "image_size": 32, "steps": 1, "warmup_steps": 0, "batch_size": 4}
+    lr = {"optimizer": {"lr": 1e-12, "weight_decay": 0.0}, "evaluations": 1, "weak": {"crop": "none"}}
+    values = {**digits.teacher.model_dump(), **short, **lr, "start": Start(model=str(source), mode=mode), **changes}  # type: ignore[arg-type]
+    return run(train_job(digits, out, training=Training.model_validate(values)))
+
+
+# ------------------------------------------------------------------------------------------------- how much must fit
+
+
+def test_a_classifier_of_other_classes_is_left_out_silently(caplog: pytest.LogCaptureFixture) -> None:
+    target = build("wide_resnet10_1", 1000)  # of whose weights the classifier is nearly half
+    assert init_from(target, build("wide_resnet10_1", 10).state_dict(), "x") > 20
+    assert caplog.text == ""
+
+
+def test_weights_of_another_architecture_are_refused_and_some_are_named() -> None:
+    """They share a few names and shapes, which used to be taken and the rest left at random."""
+    target = build("wide_resnet16_2", 10)
+    before = {k: v.clone() for k, v in target.state_dict().items()}
+    with pytest.raises(
+        UserError, match=r"teacher has \d+% of the weights of this WideResNet \(not: .* and \d+ more\);"
+    ):
+        init_from(target, build("wide_resnet10_1", 10).state_dict(), "teacher")
+    assert all(torch.equal(v, before[k]) for k, v in target.state_dict().items())
+
+
+def test_a_few_missing_tensors_are_taken_at_random_and_logged(caplog: pytest.LogCaptureFixture) -> None:
+    source = build("wide_resnet10_1", 10).state_dict()
+    del source["stem.weight"]
+    with caplog.at_level(logging.WARNING, "selftrain"):
+        init_from(build("wide_resnet10_1", 10), source, "teacher")
+    assert "teacher lacks stem.weight, which stay at random" in caplog.text
+
+
+# ---------------------------------------------------------------------------------------------------- which files
+
+
+@pytest.mark.parametrize("mode", ["use", "init"])
+def test_a_file_of_timm_needs_no_json(digits: Config, timm_file: Path, tmp_path: Path, mode: str) -> None:
+    out = start_from(digits, tmp_path / "train", timm_file, mode)
+    taken, given = read_state(out), read_state(timm_file)
+    assert all(torch.allclose(taken[k], given[k], atol=1e-6) for k in given if k.endswith("weight"))
+    info = json.loads((out / "model.json").read_text())
+    assert (info["architecture"], info["input_size"]) == ("resnet10t", [3, 32, 32])
+    assert info["classes"] == [str(n) for n in range(10)]
+
+
+def test_a_pth_file_is_read_without_running_code_of_it(timm_file: Path, tmp_path: Path) -> None:
+    torch.save({"state_dict": read_state(timm_file)}, tmp_path / "resnet10t.pth")
+    state = start_state(str(tmp_path / "resnet10t.pth"))
+    assert all(torch.equal(v, state[k]) for k, v in read_state(timm_file).items())
+    torch.save({"state_dict": nn.Linear(1, 1)}, tmp_path / "code.pth")
+    with pytest.raises(UserError, match=r"code\.pth is not a readable file of PyTorch weights"):
+        start_state(str(tmp_path / "code.pth"))
+    (tmp_path / "text.pth").write_text("no weights")
+    with pytest.raises(UserError, match=r"text\.pth is not a readable file of PyTorch weights"):
+        start_state(str(tmp_path / "text.pth"))
+
+
+def test_a_file_of_other_classes_cannot_be_used_as_it_is(digits: Config, tmp_path: Path) -> None:
+    save_file(timm.create_model("resnet10t", num_classes=7).state_dict(), tmp_path / "seven.safetensors")
+    with pytest.raises(UserError, match=r"does not fit resnet10t  of 10 classes; .*mode: init"):
+        start_from(digits, tmp_path / "train", tmp_path / "seven.safetensors", "use")
+
+
+def test_a_file_of_timm_cannot_be_continued(digits: Config, timm_file: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"has no checkpoint to continue; use mode: init"):
+        start_from(digits, tmp_path / "train", timm_file, "continue")
+
+
+# ---------------------------------------------------------------------------------------------------- timm:NAME
+
+
+def test_a_name_that_timm_does_not_know_is_refused_with_the_nearest() -> None:
+    with pytest.raises(UserError, match=r"timm has no architecture 'resnet180', did you mean `resnet\d+`\?"):
+        start_state("timm:resnet180")
+
+
+@pytest.mark.parametrize("name", ["wide_resnet10_1", "resnet10t.nobody"])
+def test_weights_that_do_not_exist_are_an_error_with_the_fix(name: str) -> None:
+    with pytest.raises(UserError, match=rf"weights of timm:{name} cannot be had .*timm\.list_pretrained\(\)"):
+        start_state(f"timm:{name}")
+
+
+def test_without_a_network_the_fix_is_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(UserError, match=r"cannot be had .*no network, get the file elsewhere and set start\.model"):
+        start_state("timm:resnet10t.c3_in1k")
+
+
+# ------------------------------------------------------------------------------------------------------ model.json
+
+
+@pytest.mark.parametrize("wrong", [{"crop": "border"}, {"interpolation": "bilinear"}])
+def test_a_model_that_wants_another_view_than_ours_is_refused(teacher: Path, wrong: dict[str, str]) -> None:
+    values = json.loads((teacher / "model.json").read_text())
+    with pytest.raises(ValueError, match=f"{next(iter(wrong))}.*\n.*Input should be"):
+        ModelInfo.model_validate({**values, **wrong})
