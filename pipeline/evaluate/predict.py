@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -9,6 +11,7 @@ from torch import Tensor, nn
 
 from pipeline.config import StrongView, WeakView
 from pipeline.models.folder import ModelInfo
+from pipeline.prefetch import read_ahead
 from pipeline.shards.read import Reader
 from pipeline.views import Views
 
@@ -25,13 +28,18 @@ class Predictor:
         self.flip = flip
         self.views = Views(WeakView(), StrongView(), info.input_size[-1], mean=info.mean, std=info.std, device=device)
 
+    def read(self, reader: Reader, rows: npt.NDArray[np.int64]) -> Tensor:
+        """Images on the host, uint8 [len(rows), S, S, 3]; pinned for a GPU, which then copies them by itself."""
+        images = torch.from_numpy(reader.read(rows))
+        return images.pin_memory() if self.device.type == "cuda" else images
+
     @torch.inference_mode()
-    def logits(self, images_BHWC: npt.NDArray[np.uint8]) -> Tensor:
+    def logits(self, images_BHWC: Tensor) -> Tensor:
         """uint8 images [B, S, S, 3] -> fp32 log-probabilities or logits [B, C] on the device.
 
         With flip averaging the result is the log of the mean probability of image and mirror, which serves as logits.
         """
-        views = self.views.center(torch.from_numpy(images_BHWC).to(self.device, non_blocking=True))
+        views = self.views.center(images_BHWC.to(self.device, non_blocking=True))
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
             outputs = [self.model(views)] + ([self.model(views.flip(3))] if self.flip else [])
         return mean_logits([o.float() for o in outputs])
@@ -51,9 +59,8 @@ def predict(
     """Log-probabilities [N, C] of a whole dataset. A rank fills every num_ranks-th batch and leaves zeros elsewhere,
     so that a sum over ranks is the whole."""
     result = np.zeros((num_rows, len(predictor.info.classes)), np.float32)
-    for index, start in enumerate(range(0, num_rows, batch_size)):
-        if index % num_ranks == rank:
-            rows = np.arange(start, min(start + batch_size, num_rows), dtype=np.int64)
-            logits = predictor.logits(reader.read(rows))
-            result[start : start + len(rows)] = torch.log_softmax(logits, dim=1).cpu().numpy()
+    starts = range(rank * batch_size, num_rows, num_ranks * batch_size)
+    batches = (np.arange(start, min(start + batch_size, num_rows), dtype=np.int64) for start in starts)
+    for rows, images in read_ahead(batches, partial(predictor.read, reader)):
+        result[rows] = torch.log_softmax(predictor.logits(images), dim=1).cpu().numpy()
     return result

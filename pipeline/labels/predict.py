@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import datetime
 import os
+import shutil
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -19,10 +21,11 @@ from pipeline.evaluate.predict import Predictor, mean_logits
 from pipeline.jobs import LabelJob
 from pipeline.labels.store import LabelRows, label_path, label_provenance, read_labels, summarize, write_labels
 from pipeline.models.folder import load_model, model_digest
+from pipeline.prefetch import read_ahead
 from pipeline.runtime import describe, device_of
 from pipeline.shards.dataset import Dataset, Shard, open_split
 from pipeline.shards.read import Reader
-from pipeline.stage import append_timing, environment, open_stage
+from pipeline.stage import append_timing, atomic_path, environment, open_stage
 from pipeline.train.interrupt import StopRequest
 
 
@@ -38,7 +41,8 @@ def run_label(job: LabelJob) -> None:
     """Label every unlabeled image with EMA weights, in eval mode, at each teacher's own resolution, without noise.
 
     A batch never crosses a shard and ranks take whole shards, so the rows are the same for any number of ranks. A shard
-    whose label file exists is not labeled again, be it in this folder or in a sibling from before new shards came.
+    whose label file exists is not labeled again, be it in this folder, in a sibling from before new shards came, or in
+    another round's.
 
     Raises:
         UserError: a teacher is missing or knows other classes; labels there were made by another teacher.
@@ -120,16 +124,24 @@ def _predictors(job: LabelJob, dataset: Dataset) -> list[Predictor]:
 
 
 def _adopt(path: Path, expected: dict[str, str]) -> bool:
-    """Link the file of a sibling label stage with the same provenance: new shards do not re-label old ones."""
-    for sibling in sorted(path.parent.parent.glob("label-*")):
-        candidate = sibling / path.name
-        if sibling == path.parent or not candidate.exists():
+    """Take over the file of another label stage, of this round or another, with the same provenance: neither new shards
+    nor a teacher that stays for another round label an image again."""
+    folder = path.parent.absolute()
+    rounds = folder.parent.parent
+    others = rounds.glob("*/label-*") if rounds.name == "rounds" else folder.parent.glob("label-*")
+    for other in sorted(others):
+        candidate = other / path.name
+        if other == folder or not candidate.exists():
             continue
         try:
             read_labels(candidate, expected)
         except UserError:  # another teacher's, or another shard of that name
             continue
-        os.link(candidate, path)
+        try:
+            os.link(candidate, path)
+        except OSError:  # not every file system has links
+            with atomic_path(path) as temporary:
+                shutil.copyfile(candidate, temporary)
         return True
     return False
 
@@ -144,13 +156,18 @@ def _label_shard(
 ) -> LabelRows:
     summaries: list[dict[str, Tensor]] = []
     rows = np.arange(shard.start, shard.start + shard.num_rows, dtype=np.int64)
-    for start in range(0, len(rows), job.label.batch_size):
+    batches = (rows[start : start + job.label.batch_size] for start in range(0, len(rows), job.label.batch_size))
+
+    def read(batch: npt.NDArray[np.int64]) -> dict[int, Tensor]:
+        return {size: predictors[0].read(reader, batch) for size, reader in readers.items()}
+
+    for _, images in read_ahead(batches, read):
         if stop.requested:
             raise Interrupted(f"stopped in shard {shard.name}; the shards before it are labeled")
-        batch = rows[start : start + job.label.batch_size]
-        logits = [p.logits(readers[p.info.input_size[-1]].read(batch)) for p in predictors]
-        summaries.append({k: v.cpu() for k, v in summarize(mean_logits(logits), job.label.top_k).items()})
-    columns = {k: torch.cat([s[k] for s in summaries]).numpy() for k in summaries[0]}
+        logits = [p.logits(images[p.info.input_size[-1]]) for p in predictors]
+        summaries.append(summarize(mean_logits(logits), job.label.top_k))
+    # The only host sync of a shard: until here a GPU has work queued.
+    columns = {k: torch.cat([s[k] for s in summaries]).cpu().numpy() for k in summaries[0]}
     return LabelRows(keys=[dataset.key(int(row)) for row in rows], ids=dataset.ids[rows], **columns)
 
 

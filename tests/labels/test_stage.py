@@ -115,6 +115,32 @@ def test_files_of_a_sibling_with_the_same_teacher_are_taken_over(job: LabelJob, 
     assert {path.name: path.stat().st_ino for path in arrows(job.out)} == inodes
 
 
+def test_a_teacher_that_stays_for_another_round_labels_no_image_again(
+    digits: Config, teacher: Path, labels: Path, tmp_path: Path
+) -> None:
+    earlier = tmp_path / "rounds" / "1" / "label-b"
+    shutil.copytree(labels, earlier)
+    out = run(label_job(digits, tmp_path / "rounds" / "2" / "label-a", teacher))
+    assert [path.stat().st_ino for path in arrows(out)] == [path.stat().st_ino for path in arrows(earlier)]
+
+
+def without_links() -> None:
+    """A file system that has no links."""
+
+    def link(source: Path, target: Path) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    os.link = link  # type: ignore[assignment]
+
+
+def test_files_are_copied_where_there_are_no_links(job: LabelJob, labels: Path, tmp_path: Path) -> None:
+    shutil.copytree(labels, tmp_path / "label-b")
+    stored = {path.name: path.stat().st_mtime_ns for path in arrows(tmp_path / "label-b")}
+    assert outputs(run(job, without_links)) == outputs(labels)
+    assert {path.name: path.stat().st_mtime_ns for path in arrows(tmp_path / "label-b")} == stored
+    assert all(path.stat().st_nlink == 1 for path in arrows(job.out))
+
+
 def test_files_of_a_sibling_with_another_teacher_are_not(
     digits: Config, labels: Path, student: Path, tmp_path: Path
 ) -> None:
