@@ -127,8 +127,8 @@ def main() -> NoReturn:
         app(prog_name="selftrain")
     except UserError as error:
         code = _say(f"error: {error}", EXIT_USER_ERROR)
-    except Interrupted:
-        code = _say("stopped; everything is saved. Type the same command to go on.", EXIT_INTERRUPTED)
+    except Interrupted as request:
+        code = _say(f"{request}. Type the same command to go on.", EXIT_INTERRUPTED)
     except Exception as error:
         from pipeline.launch import StageFailed
 
@@ -139,7 +139,7 @@ def main() -> NoReturn:
 
 
 def _interrupt(_signum: int, _frame: object) -> NoReturn:
-    raise Interrupted("between two stages")
+    raise Interrupted("stopped between two stages; everything is saved")
 
 
 def _say(message: str, code: int) -> int:

@@ -56,7 +56,7 @@ def run_job(
 
     Raises:
         UserError: bad input, with the child's message.
-        Interrupted: the stage was stopped by SIGTERM, SIGINT or `stop`, with its state saved.
+        Interrupted: the stage was stopped by SIGTERM, SIGINT or `stop`; the message tells whether its state is saved.
         StageFailed: the child failed; the message holds the end of its log.
     """
     write_bytes(job.out / "job.json", job.model_dump_json(indent=2).encode())
@@ -130,8 +130,11 @@ def run_child(
         message = read_json(error_path)["message"]
         error_path.unlink()
         raise UserError(message)
-    if stopped or code == EXIT_INTERRUPTED:
-        raise Interrupted(f"{title} was stopped")
+    if code == EXIT_INTERRUPTED:
+        raise Interrupted(f"{title} was stopped and is saved")
+    if stopped:
+        how = f"killed {grace_s:g} s after it was asked to stop" if code == -signal.SIGKILL else _cause(code)
+        raise Interrupted(f"{title} was stopped without saving ({how}); it goes on from its last checkpoint")
     raise StageFailed(f"{title} failed ({_cause(code)}). The end of {log_path}:\n{_tail(log_path, log_start)}")
 
 

@@ -33,6 +33,12 @@ SAVES_ON_SIGTERM = """
     pathlib.Path("ready").touch()
     time.sleep(60)
 """
+FAILS_ON_SIGTERM = """
+    import pathlib, signal, sys, time
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    pathlib.Path("ready").touch()
+    time.sleep(60)
+"""
 IGNORES_SIGTERM = """
     import pathlib, signal, subprocess, sys, time
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -222,6 +228,24 @@ def test_a_child_that_ignores_sigterm_is_killed_after_the_grace_with_its_descend
     assert 1.0 <= time.monotonic() - began < 50.0  # the stage would take 60
     assert running(tmp_path) == []
     assert not psutil.pid_exists(int((tmp_path / "grandchild").read_text()))
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        (SAVES_ON_SIGTERM, r"^stage was stopped and is saved$"),
+        (
+            IGNORES_SIGTERM,
+            r"stopped without saving \(killed 1 s after it was asked to stop\); it goes on from its last",
+        ),
+        (FAILS_ON_SIGTERM, r"stopped without saving \(exit code 1\); it goes on from its last checkpoint"),
+    ],
+)
+def test_the_message_of_a_stop_tells_whether_the_stage_is_saved(tmp_path: Path, code: str, message: str) -> None:
+    grace = 1.0 if code is IGNORES_SIGTERM else 60.0
+    with pytest.raises(Interrupted, match=message):
+        run_child(script(tmp_path, code), tmp_path, title="stage", stop=(tmp_path / "ready").exists, grace_s=grace)
+    assert running(tmp_path) == []
 
 
 def test_stop_is_polled_and_works_in_a_thread(tmp_path: Path) -> None:
