@@ -42,12 +42,14 @@ def run(
     from rich.console import Console
 
     from pipeline.config import load_config
+    from pipeline.loop import check_run_folder
     from pipeline.report.html import write_report
 
     settings = load_config(config, set_ or ())
     folder = run_dir or Path("runs") / config.stem
+    check_run_folder(folder, config)
     result = _run_loop(settings, folder, accept_environment, watched=not no_prefect)
-    console = Console()
+    console = Console(markup=False, emoji=False, highlight=False)  # paths may hold brackets
     console.print(summary(result))
     try:
         report = write_report(folder)
@@ -59,7 +61,7 @@ def run(
             folder,
         )
     else:
-        console.print(f"Report: {report}", soft_wrap=True, highlight=False)
+        console.print(f"Report: {report}", soft_wrap=True)
 
 
 def _run_loop(config: Config, run_dir: Path, accept_environment: bool, *, watched: bool) -> dict[str, Any]:

@@ -30,7 +30,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
 )
-console = Console()
+console = Console(markup=False, emoji=False, highlight=False)  # paths and class names are shown as they are
 
 ConfigArgument = Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML config.")]
 SetOption = Annotated[list[str] | None, typer.Option("--set", metavar="KEY.PATH=VALUE", help="Override a config key.")]
@@ -57,9 +57,13 @@ def pack(
     shard_size: Annotated[int, typer.Option(min=1, help="Images a shard.")] = 10_000,
     classes: Annotated[Path | None, typer.Option(help="Text file of class names in the order of their ids.")] = None,
     labels: Annotated[int | None, typer.Option(min=1, help="Carve: keep this many labels in total.")] = None,
-    val_fraction: Annotated[float, typer.Option(min=0, max=1, help="Carve: share of SOURCE for validation.")] = 0.1,
-    test_fraction: Annotated[float, typer.Option(min=0, max=1, help="Carve: share of SOURCE for test.")] = 0.0,
-    seed: Annotated[int, typer.Option(help="Carve: seed of the draw.")] = 0,
+    val_fraction: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Carve: share of SOURCE for validation.", show_default="0.1")
+    ] = None,
+    test_fraction: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Carve: share of SOURCE for test.", show_default="0")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Carve: seed of the draw.", show_default="0")] = None,
     skip_bad_images: Annotated[bool, typer.Option(help="Leave undecodable images out and count them.")] = False,
     workers: Annotated[int, typer.Option(min=0, help="Decoding threads; 0 means one a core.")] = 0,
 ) -> None:
@@ -70,11 +74,15 @@ def pack(
     from pipeline.shards.carve import Carve
     from pipeline.shards.pack import pack as pack_images
 
-    if labels is not None and split is not None:
-        raise UserError("--labels carves all splits from one source; leave --split out")
+    given = {"--val-fraction": val_fraction, "--test-fraction": test_fraction, "--seed": seed}
     carve = None
     if labels is not None:
-        carve = Carve(num_labeled=labels, val_fraction=val_fraction, test_fraction=test_fraction, seed=seed)
+        if split is not None:
+            raise UserError("--labels carves all splits from one source; leave --split out")
+        val = 0.1 if val_fraction is None else val_fraction
+        carve = Carve(num_labeled=labels, val_fraction=val, test_fraction=test_fraction or 0.0, seed=seed or 0)
+    elif unused := [f"{option} {value}" for option, value in given.items() if value is not None]:
+        raise UserError(f"{' and '.join(unused)}: without --labels N nothing is carved; add it, or leave this out")
     with _bar("packing") as progress:
         report = pack_images(
             source,
@@ -101,7 +109,7 @@ def verify(folder: Annotated[Path, typer.Argument(metavar="DIR", help="A packed 
     with _bar("verifying") as progress:
         report = verify_folder(folder, progress=progress)
     for problem in report.problems:
-        console.print(f"[red]problem[/red] {problem}", highlight=False)
+        console.print(f"problem: {problem}", style="red", soft_wrap=True)
     if report.problems:
         raise UserError(f"{folder} has {len(report.problems)} problems; pack it again from the original images")
     console.print(f"{folder}: {report.num_samples} images in {report.num_shards} shards, all good")
@@ -193,6 +201,7 @@ def select(
     labels: Annotated[Path, typer.Option(metavar="DIR", help="A label stage.")],
     out: OutOption,
     overrides: SetOption = None,
+    accept_environment: AcceptOption = False,
 ) -> None:
     """Choose pseudo-labels: filter by confidence, balance the classes. Prints a report per class.
 
@@ -208,6 +217,7 @@ def select(
         data=settings.data,
         select=settings.select,
         labels=labels.absolute(),
+        accept_environment=accept_environment,
     )
     _run(job)
 
@@ -228,10 +238,11 @@ def evaluate(
     """
     from pipeline.evaluate.any_data import evaluate_on
     from pipeline.runtime import resolve
+    from pipeline.stage import find_run
 
     how, runtime = Evaluate(), Runtime()
-    if (model / "config.yaml").exists():  # a run is measured the way it measured itself
-        config = load_config(model / "config.yaml")
+    if (run := find_run(model)) is not None:  # a run's models are measured the way it measured itself
+        config = load_config(run / "config.yaml")
         how, runtime = config.evaluate, Runtime(precision=config.runtime.precision)
     metrics = evaluate_on(model, data, _as_split(split) or "test", how, resolve(runtime))
     if as_json:
@@ -258,8 +269,8 @@ def export(
     info = export_model(run, out)
     arguments = "".join(f", {k}={v!r}" for k, v in info.model_args.items())
     call = f'"{info.architecture}", num_classes={len(info.classes)}, checkpoint_path="{out}"{arguments}'
-    console.print(f"{out} and {out.with_suffix('.json')} written. In timm:", highlight=False)
-    console.print(f"  timm.create_model({call})", highlight=False, soft_wrap=True)
+    console.print(f"{out} and {out.with_suffix('.json')} written. In timm:", soft_wrap=True)
+    console.print(f"  timm.create_model({call})", soft_wrap=True)
 
 
 @app.command()
@@ -270,7 +281,7 @@ def report(run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder
     """
     from pipeline.report import write_report
 
-    console.print(f"report: {write_report(run)}", highlight=False, soft_wrap=True)
+    console.print(f"report: {write_report(run)}", soft_wrap=True)
 
 
 # ------------------------------------------------------------------------------------------------------------- shared
@@ -314,6 +325,7 @@ def _print_pack(report: PackReport) -> None:
         table.add_row(split, f"{count:,}")
     console.print(table if report.num_samples else f"{report.out}: all of it was packed before, nothing added")
     notes = [
+        (bool(report.num_present), f"{report.num_present:,} images were packed before, left out"),
         (bool(report.classes), f"{len(report.classes)} classes: {', '.join(report.classes[:12])}"),
         (bool(report.ignored), "ignored: " + ", ".join(f"{n} {kind}" for kind, n in report.ignored.items())),
         (bool(report.skipped), f"skipped {len(report.skipped)} bad images, such as {next(iter(report.skipped), '')}"),
@@ -332,4 +344,4 @@ def _print_pack(report: PackReport) -> None:
     ]
     for applies, text in notes:
         if applies:
-            console.print(text, highlight=False)
+            console.print(text, soft_wrap=True)

@@ -169,6 +169,7 @@ def run_loop(
         Interrupted: stopped by a signal; the same call goes on.
     """
     run_dir = run_dir.resolve()
+    check_run_folder(run_dir)
     with run_lock(run_dir) as lock_fd:
         earlier = load_config(run_dir / "config.yaml") if (run_dir / "config.yaml").exists() else None
         config = _resolve(config, earlier)
@@ -189,6 +190,23 @@ def run_loop(
         else:
             log.warning("the data has no test split: result.json has val figures only")
     return result
+
+
+def check_run_folder(run_dir: Path, config_path: Path | None = None) -> None:
+    """Refuse a folder in which a run could replace or move files of the user's.
+
+    Raises:
+        UserError: it has files but is no run folder, or its config.yaml, which the run writes, is the user's config.
+    """
+    if config_path is not None and config_path.resolve() == (run_dir / "config.yaml").resolve():
+        raise UserError(
+            f"{config_path} is where the run in {run_dir} writes its resolved config; copy it elsewhere, or choose "
+            "another --run-dir"
+        )
+    # Prefect's database may come before the run does.
+    names = [p.name for p in run_dir.iterdir() if p.name[0] != "."] if run_dir.is_dir() else []
+    if set(names) - {"prefect"} and not {"run.lock", "rounds"} & set(names):
+        raise UserError(f"{run_dir} has files, such as {min(names)}, but is no run folder; choose another --run-dir")
 
 
 def _is_finished(job: Job) -> bool:

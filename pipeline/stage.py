@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import hashlib
 import json
 import os
 import platform
+import subprocess
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -51,7 +53,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
-        _fsync_folder(path.parent)
+        fsync_folder(path.parent)
     except OSError as error:
         raise _cannot_write(path, error) from error
     finally:
@@ -63,7 +65,8 @@ def _cannot_write(path: Path, error: OSError) -> UserError:
     return UserError(f"cannot write {path}: {error.strerror or error}; free space or fix permissions")
 
 
-def _fsync_folder(folder: Path) -> None:
+def fsync_folder(folder: Path) -> None:
+    """Put the names of a folder's files on disk: a rename is safe only then."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -128,20 +131,42 @@ def fingerprint(kind: StageKind, config: Mapping[str, Json], inputs: Mapping[str
 
 def environment(*, device: str, threads: int, processes: int, precision: str) -> dict[str, str | int]:
     """What a bit-exact resume relies on beside the config. Recorded in stage.json, compared before a resume."""
+    import PIL
     import timm
     import torch
 
     return {
         "selftrain": __version__,
+        "commit": code_version(Path(__file__).parents[1]),
         "torch": torch.__version__,
         "timm": timm.__version__,
         "numpy": np.__version__,
+        "pillow": PIL.__version__,
         "machine": platform.machine(),
         "device": device,
         "threads": threads,
         "processes": processes,
         "precision": precision,
     }
+
+
+@functools.cache
+def code_version(checkout: Path) -> str:
+    """The last commit that changed pipeline/ in a source checkout, with "-dirty" if it was edited since.
+
+    Other commits change no bits. "unknown" where there is no checkout, or git cannot tell; the release says it then.
+    """
+    if not (checkout / ".git").exists():
+        return "unknown"
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(checkout), *arguments, "--", "pipeline"]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return git("log", "-1", "--format=%H")[:12] + ("-dirty" if git("status", "--porcelain") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
 
 
 # ---------------------------------------------------------------------------------------------------- stage folders
@@ -222,6 +247,12 @@ def _changes(before: Mapping[str, Json], after: Mapping[str, Json]) -> str:
 
 
 # ---------------------------------------------------------------------------------------------------- the run lock
+
+
+def find_run(path: Path) -> Path | None:
+    """The run folder that a path is or lies in, if there is one."""
+    path = path.absolute()
+    return next((f for f in (path, *path.parents) if (f / "run.lock").exists() and (f / "config.yaml").exists()), None)
 
 
 @contextlib.contextmanager

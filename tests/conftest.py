@@ -10,6 +10,7 @@ from pathlib import Path
 
 os.environ["OMP_WAIT_POLICY"] = "passive"  # before torch: idle OpenMP threads of many children must not spin
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["GIT_DIR"] = os.devnull  # a stage notes the checkout's commit, which may move between kill and resume
 
 import pytest
 from hypothesis import settings

@@ -24,7 +24,7 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 from flows.cli import app
-from pipeline.config import Config, load_config
+from pipeline.config import Config, dump_yaml, load_config
 from pipeline.errors import UserError
 from pipeline.shards.digits import pack_digits
 
@@ -38,7 +38,7 @@ VERBS = {
     "run": "CONFIG --run-dir --set --no-prefect --accept-environment",
     "train": "CONFIG --out --selection --start --set --accept-environment",
     "label": "CONFIG --teacher --out --set --accept-environment",
-    "select": "CONFIG --labels --out --set",
+    "select": "CONFIG --labels --out --set --accept-environment",
     "evaluate": "MODEL DATA --split --json",
     "export": "RUN --out",
     "report": "RUN",
@@ -119,6 +119,46 @@ def test_labels_and_split_together_are_refused(tmp_path: Path) -> None:
         selftrain("pack", tmp_path, "--out", tmp_path / "out", "--labels", "10", "--split", "val")
 
 
+@pytest.mark.parametrize("option", ["--val-fraction", "--test-fraction", "--seed"])
+def test_options_of_a_carve_are_refused_without_one(tmp_path: Path, option: str) -> None:
+    with pytest.raises(UserError, match=rf"{option} 0(\.0)?: without --labels N nothing is carved"):
+        selftrain("pack", tmp_path, "--out", tmp_path / "out", option, "0")
+
+
+def test_names_with_brackets_are_shown_as_they_are(tmp_path: Path) -> None:
+    for name, data in digit_files(12).items():
+        path = tmp_path / "in" / "digit[bold]" / name.replace("/", "-")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    out = tmp_path / "out[red]"
+    text = selftrain("pack", tmp_path / "in", "--out", out, "--split", "val")
+    assert "digit[bold]" in text
+    assert "out[red]" in "".join(text.split())
+    assert "12 images were packed before, left out" in selftrain(
+        "pack", tmp_path / "in", "--out", out, "--split", "val"
+    )
+    (tar,) = out.glob("*.tar")
+    tar.write_bytes(tar.read_bytes()[:-10240])
+    done = CliRunner().invoke(app, ["verify", str(out)])
+    assert "problem: " in done.stdout
+    assert "out[red]" in str(done.exception)
+
+
+# ------------------------------------------------------------------------------------------------------ the run folder
+
+
+def test_a_run_takes_no_folder_of_the_users(tmp_path: Path) -> None:
+    """`--run-dir .` used to move the user's config.yaml away and to write its own."""
+    (tmp_path / "config.yaml").write_text("seed: 1  # mine")
+    with pytest.raises(UserError, match=r"config\.yaml is where the run in .* writes its resolved config; copy it"):
+        selftrain("run", tmp_path / "config.yaml", "--run-dir", tmp_path)
+    (tmp_path / "mine.yaml").write_text("seed: 2")
+    with pytest.raises(UserError, match=r"has files, such as config\.yaml, but is no run folder; choose another"):
+        selftrain("run", tmp_path / "mine.yaml", "--run-dir", tmp_path)
+    assert (tmp_path / "config.yaml").read_text() == "seed: 1  # mine"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["config.yaml", "mine.yaml"]
+
+
 # ------------------------------------------------------------------------------------------------------------- evaluate
 
 
@@ -189,16 +229,46 @@ def test_an_exported_file_evaluates_like_its_stage(digits: Config, teacher: Path
 
 def test_reads_of_test_are_logged_and_others_are_not(digits: Config, teacher: Path, tmp_path: Path) -> None:
     assert digits.data.root is not None
-    run = tmp_path / "run"
-    shutil.copytree(teacher, run / "rounds/0/train-0")
-    (run / "result.json").write_text(json.dumps({"final": {"model_dir": "rounds/0/train-0"}}))
+    run = make_run(tmp_path / "run[a]", digits, teacher)
+    models = [run, run / "rounds/0/train-0", run / "rounds/0/train-0/model.safetensors"]
     selftrain("evaluate", run, digits.data.root, "--split", "val", "--json")
     assert not (run / "test_reads.jsonl").exists()
-    for _ in range(2):
-        found = json.loads(selftrain("evaluate", run, digits.data.root, "--json"))
+    for model in models:
+        found = json.loads(selftrain("evaluate", model, digits.data.root, "--json"))
     lines = [json.loads(line) for line in (run / "test_reads.jsonl").read_text().splitlines()]
-    assert [line["top1"] for line in lines] == [found["top1"]] * 2
+    assert [line["top1"] for line in lines] == [found["top1"]] * 3
+    assert [run / line["model"] for line in lines] == models
     assert lines[0]["data"] == str(digits.data.root)
+
+
+def make_run(folder: Path, config: Config, teacher: Path) -> Path:
+    """A run folder whose final model is its teacher."""
+    shutil.copytree(teacher, folder / "rounds/0/train-0")
+    (folder / "result.json").write_text(json.dumps({"final": {"model_dir": "rounds/0/train-0"}}))
+    (folder / "config.yaml").write_text(dump_yaml(config))
+    (folder / "run.lock").write_text("")
+    return folder
+
+
+def test_a_stage_of_a_run_is_measured_as_the_run_measures(digits: Config, teacher: Path, tmp_path: Path) -> None:
+    assert digits.data.root is not None
+    mirrored = digits.model_copy(update={"evaluate": digits.evaluate.model_copy(update={"flip": True})})
+    run = make_run(tmp_path / "run", mirrored, teacher)
+    of_run, of_stage, of_teacher = (
+        json.loads(selftrain("evaluate", model, digits.data.root, "--split", "val", "--json"))
+        for model in (run, run / "rounds/0/train-0", teacher)
+    )
+    assert of_run == of_stage
+    assert of_teacher["nll"] != of_stage["nll"]
+
+
+def test_a_read_of_test_that_cannot_be_logged_does_not_happen(digits: Config, teacher: Path, tmp_path: Path) -> None:
+    assert digits.data.root is not None
+    run = make_run(tmp_path / "run", digits, teacher)
+    (run / "test_reads.jsonl").symlink_to(run / "gone" / "test_reads.jsonl")
+    with pytest.raises(UserError, match=r"cannot be logged in .*test_reads\.jsonl: .*or evaluate on val"):
+        selftrain("evaluate", run, digits.data.root, "--json")
+    selftrain("evaluate", run, digits.data.root, "--split", "val", "--json")
 
 
 def test_unlabeled_images_cannot_be_evaluated_on(digits: Config, teacher: Path) -> None:

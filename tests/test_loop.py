@@ -384,6 +384,18 @@ def test_splits_that_share_images_are_refused(config: Config, tmp_path: Path) ->
     assert stages.jobs == []
 
 
+def test_a_folder_with_files_that_is_no_run_is_refused(config: Config, tmp_path: Path) -> None:
+    (tmp_path / "prefect").mkdir()  # Prefect's own, which may come first
+    (tmp_path / ".DS_Store").write_text("")
+    (tmp_path / "notes.txt").write_text("")
+    with pytest.raises(UserError, match=r"has files, such as notes\.txt, but is no run folder; choose another"):
+        run_loop(config, tmp_path, run_stage=FakeStages())
+    assert not (tmp_path / "run.lock").exists()
+    (tmp_path / "notes.txt").unlink()
+    run_loop(config, tmp_path, run_stage=FakeStages(0.6, 0.7, 0.8, 0.9))
+    run_loop(config, tmp_path, run_stage=FakeStages())
+
+
 def test_a_run_folder_that_cannot_be_made_is_an_error(config: Config, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"cannot write in .*file/run: .*choose another folder"):

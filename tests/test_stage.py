@@ -108,6 +108,45 @@ def test_a_fingerprint_depends_on_kind_config_inputs_and_version(monkeypatch: py
     assert len({base, *others, fingerprint("train", {"a": 1}, {"x": "1"})}) == 5
 
 
+def test_the_code_is_known_by_the_last_commit_that_changed_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("GIT_DIR", raising=False)
+
+    def git(*arguments: str) -> str:
+        identity = ["-c", "user.name=x", "-c", "user.email=x@x.x"]
+        command = ["git", "-C", str(tmp_path), *identity, *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    def version() -> str:
+        stage.code_version.cache_clear()
+        return stage.code_version(tmp_path)
+
+    (tmp_path / "pipeline").mkdir()
+    code = tmp_path / "pipeline" / "a.py"
+    code.write_text("a")
+    assert version() == "unknown"
+    git("init", "-q")
+    git("add", "pipeline")
+    git("commit", "-qm", "one")
+    first = version()
+    assert first == git("rev-parse", "HEAD")[:12]
+    (tmp_path / "notes.md").write_text("other files change nothing")
+    git("add", "notes.md")
+    git("commit", "-qm", "two")
+    assert version() == first
+    code.write_text("b")
+    assert version() == f"{first}-dirty"
+    git("commit", "-qam", "three")
+    assert version() == git("rev-parse", "HEAD")[:12] != first
+    monkeypatch.setenv("PATH", str(tmp_path))  # no git
+    assert version() == "unknown"
+
+
+def test_the_environment_names_what_bits_depend_on() -> None:
+    found = stage.environment(device="cpu", threads=1, processes=1, precision="fp32")
+    assert {"selftrain", "commit", "torch", "timm", "numpy", "pillow", "machine"} < set(found)
+    json.dumps(found)
+
+
 # ----------------------------------------------------------------------------------------------------------- folders
 
 
@@ -150,6 +189,17 @@ def test_launchers_files_do_not_make_a_folder_foreign_and_others_do(tmp_path: Pa
     (tmp_path / "b" / "notes.txt").write_text("")
     with pytest.raises(UserError, match="is not empty and not a select stage"):
         open_stage(tmp_path / "b", "select", {}, {}, {})
+
+
+def test_the_run_of_a_path_is_found_upwards(tmp_path: Path) -> None:
+    run, inside = tmp_path / "run", tmp_path / "run" / "rounds" / "0" / "train-1"
+    inside.mkdir(parents=True)
+    (inside / "run.lock").write_text("")  # of a stage that was begun by hand
+    assert stage.find_run(inside) is None
+    for name in ("run.lock", "config.yaml"):
+        (run / name).write_text("")
+    assert stage.find_run(run) == stage.find_run(inside) == stage.find_run(inside / "model.safetensors") == run
+    assert stage.find_run(tmp_path) is None
 
 
 # -------------------------------------------------------------------------------------------------------- the run lock

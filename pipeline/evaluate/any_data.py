@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import json
 import tempfile
 from pathlib import Path
 
@@ -20,18 +19,25 @@ from pipeline.shards.dataset import Dataset, open_split
 from pipeline.shards.manifest import MANIFEST
 from pipeline.shards.pack import pack
 from pipeline.shards.read import Reader
+from pipeline.stage import append_json, find_run
+
+TEST_READS = "test_reads.jsonl"
 
 
 def evaluate_on(model_path: Path, data_path: Path, split: Split, evaluate: Evaluate, runtime: Runtime) -> Metrics:
     """Metrics of a model on a split of a packed folder, or on all images of an unpacked one.
 
-    Classes are matched by name. A read of a run's test split is logged in its test_reads.jsonl.
+    Classes are matched by name. A read of test with a model that is in a run is logged in the run's test_reads.jsonl.
 
     Raises:
-        UserError: no model or no images there, or the data has a class that the model does not know.
+        UserError: no model or no images there, the data has a class that the model does not know, or a read of test
+            cannot be logged, in which case nothing is read.
     """
     if split == "unlabeled":
         raise UserError("--split unlabeled has no labels to evaluate against; use val or test")
+    run = find_run(model_path) if split == "test" else None
+    if run is not None:
+        _check_writable(run / TEST_READS)
     model, info = load_model(model_path)
     torch.set_num_threads(max(runtime.threads, 1))
     predictor = Predictor(model, info, device=device_of(runtime), precision=runtime.precision, flip=evaluate.flip)
@@ -48,8 +54,8 @@ def evaluate_on(model_path: Path, data_path: Path, split: Split, evaluate: Evalu
         with tempfile.TemporaryDirectory(prefix="selftrain-") as folder:
             pack(data_path, Path(folder) / "packed", split=split)
             metrics = measure(Data(root=Path(folder) / "packed", cache="never"))
-    if split == "test" and (model_path / "result.json").exists():
-        _log_test_read(model_path, data_path, metrics)
+    if run is not None:
+        _log_test_read(run, model_path, data_path, metrics)
     return metrics
 
 
@@ -64,12 +70,21 @@ def _match(dataset: Dataset, classes: tuple[str, ...], data_path: Path) -> np.nd
     return np.asarray(ids[dataset.labels])
 
 
-def _log_test_read(run: Path, data: Path, metrics: Metrics) -> None:
+def _check_writable(path: Path) -> None:
+    try:
+        path.touch()
+    except OSError as error:
+        raise UserError(
+            f"this read of test cannot be logged in {path}: {error.strerror}; fix permissions, or evaluate on val"
+        ) from error
+
+
+def _log_test_read(run: Path, model: Path, data: Path, metrics: Metrics) -> None:
     line = {
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "model": str(model.absolute().relative_to(run)),
         "data": str(data.absolute()),
         "top1": metrics.top1,
         "num_samples": metrics.num_samples,
     }
-    with open(run / "test_reads.jsonl", "a") as file:
-        file.write(json.dumps(line) + "\n")
+    append_json(run / TEST_READS, line)

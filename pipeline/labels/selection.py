@@ -170,8 +170,8 @@ def read_selection(folder: Path) -> Selection:
 
 def report_table(report: Report) -> Table:
     """The report as a rich table, a line a class; of very many classes, those with the fewest and the most kept."""
-    from rich.markup import escape
     from rich.table import Table
+    from rich.text import Text
 
     classes: Sequence[ClassReport] = report["classes"]
     shown, note = classes, ""
@@ -190,7 +190,7 @@ def report_table(report: Report) -> Table:
     for c in shown:
         counts = f"{c['predicted']:,}", f"{c['predicted_prior']:.1%}", f"{c['labeled_prior']:.1%}"
         table.add_row(
-            escape(c["name"]),
+            Text(c["name"]),
             *counts,
             f"{c['kept']:,}",
             f"{c['copied']:,}",

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from pipeline.errors import UserError
 from pipeline.shards.manifest import MANIFEST
+from pipeline.stage import fsync_folder
 
 STAGING = ".packing"
 
@@ -59,13 +60,5 @@ def _install(staging: Path, folder: Path) -> None:
         target = folder / path.relative_to(staging)
         target.parent.mkdir(exist_ok=True)
         os.replace(path, target)
-        _sync(target.parent)
+        fsync_folder(target.parent)
     shutil.rmtree(staging)
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
