@@ -91,8 +91,9 @@ def _start(source: int, row: int) -> str:
     bottom, top = source * step + 1 + BOX_HEIGHT, row * step + 1
     if source == row - 1:
         return f"M{left + 3 * BOX_WIDTH // 4} {bottom}V{top - 6}"
-    x = left - GAP_X // 2  # left of the boxes: the arrows of labels take the other side
-    return f"M{left} {bottom - BOX_HEIGHT // 4}H{x}V{top + BOX_HEIGHT // 4}H{left - 6}"
+    right = left + BOX_WIDTH
+    x = right + 20  # beside the channel of labels that skip a round
+    return f"M{right} {bottom - BOX_HEIGHT // 4}H{x}V{top + BOX_HEIGHT // 4}H{right + 6}"
 
 
 def _elbow(teacher: int, row: int) -> str:
