@@ -12,9 +12,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from stages import run
 
 from pipeline import loop
-from pipeline.config import Config, Finetune, Start, WeakView, load_config
+from pipeline.config import Config, Finetune, Optimizer, Start, WeakView, load_config
 from pipeline.errors import UserError
 from pipeline.evaluate.metrics import wilson_interval
 from pipeline.evaluate.stage import evaluate_inputs
@@ -23,7 +25,7 @@ from pipeline.labels.predict import label_inputs
 from pipeline.labels.select import select_inputs
 from pipeline.labels.store import label_path
 from pipeline.loop import RoundReport, run_loop
-from pipeline.models.folder import ModelInfo
+from pipeline.models.folder import ModelInfo, read_info, read_state
 from pipeline.shards.dataset import open_split
 from pipeline.shards.digits import pack_digits
 from pipeline.stage import open_stage, run_lock, write_bytes, write_json
@@ -221,6 +223,25 @@ def test_the_control_of_inherited_weights_has_the_steps_of_all_ancestors(config:
     assert result["final"]["round"] == 3
     assert control.training.steps == 2 * config.student.steps  # rounds 2 and 3; round 1 was not kept
     assert control.training.start.model == str(tmp_path / result["rounds"][0]["train_dir"])
+
+
+def test_a_finetune_at_a_higher_resolution_is_evaluated_there(config: Config, tmp_path: Path) -> None:
+    """Real stages, on digits of 8 pixels shown at 12."""
+    short = changed(changed(config, "rounds", num_rounds=1), "evaluate", control=False)
+    finetune = Finetune(image_size=12, steps=12, batch_size=32, frozen_layers=1, optimizer=Optimizer(lr=0.05))
+    result = run_loop(
+        short.model_copy(update={"finetune": finetune}),
+        tmp_path / "run",
+        run_stage=lambda job, lock_fd: run(job) and None,
+    )
+    assert [entry["role"] for entry in result["rounds"]] == ["teacher", "student", "finetune"]
+    best, finetuned = max(result["rounds"][:2], key=lambda entry: entry["val_top1"]), result["rounds"][2]
+    before, after = (tmp_path / "run" / entry["train_dir"] for entry in (best, finetuned))
+    assert [read_info(folder).input_size for folder in (before, after)] == [(3, 8, 8), (3, 12, 12)]
+    old, new = read_state(before), read_state(after)
+    assert torch.equal(old["stem.weight"], new["stem.weight"])
+    assert not torch.equal(old["fc.weight"], new["fc.weight"])
+    assert finetuned["val_top1"] > 0.3
 
 
 @pytest.mark.parametrize(("finetune", "num_controls"), [(0.9, 2), (0.7, 1)])

@@ -160,7 +160,8 @@ def init_from(model: nn.Module, state: Mapping[str, Tensor], source: str) -> int
 
 def _is_classifier(model: nn.Module, own: Tensor, other: Tensor | None) -> bool:
     """Whether two tensors differ in the number of classes alone."""
-    return other is not None and own.shape[:1] == (model.num_classes,) and own.shape[1:] == other.shape[1:]
+    num_classes = getattr(model, "num_classes", None)
+    return other is not None and own.shape[:1] == (num_classes,) and own.shape[1:] == other.shape[1:]
 
 
 def model_digest(path: Path) -> str:

@@ -14,6 +14,8 @@ from timm.models import register_model
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pipeline.models.entry import create
+
 
 class Stage(nn.Module):
     """Conv, max-pool by 2, norm, act; then a residual conv, norm, act, on [B, C, H, W]."""
@@ -95,8 +97,4 @@ class ResNet9(nn.Module):
 @register_model
 def resnet9(pretrained: bool = False, **kwargs: Any) -> ResNet9:
     """Widths 64, 128, 256: 1.2M parameters."""
-    if pretrained:
-        raise ValueError("no pretrained weights exist for this architecture")
-    for ours in ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"):
-        kwargs.pop(ours, None)
-    return ResNet9(**kwargs)
+    return create(ResNet9, pretrained, kwargs)

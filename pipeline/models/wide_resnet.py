@@ -3,12 +3,15 @@ BatchNorm with momentum 0.01 and eps 1e-3, He-normal (fan-out) convolutions."""
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from timm.layers import DropPath
 from timm.models import register_model
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from pipeline.models.entry import create
 
 
 class Block(nn.Module):
@@ -96,33 +99,19 @@ class WideResNet(nn.Module):
         return {"stem": r"^stem", "blocks": r"^blocks\.(\d+)"}
 
 
-def _make(depth: int, width: int, kwargs: dict[str, Any]) -> WideResNet:
-    for ours in ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"):
-        kwargs.pop(ours, None)
-    return WideResNet(depth, width, **kwargs)
-
-
 @register_model
 def wide_resnet10_1(pretrained: bool = False, **kwargs: Any) -> WideResNet:
     """WRN-10-1, 0.08M parameters: the digits demo."""
-    _no_weights(pretrained)
-    return _make(10, 1, kwargs)
+    return create(partial(WideResNet, 10, 1), pretrained, kwargs)
 
 
 @register_model
 def wide_resnet16_2(pretrained: bool = False, **kwargs: Any) -> WideResNet:
     """WRN-16-2, 0.7M parameters."""
-    _no_weights(pretrained)
-    return _make(16, 2, kwargs)
+    return create(partial(WideResNet, 16, 2), pretrained, kwargs)
 
 
 @register_model
 def wide_resnet28_2(pretrained: bool = False, **kwargs: Any) -> WideResNet:
     """WRN-28-2, 1.5M parameters: the standard network of semi-supervised CIFAR-10."""
-    _no_weights(pretrained)
-    return _make(28, 2, kwargs)
-
-
-def _no_weights(pretrained: bool) -> None:
-    if pretrained:
-        raise ValueError("no pretrained weights exist for this architecture")
+    return create(partial(WideResNet, 28, 2), pretrained, kwargs)
