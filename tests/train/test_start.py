@@ -111,7 +111,7 @@ def test_init_replaces_a_head_of_other_classes(start_from: StartFrom, teacher: P
 
 
 def test_init_of_which_no_tensor_fits_is_an_error(start_from: StartFrom, teacher: Path) -> None:
-    with pytest.raises(UserError, match=r"`start\.model`: no tensor of .* has the name and shape of one of ResNet9"):
+    with pytest.raises(UserError, match=r"`start\.model`: .* has 0% of the weights of this ResNet9"):
         run(start_from(teacher, "init", model="resnet9", model_args={"width": 8}))
 
 
