@@ -33,6 +33,13 @@ GRACE_S = 15.0
 """From SIGTERM to SIGKILL. Less than the 30 s of Prefect's worker, which would leave ranks behind."""
 POLL_S = 0.2
 TAIL_LINES = 30
+KEEP_FREED_MEMORY = {
+    "MALLOC_TRIM_THRESHOLD_": str(10**11),
+    "MALLOC_TOP_PAD_": str(2**28),
+    "MALLOC_MMAP_THRESHOLD_": str(2**32),
+}
+"""Settings of glibc for CPU stages: every step allocates the same large tensors, and handing them back to the kernel in
+between costs page faults (training 7 to 19%, labeling 50% faster, docs/log.md). A user's own values win."""
 
 
 class StageFailed(RuntimeError):
@@ -143,8 +150,11 @@ def run_child(
 
 def _environment(device: str, threads: int, processes: int) -> dict[str, str]:
     threads = threads or max(1, len(os.sched_getaffinity(0)) // processes)
-    accelerate = {"ACCELERATE_USE_CPU": "true"} if device == "cpu" else {}
-    return {"OMP_NUM_THREADS": str(threads), **accelerate}
+    variables = {"OMP_NUM_THREADS": str(threads)}
+    if device == "cpu":
+        variables["ACCELERATE_USE_CPU"] = "true"
+        variables |= {name: os.environ.get(name, value) for name, value in KEEP_FREED_MEMORY.items()}
+    return variables
 
 
 def child_variables(env: Mapping[str, str], lock_fd: int | None = None) -> dict[str, str]:
