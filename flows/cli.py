@@ -42,8 +42,8 @@ def run(
     from rich.console import Console
 
     from pipeline.config import load_config
-    from pipeline.loop import check_run_folder
     from pipeline.report.html import write_report
+    from pipeline.run_folder import check_run_folder
 
     settings = load_config(config, set_ or ())
     folder = run_dir or Path("runs") / config.stem

@@ -288,7 +288,7 @@ def report(run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder
 
 
 def _load(path: Path, overrides: list[str] | None) -> Config:
-    from pipeline.loop import absolute_data
+    from pipeline.run_folder import absolute_data
     from pipeline.runtime import resolve
 
     config = load_config(path, overrides or [])
