@@ -19,16 +19,16 @@ class Ema:
         self.decay = decay
         self.num_updates = 0
         self.model = copy.deepcopy(model).eval().requires_grad_(False)
-        self._averages, self._sources = _floating(self.model), _floating(model)
-        self._copies, self._originals = _integers(self.model), _integers(model)
+        self._source = model
 
     @torch.no_grad()
     def update(self) -> None:
         """One step: average <- d * average + (1 - d) * weights."""
         decay = min(self.decay, (1 + self.num_updates) / (10 + self.num_updates))
         self.num_updates += 1
-        torch._foreach_lerp_(self._averages, self._sources, 1 - decay)
-        for target, source in zip(self._copies, self._originals, strict=True):
+        # Looked up at every update: Accelerate may replace a model's buffers when it prepares it.
+        torch._foreach_lerp_(_floating(self.model), _floating(self._source), 1 - decay)
+        for target, source in zip(_integers(self.model), _integers(self._source), strict=True):
             target.copy_(source)
 
 

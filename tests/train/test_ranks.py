@@ -23,6 +23,8 @@ from pipeline.errors import EXIT_INTERRUPTED, UserError
 from pipeline.jobs import Job, TrainJob
 from pipeline.launch import run_job
 from pipeline.models.folder import read_state
+from pipeline.stage import stage_record
+from pipeline.train.checkpoint import Checkpoints
 from train.tiny import register
 
 
@@ -86,6 +88,15 @@ def test_two_ranks_equal_one_process_with_the_whole_batch(tiny_job: TrainJob, tm
     two = in_two(tiny_job, tmp_path, "two")
     assert run_ranks(two) == [0, 0]
     check_close(tiny_job.out, two.out)
+
+
+def test_averages_of_two_ranks_follow_batchnorm_statistics(job: TrainJob, tmp_path: Path) -> None:
+    training = job.training.model_copy(update={"steps": 4, "warmup_steps": 1, "evaluations": 1, "ema_decay": 0.0})
+    two = in_two(job.model_copy(update={"training": training}), tmp_path, "two")
+    assert run_ranks(two) == [0, 0]
+    state = Checkpoints(two.out, stage_record(two.out)["fingerprint"], keep=1).load_last()
+    assert state is not None and any("running_mean" in name for name in state["model"])
+    torch.testing.assert_close(state["ema"], state["model"], rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("accumulation", [2, 4])
