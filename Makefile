@@ -39,8 +39,9 @@ demo: install
 	$(BIN)/python -m pipeline.shards.digits shards/digits
 	$(BIN)/selftrain run configs/digits.yaml --run-dir runs/demo
 
+# A file stays in one process, so that its fixtures are made once.
 test: install-dev
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile $(PYTEST_ARGS)
 
 test-slow: install-dev
 	$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)

@@ -21,12 +21,13 @@ from prefect.artifacts import (
 )
 from prefect.settings import PREFECT_API_REQUEST_TIMEOUT, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
+from pipeline.errors import Interrupted
 from pipeline.progress import Progress
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from pipeline.loop import RoundReport
+    from pipeline.run import RoundReport
 
 UPDATE_S = 5.0
 _logger = logging.getLogger("selftrain.flows")
@@ -117,6 +118,8 @@ def never_fatal(what: str) -> Iterator[None]:
     try:
         with temporary_settings(impatient):
             yield
+    except Interrupted:  # a Ctrl-C while the page was drawn
+        raise
     except Exception as error:  # days of training outweigh whatever may be wrong with a display
         _logger.warning("cannot %s in Prefect (%s: %s); the run goes on", what, type(error).__name__, error)
 

@@ -50,9 +50,16 @@ def run(
     check_run_folder(folder, config)
     result = _run_loop(settings, folder, accept_environment, watched=not no_prefect)
     console = Console(markup=False, emoji=False, highlight=False)  # paths may hold brackets
+    if settings.method == "two_moons":
+        console.print(moons_table(result["final"]))
+        newest = max(folder.glob("moons-*/*.png"), key=lambda path: path.stat().st_mtime)
+        console.print(f"Decision boundaries: {newest}", soft_wrap=True)
+        return
     console.print(summary(result))
     try:
         report = write_report(folder)
+    except Interrupted:
+        raise
     except Exception as error:  # whatever it is: the result, perhaps of days, is on disk and stands
         logging.getLogger("selftrain.flows").warning(
             "the report could not be written (%s: %s); the result stands. Write it with: selftrain report %s",
@@ -116,6 +123,17 @@ def summary(result: Mapping[str, Any]) -> Table:
     return table
 
 
+def moons_table(final: Mapping[str, Any]) -> Table:
+    """How many seeds each method separates, and its mean accuracy."""
+    from rich.table import Table
+
+    table = Table("method", "seeds separated", "mean accuracy on test")
+    for name, values in final["accuracy"].items():
+        separated = f"{final[f'{name}_separated']} of {final['num_seeds']}"
+        table.add_row(name.replace("_", " "), separated, f"{100 * sum(values) / len(values):.1f}%")
+    return table
+
+
 # ---------------------------------------------------------------------------------------------------- the entry point
 
 
@@ -141,7 +159,7 @@ def main() -> NoReturn:
 
 
 def _interrupt(_signum: int, _frame: object) -> NoReturn:
-    raise Interrupted("stopped between two stages; everything is saved")
+    raise Interrupted("stopped; what was finished is saved")
 
 
 def _say(message: str, code: int) -> int:

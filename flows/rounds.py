@@ -22,8 +22,9 @@ from pipeline.config import Config
 from pipeline.errors import Interrupted, UserError
 from pipeline.jobs import Job
 from pipeline.launch import describe, run_job
-from pipeline.loop import RoundReport, run_loop
+from pipeline.loop import run_loop
 from pipeline.progress import Progress, show_progress
+from pipeline.run import RoundReport
 
 
 class ServerGone(Exception):
@@ -36,6 +37,22 @@ def self_train(config: Config, run_dir: Path, accept_environment: bool = False) 
 
     Goes on where a stopped run was.
     """
+    return _run(config, run_dir, accept_environment)
+
+
+@flow(name="meta-pseudo-labels", persist_result=False)
+def meta_pseudo_labels(config: Config, run_dir: Path, accept_environment: bool = False) -> dict[str, Any]:
+    """Train a teacher and its student together, or with `method: uda` the teacher alone; returns the content of
+    result.json.
+
+    Goes on where a stopped run was.
+    """
+    if config.method == "noisy_student":
+        raise UserError("method is noisy_student, which is the flow self-train's; set it to meta or uda")
+    return _run(config, run_dir, accept_environment)
+
+
+def _run(config: Config, run_dir: Path, accept_environment: bool) -> dict[str, Any]:
     rounds: list[RoundReport] = []
 
     def on_round(report: RoundReport) -> None:
@@ -83,7 +100,8 @@ def run_watched(config: Config, run_dir: Path, accept_environment: bool = False)
             logging.getLogger(name).propagate = False
         logging.getLogger("EventsWorker").setLevel(logging.ERROR)  # it counts the events left to send at exit
     try:
-        return self_train(config, run_dir, accept_environment)
+        run = self_train if config.method == "noisy_student" else meta_pseudo_labels
+        return run(config, run_dir, accept_environment)
     except httpx.HTTPError as error:
         for outcome in _chain(error):
             if isinstance(outcome, UserError | Interrupted):  # Prefect could not tell the server of it

@@ -38,10 +38,16 @@ def start_server() -> str:
         UserError: it did not start in time.
     """
     home = Path(os.environ["PREFECT_HOME"])
-    home.mkdir(parents=True, exist_ok=True)
     log_path = home / "server.log"
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        log_file = open(log_path, "ab")  # noqa: SIM115 - closed below
+    except OSError as error:
+        raise UserError(
+            f"cannot write in {home}: {error.strerror}; choose another --run-dir, or fix permissions"
+        ) from error
     # The server takes over a socket that listens already, so no other process can take its port.
-    with socket.create_server(("127.0.0.1", 0)) as listener, open(log_path, "ab") as log:
+    with socket.create_server(("127.0.0.1", 0)) as listener, log_file as log:
         url = f"http://127.0.0.1:{listener.getsockname()[1]}/api"
         process = subprocess.Popen(
             [sys.executable, "-m", "flows.server", str(listener.fileno())],

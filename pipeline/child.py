@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import logging
 import os
 import signal
 import subprocess
@@ -25,12 +26,15 @@ if TYPE_CHECKING:
 
 STAGES = {
     "train": "pipeline.train.stage:run_train",
+    "meta": "pipeline.train.meta_stage:run_meta",
+    "moons": "pipeline.moons.stage:run_moons",
     "label": "pipeline.labels.predict:run_label",
     "select": "pipeline.labels.select:run_select",
     "evaluate": "pipeline.evaluate.stage:run_evaluate",
 }
 """Job kind -> the stage function, imported when it is called."""
 
+WARNINGS = "warnings.jsonl"
 PARENT_VARIABLE = "SELFTRAIN_PARENT"
 LOCK_VARIABLE = "SELFTRAIN_LOCK_FD"
 _PR_SET_PDEATHSIG = 1
@@ -39,11 +43,11 @@ _PR_SET_PDEATHSIG = 1
 def main() -> int:
     """Run the job named on the command line; returns the exit code."""
     die_with_parent(signal.SIGKILL)  # before the slow imports
-    from pipeline.jobs import LabelJob, TrainJob, read_job
+    from pipeline.jobs import LabelJob, MetaJob, TrainJob, read_job
 
     path = Path(sys.argv[1])
     job = read_job(path)
-    if isinstance(job, TrainJob | LabelJob) and job.runtime.processes > 1 and "RANK" not in os.environ:
+    if isinstance(job, TrainJob | MetaJob | LabelJob) and job.runtime.processes > 1 and "RANK" not in os.environ:
         return run_ranks(job.runtime.processes, ["-m", "pipeline.child", str(path)])
     return guarded(lambda: stage_function(job.kind)(job), path.parent)
 
@@ -59,6 +63,8 @@ def guarded(run: Callable[[], None], out: Path) -> int:
     """Call `run` and turn its outcome into an exit code; other exceptions pass through with their traceback."""
     from pipeline.stage import write_json
 
+    if os.environ.get("RANK", "0") == "0":
+        logging.getLogger("selftrain").addHandler(_WarningFile(out / WARNINGS))
     try:
         run()
     except UserError as error:
@@ -69,6 +75,19 @@ def guarded(run: Callable[[], None], out: Path) -> int:
         print(f"interrupted: {request}", file=sys.stderr)
         return EXIT_INTERRUPTED
     return EXIT_OK
+
+
+class _WarningFile(logging.Handler):
+    """Warnings as lines of JSON, for the parent to show."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(logging.WARNING)
+        self.path = path
+
+    def emit(self, record: logging.LogRecord) -> None:
+        from pipeline.stage import append_json
+
+        append_json(self.path, {"message": record.getMessage()})
 
 
 def die_with_parent(signum: signal.Signals) -> None:

@@ -53,8 +53,10 @@ def _split(value: str | None) -> str | None:
 def pack(
     source: Annotated[Path, typer.Argument(metavar="SOURCE", help="Folder of class folders, flat folder, tar or zip.")],
     out: OutOption,
-    split: Annotated[str | None, typer.Option(callback=_split, help="labeled, unlabeled, val or test.")] = None,
-    shard_size: Annotated[int, typer.Option(min=1, help="Images a shard.")] = 10_000,
+    split: Annotated[
+        str | None, typer.Option(callback=_split, help="labeled, unlabeled, val or test.", show_default="labeled")
+    ] = None,
+    shard_size: Annotated[int, typer.Option(min=1, help="Images a shard, at most.")] = 10_000,
     classes: Annotated[Path | None, typer.Option(help="Text file of class names in the order of their ids.")] = None,
     labels: Annotated[int | None, typer.Option(min=1, help="Carve: keep this many labels in total.")] = None,
     val_fraction: Annotated[
@@ -134,7 +136,13 @@ def train(
     config: ConfigArgument,
     out: OutOption,
     selection: Annotated[Path | None, typer.Option(metavar="DIR", help="A select stage: trains a student.")] = None,
-    start: Annotated[str | None, typer.Option(metavar="MODEL", help="A run, stage or file to start from.")] = None,
+    start: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL",
+            help="A run, stage, file or timm:NAME to start from, by the config's start.mode, else init.",
+        ),
+    ] = None,
     overrides: SetOption = None,
     accept_environment: AcceptOption = False,
 ) -> None:
@@ -145,7 +153,7 @@ def train(
     from pipeline.jobs import TrainJob
 
     settings = _load(config, overrides)
-    training = settings.student if selection else settings.teacher
+    training = settings.for_round(1).student if selection else settings.teacher
     if start is not None:
         mode = training.start.mode if training.start else "init"
         training = training.model_copy(update={"start": Start(model=start, mode=mode)})
@@ -182,11 +190,17 @@ def label(
     from pipeline.jobs import LabelJob
 
     settings = _load(config, overrides)
+    labeling = settings.for_round(1).label
+    if labeling.ensemble > 1:
+        raise UserError(
+            f"label.ensemble is {labeling.ensemble}, but this verb takes one teacher; pass --set label.ensemble=1, or "
+            "use selftrain run"
+        )
     job = LabelJob(
         out=out.absolute(),
         round=1,
         data=settings.data,
-        label=settings.label,
+        label=labeling,
         runtime=settings.runtime,
         teachers=(teacher.absolute(),),
         accept_environment=accept_environment,
@@ -215,7 +229,7 @@ def select(
         round=1,
         seed=settings.seed,
         data=settings.data,
-        select=settings.select,
+        select=settings.for_round(1).select,
         labels=labels.absolute(),
         accept_environment=accept_environment,
     )
@@ -237,13 +251,13 @@ def evaluate(
     [bold]Example[/bold]: selftrain evaluate runs/birds shards/birds --split test
     """
     from pipeline.evaluate.any_data import evaluate_on
-    from pipeline.runtime import resolve
+    from pipeline.runtime import precision_here, resolve
     from pipeline.stage import find_run
 
     how, runtime = Evaluate(), Runtime()
     if (run := find_run(model)) is not None:  # a run's models are measured the way it measured itself
         config = load_config(run / "config.yaml")
-        how, runtime = config.evaluate, Runtime(precision=config.runtime.precision)
+        how, runtime = config.evaluate, Runtime(precision=precision_here(config.runtime.precision))
     metrics = evaluate_on(model, data, _as_split(split) or "test", how, resolve(runtime))
     if as_json:
         print(json.dumps(metrics.to_json()))
@@ -264,12 +278,15 @@ def export(
 
     [bold]Example[/bold]: selftrain export runs/birds --out birds.safetensors
     """
+    from pipeline.models import list_own_models
     from pipeline.models.folder import export_model
 
     info = export_model(run, out)
     arguments = "".join(f", {k}={v!r}" for k, v in info.model_args.items())
     call = f'"{info.architecture}", num_classes={len(info.classes)}, checkpoint_path="{out}"{arguments}'
     console.print(f"{out} and {out.with_suffix('.json')} written. In timm:", soft_wrap=True)
+    if info.architecture in list_own_models():
+        console.print(f"  import pipeline.models  # registers {info.architecture} with timm")
     console.print(f"  timm.create_model({call})", soft_wrap=True)
 
 
@@ -288,11 +305,11 @@ def report(run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder
 
 
 def _load(path: Path, overrides: list[str] | None) -> Config:
-    from pipeline.run_folder import absolute_data
+    from pipeline.run_folder import absolute
     from pipeline.runtime import resolve
 
     config = load_config(path, overrides or [])
-    return config.model_copy(update={"runtime": resolve(config.runtime), "data": absolute_data(config.data)})
+    return absolute(config.model_copy(update={"runtime": resolve(config.runtime)}))
 
 
 def _run(job: Job) -> None:

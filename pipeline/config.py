@@ -1,8 +1,9 @@
 """The whole configuration tree: frozen pydantic models in which an unknown key is an error.
 
 Precedence: defaults < YAML < `--set key.path=value`. A field is semantic (it changes results and so enters the
-fingerprints of the stages that read it) unless it is declared `operational()`. The same models are the parameters of
-the Prefect flows, where the UI renders them as a form.
+fingerprints of the stages that read it) unless it is declared `operational()`. Of `runtime`, precision and compile
+enter; device, threads and processes are part of a stage's environment, which a resume must meet. The same models are
+the parameters of the Prefect flows.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from pipeline.errors import UserError, did_you_mean
 
@@ -22,6 +23,7 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 Probability = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[int, Field(gt=0)]
 NonNegative = Annotated[int, Field(ge=0)]
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Scalar = bool | int | float | str
 
 _OPERATIONAL = {"operational": True}
@@ -41,18 +43,18 @@ class Section(BaseModel):
 
 
 class Data(Section):
-    """Where the images are: one packed folder, or WebDataset tars that others made."""
+    """Where the images are: a packed folder, WebDataset tars that others made, or both."""
 
     root: Path | None = operational(None)
     """A folder written by `selftrain pack`; its manifest names the splits."""
     labeled: tuple[Path, ...] = operational(())
-    """More labeled tars (or folders of tars); needs `classes` when there is no `root`."""
+    """More labeled tars, folders of tars, or packed folders; tars need `classes` when there is no `root`."""
     unlabeled: tuple[Path, ...] = operational(())
     """More unlabeled tars, folders of tars, or packed folders."""
     val: tuple[Path, ...] = operational(())
-    """More validation tars."""
+    """More validation tars, folders of tars, or packed folders."""
     test: tuple[Path, ...] = operational(())
-    """More test tars. Their pixels are read by the run's last stage only."""
+    """More test tars, folders of tars, or packed folders. A model sees them in the run's last stage only."""
     classes: Path | None = operational(None)
     """A text file with one class name a line, for tars without a manifest. Line numbers are the class ids."""
     window_shards: Positive = 64
@@ -62,9 +64,10 @@ class Data(Section):
     cache: Literal["auto", "always", "never"] = operational("auto")
     """Keep decoded uint8 images in memory-mapped files; `auto` does so while they take under 25% of memory."""
     cache_dir: Path | None = operational(None)
-    """Folder of decoded images and of indexes of read-only tars. Default: `$XDG_CACHE_HOME/selftrain`."""
+    """Folder of decoded images and of indexes of read-only tars. Default: `~/.cache/selftrain`, or
+    below `$XDG_CACHE_HOME`."""
     decode_workers: NonNegative = operational(0)
-    """Threads that decode images; 0 means one a core."""
+    """Threads that decode images; 0 means one for each core that the process may use."""
 
 
 class WeakView(Section):
@@ -97,7 +100,8 @@ class Optimizer(Section):
     name: Literal["sgd", "rmsproptf", "adamw", "lamb"] = "sgd"
     """`sgd` is with Nesterov momentum; `rmsproptf` is TensorFlow's (eps inside the root), as in EfficientNet."""
     lr: Annotated[float, Field(gt=0)] = 0.1
-    """Peak learning rate for `lr_batch_size` images; scaled linearly with the batch (Goyal 2017)."""
+    """Peak learning rate for `lr_batch_size` images, scaled linearly with the images of a step: all of them, or with
+    `loss_normalization: labeled` the labeled ones (Goyal 2017)."""
     lr_batch_size: Positive = 256
     """The batch size that `lr` is meant for."""
     momentum: Probability = 0.9
@@ -112,8 +116,30 @@ class Start(Section):
     model: str
     """A run folder, a stage folder, an exported .safetensors file, or `timm:NAME` for timm's pretrained weights."""
     mode: Literal["use", "continue", "init"] = "init"
-    """`use` it as it is, `continue` its training to `steps`, or `init`ialize a new training with its weights."""
+    """`use` it as it is, `continue` its training to `steps`, or `init`ialize a new training with its weights.
+    `continue` needs the same optimizer, size and normalization."""
 
+
+def _off_is_a_word(value: Any) -> Any:
+    return "off" if value is False else value  # which YAML makes of it without quotes
+
+
+SHARED = (
+    "image_size",
+    "mean",
+    "std",
+    "steps",
+    "batch_size",
+    "unlabeled_ratio",
+    "loss_normalization",
+    "accumulation",
+    "weak",
+    "strong",
+    "noise_labeled",
+    "keep",
+    "evaluations",
+)
+"""What a teacher has of its student's section when both are trained together."""
 
 W = TypeVar("W", bound="Training | Finetune")
 
@@ -141,7 +167,7 @@ class Training(Section):
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
     """Standard deviation of RGB, which divides the input."""
     dropout: Probability = 0.0
-    """Dropout on the last layer."""
+    """Dropout before the last layer."""
     stochastic_depth: Probability = 0.0
     """Probability of dropping the last residual block; grows linearly from 0 at the first (Huang 2016)."""
     steps: Positive = 10_000
@@ -152,7 +178,8 @@ class Training(Section):
     """Pseudo-labeled images a step, in units of `batch_size`. 0 for a teacher."""
     loss_normalization: Literal["total", "labeled"] = "total"
     """Divide the summed loss by all images of the step (the paper's text), or by the labeled ones only (its code),
-    which makes the gradient about 1 + `unlabeled_ratio` times larger."""
+    which makes the gradient about 1 + `unlabeled_ratio` times larger. The learning rate is scaled by the same
+    count."""
     accumulation: Positive = 1
     """Micro-steps that a step's batch is split into, to fit in memory."""
     optimizer: Optimizer = Optimizer()
@@ -172,7 +199,8 @@ class Training(Section):
     noise_labeled: bool = True
     """Labeled images get the strong view too, as in Noisy Student."""
     frozen_layers: NonNegative = 0
-    """Freeze the stem and this many blocks, with their BatchNorm in eval mode (Noisy Student's resolution fix)."""
+    """Freeze the stem and this many blocks, with their BatchNorm in eval mode (Noisy Student's resolution fix); 0
+    freezes nothing."""
     start: Start | None = None
     """Weights to start from; without it, random ones."""
     keep: Literal["last", "best"] = "last"
@@ -232,6 +260,8 @@ class Select(Section):
     allow_empty_classes: bool = False
     """A class of which nothing is kept is an error unless this is set."""
 
+    _off = field_validator("balance", mode="before")(_off_is_a_word)
+
     @model_validator(mode="after")
     def _nothing_is_ignored(self) -> Select:
         if self.prior and self.balance != "prior":
@@ -284,9 +314,87 @@ class Finetune(Section):
     ema_decay: Probability = 0.99
     """Of the averaged weights that are evaluated."""
     frozen_layers: NonNegative = 0
-    """Freeze the stem and this many blocks, with their BatchNorm in eval mode."""
+    """Freeze the stem and this many blocks, with their BatchNorm in eval mode. 0 freezes nothing."""
 
     _warmup_ends = model_validator(mode="after")(_check_warmup)
+
+
+class Adjuster(Section):
+    """The small network of Reduced Meta Pseudo Labels, which adjusts a big teacher's stored predictions (Pham 2021,
+    appendix E)."""
+
+    hidden: Positive = 128
+    """Units of its hidden layer."""
+    optimizer: Optimizer = Optimizer(name="adamw", lr=1e-3, weight_decay=0.0)
+    """Optimizer and learning rate."""
+
+
+class Meta(Section):
+    """Meta Pseudo Labels and UDA, with `method: meta` or `method: uda` (Pham 2021; Xie 2019).
+
+    Teacher and student take their steps together: how many, on which images and views is the student's section; of the
+    teacher's count its network, its noise and its optimization.
+    """
+
+    feedback: Literal["exact", "cosine", "finite-difference", "off"] = "exact"
+    """How the student's progress on labeled images is measured: `exact` is the inner product of two gradients (eq. 12),
+    `cosine` their cosine (appendix C.3), `finite-difference` the labeled loss before and after the student's step.
+    With `off` the teacher learns nothing from its student, which still learns from it."""
+    teacher: Literal["network", "adjuster"] = "network"
+    """`network` trains the teacher along with the student. `adjuster` trains a small network on the stored predictions
+    of a round-0 teacher, so that one big network is in memory (Reduced Meta Pseudo Labels)."""
+    adjuster: Adjuster = Adjuster()
+    """The small network, with `teacher: adjuster`."""
+    scale: float = 1.0
+    """Factor on the feedback. 0 measures it and does not use it; -1 is the wrong sign: controls, both."""
+    baseline_decay: Probability = 0.99
+    """Of the moving average of the feedback that is subtracted from it."""
+    labeled_weight: Annotated[float, Field(ge=0)] = 1.0
+    """Weight of the teacher's supervised loss. With 0, feedback is the only way in which labels reach it."""
+    label_temperature: Annotated[float, Field(gt=0)] = 1.0
+    """Labels are sampled from softmax(logits / temperature)."""
+    joint_batch: bool = True
+    """The teacher sees labeled images and both views of unlabeled ones in one forward pass, whose BatchNorm statistics
+    they share, as in the paper's code. Without, weak views are passed by themselves, without gradients: faster."""
+    uda_weight: Annotated[float, Field(ge=0)] = 8.0
+    """Weight of the consistency loss between the teacher's predictions on weak and strong views."""
+    uda_steps: NonNegative = 5000
+    """Steps over which uda_weight rises from 0."""
+    uda_temperature: Annotated[float, Field(gt=0)] = 0.7
+    """The weak view's prediction is sharpened by this."""
+    uda_threshold: Fraction = 0.6
+    """Sharpened predictions below this confidence do not count."""
+    student_wait: NonNegative = 0
+    """Steps before the student takes its first."""
+
+    _off = field_validator("feedback", mode="before")(_off_is_a_word)
+
+
+class TwoMoons(Section):
+    """Small networks on points in the plane, with `method: two_moons`; all seeds are trained side by side."""
+
+    num_seeds: Positive = 20
+    """Seeds, from the config's `seed` on: of weights, batches and jitter."""
+    hidden: Positive = 8
+    """Units in each of two hidden layers."""
+    activation: Literal["sigmoid", "tanh", "relu"] = "sigmoid"
+    """Between the layers."""
+    init: Annotated[float, Field(gt=0)] = 0.1
+    """Weights begin uniform in (-init, init)."""
+    steps: Positive = 2000
+    """Steps of each method."""
+    batch_size: Positive = 128
+    """Unlabeled points a step; the labeled ones are in every step, all of them."""
+    jitter: Annotated[float, Field(ge=0)] = 0.1
+    """Standard deviation of the strong view's noise; the weak view is the point."""
+    teacher_lr: Annotated[float, Field(gt=0)] = 0.1
+    """Learning rate of plain gradient descent, for every network but the student."""
+    student_lr: Annotated[float, Field(gt=0)] = 0.1
+    """The student's."""
+    separated: Fraction = 0.99
+    """Accuracy on test from which the moons count as separated."""
+    meta: Meta = Meta(uda_weight=1.0, uda_steps=0, uda_threshold=0.0, uda_temperature=1.0)
+    """The feedback and the consistency loss."""
 
 
 class Evaluate(Section):
@@ -305,10 +413,10 @@ class Runtime(Section):
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """`auto` takes a GPU if there is one."""
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    precision: Precision = "auto"
     """`auto` takes bf16 where the hardware has it, else fp32."""
     processes: Positive = 1
-    """Training processes, one a GPU; on CPU they talk by gloo."""
+    """Training and labeling processes, one a GPU; on CPU they talk by gloo. Batch sizes must be multiples of it."""
     threads: NonNegative = 0
     """CPU threads a process; 0 means cores / processes, resolved once when the run is made."""
     compile: bool = False
@@ -326,8 +434,9 @@ class Config(Section):
 
     seed: int = 0
     """Every random number of the run is a function of this and of its position."""
-    method: Literal["noisy_student"] = "noisy_student"
-    """The algorithm."""
+    method: Literal["noisy_student", "meta", "uda", "two_moons"] = "noisy_student"
+    """`noisy_student` repeats label, select and train; `meta` trains a teacher and its student together, the teacher by
+    what its student learns; `uda` trains such a teacher alone; `two_moons` compares them on points in the plane."""
     data: Data = Data()
     """Images."""
     teacher: Training = Training()
@@ -339,7 +448,11 @@ class Config(Section):
     student: Training = Training(unlabeled_ratio=4.0)
     """Every later round, on labeled and pseudo-labeled images, with noise."""
     rounds: Rounds = Rounds()
-    """The loop."""
+    """The loop, with `method: noisy_student`."""
+    meta: Meta = Meta()
+    """With `method: meta` or `uda`."""
+    two_moons: TwoMoons = TwoMoons()
+    """With `method: two_moons`."""
     finetune: Finetune | None = None
     """An optional last training at a higher resolution."""
     evaluate: Evaluate = Evaluate()
@@ -358,6 +471,45 @@ class Config(Section):
             _set(raw, key, value, "rounds.overrides")
         return parse(Config, raw, f"rounds.overrides of round {number}")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _meta_defaults(cls, raw: Any) -> Any:
+        """Other defaults for Meta Pseudo Labels: labeled images without noise, and what teacher and student share."""
+        if not isinstance(raw, Mapping) or raw.get("method") not in ("meta", "uda"):
+            return raw
+        sections = [raw.get(name) for name in ("student", "teacher", "meta")]
+        if not all(section is None or isinstance(section, Mapping | BaseModel) for section in sections):
+            return raw  # which is told as such
+        student: dict[str, Any] = {"unlabeled_ratio": 7.0, "noise_labeled": False, "loss_normalization": "labeled"}
+        student |= dict(raw.get("student") or {})
+        teacher = dict(raw.get("teacher") or {})
+        if dict(raw.get("meta") or {}).get("teacher") != "adjuster":
+            teacher = {key: student[key] for key in SHARED if key in student} | teacher
+        return {**raw, "student": student, "teacher": teacher}
+
+    @model_validator(mode="after")
+    def _teacher_and_student_share(self) -> Config:
+        if self.method not in ("meta", "uda"):
+            return self
+        if self.rounds.overrides:
+            raise ValueError(f"rounds.overrides is set, but method {self.method} has no rounds; drop it")
+        for name, training in (("teacher", self.teacher), ("student", self.student)):
+            if training.start is not None and training.start.mode != "init":
+                raise ValueError(f"{name}.start.mode is {training.start.mode}, but here it can be init only")
+        if self.student.accumulation > 1:
+            raise ValueError("student.accumulation is above 1, but feedback is taken of whole batches; set it to 1")
+        if self.student.loss_normalization == "total":
+            raise ValueError(f"method {self.method} weighs its losses by meta.uda_weight; drop loss_normalization")
+        if self.meta.student_wait + self.student.warmup_steps >= self.student.steps:
+            raise ValueError("meta.student_wait and student.warmup_steps leave the student no steps; lower them")
+        if self.meta.teacher == "adjuster" and self.method == "uda":
+            raise ValueError("meta.teacher is adjuster, which learns from a student; set method to meta")
+        for name in SHARED if self.meta.teacher == "network" else ():
+            ours, theirs = getattr(self.teacher, name), getattr(self.student, name)
+            if ours != theirs:
+                raise ValueError(f"teacher.{name} is {ours}, but teacher and student share the student's; drop it")
+        return self
+
     @field_validator("rounds")
     @classmethod
     def _overrides_are_of_rounds(cls, rounds: Rounds) -> Rounds:
@@ -368,8 +520,8 @@ class Config(Section):
 
     @field_validator("teacher")
     @classmethod
-    def _teacher_has_no_unlabeled(cls, teacher: Training) -> Training:
-        if teacher.unlabeled_ratio:
+    def _teacher_has_no_unlabeled(cls, teacher: Training, info: ValidationInfo) -> Training:
+        if teacher.unlabeled_ratio and info.data.get("method") == "noisy_student":
             raise ValueError("the round-0 teacher has no pseudo-labels to train on; set teacher.unlabeled_ratio to 0")
         return teacher
 

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, TypeAdapter
 
-from pipeline.config import Data, Evaluate, Label, Runtime, Section, Select, Split, Training
+from pipeline.config import Data, Evaluate, Label, Meta, Runtime, Section, Select, Split, Training, TwoMoons
 
 Role = Literal["teacher", "student", "control", "finetune"]
 
@@ -27,6 +27,38 @@ class TrainJob(Section):
     runtime: Runtime
     selection: Path | None = None
     """A finished select stage; its record names the label stage it was made from."""
+    accept_environment: bool = False
+
+
+class MetaJob(Section):
+    """Train a teacher and its student together, or with `student` absent a UDA teacher alone."""
+
+    kind: Literal["meta"] = "meta"
+    out: Path
+    """The stage folder: the student's, with the teacher's in `teacher/` below it; or the UDA teacher's."""
+    round: int
+    seed: int
+    data: Data
+    teacher: Training
+    student: Training | None
+    meta: Meta
+    evaluate: Evaluate
+    runtime: Runtime
+    labels: Path | None = None
+    """A finished label stage, with `meta.teacher: adjuster`."""
+    accept_environment: bool = False
+
+
+class MoonsJob(Section):
+    """Compare the methods on the two moons."""
+
+    kind: Literal["moons"] = "moons"
+    out: Path
+    round: int = 0
+    seed: int
+    data: Data
+    two_moons: TwoMoons
+    runtime: Runtime
     accept_environment: bool = False
 
 
@@ -72,7 +104,7 @@ class EvaluateJob(Section):
     accept_environment: bool = False
 
 
-Job = TrainJob | LabelJob | SelectJob | EvaluateJob
+Job = TrainJob | MetaJob | MoonsJob | LabelJob | SelectJob | EvaluateJob
 _ADAPTER: TypeAdapter[Job] = TypeAdapter(Annotated[Job, Field(discriminator="kind")])
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import logging
 import os
 import shlex
 import signal
@@ -22,11 +23,13 @@ from pathlib import Path
 
 import psutil
 
-from pipeline.child import LOCK_VARIABLE, PARENT_VARIABLE, stage_function
+from pipeline.child import LOCK_VARIABLE, PARENT_VARIABLE, WARNINGS, stage_function
 from pipeline.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_USER_ERROR, Interrupted, UserError
-from pipeline.jobs import EvaluateJob, Job, SelectJob, TrainJob
+from pipeline.jobs import EvaluateJob, Job, MetaJob, MoonsJob, SelectJob, TrainJob
 from pipeline.progress import Progress, read_progress
-from pipeline.stage import read_json, write_bytes
+from pipeline.stage import check_stage_folder, read_json, read_lines, write_bytes
+
+log = logging.getLogger("selftrain.launch")
 
 CHILD: tuple[str, ...] = (sys.executable, "-m", "pipeline.child")
 GRACE_S = 15.0
@@ -66,6 +69,9 @@ def run_job(
         Interrupted: the stage was stopped by SIGTERM, SIGINT or `stop`; the message tells whether its state is saved.
         StageFailed: the child failed; the message holds the end of its log.
     """
+    check_stage_folder(job.out, job.kind)
+    for left in job.out.glob(".*.tmp"):  # of killed writes: whoever is alive would have the lock
+        left.unlink(missing_ok=True)
     write_bytes(job.out / "job.json", job.model_dump_json(indent=2).encode())
     title = describe(job)
     if isinstance(job, SelectJob):
@@ -90,6 +96,10 @@ def describe(job: Job) -> str:
     """A short name of the job for people, such as `train teacher (round 0)`."""
     if isinstance(job, EvaluateJob):
         return f"evaluate on {job.split}"
+    if isinstance(job, MetaJob):
+        return "train teacher and student" if job.student is not None else "train UDA teacher"
+    if isinstance(job, MoonsJob):
+        return f"two moons, {job.two_moons.num_seeds} seeds"
     what = f"train {job.role}" if isinstance(job, TrainJob) else job.kind
     return f"{what} (round {job.round})"
 
@@ -109,7 +119,7 @@ def run_child(
 
     Whatever happens, nothing that the command started in its process group or below it is left running.
     """
-    for stale in ("error.json", "progress.json"):
+    for stale in ("error.json", "progress.json", WARNINGS):
         (out / stale).unlink(missing_ok=True)
     log_path = out / "output.log"
     with open(log_path, "ab") as log, _stop_signals() as signalled:
@@ -125,15 +135,23 @@ def run_child(
             pass_fds=() if lock_fd is None else (lock_fd,),
             process_group=0,
         )
+
+        def asked() -> bool:
+            return signalled() or bool(stop and stop())
+
         try:
-            stopped = _watch(process, out, title, grace_s, on_progress, lambda: signalled() or bool(stop and stop()))
+            stopped = _watch(process, out, title, grace_s, on_progress, asked)
         finally:
             _kill_rest(process)
+            _tell_warnings(out)
+        if process.returncode == EXIT_OK and (stopped or asked()):  # too late for the stage, in time for the next
+            raise Interrupted(f"{title} is finished; stopped before the next stage")
     code = process.returncode
     if code == EXIT_OK:
         return
     error_path = out / "error.json"
-    if code == EXIT_USER_ERROR and error_path.exists():
+    # A rank that cannot save when it is asked to stop leaves its message; torchrun's agent knows of the stop alone.
+    if code in (EXIT_USER_ERROR, EXIT_INTERRUPTED) and error_path.exists():
         message = read_json(error_path)["message"]
         error_path.unlink()
         raise UserError(message)
@@ -243,6 +261,13 @@ def _kill_rest(process: subprocess.Popen[bytes]) -> None:
 
 
 # ---------------------------------------------------------------------------------------------------- explaining
+
+
+def _tell_warnings(out: Path) -> None:
+    """Log what the child warned of."""
+    for line in read_lines(out / WARNINGS):
+        log.warning("%s", line["message"])
+    (out / WARNINGS).unlink(missing_ok=True)
 
 
 def _cause(code: int) -> str:

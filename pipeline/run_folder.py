@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import SPLITS, Config, Data, semantic
+from pipeline.config import SPLITS, Config, Data, Training, semantic
 from pipeline.errors import UserError
 from pipeline.runtime import resolve
 from pipeline.stage import digest, read_json
@@ -27,6 +27,10 @@ def check_run_folder(run_dir: Path, config_path: Path | None = None) -> None:
         )
     # Prefect's database may come before the run does.
     names = [p.name for p in run_dir.iterdir() if p.name[0] != "."] if run_dir.is_dir() else []
+    other = next((name for name in ("manifest.json", "stage.json") if name in names), None)
+    if other is not None:
+        what = "a packed folder" if other == "manifest.json" else "a stage's folder"
+        raise UserError(f"{run_dir} is {what}, not a run's; choose another --run-dir")
     if set(names) - {"prefect"} and not {"run.lock", "rounds"} & set(names):
         raise UserError(f"{run_dir} has files, such as {min(names)}, but is no run folder; choose another --run-dir")
 
@@ -41,11 +45,22 @@ def resolve_config(config: Config, earlier: Config | None) -> Config:
             if getattr(runtime, name) == unset
         }
         runtime = runtime.model_copy(update=kept)
-    return config.model_copy(update={"runtime": resolve(runtime), "data": absolute_data(config.data)})
+    return absolute(config.model_copy(update={"runtime": resolve(runtime)}))
+
+
+def absolute(config: Config) -> Config:
+    """A config with absolute paths: children and later commands may run elsewhere."""
+    update: dict[str, Any] = {"data": absolute_data(config.data)}
+    for name in ("teacher", "student"):
+        training: Training = getattr(config, name)
+        if training.start is not None and not training.start.model.startswith("timm:"):
+            start = training.start.model_copy(update={"model": str(Path(training.start.model).absolute())})
+            update[name] = training.model_copy(update={"start": start})
+    return config.model_copy(update=update)
 
 
 def absolute_data(data: Data) -> Data:
-    """Data with absolute paths: children and later commands may run elsewhere."""
+    """Data with absolute paths."""
     update: dict[str, Any] = {split: tuple(p.absolute() for p in getattr(data, split)) for split in SPLITS}
     for name in ("root", "classes", "cache_dir"):
         path = getattr(data, name)

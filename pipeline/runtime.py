@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import functools
+import logging
 import os
+import platform
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.config import Runtime
+from pipeline.config import Precision, Runtime
 from pipeline.errors import UserError
 
 if TYPE_CHECKING:
     import torch
+
+log = logging.getLogger("selftrain.runtime")
 
 
 def resolve(runtime: Runtime) -> Runtime:
@@ -25,24 +31,60 @@ def resolve(runtime: Runtime) -> Runtime:
     if runtime.device == "cuda" and not has_cuda:
         raise UserError("`runtime.device`: cuda was asked for, but torch sees no GPU; set it to auto or cpu")
     device = runtime.device if runtime.device != "auto" else ("cuda" if has_cuda else "cpu")
+    if device == "cuda" and runtime.processes > torch.cuda.device_count():
+        raise UserError(
+            f"`runtime.processes` is {runtime.processes}, but torch sees {torch.cuda.device_count()} GPUs; each "
+            "process needs its own: set it lower"
+        )
     precision = runtime.precision
     if device == "cpu" and precision == "fp16":
         raise UserError("`runtime.precision`: fp16 does not run on CPUs; set it to bf16, fp32 or auto")
     if precision == "auto":
-        has_bf16 = torch.cuda.is_bf16_supported() if device == "cuda" else _cpu_has_bf16()
+        has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False) if device == "cuda" else _cpu_has_bf16()
         precision = "bf16" if has_bf16 else "fp32"
-    threads = runtime.threads or max(1, len(os.sched_getaffinity(0)) // runtime.processes)
+    threads = runtime.threads or max(1, num_cores() // runtime.processes)
     return runtime.model_copy(update={"device": device, "precision": precision, "threads": threads})
+
+
+def precision_here(precision: Precision) -> Precision:
+    """The precision that a model was trained in, or fp32 with a warning where that does not run: fp16 on a CPU."""
+    import torch
+
+    if precision == "fp16" and not torch.cuda.is_available():
+        log.warning("the run's precision is fp16, which does not run on CPUs; measured in fp32")
+        return "fp32"
+    return precision
+
+
+def num_cores() -> int:
+    """Cores that this process may use, such as those of a Slurm job."""
+    return len(os.sched_getaffinity(0))
 
 
 def describe(runtime: Runtime) -> dict[str, Any]:
     """The resolved runtime as `stage.environment` records it."""
     return {
         "device": runtime.device,
+        "processor": processor(runtime.device),
         "threads": runtime.threads,
         "processes": runtime.processes,
         "precision": runtime.precision,
     }
+
+
+@functools.cache
+def processor(device: str) -> str:
+    """The model of this machine's GPU, or of its CPU: another one may add in another order."""
+    import torch
+
+    if device == "cuda":
+        return torch.cuda.get_device_name()
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(models, platform.machine())
 
 
 def device_of(runtime: Runtime) -> torch.device:

@@ -26,11 +26,11 @@ from pipeline import __version__
 from pipeline.errors import UserError
 
 SCHEMA = 1
-StageKind = Literal["train", "label", "select", "evaluate"]
-FORMAT_VERSION: dict[StageKind, int] = {"train": 1, "label": 1, "select": 1, "evaluate": 1}
+StageKind = Literal["train", "meta", "moons", "label", "select", "evaluate"]
+FORMAT_VERSION: dict[StageKind, int] = {"train": 2, "meta": 1, "moons": 1, "label": 2, "select": 1, "evaluate": 2}
 """Raised when a stage's algorithm or files change, so that old outputs are not taken for new ones."""
 
-OWN_FILES = {"run.lock", "job.json", "output.log", "progress.json", "error.json"}
+OWN_FILES = {"run.lock", "job.json", "output.log", "progress.json", "error.json", "warnings.jsonl"}
 """What a launcher writes into a stage folder before the stage opens it."""
 
 Json = Any
@@ -104,6 +104,23 @@ def read_json(path: Path) -> Json:
         raise UserError(f"{path} cannot be read as JSON: {error}") from error
 
 
+def read_lines(path: Path, *, torn: bool = False) -> tuple[dict[str, Json], ...]:
+    """The lines of a JSONL file, none if there is no such file. A half line at the end, being written, is left out.
+
+    With `torn`, so are lines in the middle that are no JSON: a kill cuts a line, and the next process appends to it.
+    """
+    if not path.exists():
+        return ()
+    lines = []
+    for line in path.read_text().split("\n")[:-1]:
+        try:
+            lines.append(json.loads(line))
+        except ValueError as error:
+            if not torn:
+                raise UserError(f"{path} holds a line that is not JSON ({line[:80]!r}); delete that line") from error
+    return tuple(lines)
+
+
 def append_timing(stage: Path, step: int, seconds: float, images: int) -> None:
     """Add a line to a stage's timing.jsonl: what it took, which is never compared or resumed."""
     append_json(stage / "timing.jsonl", {"step": step, "seconds": round(seconds, 6), "images": images})
@@ -129,7 +146,7 @@ def fingerprint(kind: StageKind, config: Mapping[str, Json], inputs: Mapping[str
     return digest({"kind": kind, "version": FORMAT_VERSION[kind], "config": dict(config), "inputs": dict(inputs)})
 
 
-def environment(*, device: str, threads: int, processes: int, precision: str) -> dict[str, str | int]:
+def environment(*, device: str, processor: str, threads: int, processes: int, precision: str) -> dict[str, str | int]:
     """What a bit-exact resume relies on beside the config. Recorded in stage.json, compared before a resume."""
     import PIL
     import timm
@@ -144,6 +161,7 @@ def environment(*, device: str, threads: int, processes: int, precision: str) ->
         "pillow": PIL.__version__,
         "machine": platform.machine(),
         "device": device,
+        "processor": processor,
         "threads": threads,
         "processes": processes,
         "precision": precision,
@@ -204,8 +222,7 @@ def open_stage(
     wanted = fingerprint(kind, config, inputs)
     record_path = path / "stage.json"
     if not record_path.exists():
-        if path.exists() and any(p.name not in OWN_FILES and p.name[0] != "." for p in path.iterdir()):
-            raise UserError(f"{path} is not empty and not a {kind} stage; choose another output folder")
+        check_stage_folder(path, kind)
         record = {
             "schema": SCHEMA,
             "kind": kind,
@@ -231,6 +248,27 @@ def open_stage(
         history = [*record.get("earlier_environments", []), record["environment"]]
         write_json(record_path, {**record, "environment": dict(env), "earlier_environments": history})
     return StageFolder(path, kind, wanted, complete=record["complete"])
+
+
+def check_stage_folder(path: Path, kind: StageKind) -> None:
+    """Refuse a folder with files of the user's: those that a launcher would replace by name are told by `job.json`.
+
+    Raises:
+        UserError: it is no stage folder and not empty.
+    """
+    if not path.exists() or (path / "stage.json").exists():
+        return
+    names = {p.name for p in path.iterdir() if p.name[0] != "."}
+    begun = "job.json" in names and _is_job(path / "job.json")
+    if names - (OWN_FILES if begun else {"run.lock"}):
+        raise UserError(f"{path} is not empty and not a {kind} stage; choose another output folder")
+
+
+def _is_job(path: Path) -> bool:
+    try:
+        return {"kind", "out"} <= set(json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError):
+        return False
 
 
 def stage_record(path: Path) -> dict[str, Json]:

@@ -213,7 +213,7 @@ def starting_config(folder: Path) -> str:
                 [
                     ("device", "auto", "a GPU if there is one"),
                     ("precision", plan.precision, "auto: bf16 where the hardware has it, else fp32"),
-                    ("threads", plan.threads, "CPU threads; 0 means one a core"),
+                    ("threads", plan.threads, "CPU threads a process; 0 means cores / processes"),
                     ("processes", processes, "training processes, one a GPU"),
                 ],
             ),

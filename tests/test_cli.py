@@ -24,7 +24,7 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 from flows.cli import app
-from pipeline.config import Config, dump_yaml, load_config
+from pipeline.config import Config, dump_yaml, load_config, parse
 from pipeline.errors import UserError
 from pipeline.shards.digits import pack_digits
 
@@ -269,6 +269,16 @@ def test_a_read_of_test_that_cannot_be_logged_does_not_happen(digits: Config, te
     with pytest.raises(UserError, match=r"cannot be logged in .*test_reads\.jsonl: .*or evaluate on val"):
         selftrain("evaluate", run, digits.data.root, "--json")
     selftrain("evaluate", run, digits.data.root, "--split", "val", "--json")
+
+
+def test_stages_by_hand_are_those_of_round_1(digits: Config, teacher: Path, tmp_path: Path) -> None:
+    raw = digits.model_dump(mode="json")
+    raw["rounds"]["overrides"] = [{"label.flip": True}, {"label.flip": False}]
+    (tmp_path / "c.yaml").write_text(dump_yaml(parse(Config, raw, "tests")))
+    selftrain("label", tmp_path / "c.yaml", "--teacher", teacher, "--out", tmp_path / "labels")
+    assert json.loads((tmp_path / "labels" / "job.json").read_text())["label"]["flip"] is True
+    with pytest.raises(UserError, match=r"label\.ensemble is 2, but this verb takes one teacher"):
+        selftrain("label", tmp_path / "c.yaml", "--teacher", teacher, "--out", tmp_path / "x", "--set=label.ensemble=2")
 
 
 def test_unlabeled_images_cannot_be_evaluated_on(digits: Config, teacher: Path) -> None:

@@ -131,7 +131,9 @@ def test_a_child_that_stopped_by_itself_is_interrupted(tmp_path: Path) -> None:
         run_child(script(tmp_path, "os._exit(75)"), tmp_path, title="stage")
 
 
-def test_run_job_runs_the_stage_function_of_the_job_in_a_child(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_run_job_runs_the_stage_function_of_the_job_in_a_child(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     """The whole path through pipeline.child, with a fake stage in its table."""
     out = tmp_path / "label-0"
     code = f"""
@@ -142,10 +144,11 @@ def test_run_job_runs_the_stage_function_of_the_job_in_a_child(tmp_path: Path, m
     """
     (tmp_path / "fake_stage.py").write_text(
         textwrap.dedent("""
-        import os
+        import logging, os
         from pipeline.errors import Interrupted, UserError
         def run(job):
-            (job.out / "threads").write_text(os.environ["OMP_NUM_THREADS"])
+            (job.out.parent / "threads").write_text(os.environ["OMP_NUM_THREADS"])
+            logging.getLogger("selftrain.models").warning("fc.weight stays at random")
             if job.round == 1: raise UserError("label.top_k is wrong")
             if job.round == 2: raise Interrupted("at step 5")
         """)
@@ -157,12 +160,31 @@ def test_run_job_runs_the_stage_function_of_the_job_in_a_child(tmp_path: Path, m
         return LabelJob(out=out, round=round, data=Data(), label=Label(), runtime=runtime, teachers=())
 
     run_job(job(0))
-    assert (out / "threads").read_text() == "3"
+    assert (tmp_path / "threads").read_text() == "3"
+    assert "fc.weight stays at random" in caplog.text  # in this process, where people see it
     assert json.loads((out / "job.json").read_text())["kind"] == "label"
     with pytest.raises(UserError, match=r"^label\.top_k is wrong$"):
         run_job(job(1))
     with pytest.raises(Interrupted):
         run_job(job(2))
+
+
+def test_files_of_the_user_are_refused_before_any_is_touched(tmp_path: Path) -> None:
+    for name in ("job.json", "progress.json", "error.json"):
+        (tmp_path / name).write_text('{"mine": true}')
+    job = LabelJob(out=tmp_path, round=0, data=Data(), label=Label(), runtime=Runtime(), teachers=())
+    with pytest.raises(UserError, match="is not empty and not a label stage"):
+        run_job(job)
+    assert {p.name: p.read_text() for p in tmp_path.iterdir()} == dict.fromkeys(
+        ("job.json", "progress.json", "error.json"), '{"mine": true}'
+    )
+
+
+def test_what_killed_writes_left_is_cleared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / ".model.safetensors.123.tmp").write_bytes(b"half")
+    monkeypatch.setattr(launch, "CHILD", (sys.executable, "-c", ""))
+    run_job(LabelJob(out=tmp_path, round=0, data=Data(), label=Label(), runtime=Runtime(), teachers=()))
+    assert not list(tmp_path.glob(".*.tmp"))
 
 
 def test_a_folder_named_pipeline_where_the_user_works_is_not_imported(
@@ -228,6 +250,18 @@ def test_a_child_that_ignores_sigterm_is_killed_after_the_grace_with_its_descend
     assert 1.0 <= time.monotonic() - began < 50.0  # the stage would take 60
     assert running(tmp_path) == []
     assert not psutil.pid_exists(int((tmp_path / "grandchild").read_text()))
+
+
+def test_a_stop_that_comes_too_late_for_its_stage_stops_before_the_next(tmp_path: Path) -> None:
+    code = SAVES_ON_SIGTERM.replace("sys.exit(75)", "sys.exit(0)")
+    with pytest.raises(Interrupted, match=r"^stage is finished; stopped before the next stage$"):
+        run_child(script(tmp_path, code), tmp_path, title="stage", stop=(tmp_path / "ready").exists)
+
+
+def test_what_a_stopped_child_could_not_save_is_told(tmp_path: Path) -> None:
+    code = "open('error.json', 'w').write('{\"message\": \"the disk is full\"}'); os._exit(75)"
+    with pytest.raises(UserError, match="the disk is full"):
+        run_child(script(tmp_path, code), tmp_path, title="stage")
 
 
 @pytest.mark.parametrize(

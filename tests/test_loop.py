@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
+import tarfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -24,8 +26,10 @@ from pipeline.jobs import EvaluateJob, Job, LabelJob, SelectJob, TrainJob
 from pipeline.labels.predict import label_inputs
 from pipeline.labels.select import select_inputs
 from pipeline.labels.store import label_path
-from pipeline.loop import RoundReport, run_loop
+from pipeline.loop import run_loop
 from pipeline.models.folder import ModelInfo, read_info, read_state
+from pipeline.run import RoundReport
+from pipeline.run_folder import absolute
 from pipeline.shards.dataset import open_split
 from pipeline.shards.digits import pack_digits
 from pipeline.stage import open_stage, run_lock, write_bytes, write_json
@@ -415,6 +419,54 @@ def test_a_folder_with_files_that_is_no_run_is_refused(config: Config, tmp_path:
     (tmp_path / "notes.txt").unlink()
     run_loop(config, tmp_path, run_stage=FakeStages(0.6, 0.7, 0.8, 0.9))
     run_loop(config, tmp_path, run_stage=FakeStages())
+
+
+@pytest.mark.parametrize(("name", "what"), [("manifest.json", "a packed folder"), ("stage.json", "a stage's folder")])
+def test_a_folder_of_another_kind_is_refused(config: Config, tmp_path: Path, name: str, what: str) -> None:
+    for file in ("run.lock", name):
+        (tmp_path / file).write_text("{}")
+    with pytest.raises(UserError, match=rf"is {what}, not a run's"):
+        run_loop(config, tmp_path, run_stage=FakeStages())
+
+
+def test_bad_images_that_are_skipped_are_counted(
+    config: Config, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with tarfile.open(tmp_path / "more.tar", "w") as tar:
+        tar.addfile(tarfile.TarInfo("broken.png"), io.BytesIO(b""))
+    config = changed(config, "data", unlabeled=(tmp_path / "more.tar",), bad_images="skip")
+    result = run_loop(config, tmp_path / "run", run_stage=FakeStages(0.6, 0.7, 0.8, 0.9))
+    assert result["skipped"] == {"unlabeled": 1}
+    assert "1 bad samples of unlabeled are left out" in caplog.text
+
+
+def test_data_that_change_under_a_run_are_an_error(config: Config, tmp_path: Path) -> None:
+    """Teacher and student would be judged on different val sets."""
+    assert config.data.root is not None
+    shutil.copytree(config.data.root, tmp_path / "packed")
+    manifest = tmp_path / "packed" / "manifest.json"
+
+    class Packing(FakeStages):
+        def train(self, job: TrainJob) -> None:
+            super().train(job)
+            content = json.loads(manifest.read_text())
+            content["shards"] = [s for s in content["shards"] if s["name"] != "unlabeled-000004"]
+            manifest.write_text(json.dumps(content))
+
+    with pytest.raises(UserError, match="the unlabeled split changed while the run was under way"):
+        run_loop(changed(config, "data", root=tmp_path / "packed"), tmp_path / "run", run_stage=Packing(0.6, 0.7))
+
+
+def test_relative_starts_are_found_from_anywhere(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    start = Start(model="weights.safetensors")
+    resolved = absolute(changed(config, "teacher", start=start))
+    assert resolved.teacher.start is not None
+    assert resolved.teacher.start.model == str(tmp_path / "weights.safetensors")
+    named = absolute(changed(config, "teacher", start=Start(model="timm:resnet50.a1_in1k")))
+    assert named.teacher.start == Start(model="timm:resnet50.a1_in1k")
 
 
 def test_a_run_folder_that_cannot_be_made_is_an_error(config: Config, tmp_path: Path) -> None:

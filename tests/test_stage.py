@@ -142,7 +142,7 @@ def test_the_code_is_known_by_the_last_commit_that_changed_it(tmp_path: Path, mo
 
 
 def test_the_environment_names_what_bits_depend_on() -> None:
-    found = stage.environment(device="cpu", threads=1, processes=1, precision="fp32")
+    found = stage.environment(device="cpu", processor="Z80", threads=1, processes=1, precision="fp32")
     assert {"selftrain", "commit", "torch", "timm", "numpy", "pillow", "machine"} < set(found)
     json.dumps(found)
 
@@ -184,9 +184,10 @@ def test_the_environment_matters_only_to_an_unfinished_stage(tmp_path: Path) -> 
 def test_launchers_files_do_not_make_a_folder_foreign_and_others_do(tmp_path: Path) -> None:
     for name in stage.OWN_FILES:
         (tmp_path / name).write_text("")
+    (tmp_path / "job.json").write_text('{"kind": "select", "out": "here"}')
     open_stage(tmp_path, "select", {}, {}, {})
     (tmp_path / "b").mkdir()
-    (tmp_path / "b" / "notes.txt").write_text("")
+    (tmp_path / "b" / "job.json").write_text('{"boss": "me"}')  # the user's, though it has the name of ours
     with pytest.raises(UserError, match="is not empty and not a select stage"):
         open_stage(tmp_path / "b", "select", {}, {}, {})
 

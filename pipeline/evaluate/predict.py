@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 import numpy as np
@@ -26,6 +27,9 @@ class Predictor:
         self.device = device
         self.dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
         self.flip = flip
+        # timm's two halves of `forward`.
+        self._features: Callable[[Tensor], Tensor] = self.model.forward_features
+        self._head: Callable[[Tensor], Tensor] = self.model.forward_head
         self.views = Views(WeakView(), StrongView(), info.input_size[-1], mean=info.mean, std=info.std, device=device)
 
     def read(self, reader: Reader, rows: npt.NDArray[np.int64]) -> Tensor:
@@ -41,8 +45,10 @@ class Predictor:
         """
         views = self.views.center(images_BHWC.to(self.device, non_blocking=True))
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
-            outputs = [self.model(views)] + ([self.model(views.flip(3))] if self.flip else [])
-        return mean_logits([o.float() for o in outputs])
+            seen = [views, views.flip(3)] if self.flip else [views]
+            features = [self._features(view) for view in seen]
+        # The head in fp32: log-odds of bf16 logits, with 8 bits, would leave ranking to ties.
+        return mean_logits([self._head(f.float()) for f in features])
 
 
 def mean_logits(logits: list[Tensor]) -> Tensor:

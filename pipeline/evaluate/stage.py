@@ -18,7 +18,7 @@ from pipeline.runtime import describe, device_of
 from pipeline.shards.dataset import Dataset, open_split
 from pipeline.shards.read import Reader
 from pipeline.stage import append_timing, environment, open_stage, write_json
-from pipeline.train.stage import write_predictions
+from pipeline.train.setting import write_predictions
 
 
 def evaluate_inputs(job: EvaluateJob) -> tuple[dict[str, Any], dict[str, str]]:

@@ -40,7 +40,8 @@ def label_inputs(job: LabelJob) -> tuple[dict[str, Any], dict[str, str]]:
 def run_label(job: LabelJob) -> None:
     """Label every unlabeled image with EMA weights, in eval mode, at each teacher's own resolution, without noise.
 
-    A batch never crosses a shard and ranks take whole shards, so the rows are the same for any number of ranks. A shard
+    A batch never crosses a shard and ranks take whole shards, so the rows are the same for any number of ranks (of
+    equal threads). A shard
     whose label file exists is not labeled again, be it in this folder, in a sibling from before new shards came, or in
     another round's.
 

@@ -181,12 +181,12 @@ def report_table(report: Report) -> Table:
         note = f"; {_TABLE_ROWS} of {len(classes)} classes shown, all are in selection.json"
     caption = (
         f"{report['num_selected']:,} of {report['num_rows']:,} images selected, {report['num_copies']:,} with copies, "
-        f"effective size {report['effective_size']:,.0f}{note}"
+        f"effective size {report['effective_size']:,.0f}{note}; lowest and mean are confidences"
     )
     table = Table(title="Selected pseudo-labels", caption=caption)
-    table.add_column("class")
-    for heading in ("predicted", "prior", "labeled prior", "kept", "with copies", "threshold", "mean confidence"):
-        table.add_column(heading, justify="right")
+    table.add_column("class", no_wrap=True)
+    for heading in ("predicted", "share", "labeled", "kept", "copies", "lowest", "mean"):  # short: for 80 columns
+        table.add_column(heading, justify="right", no_wrap=True)
     for c in shown:
         counts = f"{c['predicted']:,}", f"{c['predicted_prior']:.1%}", f"{c['labeled_prior']:.1%}"
         table.add_row(

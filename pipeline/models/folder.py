@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from pipeline.config import Scalar, Section, parse
 from pipeline.errors import UserError
 from pipeline.models.build import build, suggest
-from pipeline.stage import digest_file, read_json, write_bytes, write_json
+from pipeline.stage import digest, digest_file, read_json, write_bytes, write_json
 
 log = logging.getLogger("selftrain.models")
 
@@ -65,7 +65,9 @@ def find_weights(path: Path) -> Path:
     if (path / "model.safetensors").exists():
         return path / "model.safetensors"
     if (path / "result.json").exists():
-        final: str = read_json(path / "result.json")["final"]["model_dir"]
+        final: str | None = read_json(path / "result.json")["final"].get("model_dir")
+        if final is None:
+            raise UserError(f"no model at {path}: a run of the two moons leaves none")
         return path / final / "model.safetensors"
     if not path.exists():
         raise UserError(f"no model at {path}: it does not exist")
@@ -164,9 +166,19 @@ def _is_classifier(model: nn.Module, own: Tensor, other: Tensor | None) -> bool:
     return other is not None and own.shape[:1] == (num_classes,) and own.shape[1:] == other.shape[1:]
 
 
+_PREDICTS_BY = {"architecture", "model_args", "classes", "input_size", "mean", "std", "crop", "interpolation"}
+
+
 def model_digest(path: Path) -> str:
-    """sha256 of the weights: what labels and trainings that start from a model depend on."""
-    return digest_file(find_weights(path))
+    """Digest of what a model's predictions depend on: the weights and, where there is a model.json, how it sees images.
+
+    Equal for a stage and a file that was exported from it.
+    """
+    weights = find_weights(path)
+    sha256 = digest_file(weights)
+    if not weights.with_suffix(".json").exists():
+        return sha256
+    return digest({"weights": sha256, **read_info(path).model_dump(mode="json", include=_PREDICTS_BY)})
 
 
 def export_model(source: Path, out: Path) -> ModelInfo:
@@ -181,6 +193,9 @@ def export_model(source: Path, out: Path) -> ModelInfo:
     info = read_info(source)
     if out.exists() and digest_file(out) != digest_file(weights):
         raise UserError(f"{out} exists and holds another model; choose another name, or delete it")
+    beside, content = out.with_suffix(".json"), info.model_dump(mode="json", by_alias=True)
+    if beside.exists() and read_json(beside) != content:
+        raise UserError(f"{beside} exists and is not of this model; choose another name, or delete it")
     write_bytes(out, weights.read_bytes())
-    write_json(out.with_suffix(".json"), info.model_dump(mode="json", by_alias=True))
+    write_json(beside, content)
     return info

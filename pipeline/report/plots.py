@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -155,6 +155,47 @@ def learning_curves(losses: Sequence[Curve], accuracies: Sequence[Curve]) -> byt
                 handles.values(), handles.keys(), loc="outside lower center", ncols=min(6, len(handles))
             )
     return drawing.png
+
+
+def feedback_curves(curves: Mapping[str, Curve]) -> bytes:
+    """What a student's progress told its teacher, by the names of metrics.jsonl: the feedback with its baseline, the
+    cosine of the two gradients, and how large the feedback's gradient was beside the consistency loss's."""
+    with canvas(2, height=3.2) as drawing:
+        left, right = drawing.axes
+        _, x, h = curves["feedback"]
+        left.plot(x, h, color=ACCENT, alpha=0.22, lw=0.8)
+        left.plot(x, smoothed(h), color=ACCENT, label="feedback")
+        left.plot(*curves["baseline"][1:], color=SECOND, label="baseline")
+        left.axhline(0, color=MUTED, lw=1)
+        if "cosine" in curves:
+            right.plot(curves["cosine"][1], smoothed(curves["cosine"][2]), color=ACCENT, label="cosine of gradients")
+        if "ratio" in curves:
+            right.plot(curves["ratio"][1], smoothed(curves["ratio"][2]), color=SECOND, label="|feedback| / |UDA|")
+        right.axhline(0, color=MUTED, lw=1)
+        left.set(title="Feedback", xlabel="step", ylabel="fall of the labeled loss (nats)", xlim=(0, None))
+        right.set(title="Gradients", xlabel="step", xlim=(0, None))
+        _legends(drawing.axes)
+    return drawing.png
+
+
+def teacher_and_student(shares: Sequence[Curve], accuracies: Sequence[Curve]) -> bytes:
+    """How many predictions are sure enough to teach and how often the student agrees; val accuracy of both."""
+    with canvas(2, height=3.2) as drawing:
+        left, right = drawing.axes
+        for i, (name, x, y) in enumerate(shares):
+            left.plot(x, 100 * smoothed(y), color=color_of(i), label=name)
+        for i, (name, x, y) in enumerate(accuracies):
+            right.plot(x, 100 * y, "o-", ms=3.5, color=color_of(i), label=name)
+        left.set(title="Unlabeled images", xlabel="step", ylabel="share (%)", xlim=(0, None))
+        right.set(title="Val accuracy (EMA weights)", xlabel="step", ylabel="accuracy (%)", xlim=(0, None))
+        _legends(drawing.axes)
+    return drawing.png
+
+
+def _legends(axes: Sequence[Axes]) -> None:
+    for ax in axes:
+        if ax.get_legend_handles_labels()[0]:
+            ax.legend(fontsize=8.5)
 
 
 def smoothed(y: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,7 +15,7 @@ from pipeline.config import Config, load_config
 from pipeline.errors import UserError
 from pipeline.evaluate.metrics import Metrics
 from pipeline.labels.selection import Report
-from pipeline.stage import read_json
+from pipeline.stage import read_json, read_lines
 
 Record = dict[str, Any]
 
@@ -178,6 +177,8 @@ def read_run(path: Path) -> Run:
     if not (path / "config.yaml").is_file():
         raise UserError(f"{path} is not a run folder: it has no config.yaml; give the --run-dir of `selftrain run`")
     result: Record | None = read_json(path / "result.json") if (path / "result.json").exists() else None
+    if result is not None and "control_dir" not in result["final"]:
+        raise UserError(f"{path} is a run of the two moons, whose report is its picture, moons-*/two_moons.png")
     rounds = tuple(_rounds_of_result(path, result) if result else _rounds_on_disk(path / "rounds"))
     control_dir = result["final"]["control_dir"] if result else None
     control = _open(path / control_dir) if control_dir else _newest(path / "control", "train")
@@ -197,26 +198,11 @@ def read_run(path: Path) -> Run:
         test_predictions={name: p for name, p in found.items() if p is not None},
         other_evaluations=tuple(e for e in evaluations if e is not evaluation),
         test_reads=read_lines(path / "test_reads.jsonl"),
-        num_siblings=sum(1 for _ in path.glob("rounds/*/*/stage.json"))
-        - sum(stage is not None for r in rounds for stage in (r.train, r.label, r.select)),
+        num_siblings=len(
+            {file.parent for file in path.glob("rounds/*/*/stage.json")}
+            - {stage.path for r in rounds for stage in (r.train, r.label, r.select) if stage is not None}
+        ),
     )
-
-
-def read_lines(path: Path, *, torn: bool = False) -> tuple[Record, ...]:
-    """The lines of a JSONL file, none if there is no such file. A half line at the end, being written, is left out.
-
-    With `torn`, so are lines in the middle that are no JSON: a kill cuts a line, and the next process appends to it.
-    """
-    if not path.exists():
-        return ()
-    lines = []
-    for line in path.read_text().split("\n")[:-1]:
-        try:
-            lines.append(json.loads(line))
-        except ValueError as error:
-            if not torn:
-                raise UserError(f"{path} holds a line that is not JSON ({line[:80]!r}); delete that line") from error
-    return tuple(lines)
 
 
 def read_metrics(path: Path) -> Metrics | None:
@@ -245,8 +231,10 @@ def _rounds_of_result(path: Path, result: Record) -> Iterator[Round]:
 def _rounds_on_disk(folder: Path) -> Iterator[Round]:
     """The rounds of an unfinished run. Other settings make sibling folders: those begun last are taken."""
     for number in sorted(int(p.name) for p in folder.glob("*") if p.name.isdigit()):
-        label, select, train = (_newest(folder / str(number), kind) for kind in ("label", "select", "train"))
-        role = "teacher" if number == 0 else "student" if select else "finetune"
+        label, select = (_newest(folder / str(number), kind) for kind in ("label", "select"))
+        train = _newest(folder / str(number), "train") or _newest(folder / str(number), "meta")
+        trains_student = select or (train and train.record["kind"] == "meta")
+        role = "teacher" if number == 0 else "student" if trains_student else "finetune"
         yield Round(number, Trained(train.path, train.record, role, number) if train else None, label, select)
 
 

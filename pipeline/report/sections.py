@@ -70,6 +70,7 @@ def sections(run: Run) -> dict[str, Any]:
         "test_rows": [(text, run.test.get(name), verdict.gains.get(name)) for name, text in _test_names(run)],
         "accuracy_plot": _accuracy_plot(run),
         "curves_plot": _curves_plot(run),
+        "meta_plots": _meta_plots(run),
         "calibration_plot": _calibration_plot(run),
         "round_sections": _round_sections(run),
         "lineage": _lineage(run),
@@ -88,7 +89,7 @@ def _headline(run: Run, train: Trained) -> HeadlineRow:
     status = "" if train.complete else "under way"
     if run.result is not None and run.result["final"]["round"] == train.round:
         status = "final"
-    elif train.role == "student" and said:
+    elif train.role == "student" and said and run.config.method == "noisy_student":
         status = "next teacher" if said["kept"] else "not kept: worse on val than its teacher"
     return HeadlineRow(title_of(train), train.architecture, train.val, _num_selected(run, train), status)
 
@@ -120,6 +121,32 @@ def _curves_plot(run: Run) -> bytes | None:
 
 def _curve(train: Trained, lines: Sequence[Mapping[str, float]], key: str) -> plots.Curve:
     return title_of(train), np.array([line["step"] for line in lines], float), np.array([x[key] for x in lines], float)
+
+
+def _meta_plots(run: Run) -> list[bytes]:
+    """Of a student that was trained together with its teacher."""
+    train = next((t for t in run.trainings if any("student_loss" in line for line in t.losses)), None)
+    if train is None:
+        return []
+    curves = {name: _measured(train, name) for name in ("feedback", "baseline", "cosine")}
+    found = {name: curve for name, curve in curves.items() if len(curve[1])}
+    used = [line for line in train.losses if line.get("uda_gradient")]
+    if used:
+        ratio = [line["feedback_gradient"] / line["uda_gradient"] for line in used]
+        found["ratio"] = ("ratio", np.array([line["step"] for line in used], float), np.array(ratio, float))
+    names = {"mask_rate": "sure enough for UDA", "student_agreement": "student agrees with the sampled label"}
+    shares = [(text, *_measured(train, name)[1:]) for name, text in names.items()]
+    of_both = {"val_top1": "student", "teacher_val_top1": "teacher"}
+    lines = train.evaluations
+    accuracies = [_curve(train, [x for x in lines if key in x], key) for key in of_both]
+    named = [(text, *curve[1:]) for text, curve in zip(of_both.values(), accuracies, strict=True) if len(curve[1])]
+    both = plots.teacher_and_student([s for s in shares if len(s[1])], named)
+    return [plots.feedback_curves(found), both] if "feedback" in found else [both]
+
+
+def _measured(train: Trained, name: str) -> plots.Curve:
+    """A training's metric where it was measured."""
+    return _curve(train, [line for line in train.losses if line.get(name) is not None], name)
 
 
 def _calibration_plot(run: Run) -> bytes | None:

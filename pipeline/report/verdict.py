@@ -55,9 +55,13 @@ def judge(run: Run) -> Verdict:
     final = run.test[FINAL]
     head = f"{100 * final.top1:.1f}% of {final.num_samples:,} test images"
     if round_ == 0:
-        sentence = (
-            f"No student beat the round 0 teacher on val, so the teacher is the final model; it is right on {head}."
+        had_students = any(train.role == "student" for train in run.trainings)
+        why = (
+            "No student beat the round 0 teacher on val, so the teacher is the final model; it"
+            if had_students
+            else "It"
         )
+        sentence = f"{why} is right on {head}."
         return Verdict((sentence,), {}, finished=True)
     others = [name for name in (TEACHER, CONTROL) if name in run.test]
     gains = {name: _gain(name, run.test, run.test_predictions) for name in others}

@@ -1,4 +1,4 @@
-"""Bytes of an image file to RGB pixels, the same everywhere: in pack, in the index, in training."""
+"""Bytes of a sample to RGB pixels, or to a vector: the same everywhere, in pack, in the index, in training."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from PIL import Image, ImageOps
 from pipeline.errors import UserError
 
 Pixels = npt.NDArray[np.uint8]
+Vector = npt.NDArray[np.float32]
+"""[D]"""
 
 DECODER_VERSION = 1
 """Raised, with stage.FORMAT_VERSION, when pixels change for equal bytes: decoded caches and contents are made anew."""
@@ -37,7 +39,7 @@ def decode(data: bytes, name: str, *, at_least: int = 0) -> Pixels:
     if not data:
         raise UserError(f"{name} is empty (0 bytes)")
     if data.startswith(_NPY):
-        return _decode_npy(data, name)
+        return _npy_pixels(_load_npy(data, name), name)
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
@@ -49,6 +51,25 @@ def decode(data: bytes, name: str, *, at_least: int = 0) -> Pixels:
         raise
     except Exception as error:  # damaged files make Pillow raise nearly anything, struct.error to IndexError
         raise UserError(f"{name} is not a readable image: {str(error) or type(error).__name__}") from error
+
+
+def decode_sample(data: bytes, name: str) -> Pixels | Vector:
+    """Decode an image, or a vector: a `.npy` array of one dimension, as float32 [D].
+
+    Raises:
+        UserError: neither, or a vector that is empty or not finite; the message begins with `name`.
+    """
+    if not data.startswith(_NPY):
+        return decode(data, name)
+    array = _load_npy(data, name)
+    if array.ndim != 1:
+        return _npy_pixels(array, name)
+    if array.dtype.kind not in "biuf":
+        raise UserError(f"{name} must be a vector of finite numbers, not of {array.dtype}")
+    vector = array.astype(np.float32)
+    if not vector.size or not np.isfinite(vector).all():
+        raise UserError(f"{name} must be a vector of finite numbers, at least one")
+    return vector
 
 
 def _rgb(image: Image.Image, name: str) -> Pixels:
@@ -66,22 +87,33 @@ def _rgb(image: Image.Image, name: str) -> Pixels:
     return np.asarray(image.convert("RGB"))
 
 
-def _decode_npy(data: bytes, name: str) -> Pixels:
+def _load_npy(data: bytes, name: str) -> npt.NDArray[np.generic]:
     try:
-        array = np.load(io.BytesIO(data), allow_pickle=False)
+        array: npt.NDArray[np.generic] = np.load(io.BytesIO(data), allow_pickle=False)
     except (ValueError, OSError, EOFError, MemoryError) as error:
         raise UserError(f"{name} is not a readable .npy array: {error}") from error
+    return array
+
+
+def _npy_pixels(array: npt.NDArray[np.generic], name: str) -> Pixels:
     if array.ndim == 2:
         array = np.repeat(array[:, :, None], 3, axis=2)
     if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or not array.size:
         raise UserError(f"{name} must be uint8 [H, W, 3], not {array.dtype} {list(array.shape)}")
-    return np.ascontiguousarray(array)
+    return np.ascontiguousarray(array).astype(np.uint8, copy=False)
 
 
-def content_hash(image: Pixels) -> bytes:
-    """blake2b-128 of shape and pixels: equal for two files exactly when they decode to the same image."""
-    state = hashlib.blake2b(b"%dx%d:" % image.shape[:2], digest_size=16)
-    state.update(np.ascontiguousarray(image).data)
+def sample_size(sample: Pixels | Vector) -> tuple[int, int]:
+    """Height and width; of a vector 1 and its length."""
+    height, width = sample.shape[:2] if sample.ndim == 3 else (1, len(sample))
+    return height, width
+
+
+def content_hash(sample: Pixels | Vector) -> bytes:
+    """blake2b-128 of shape and values: equal for two files exactly when they decode to the same sample."""
+    kind = b"" if sample.ndim == 3 else b"vector "
+    state = hashlib.blake2b(kind + b"%dx%d:" % sample_size(sample), digest_size=16)
+    state.update(np.ascontiguousarray(sample).data)
     return state.digest()
 
 
@@ -108,7 +140,7 @@ def stored_format(data: bytes) -> str | None:
         return "png"
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return "webp"
-    return None
+    return "npy" if data.startswith(_NPY) else None
 
 
 def encode_png(image: Pixels) -> bytes:

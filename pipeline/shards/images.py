@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.errors import UserError
-from pipeline.shards.decode import content_hash, decode
+from pipeline.runtime import num_cores
+from pipeline.shards.decode import content_hash, decode_sample, sample_size
 from pipeline.shards.index import BadImages
 from pipeline.shards.source import Item, Source
 
@@ -56,13 +56,13 @@ def check_images(
         results: list[tuple[bytes, tuple[int, int]] | str] = []
         for item in items[begin : begin + _CHUNK]:
             try:
-                image = decode(source.read(item.name), item.name)
-                results.append((content_hash(image), (image.shape[0], image.shape[1])))
+                sample = decode_sample(source.read(item.name), item.name)
+                results.append((content_hash(sample), sample_size(sample)))
             except UserError as error:
                 results.append(str(error))
         return results
 
-    with ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
+    with ThreadPoolExecutor(workers or num_cores()) as pool:
         for number, results in enumerate(pool.map(check, range(0, len(items), _CHUNK))):
             for item, result in zip(items[number * _CHUNK :], results, strict=False):
                 if isinstance(result, str):
@@ -74,7 +74,7 @@ def check_images(
             tick(len(results))
     if skipped and bad_images == "error":
         more = f" (and {len(skipped) - 3} more)" if len(skipped) > 3 else ""
-        raise UserError(f"{source.path}: {'; '.join(skipped[:3])}{more}; repair them, or pack with --bad-images skip")
+        raise UserError(f"{source.path}: {'; '.join(skipped[:3])}{more}; repair them, or pack with --skip-bad-images")
     if not good:
         raise UserError(f"{source.path}: none of {len(items)} images is readable, e.g. {skipped[0]}")
     ids = {name: class_id for class_id, name in enumerate(names)}

@@ -21,7 +21,8 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.errors import UserError
-from pipeline.shards.decode import DECODER_VERSION, content_hash, decode
+from pipeline.runtime import num_cores
+from pipeline.shards.decode import DECODER_VERSION, content_hash, decode_sample
 from pipeline.shards.source import inside_path
 from pipeline.shards.tar import CutTarError, open_shard, walk
 from pipeline.stage import atomic_path, digest_file
@@ -244,12 +245,12 @@ def _hash_all(
             if row not in problems:
                 try:
                     data = os.pread(descriptor, int(size[row]), int(offset[row]))
-                    contents[row] = content_hash(decode(data, "the image"))
+                    contents[row] = content_hash(decode_sample(data, "the sample"))
                 except UserError as error:
                     problems[row] = str(error)
 
     try:
-        with ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
+        with ThreadPoolExecutor(workers or num_cores()) as pool:
             for done, _ in enumerate(pool.map(hash_chunk, range(0, len(keys), _CHUNK)), start=1):
                 if progress:
                     progress(min(done * _CHUNK, len(keys)), len(keys))

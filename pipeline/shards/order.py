@@ -74,19 +74,21 @@ class Order:
 
     def _epoch_plan(self, epoch: int) -> tuple[I64Array, I64Array]:
         """The epoch's order of shards [S], and where each window ends in the epoch [W]."""
-        if self._plan is None or self._plan[0] != epoch:
+        plan = self._plan  # a copy: a reading thread and an error message may ask at the same time
+        if plan is None or plan[0] != epoch:
             shards = permutation(self._key(epoch, "shards"), len(self._shard_sizes))
             ends = np.cumsum(self._shard_sizes[shards])
             last = np.arange(self._window_shards, len(ends) + self._window_shards, self._window_shards) - 1
-            self._plan = (epoch, shards, ends[np.minimum(last, len(ends) - 1)])
-        return self._plan[1], self._plan[2]
+            self._plan = plan = (epoch, shards, ends[np.minimum(last, len(ends) - 1)])
+        return plan[1], plan[2]
 
     def _window_rows(self, epoch: int, window: int) -> I64Array:
-        if self._window is None or self._window[:2] != (epoch, window):
+        found = self._window
+        if found is None or found[:2] != (epoch, window):
             shards = self._epoch_plan(epoch)[0][window * self._window_shards : (window + 1) * self._window_shards]
             rows = np.concatenate([self._shard_rows(int(shard)) for shard in shards])
-            self._window = (epoch, window, rows[permutation(self._key(epoch, "window", window), len(rows))])
-        return self._window[2]
+            self._window = found = (epoch, window, rows[permutation(self._key(epoch, "window", window), len(rows))])
+        return found[2]
 
     def _shard_rows(self, shard: int) -> I64Array:
         begin, end = self._starts[shard], self._starts[shard + 1]

@@ -16,8 +16,9 @@ import psutil
 
 from pipeline.config import Data
 from pipeline.errors import UserError
+from pipeline.runtime import num_cores
 from pipeline.shards.dataset import Dataset, Shard
-from pipeline.shards.decode import DECODER_VERSION, Pixels, decode, resize_to
+from pipeline.shards.decode import DECODER_VERSION, Pixels, Vector, decode, decode_sample, resize_to
 from pipeline.shards.index import cache_folder, read_sample
 from pipeline.shards.tar import open_shard
 from pipeline.stage import atomic_path
@@ -41,7 +42,7 @@ class Reader:
     def __init__(self, dataset: Dataset, size: int, data: Data, *, progress: Progress | None = None) -> None:
         self._dataset = dataset
         self._size = size
-        self._pool = ThreadPoolExecutor(data.decode_workers or os.cpu_count() or 1, "decode")
+        self._pool = ThreadPoolExecutor(data.decode_workers or num_cores(), "decode")
         self._cached: list[Pixels] | None = None
         if wants_cache(len(dataset), size, data):
             folder = cache_folder(data.cache_dir) / "decoded"
@@ -134,6 +135,27 @@ class Reader:
                 file.write(images.data)
                 if progress:
                     progress(shard.start + end, len(self._dataset))
+
+
+def read_vectors(dataset: Dataset) -> npt.NDArray[np.float32]:
+    """All samples of a data set of vectors, [N, D].
+
+    Raises:
+        UserError: a sample is an image, or a vector of another length than the first.
+    """
+    rows: list[Vector] = []
+    for shard in dataset.shards:
+        descriptor = open_shard(shard.path)
+        try:
+            for row in range(shard.num_rows):
+                name = f"{shard.path}: {shard.index.key(row)}"
+                vector = decode_sample(read_sample(descriptor, shard.index, row), name)
+                if vector.ndim != 1 or (rows and len(vector) != len(rows[0])):
+                    raise UserError(f"{name} has shape {list(vector.shape)}; expected vectors of one length (.npy)")
+                rows.append(vector.astype(np.float32))
+        finally:
+            os.close(descriptor)
+    return np.stack(rows)
 
 
 def wants_cache(num_images: int, size: int, data: Data) -> bool:

@@ -17,7 +17,7 @@ from pipeline.errors import UserError
 from pipeline.shards.tar import open_shard, walk
 
 EXTENSIONS = frozenset(
-    {".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pnm"}
+    {".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pnm", ".npy"}
 )
 MAX_FILE_BYTES = 1 << 28  # no photograph, and a zip member may claim terabytes
 

@@ -51,7 +51,7 @@ class Batch:
     labels: Tensor
     """int64 [num_labeled]"""
     targets: Tensor
-    """float32 [B - num_labeled, C]"""
+    """float32 [B - num_labeled, C]; [B - num_labeled, 0] where images come without pseudo-labels"""
 
     @property
     def num_labeled(self) -> int:
@@ -98,24 +98,27 @@ class Batches:
         images = self.labeled.reader.read(rows)
         labels = self.labeled.dataset.labels[rows].astype(np.int64)
         targets = np.empty((0, self.num_classes), np.float32)
-        if self.unlabeled is not None and self.targets is not None:
+        if self.unlabeled is not None:
             more_rows, more_positions = self.unlabeled.rows(step, slot, self.num_slots)
             images = np.concatenate([images, self.unlabeled.reader.read(more_rows)])
             positions = np.concatenate([positions, more_positions | UNLABELED_POSITIONS])
-            targets = self._smooth(self.targets.targets(more_rows))
+            targets = self._targets(more_rows)
         batch = Batch(torch.from_numpy(images), positions, torch.from_numpy(labels), torch.from_numpy(targets))
         return batch.pinned() if self.pin else batch
 
-    def _smooth(self, targets: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    def _targets(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        if self.targets is None:
+            return np.empty((len(rows), 0), np.float32)
+        targets = self.targets.targets(rows)
         return targets * np.float32(1 - self.smoothing) + np.float32(self.smoothing / self.num_classes)
 
-    def from_step(self, start: int, stop: int) -> Iterator[tuple[int, int, Batch]]:
-        """(step, micro-step, batch) for steps [start, stop); the next batch is read while one is trained on."""
+    def from_step(self, start: int, stop: int) -> Iterator[Batch]:
+        """The micro-batches of steps [start, stop); the next one is read while one is trained on."""
         slots = ((step, micro) for step in range(start, stop) for micro in range(self.accumulation))
-        for (step, micro), batch in read_ahead(slots, lambda slot: self.slot(*slot)):
-            yield step, micro, batch
+        for _, batch in read_ahead(slots, lambda slot: self.slot(*slot)):
+            yield batch
 
-    def keys(self, step: int) -> list[str]:
-        """The keys of every image of a step, over all ranks: what an error message needs."""
+    def keys(self, step: int) -> dict[str, list[str]]:
+        """The keys of every image of a step, over all ranks, by their split: what an error message needs."""
         streams = [s for s in (self.labeled, self.unlabeled) if s is not None]
-        return [s.dataset.key(int(row)) for s in streams for row in s.rows(step, 0, 1)[0]]
+        return {s.dataset.name: [s.dataset.key(int(row)) for row in s.rows(step, 0, 1)[0]] for s in streams}

@@ -25,8 +25,10 @@ def make_optimizer(model: nn.Module, config: Optimizer) -> torch.optim.Optimizer
     groups = param_groups_weight_decay(model, 1.0, no_weight_decay_list=getattr(model, "no_weight_decay", set)())
     for group in groups:
         group["weight_decay"] *= config.weight_decay
+    # timm's sgd is with Nesterov momentum, which there is none of at 0.
+    name = "momentum" if config.name == "sgd" and config.momentum == 0 else config.name
     optimizer: torch.optim.Optimizer = create_optimizer_v2(
-        groups, opt=config.name, lr=config.lr, weight_decay=0.0, momentum=config.momentum, **extra
+        groups, opt=name, lr=config.lr, weight_decay=0.0, momentum=config.momentum, **extra
     )
     return optimizer
 

@@ -11,7 +11,7 @@ from pipeline.errors import UserError
 from pipeline.models.folder import find_weights, init_from, start_state
 from pipeline.stage import stage_record
 from pipeline.train.checkpoint import Checkpoints
-from pipeline.train.loop import Trainer
+from pipeline.train.trainer import Trainer
 
 _KEPT = ("optimizer.name", "frozen_layers", "image_size", "mean", "std")
 """What `continue` cannot change: the first two shape the optimizer's state, the others are the model's input. Another
@@ -62,7 +62,10 @@ def continue_training(trainer: Trainer, source: Path) -> None:
                 f"set it to {theirs}, or use mode: init"
             )
     checkpoints = Checkpoints(folder, record["fingerprint"], keep=1)
-    trainer.load(checkpoints.load_last() or {})
+    state = checkpoints.load_last() or {}
+    if "network" not in state:
+        raise UserError(f"`start.model`: {source} is no train stage of this version; use mode: init")
+    trainer.load(state)
     if trainer.step >= training.steps:
         raise UserError(
             f"`start.model`: {source} was trained for {trainer.step} steps already; set steps above that to continue"

@@ -36,7 +36,7 @@ def fake_loop(
     on_round: Callable[[Any], None] | None = None,
     accept_environment: bool = False,
 ) -> dict[str, Any]:
-    from pipeline.loop import RoundReport
+    from pipeline.run import RoundReport
     from pipeline.stage import run_lock
 
     if config.seed == 13:
@@ -69,6 +69,7 @@ def fake_stage(out: Path, seconds: float) -> int:
     stopped: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, _: stopped.append(number))
     die_with_parent(signal.SIGKILL)
+    (out / "stage.json").write_text("{}")
     (out / "began").touch()
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:

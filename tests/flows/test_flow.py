@@ -104,6 +104,13 @@ def test_a_display_that_fails_costs_a_warning_only(
     assert any("leaderboard" in text and "the run goes on" in text for text in warnings)
 
 
+def test_a_ctrl_c_while_the_page_is_drawn_is_no_display_error() -> None:
+    from flows.artifacts import never_fatal
+
+    with pytest.raises(Interrupted), never_fatal("create the round report"):
+        raise Interrupted("stopped")
+
+
 def test_bad_input_fails_the_flow_and_comes_out_as_user_error(tmp_path: Path) -> None:
     from flows.rounds import run_watched
 

@@ -25,7 +25,7 @@ import fake_run
 import pytest
 
 ROOT = Path(__file__).parents[2]
-POSTGRES = Path("/usr/lib/postgresql/15/bin")
+POSTGRES = max(Path("/usr/lib/postgresql").glob("*/bin"), default=Path("/nowhere"))
 
 
 def free_port() -> int:
@@ -120,8 +120,7 @@ def test_a_fresh_server_schedules_and_runs_the_flow(tmp_path: Path) -> None:
         check(environment, tmp_path)
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(not (POSTGRES / "initdb").exists(), reason="Debian's postgresql 15 is not installed")
+@pytest.mark.skipif(not (POSTGRES / "initdb").exists(), reason="Debian's postgresql is not installed")
 @pytest.mark.skipif(os.geteuid() == 0 and shutil.which("setpriv") is None, reason="needs setpriv to leave root")
 def test_the_same_on_postgresql(tmp_path_factory: pytest.TempPathFactory) -> None:
     folder = tmp_path_factory.mktemp("postgres")

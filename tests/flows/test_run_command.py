@@ -125,6 +125,15 @@ def test_bad_input_prints_the_message_only_and_exits_2(tmp_path: Path) -> None:
     assert err.splitlines() == ["error: data.root: nothing there; pack first"]
 
 
+def test_a_run_folder_that_cannot_be_made_exits_2(tmp_path: Path) -> None:
+    """Prefect's server is the first to write there."""
+    (tmp_path / "file").write_text("")
+    code, _, err = finish(start(tmp_path, 0.0, "--run-dir", "file/run"))
+    assert code == 2, err
+    assert err.startswith("error: cannot write in ")
+    assert "choose another --run-dir" in err
+
+
 def test_a_missing_config_exits_2_before_anything_starts(tmp_path: Path) -> None:
     code, _, err = finish(start(tmp_path, 0.0, "--set", "student.stpes=3"))
     assert code == 2

@@ -18,7 +18,7 @@ from pipeline.errors import UserError
 from pipeline.evaluate.predict import Predictor
 from pipeline.models import build, list_own_models, num_frozen, set_trainable
 from pipeline.models import torchvision_ops as ops
-from pipeline.models.folder import export_model, find_weights, init_from, load_model
+from pipeline.models.folder import export_model, find_weights, init_from, load_model, model_digest
 
 import timm  # isort: skip - after pipeline.models, which lets it be imported beside a CPU-only torch
 
@@ -195,6 +195,25 @@ def test_export_refuses_to_overwrite_another_model(teacher: Path, student: Path,
         export_model(student, out)
     with pytest.raises(UserError, match=r"must end in \.safetensors"):
         export_model(student, tmp_path / "m.pt")
+
+
+def test_export_refuses_to_overwrite_other_json(teacher: Path, tmp_path: Path) -> None:
+    (tmp_path / "birds.json").write_text('{"mine": true}')
+    with pytest.raises(UserError, match=r"birds\.json exists and is not of this model"):
+        export_model(teacher, tmp_path / "birds.safetensors")
+    assert (tmp_path / "birds.json").read_text() == '{"mine": true}'
+    assert not (tmp_path / "birds.safetensors").exists()
+
+
+def test_a_digest_tells_models_apart_that_see_images_otherwise(teacher: Path, tmp_path: Path) -> None:
+    """Equal weights under another normalization give other labels."""
+    export_model(teacher, tmp_path / "m.safetensors")
+    assert model_digest(tmp_path / "m.safetensors") == model_digest(teacher)
+    info = json.loads((tmp_path / "m.json").read_text())
+    (tmp_path / "m.json").write_text(json.dumps({**info, "mean": [0.5, 0.5, 0.5]}))
+    assert model_digest(tmp_path / "m.safetensors") != model_digest(teacher)
+    (tmp_path / "m.json").write_text(json.dumps({**info, "metrics": {}}))
+    assert model_digest(tmp_path / "m.safetensors") == model_digest(teacher)
 
 
 def test_model_json_says_all_that_is_needed_to_use_it(teacher: Path, digits: Config) -> None:

@@ -188,7 +188,7 @@ def test_images_of_another_split_are_refused(source: Path, tmp_path: Path) -> No
 
 def test_bad_images_stop_the_pack_or_are_skipped_and_counted(source: Path, tmp_path: Path) -> None:
     write_files(source, {"cat/zero.png": b"", "dog/text.png": b"not an image", "dog/cut.png": png(9)[:60]})
-    with pytest.raises(UserError, match=r"cat/zero\.png is empty.*dog/cut\.png.*dog/text\.png.*--bad-images skip"):
+    with pytest.raises(UserError, match=r"cat/zero\.png is empty.*dog/cut\.png.*dog/text\.png.*--skip-bad-images"):
         pack(source, tmp_path / "out", split="labeled")
     assert snapshot(tmp_path / "out") == {}
     report = pack(source, tmp_path / "out", split="labeled", bad_images="skip")

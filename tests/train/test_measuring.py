@@ -20,10 +20,11 @@ from pipeline.prefetch import read_ahead
 from pipeline.shards.dataset import open_split
 from pipeline.shards.order import Order
 from pipeline.shards.read import Reader
-from pipeline.train import stage
+from pipeline.train import setting
 from pipeline.train.ema import Ema
-from pipeline.train.loop import Trainer
 from pipeline.train.meter import Meter
+from pipeline.train.network import Network
+from pipeline.train.trainer import METRICS
 
 BAD_STEP = 7
 
@@ -37,14 +38,14 @@ def lines(folder: Path) -> list[dict[str, float]]:
 
 def spoil_a_gradient() -> None:
     """The gradient of one step is not a number; its loss is finite."""
-    clip = Trainer._clip
+    clip = Network.clip
 
-    def spoiled(self: Trainer) -> torch.Tensor:
-        if self.step == BAD_STEP:
+    def spoiled(self: Network) -> torch.Tensor:
+        if self.ema.num_updates == BAD_STEP:
             next(self.raw_model.parameters()).grad.fill_(torch.nan)  # type: ignore[union-attr]
         return clip(self)
 
-    Trainer._clip = spoiled  # type: ignore[method-assign]
+    Network.clip = spoiled  # type: ignore[method-assign]
 
 
 @pytest.mark.parametrize("clip_norm", [0.0, 5.0])
@@ -57,8 +58,10 @@ def test_a_gradient_that_is_not_finite_is_told_of_its_own_step(
     dataset = open_split(digits.data, "labeled")
     order = Order(dataset.shard_starts, None, seed=digits.seed, stream="labeled", round=0, window_shards=64)
     first = BAD_STEP * training.batch_size
-    for row in order.rows(first, first + 8):
-        assert dataset.key(int(row)) in str(failure.value)
+    keys = [dataset.key(int(row)) for row in order.rows(first, first + training.batch_size)]
+    assert all(key in str(failure.value) for key in keys[:4])
+    bad = json.loads((tmp_path / "train" / "bad-batch.json").read_text())
+    assert bad == {"step": BAD_STEP, "images": {"labeled": keys}}
 
 
 def test_the_norm_of_the_gradient_is_measured_without_clipping(teacher: Path, student: Path) -> None:
@@ -66,19 +69,17 @@ def test_the_norm_of_the_gradient_is_measured_without_clipping(teacher: Path, st
         assert all(0.01 < line["grad_norm"] < 100 for line in lines(folder) if "loss" in line)
 
 
+LOSSES = METRICS[:-1]
+
+
 def test_what_was_not_measured_is_null_and_not_zero() -> None:
     """A step that fp16 skipped has metrics but no gradient."""
-    meter = Meter(Accelerator(cpu=True))
-    meter.add_loss(0, torch.ones(5), 1.0)
-    meter.end_step()
-    assert meter.take() == dict.fromkeys(("loss", "labeled_loss", "unlabeled_loss", "labeled_top1"), 1.0) | {
-        "unlabeled_agreement": 1.0,
-        "grad_norm": None,
-    }
+    meter, ones = Meter(Accelerator(cpu=True), METRICS), dict.fromkeys(LOSSES, torch.ones(()))
+    meter.add(0, ones)
+    assert meter.take() == {**dict.fromkeys(LOSSES, 1.0), "grad_norm": None}
     for step in (1, 2):
-        meter.add_loss(step, torch.ones(5), 1.0)
-        meter.end_step()
-    meter.add_update(2, torch.tensor(3.0))
+        meter.add(step, ones)
+    meter.add(2, {"grad_norm": torch.tensor(3.0)})
     assert meter.take()["grad_norm"] == 3.0
 
 
@@ -86,12 +87,9 @@ def test_what_was_not_measured_is_null_and_not_zero() -> None:
 
 
 def test_sums_of_another_number_of_ranks_are_their_mean() -> None:
-    meter = Meter(Accelerator(cpu=True))
-    meter.load({"sums": torch.tensor([[1.0] * 6, [3.0] * 6]), "num_steps": 2, "num_updates": 1})
-    assert meter.take() == dict.fromkeys(("loss", "labeled_loss", "unlabeled_loss", "labeled_top1"), 1.0) | {
-        "unlabeled_agreement": 1.0,
-        "grad_norm": 2.0,
-    }
+    meter = Meter(Accelerator(cpu=True), METRICS)
+    meter.load({"sums": torch.tensor([[1.0] * 6, [3.0] * 6]), "counts": [2] * 5 + [1]})
+    assert meter.take() == {**dict.fromkeys(LOSSES, 1.0), "grad_norm": 2.0}
 
 
 # ------------------------------------------------------------------------------------------------------------- updates
@@ -123,7 +121,7 @@ def skip_first_steps() -> None:
 def test_skipped_steps_are_no_updates_and_have_no_gradient(digits: Config, tmp_path: Path) -> None:
     out = run(train_job(digits, tmp_path / "train"), skip_first_steps)
     (last,) = (out / "checkpoints").glob("step-000000040.pt")
-    assert torch.load(last, weights_only=True)["num_updates"] == 34
+    assert torch.load(last, weights_only=True)["network"]["num_updates"] == 34
     assert [line["grad_norm"] is None for line in lines(out) if "loss" in line] == [True] + [False] * 7
 
 
@@ -168,9 +166,9 @@ def test_whitening_sees_all_classes_of_rows_that_are_sorted(
         return read(self, rows)
 
     monkeypatch.setattr(Reader, "read", spy)
-    monkeypatch.setattr(stage, "NUM_FIRST_IMAGES", 40)
-    job = train_job(digits, tmp_path)
-    assert len(stage._first_images(job, labeled, stage._info(job, labeled, {}))) == 40
+    monkeypatch.setattr(setting, "NUM_FIRST_IMAGES", 40)
+    here = setting.Setting(train_job(digits, tmp_path), Accelerator(cpu=True))
+    assert len(here._first_images(digits.teacher, here.new_info(digits.teacher))) == 40
     assert set(seen) == set(range(10))
 
 
@@ -178,8 +176,8 @@ def test_resized_crops_are_taken_from_larger_images(digits: Config, tmp_path: Pa
     training = Training.model_validate(
         {**digits.teacher.model_dump(), "image_size": 14, "weak": WeakView(crop="resized", flip=False), "steps": 6}
     )
-    assert stage.read_size(training) == 16
-    assert stage.read_size(digits.teacher) == digits.teacher.image_size
+    assert setting.read_size(training) == 16
+    assert setting.read_size(digits.teacher) == digits.teacher.image_size
     data = Data.model_validate({**digits.data.model_dump(), "cache": "always", "cache_dir": tmp_path / "cache"})
     run(train_job(digits, tmp_path / "train", training=training, data=data))
     sizes = {np.load(path, mmap_mode="r").shape[1] for path in (tmp_path / "cache" / "decoded").glob("*.npy")}

@@ -22,6 +22,7 @@ from pipeline.config import Config, Training
 from pipeline.errors import EXIT_INTERRUPTED, UserError
 from pipeline.jobs import Job, TrainJob
 from pipeline.launch import run_job
+from pipeline.models import build, set_trainable
 from pipeline.models.folder import read_state
 from pipeline.stage import stage_record
 from pipeline.train.checkpoint import Checkpoints
@@ -95,8 +96,9 @@ def test_averages_of_two_ranks_follow_batchnorm_statistics(job: TrainJob, tmp_pa
     two = in_two(job.model_copy(update={"training": training}), tmp_path, "two")
     assert run_ranks(two) == [0, 0]
     state = Checkpoints(two.out, stage_record(two.out)["fingerprint"], keep=1).load_last()
-    assert state is not None and any("running_mean" in name for name in state["model"])
-    torch.testing.assert_close(state["ema"], state["model"], rtol=0, atol=0)
+    assert state is not None
+    assert any("running_mean" in name for name in state["network"]["model"])
+    torch.testing.assert_close(state["network"]["ema"], state["network"]["model"], rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("accumulation", [2, 4])
@@ -106,6 +108,15 @@ def test_accumulation_equals_the_whole_batch(tiny_job: TrainJob, tmp_path: Path,
     check_close(
         tiny_job.out, run(tiny_job.model_copy(update={"training": training, "out": tmp_path / "micro"}), register)
     )
+
+
+def test_accumulation_in_two_ranks_equals_the_whole_batch(tiny_job: TrainJob, tmp_path: Path) -> None:
+    """Gradients are shared at the last micro-step alone, and slots go to micro-steps and ranks."""
+    run(tiny_job, register)
+    training = tiny_job.training.model_copy(update={"accumulation": 2})
+    two = in_two(tiny_job.model_copy(update={"training": training}), tmp_path, "two")
+    assert run_ranks(two) == [0, 0]
+    check_close(tiny_job.out, two.out)
 
 
 @pytest.mark.parametrize("checkpoint_every", [10, 7])
@@ -147,7 +158,19 @@ def test_a_stop_of_one_rank_stops_all_at_the_next_step(job: TrainJob, tmp_path: 
 
 def test_two_ranks_train_with_frozen_layers(job: TrainJob, tmp_path: Path) -> None:
     training = job.training.model_copy(update={"frozen_layers": 1, "steps": 4, "warmup_steps": 0, "evaluations": 1})
-    assert run_ranks(in_two(job.model_copy(update={"training": training}), tmp_path, "two")) == [0, 0]
+    two = in_two(job.model_copy(update={"training": training}), tmp_path, "two")
+    assert run_ranks(two) == [0, 0]
+    state = Checkpoints(two.out, stage_record(two.out)["fingerprint"], keep=1).load_last()
+    assert state is not None
+    model = build("wide_resnet10_1", 10, model_args=job.training.model_args)
+    model.load_state_dict(state["network"]["model"])
+    set_trainable(model, 1)
+    frozen = [name for name, p in model.named_parameters() if not p.requires_grad]
+    means = {name: t for name, t in state["network"]["model"].items() if name.endswith("running_mean")}
+    still = [name for name, mean in means.items() if not mean.any()]  # as it was made
+    assert frozen
+    assert still
+    assert len(still) < len(means)
 
 
 def test_a_batch_that_cannot_be_shared_evenly_is_an_error(job: TrainJob) -> None:

@@ -246,7 +246,7 @@ def test_a_loss_that_is_not_finite_names_step_images_and_checkpoint(
     assert str(saved[-1] if saved else "No checkpoint") in str(failure.value)
     for path in saved:
         state = torch.load(path, weights_only=True)
-        assert all(torch.isfinite(t).all() for t in state["model"].values() if t.is_floating_point())
+        assert all(torch.isfinite(t).all() for t in state["network"]["model"].values() if t.is_floating_point())
 
 
 def limit_file_size(num_bytes: int) -> None:

@@ -180,7 +180,7 @@ def test_continue_obeys_its_own_hyperparameters(start_from: StartFrom, teacher: 
     changes = {"steps": 45, "evaluations": 1, "optimizer": {"momentum": 0.5, "weight_decay": weight_decay}}
     out = run(start_from(teacher, "continue", **changes))
     (last,) = (out / "checkpoints").glob("step-*45.pt")
-    groups = torch.load(last, weights_only=True)["optimizer"]["param_groups"]
+    groups = torch.load(last, weights_only=True)["network"]["optimizer"]["param_groups"]
     assert [group["weight_decay"] for group in groups] == [0.0, weight_decay]
     assert {group["momentum"] for group in groups} == {0.5}
 

@@ -19,8 +19,14 @@ class TinyNet(nn.Module):
         self.conv = nn.Conv2d(3, 8, 3, 2, 1)
         self.fc = nn.Linear(8 * 16, num_classes)
 
+    def forward_features(self, x: Tensor) -> Tensor:
+        return F.gelu(self.conv(x))
+
+    def forward_head(self, x: Tensor) -> Tensor:
+        return self.fc(x.flatten(1))
+
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc(F.gelu(self.conv(x)).flatten(1))
+        return self.forward_head(self.forward_features(x))
 
 
 @register_model

@@ -1,0 +1,283 @@
+"""Meta Pseudo Labels: a teacher that learns from what its student learns (Pham 2021).
+
+For a teacher T, a student S, labeled images x_l with labels y_l, and unlabeled images x_u, one step is
+
+    y^ ~ T(x_u)                                                     a label sampled for every unlabeled image
+    S' = S - eta * grad CE(y^, S(x_u))                              the student's step (eq. 4)
+    h  = eta * <grad CE(y_l, S'(x_l)), grad CE(y^, S(x_u))>         what it did for the labeled loss (eq. 12)
+    T' = T - eta_T * grad [CE(y_l, T(x_l)) + w UDA(x_u) + (h - b) CE(y^, T(x_u))]
+
+To first order h is the student's labeled loss before its step less that after it. Where the step helped, h > 0 and
+the teacher makes its labels likelier: REINFORCE, with the student's progress as reward and a moving average b of it as
+baseline.
+
+Shapes: L labeled images, U unlabeled ones, C classes. Leading dimensions "..." are independent networks side by side
+(one, without such a dimension, in all but the two moons), whose losses add up. Logits are float32: Accelerate converts
+what autocast computes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pipeline.config import Meta
+from pipeline.train.network import Network
+
+BELOW_1 = 1 - 2.0**-24
+"""The largest float32 below 1. A draw of 32 bits could be rounded up to 1, which is no class's."""
+_FP16_SCALE = 2.0**10
+"""Of a loss whose fp16 gradients are taken without a scaler: small ones would vanish."""
+
+
+@dataclass(frozen=True)
+class MetaBatch:
+    """What one step sees, on the device. Images are [N, 3, S, S], normalized."""
+
+    labeled: Tensor
+    labels: Tensor
+    """int64 [L]"""
+    weak: Tensor
+    """The unlabeled images, and in `strong` another view of them."""
+    strong: Tensor
+    draws: Tensor
+    """float32 [..., U] in [0, 1): they choose the labels."""
+    stored: Tensor
+    """float32 [U, C], a big teacher's probabilities; [U, 0] without one."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a teacher makes of a batch. The graph behind `logits` and `loss` is kept until the feedback is known."""
+
+    logits: Tensor
+    """float32 [..., U, C] for the strong views."""
+    loss: Tensor
+    """Its own loss, without the feedback."""
+    uda_gradient: Tensor
+    """Norm of the consistency loss's gradient in `logits`."""
+    measured: dict[str, Tensor]
+
+
+class Baseline:
+    """The moving average of the feedback. It begins at the first feedback, and takes in each after that was used."""
+
+    def __init__(self, decay: float) -> None:
+        self.decay = decay
+        self.value: Tensor | None = None
+
+    def advantage(self, h: Tensor) -> Tensor:
+        """h less the average before it, which then moves on; 0 for the first."""
+        if self.value is None:
+            self.value = h.clone()
+        advantage = h - self.value
+        self.value = self.value.lerp(h, 1 - self.decay)
+        return advantage
+
+
+def meta_step(
+    teacher: Network,
+    student: Network | None,
+    batch: MetaBatch,
+    meta: Meta,
+    baseline: Baseline,
+    *,
+    uda_weight: float,
+    teacher_lr: float,
+    student_lr: float,
+) -> dict[str, Tensor]:
+    """One step of both; returns what was measured, on the device.
+
+    A student whose learning rate is 0, or an absent one, takes no step and gives no feedback.
+    """
+    answer = adjust(teacher, batch) if meta.teacher == "adjuster" else answer_batch(teacher, batch, meta, uda_weight)
+    measured, loss = answer.measured, answer.loss
+    if student is not None and student_lr > 0:
+        labels_hat = sample_labels(answer.logits.detach(), batch.draws, meta.label_temperature)
+        h, of_student = student_step(student, batch, labels_hat, meta, student_lr)
+        measured |= of_student
+        if h is not None:
+            used = baseline.value if baseline.value is not None else h
+            advantage = meta.scale * baseline.advantage(h)
+            loss = loss + (advantage * mean_cross_entropy(answer.logits, labels_hat)).sum()
+            measured |= {"feedback": h.mean(), "baseline": used.mean()}
+            measured |= _gradients(answer, labels_hat, advantage)
+    teacher.accelerator.backward(loss)
+    teacher.unscale()
+    grad_norm = teacher.clip()
+    if teacher.update(teacher_lr):
+        measured["grad_norm"] = grad_norm
+    return {"loss": loss.detach(), **measured}
+
+
+# ---------------------------------------------------------------------------------------------------------- the teacher
+
+
+def answer_batch(teacher: Network, batch: MetaBatch, meta: Meta, uda_weight: float) -> Answer:
+    """The teacher's supervised and consistency losses (UDA: Xie 2019, eq. 1), and the logits to sample labels of."""
+    num_labeled, num_unlabeled = len(batch.labels), len(batch.strong)
+    if meta.joint_batch:
+        logits = teacher.model(torch.cat([batch.labeled, batch.strong, batch.weak]))
+        labeled, strong, weak = logits.split([num_labeled, num_unlabeled, num_unlabeled], dim=-2)
+        weak = weak.detach()
+    else:  # as targets the weak views need no graph
+        with torch.no_grad():
+            weak = teacher.model(batch.weak)
+        logits = teacher.model(torch.cat([batch.labeled, batch.strong]))
+        labeled, strong = logits.split([num_labeled, num_unlabeled], dim=-2)
+    supervised = mean_cross_entropy(labeled, batch.labels, teacher.training.label_smoothing)
+    targets, mask = uda_targets(weak, meta.uda_temperature, meta.uda_threshold)
+    consistency = (mask * -(targets * F.log_softmax(strong, -1)).sum(-1)).mean(-1)
+    with torch.no_grad():
+        gradient = uda_weight / mask.shape[-1] * mask.unsqueeze(-1) * (F.softmax(strong, -1) - targets)
+        top1 = (labeled.argmax(-1) == batch.labels).float().mean()
+    measured = {"labeled_loss": supervised, "uda_loss": consistency, "mask_rate": mask.mean(), "labeled_top1": top1}
+    measured = {name: value.detach().mean() for name, value in measured.items()}
+    loss = (meta.labeled_weight * supervised + uda_weight * consistency).sum()
+    return Answer(strong, loss, gradient.norm(), measured)
+
+
+def adjust(teacher: Network, batch: MetaBatch) -> Answer:
+    """A big teacher's stored probabilities, adjusted by a small network that learns by feedback alone (Reduced Meta
+    Pseudo Labels: Pham 2021, appendix E)."""
+    logits = teacher.model(batch.stored)
+    nothing = logits.sum() * 0  # a graph, for the steps without feedback
+    return Answer(logits, nothing, nothing.detach(), {})
+
+
+def uda_targets(weak_logits: Tensor, temperature: float, threshold: float) -> tuple[Tensor, Tensor]:
+    """Sharpened predictions [..., U, C], and which of them count, [..., U]: those that are sure after sharpening."""
+    targets = F.softmax(weak_logits / temperature, -1)
+    return targets, (targets.amax(-1) >= threshold).to(targets.dtype)
+
+
+def sample_labels(logits: Tensor, draws: Tensor, temperature: float = 1.0) -> Tensor:
+    """int64 [..., U]: a class for every row of logits, by the inverse of its distribution function at the draw.
+
+    Draws belong to images and not to ranks, so that any number of ranks samples the same labels.
+    """
+    distribution = F.softmax(logits / temperature, -1).cumsum(-1)
+    return (distribution <= draws.unsqueeze(-1) * distribution[..., -1:]).sum(-1)
+
+
+def mean_cross_entropy(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
+    """Mean over images, [...], of logits [..., N, C] and labels [..., N]."""
+    labels = labels.expand(logits.shape[:-1])
+    losses = F.cross_entropy(logits.flatten(0, -2), labels.flatten(), reduction="none", label_smoothing=smoothing)
+    return losses.view(labels.shape).mean(-1)
+
+
+@torch.no_grad()
+def _gradients(answer: Answer, labels_hat: Tensor, advantage: Tensor) -> dict[str, Tensor]:
+    """Norms of the two gradients in the teacher's logits, where both are known without another backward pass."""
+    logits = answer.logits
+    errors = F.softmax(logits, -1) - F.one_hot(labels_hat, logits.shape[-1])
+    feedback = advantage[..., None, None] * errors / errors.shape[-2]
+    return {"feedback_gradient": feedback.norm(), "uda_gradient": answer.uda_gradient}
+
+
+# ---------------------------------------------------------------------------------------------------------- the student
+
+
+def student_step(
+    student: Network, batch: MetaBatch, labels_hat: Tensor, meta: Meta, lr: float
+) -> tuple[Tensor | None, dict[str, Tensor]]:
+    """One update of the student on the teacher's labels, and the feedback [...] on it.
+
+    The feedback is that of a plain gradient step of size `lr`: momentum and weight decay are left out of it. It is None
+    where it is off or fp16 skipped the update. The student meets labeled images here only, and keeps nothing of them.
+    """
+    before = labeled_loss(student, batch) if meta.feedback == "finite-difference" else None
+    logits = student.model(batch.strong)
+    loss = mean_cross_entropy(logits, labels_hat, student.training.label_smoothing)
+    student.accelerator.backward(loss.sum())
+    student.unscale()
+    unlabeled = _gradients_of(student) if meta.feedback in ("exact", "cosine") else []
+    student.clip()
+    updated = student.update(lr)
+    agreement = (logits.argmax(-1) == labels_hat).float().mean()
+    measured = {"student_loss": loss.detach().mean(), "student_agreement": agreement}
+    if meta.feedback == "off" or not updated:
+        return None, measured
+    if before is not None:
+        return before - labeled_loss(student, batch), measured
+    labeled = labeled_gradient(student, batch)
+    leading = logits.dim() - 2
+    product = inner(labeled, unlabeled, leading)
+    norms = (inner(labeled, labeled, leading) * inner(unlabeled, unlabeled, leading)).sqrt()
+    cosine = product / norms.clamp_min(torch.finfo(norms.dtype).tiny)
+    h = cosine if meta.feedback == "cosine" else lr * product
+    return h, {**measured, "cosine": cosine.mean()}
+
+
+def labeled_gradient(student: Network, batch: MetaBatch) -> list[Tensor]:
+    """The gradient of the student's labeled loss, averaged over ranks; never in `.grad`.
+
+    BatchNorm takes the batch's statistics, as in the step before, and does not remember them; there is no dropout.
+    """
+    scale = _FP16_SCALE if student.accelerator.mixed_precision == "fp16" else 1.0
+    with probing(student.raw_model):
+        logits = student.raw_model(batch.labeled)
+    loss = mean_cross_entropy(logits, batch.labels).sum() * scale
+    gradients = list(torch.autograd.grad(loss, _trained(student)))
+    student.ranks.average(gradients)
+    return gradients if scale == 1 else [g / scale for g in gradients]
+
+
+@torch.no_grad()
+def labeled_loss(student: Network, batch: MetaBatch) -> Tensor:
+    """The student's labeled loss [...], averaged over ranks, for differences of it: in float32, because bf16 cannot
+    represent them, and in eval mode, because statistics of a batch would differ more than the weights do."""
+    student.raw_model.eval()
+    with torch.autocast(batch.labeled.device.type, enabled=False):
+        loss = mean_cross_entropy(_unwrapped(student.raw_model)(batch.labeled), batch.labels)
+    student.train_mode()
+    student.ranks.average([loss])
+    return loss
+
+
+@contextmanager
+def probing(model: nn.Module) -> Iterator[None]:
+    """Eval mode, but for BatchNorms, which use the statistics of the batch and do not keep them."""
+    modes = [(module, module.training) for module in model.modules()]
+    norms = [
+        m
+        for m, training in modes
+        if isinstance(m, nn.modules.batchnorm._BatchNorm) and training and m.track_running_stats  # not the frozen ones
+    ]
+    model.eval()
+    for norm in norms:
+        norm.training, norm.track_running_stats = True, False
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+        for norm in norms:
+            norm.track_running_stats = True
+
+
+def inner(a: Sequence[Tensor], b: Sequence[Tensor], leading: int = 0) -> Tensor:
+    """The inner product over all tensors and all but the first `leading` dimensions."""
+    return torch.stack([(x * y).flatten(leading).sum(-1) for x, y in zip(a, b, strict=True)]).sum(0)
+
+
+def _trained(network: Network) -> list[nn.Parameter]:
+    return [p for p in network.raw_model.parameters() if p.requires_grad]
+
+
+def _gradients_of(network: Network) -> list[Tensor]:
+    """Copies, because optimizers and clipping change `.grad` in place."""
+    return [p.grad.clone() if p.grad is not None else torch.zeros_like(p) for p in _trained(network)]
+
+
+def _unwrapped(model: nn.Module) -> Any:
+    """`model` without the autocast that Accelerate put around its forward."""
+    forward = getattr(model, "_original_forward", None)
+    return forward if forward is not None else model

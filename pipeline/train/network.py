@@ -1,0 +1,107 @@
+"""A model in training: as Accelerate prepared it, with its optimizer and its average."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
+from torch import Tensor, nn
+
+from pipeline.config import Training
+from pipeline.errors import UserError
+from pipeline.models import set_trainable
+from pipeline.train.ema import Ema
+from pipeline.train.optimizer import load_optimizer, make_optimizer, set_lr
+from pipeline.train.ranks import Ranks
+
+
+@dataclass
+class Network:
+    """What one loss trains. A training has one of these; Meta Pseudo Labels has two."""
+
+    accelerator: Accelerator
+    ranks: Ranks
+    training: Training
+    model: nn.Module
+    """As Accelerate prepared it; `raw_model` is the same without wrappers."""
+    raw_model: nn.Module
+    optimizer: AcceleratedOptimizer
+    ema: Ema
+
+    def unscale(self) -> None:
+        """Bring fp16's gradients to their true scale; once a step, before `clip`."""
+        self.accelerator.unscale_gradients(self.optimizer)
+
+    def clip(self) -> Tensor:
+        """Clip the gradient, unless clipping is off; returns its norm before. The norm takes under 1% of a step."""
+        gradients = [p.grad for p in self.raw_model.parameters() if p.grad is not None]
+        norm = nn.utils.get_total_norm(gradients)
+        if self.training.clip_norm:
+            nn.utils.clip_grads_with_norm_(self.raw_model.parameters(), self.training.clip_norm, norm)
+        return norm
+
+    def update(self, lr: float) -> bool:
+        """One step of the optimizer and of the average, and no gradients any more.
+
+        Returns False where an fp16 overflow made the scaler skip the step.
+        """
+        set_lr(self.optimizer, lr)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        # BatchNorm statistics: every rank averages, evaluates and saves the same model.
+        self.ranks.average([b for b in self.raw_model.buffers() if b.is_floating_point()])
+        if self.optimizer.step_was_skipped:
+            return False
+        self.ema.update()
+        return True
+
+    def train_mode(self) -> None:
+        """Train mode, with the frozen layers as they must be."""
+        self.model.train()
+        set_trainable(self.raw_model, self.training.frozen_layers)
+
+    def is_finite(self) -> Tensor:
+        """Whether all weights and statistics are, on the device: a finite loss can have a gradient that is not."""
+        norms = torch._foreach_norm([t for t in self.raw_model.state_dict().values() if t.is_floating_point()])
+        return torch.isfinite(torch.stack(norms)).all()
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint holds of it."""
+        return {
+            "model": self.raw_model.state_dict(),
+            "ema": self.ema.model.state_dict(),
+            "num_updates": self.ema.num_updates,
+            "optimizer": self.optimizer.state_dict(),
+        }
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Take a state over."""
+        self.raw_model.load_state_dict(state["model"])
+        self.ema.model.load_state_dict(state["ema"])
+        self.ema.num_updates = state["num_updates"]
+        load_optimizer(self.optimizer, state["optimizer"])
+
+
+def prepare(
+    model: nn.Module, training: Training, accelerator: Accelerator, ranks: Ranks, *, compiled: bool = False
+) -> Network:
+    """Make a network of a model that is on its device, with its weights in place.
+
+    Raises:
+        UserError: all of its layers are frozen.
+    """
+    ema = Ema(model, training.ema_decay)  # before Accelerate, which patches `forward` for autocast
+    set_trainable(model, training.frozen_layers)  # before DDP, which would wait for gradients of frozen layers
+    if not any(p.requires_grad for p in model.parameters()):
+        raise UserError(
+            f"`frozen_layers`: {training.frozen_layers} freezes all of {training.model}, which leaves nothing to "
+            "train; set it lower"
+        )
+    optimizer = make_optimizer(model, training.optimizer)
+    wrapped = torch.compile(model) if compiled else model
+    prepared, prepared_optimizer = accelerator.prepare(wrapped, optimizer)
+    ema.model.load_state_dict(model.state_dict())  # DDP has just given every rank the first one's weights
+    return Network(accelerator, ranks, training, prepared, model, prepared_optimizer, ema)

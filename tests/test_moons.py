@@ -1,0 +1,72 @@
+"""The two moons: networks that do not feel each other, and a run from points to figures."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+
+from flows.cli import moons_table
+from pipeline.config import Config, TwoMoons, parse
+from pipeline.launch import run_job
+from pipeline.loop import run_loop
+from pipeline.moons.data import moons, pack_moons
+from pipeline.moons.methods import Batches, Points, meta_pseudo_labels, supervised
+from pipeline.moons.networks import Networks
+
+
+@pytest.fixture(scope="module")
+def points() -> Points:
+    x, y = (torch.from_numpy(array) for array in moons(200, seed=0))
+    return Points(x[:6], y[:6], x[6:])
+
+
+def test_a_network_has_the_weights_of_its_seed_whoever_is_beside_it() -> None:
+    make = partial(Networks, name="teacher", hidden=8, activation="tanh", init=0.1)
+    three, one = make([4, 5, 6]), make([5])
+    grid = torch.randn(7, 1, 2)
+    torch.testing.assert_close(three(grid)[1], one(grid)[0])
+    assert not torch.equal(three(grid)[0], three(grid)[1])
+
+
+def test_batches_are_a_function_of_seed_and_step(points: Points) -> None:
+    config = TwoMoons(batch_size=16)
+    several, one = Batches(points, config, [1, 2]), Batches(points, config, [2])
+    several.batch(0)
+    batch, alone = several.batch(60), one.batch(60)
+    torch.testing.assert_close(batch.strong[:, 1], alone.strong[:, 0], rtol=0, atol=0)
+    torch.testing.assert_close(batch.draws[1], alone.draws[0], rtol=0, atol=0)
+    jitter = (batch.strong - batch.weak) / config.jitter
+    assert 0.5 < jitter.std() < 1.5
+
+
+def test_seeds_end_as_they_would_alone(points: Points) -> None:
+    config = TwoMoons(steps=20, batch_size=16)
+    together, alone = (meta_pseudo_labels(points, config, seeds, lambda _: None)[0] for seeds in ([1, 2], [2]))
+    torch.testing.assert_close(together.weights[0][1], alone.weights[0][0], rtol=1e-4, atol=1e-6)
+
+
+def test_supervised_networks_fit_the_labeled_points(points: Points) -> None:
+    config = TwoMoons(steps=500, activation="tanh", init=1.0, teacher_lr=0.5)
+    model = supervised(points, config, [0, 1], lambda _: None)
+    assert (model(points.labeled[:, None]).argmax(-1) == points.labels).all()
+
+
+def test_a_run_counts_the_seeds_that_each_method_separates(tmp_path: Path) -> None:
+    pack_moons(tmp_path / "moons")
+    raw = {
+        "method": "two_moons",
+        "data": {"root": str(tmp_path / "moons")},
+        "two_moons": {"num_seeds": 2, "steps": 20},
+        "runtime": {"device": "cpu", "threads": 1},
+    }
+    final = run_loop(parse(Config, raw, "tests"), tmp_path / "run", run_stage=run_job)["final"]
+    assert final["num_seeds"] == 2
+    for name in ("supervised", "pseudo_label", "uda", "off", "meta", "wrong_sign"):
+        assert 0 <= final[f"{name}_separated"] <= 2
+        assert len(final["accuracy"][name]) == 2
+    (picture,) = (tmp_path / "run").glob("moons-*/two_moons.png")
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert moons_table(final).row_count == 6

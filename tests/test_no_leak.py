@@ -1,0 +1,50 @@
+"""What training must not see is made unreadable, and nothing before the last stage notices."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from stages import outputs, run, train_job
+
+from pipeline.config import Config
+from pipeline.errors import UserError
+from pipeline.launch import run_job
+from pipeline.loop import run_loop
+
+
+@pytest.fixture
+def packed(digits: Config, tmp_path: Path) -> Path:
+    """A copy of the digits."""
+    assert digits.data.root is not None
+    return Path(shutil.copytree(digits.data.root, tmp_path / "packed"))
+
+
+def on(config: Config, root: Path) -> Config:
+    return config.model_copy(update={"data": config.data.model_copy(update={"root": root})})
+
+
+def test_a_student_is_the_same_without_the_truth(
+    digits: Config, selection: Path, student: Path, packed: Path, tmp_path: Path
+) -> None:
+    shutil.rmtree(packed / "truth")
+    job = train_job(on(digits, packed), tmp_path / "train", selection=selection)
+    assert outputs(run(job)) == outputs(student)
+
+
+def test_test_images_are_read_by_the_last_stage_alone(digits: Config, packed: Path, tmp_path: Path) -> None:
+    """Garbage of equal size and time in the place of the test shard: the index beside it still describes it."""
+    for tar in packed.glob("test-*.tar"):
+        before = tar.stat()
+        tar.write_bytes(os.urandom(before.st_size))
+        os.utime(tar, ns=(before.st_atime_ns, before.st_mtime_ns))
+    config = on(digits, packed)
+    config = config.model_copy(update={"data": config.data.model_copy(update={"cache_dir": tmp_path / "cache"})})
+    with pytest.raises(UserError, match=r"test-000000.*not a readable image"):
+        run_loop(config, tmp_path / "run", run_stage=run_job)
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert [entry["role"] for entry in result["rounds"]] == ["teacher", "student"]
+    assert result["final"]["test_top1"] is None

@@ -1,0 +1,219 @@
+"""Meta Pseudo Labels on real digits: exact resume, any number of ranks, and the run around the stage."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from stages import kill, outputs, run, start, wait_for
+
+from pipeline.config import Config, Meta, Training, parse
+from pipeline.errors import EXIT_INTERRUPTED, UserError
+from pipeline.jobs import MetaJob
+from pipeline.launch import run_job
+from pipeline.loop import run_loop
+from pipeline.methods.meta import shared_teacher
+from pipeline.models.folder import load_model
+from pipeline.report import write_report
+from pipeline.stage import stage_record
+from train.test_ranks import in_two, run_ranks
+from train.tiny import register
+
+
+@pytest.fixture(scope="session")
+def config(digits: Config) -> Config:
+    """The digits with a student that waits, every kind of noise, and feedback from step 5 on."""
+    raw = digits.model_dump(mode="json")
+    shared = {"unlabeled_ratio": 2, "strong": raw["student"]["strong"], "steps": 40, "evaluations": 4}
+    common = {key: raw["student"][key] for key in ("model", "model_args", "image_size", "mean", "std", "weak")}
+    network = {**common, "warmup_steps": 5, "ema_decay": 0.9, "optimizer": {"lr": 0.4}, "dropout": 0.1}
+    meta = {"uda_steps": 10, "uda_weight": 2.0, "student_wait": 5}
+    return parse(
+        Config,
+        {
+            "method": "meta",
+            "data": raw["data"],
+            "teacher": {**network, "clip_norm": 5.0},
+            "student": {**network, **shared, "batch_size": 32},
+            "meta": meta,
+            "runtime": raw["runtime"],
+        },
+        "tests",
+    )
+
+
+def meta_job(config: Config, out: Path, *, tiny: bool = False, alone: bool = False, **meta: object) -> MetaJob:
+    teacher, student = shared_teacher(config), config.student
+    if tiny:  # no BatchNorm, no dropout
+        plain = {"model": "selftrain_tiny", "model_args": {}, "dropout": 0.0, "steps": 20}
+        teacher, student = (Training.model_validate({**t.model_dump(), **plain}) for t in (teacher, student))
+    return MetaJob(
+        out=out,
+        round=1,
+        seed=config.seed,
+        data=config.data,
+        teacher=teacher,
+        student=None if alone else student,
+        meta=Meta.model_validate({**config.meta.model_dump(), **meta}),
+        evaluate=config.evaluate,
+        runtime=config.runtime,
+    )
+
+
+def lines(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="session")
+def whole(config: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A meta stage that nobody disturbed."""
+    return run(meta_job(config, tmp_path_factory.mktemp("meta") / "whole"))
+
+
+# -------------------------------------------------------------------------------------------------------------- outputs
+
+
+def test_the_stage_holds_student_and_teacher_as_models(whole: Path) -> None:
+    for folder in (whole, whole / "teacher"):
+        assert stage_record(folder)["complete"]
+        _, info = load_model(folder)
+        assert info.metrics["val"]["num_samples"] > 300
+    first, second = load_file(whole / "model.safetensors"), load_file(whole / "teacher" / "model.safetensors")
+    assert not torch.equal(first["fc.weight"], second["fc.weight"])
+
+
+def test_metrics_show_the_feedback_and_both_accuracies(whole: Path) -> None:
+    losses = [line for line in lines(whole) if "loss" in line]
+    assert losses[0]["feedback"] is None  # the student waits for 5 steps
+    for line in losses[1:]:
+        assert {"feedback", "baseline", "cosine", "feedback_gradient", "uda_gradient", "mask_rate"} <= set(line)
+        assert -1 <= line["cosine"] <= 1
+        assert 0 <= line["mask_rate"] <= 1
+    evaluations = [line for line in lines(whole) if "val_top1" in line]
+    assert len(evaluations) == 4
+    assert all(0 <= line["teacher_val_top1"] <= 1 for line in evaluations)
+
+
+# --------------------------------------------------------------------------------------------------------------- resume
+
+
+def test_resume_is_bit_exact_after_kill(config: Config, whole: Path, tmp_path: Path) -> None:
+    """Both networks, both optimizers, averages and baseline: killed three times at random points."""
+    job, moments = meta_job(config, tmp_path / "cut"), random.Random(0)
+    path = job.out / "metrics.jsonl"
+    for step in (10, 20, 30):
+        process = start(job)
+        wait_for(lambda: (path.exists() and f'"step": {step},' in path.read_text()) or not process.is_alive())  # noqa: B023
+        assert kill(process, moments.uniform(0, 0.3)) == -9
+    assert outputs(run(job)) == outputs(whole)
+
+
+def test_a_stop_saves_and_goes_on_to_the_same_bytes(config: Config, whole: Path, tmp_path: Path) -> None:
+    import signal
+
+    job = meta_job(config, tmp_path / "stopped")
+    path = job.out / "metrics.jsonl"
+    process = start(job)
+    wait_for(lambda: (path.exists() and '"step": 15,' in path.read_text()) or not process.is_alive())
+    assert kill(process, 0.0, signal.SIGTERM) == EXIT_INTERRUPTED
+    assert outputs(run(job)) == outputs(whole)
+
+
+# ---------------------------------------------------------------------------------------------------------------- modes
+
+
+def test_off_equals_uda_bit_for_bit(config: Config, tmp_path: Path) -> None:
+    off = run(meta_job(config, tmp_path / "off", feedback="off"))
+    uda = run(meta_job(config, tmp_path / "uda", alone=True, feedback="off"))
+    weights = (folder / "model.safetensors" for folder in (off / "teacher", uda))
+    first, second = (load_file(path) for path in weights)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert "feedback" not in lines(off)[0]
+
+
+@pytest.mark.parametrize("feedback", ["cosine", "finite-difference"])
+def test_other_feedbacks_train_to_the_end(config: Config, tmp_path: Path, whole: Path, feedback: str) -> None:
+    folder = run(meta_job(config, tmp_path / feedback, feedback=feedback))
+    assert lines(folder)[-1]["step"] == 40
+    assert (folder / "model.safetensors").read_bytes() != (whole / "model.safetensors").read_bytes()
+
+
+def test_two_ranks_equal_one_process_feedback_included(config: Config, tmp_path: Path) -> None:
+    """Each rank has half of the batch, so equal feedback means averaged gradients and the same sampled labels."""
+    one = meta_job(config, tmp_path / "one", tiny=True)
+    run(one, register)
+    two = in_two(one, tmp_path, "two")
+    assert run_ranks(two) == [0, 0]
+    for first, second in zip(lines(one.out), lines(two.out), strict=True):
+        for name in ("feedback", "baseline", "cosine", "loss", "student_loss"):
+            if first.get(name) is not None:
+                assert second[name] == pytest.approx(first[name], rel=1e-4, abs=1e-6)
+    for part in (".", "teacher"):
+        first, second = (load_file(job.out / part / "model.safetensors") for job in (one, two))
+        for name in first:
+            torch.testing.assert_close(first[name], second[name], rtol=1e-5, atol=1e-6)
+
+
+# -------------------------------------------------------------------------------------------------------------- the run
+
+
+def run_here(config: Config, folder: Path) -> dict[str, Any]:
+    return run_loop(config, folder, run_stage=run_job)
+
+
+def test_a_run_ends_with_teacher_student_and_finetune(config: Config, tmp_path: Path) -> None:
+    raw = config.model_dump(mode="json")
+    raw["finetune"] = {"image_size": 8, "steps": 10, "batch_size": 32}
+    result = run_here(parse(Config, raw, "tests"), tmp_path / "run")
+    assert [(r["round"], r["role"]) for r in result["rounds"]] == [(0, "teacher"), (1, "student"), (2, "finetune")]
+    final = result["final"]
+    assert all(0 < final[key] <= 1 for key in ("test_top1", "teacher_test_top1", "control_test_top1"))
+    record = stage_record(tmp_path / "run" / final["control_dir"])
+    assert record["config"]["training"]["unlabeled_ratio"] == 0
+    page = write_report(tmp_path / "run").read_text()
+    assert "Teacher and student" in page
+    assert page.count("Curves of a teacher and a student") == 2
+
+
+def test_uda_runs_alone(config: Config, tmp_path: Path) -> None:
+    result = run_here(config.model_copy(update={"method": "uda"}), tmp_path / "run")
+    assert [r["role"] for r in result["rounds"]] == ["teacher"]
+    assert result["final"]["test_top1"] == result["final"]["teacher_test_top1"]
+
+
+def test_reduced_meta_adjusts_the_stored_labels_of_a_big_teacher(config: Config, tmp_path: Path) -> None:
+    raw = config.model_dump(mode="json")
+    raw["teacher"] |= {"steps": 60, "unlabeled_ratio": 0.0, "noise_labeled": True}
+    raw["meta"] |= {"teacher": "adjuster"}
+    result = run_here(parse(Config, raw, "tests"), tmp_path / "run")
+    assert [r["role"] for r in result["rounds"]] == ["teacher", "student"]
+    student = tmp_path / "run" / result["rounds"][1]["train_dir"]
+    assert "labels" in stage_record(student)["inputs"]
+    feedback = [line["feedback"] for line in lines(student) if line.get("feedback") is not None]
+    assert np.any(np.array(feedback) != 0)
+    assert result["rounds"][1]["val_top1"] > 0.3
+
+
+@pytest.mark.parametrize(
+    ("section", "values", "message"),
+    [
+        ("teacher", {"steps": 70}, "teacher.steps is 70, but teacher and student share"),
+        ("student", {"accumulation": 2}, "student.accumulation is above 1"),
+        ("meta", {"student_wait": 39}, "leave the student no steps"),
+    ],
+)
+def test_what_does_not_fit_together_is_refused(
+    config: Config, section: str, values: dict[str, Any], message: str
+) -> None:
+    raw = config.model_dump(mode="json")
+    raw[section] |= values
+    if section == "student":
+        raw["teacher"] |= values
+    with pytest.raises(UserError, match=message):
+        parse(Config, raw, "my.yaml")
