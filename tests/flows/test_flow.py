@@ -13,7 +13,7 @@ import fake_run
 import pytest
 
 from pipeline import launch
-from pipeline.config import Config
+from pipeline.config import Config, parse
 from pipeline.errors import Interrupted, UserError
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
@@ -69,6 +69,21 @@ def test_a_task_a_stage_and_the_result_comes_back(tmp_path: Path) -> None:
     assert run.parameters["run_dir"] == str(tmp_path)
     assert {task.name for task in tasks} == {"label (round 0)", "label (round 1)"}
     assert all(task.state.is_completed() for task in tasks)
+
+
+def test_meta_pseudo_labels_are_a_flow_of_their_own(tmp_path: Path) -> None:
+    from prefect.client.orchestration import get_client
+
+    from flows.rounds import meta_pseudo_labels, run_watched
+
+    run_watched(parse(Config, {"method": "uda"}, "tests"), tmp_path)
+    run, _ = last_flow_run()
+    assert run.name
+    assert run.parameters["config"]["method"] == "uda"
+    with get_client(sync_client=True) as client:
+        assert client.read_flow(run.flow_id).name == "meta-pseudo-labels"
+    with pytest.raises(UserError, match="which is the flow self-train's"):
+        meta_pseudo_labels(Config(), tmp_path)
 
 
 def test_artifacts_show_progress_leaderboard_and_plots(tmp_path: Path) -> None:
