@@ -9,7 +9,7 @@ from pathlib import Path
 from urllib.parse import unquote_to_bytes
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import UserError
@@ -171,6 +171,7 @@ def test_an_encrypted_or_broken_zip_names_the_member(tmp_path: Path) -> None:
 @settings(deadline=None)
 @given(st.text(min_size=1))
 def test_keys_are_reversible_and_hold_no_dots(name: str) -> None:
+    assume(name.rpartition("/")[2].strip("."))  # else the file is hidden, and is no image
     name = name.encode("utf-8", "replace").decode()
     key = sample_key(f"{name}.jpg")
     assert "." not in key
