@@ -14,7 +14,7 @@ import pipeline.config
 from pipeline.config import Config, Section, Training, dump_yaml, load_config, parse, semantic
 from pipeline.errors import UserError
 
-ROOT = Path(pipeline.config.__file__).parent.parent
+ROOT = Path(pipeline.config.__file__).parents[2]
 RECIPES = sorted((ROOT / "configs").glob("*.yaml"))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import json
 import os
@@ -12,81 +11,18 @@ import sys
 import textwrap
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 import pytest
+from launching import FAILS_ON_SIGTERM, IGNORES_SIGTERM, ROOT, SAVES_ON_SIGTERM, parent, running, script, wait_for
 
 from pipeline import launch
 from pipeline.config import Data, Label, Runtime
 from pipeline.errors import Interrupted, UserError
 from pipeline.jobs import LabelJob
 from pipeline.launch import run_child, run_job
-from pipeline.progress import Progress, read_progress, report, show_progress
-
-ROOT = Path(launch.__file__).parent.parent
-
-SAVES_ON_SIGTERM = """
-    import pathlib, signal, sys, time
-    signal.signal(signal.SIGTERM, lambda *_: (pathlib.Path("saved").touch(), sys.exit(75)))
-    pathlib.Path("ready").touch()
-    time.sleep(60)
-"""
-FAILS_ON_SIGTERM = """
-    import pathlib, signal, sys, time
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
-    pathlib.Path("ready").touch()
-    time.sleep(60)
-"""
-IGNORES_SIGTERM = """
-    import pathlib, signal, subprocess, sys, time
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    grandchild = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], start_new_session=True)
-    pathlib.Path("grandchild").write_text(str(grandchild.pid))
-    pathlib.Path("ready").touch()
-    time.sleep(60)
-"""
-
-
-def script(folder: Path, code: str, name: str = "stage.py") -> list[str]:
-    """A command that runs `code` in `folder`."""
-    (folder / name).write_text(f"import os; os.chdir({str(folder)!r})\n" + textwrap.dedent(code))
-    return [sys.executable, str(folder / name)]
-
-
-def parent(folder: Path, child_code: str, *, grace_s: float = 10.0) -> subprocess.Popen[bytes]:
-    """A real parent process that runs a real child, and exits 75 when it is interrupted."""
-    command = script(folder, child_code)
-    code = f"""
-        from pathlib import Path
-        from pipeline.errors import Interrupted
-        from pipeline.launch import run_child
-        try:
-            run_child({command!r}, Path({str(folder)!r}), title="stage", grace_s={grace_s})
-        except Interrupted:
-            raise SystemExit(75)
-    """
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.Popen(script(folder, code, "parent.py"), env=environment, start_new_session=True)
-
-
-def wait_for(condition: Callable[[], object], timeout_s: float = 120.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "timed out"
-        time.sleep(0.02)
-
-
-def running(folder: Path) -> list[int]:
-    """Processes whose command line names the folder."""
-    found = []
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error):
-            if process.status() != psutil.STATUS_ZOMBIE and any(str(folder) in part for part in process.cmdline()):
-                found.append(process.pid)
-    return found
-
+from pipeline.progress import Progress
 
 # ---------------------------------------------------------------------------------------------------------- outcomes
 
@@ -332,138 +268,3 @@ def test_the_run_lock_is_held_by_the_child(tmp_path: Path) -> None:
     run_child(script(tmp_path, code), tmp_path, title="stage", lock_fd=descriptor)
     os.close(descriptor)
     assert "held True" in (tmp_path / "output.log").read_text()
-
-
-# --------------------------------------------------------------------------------------------------------- progress
-
-
-def test_progress_of_the_child_reaches_the_parent_in_order(tmp_path: Path) -> None:
-    code = """
-        import pathlib, time
-        from pipeline.progress import report
-        for step in range(1, 5):
-            report(pathlib.Path("."), step, 4, "steps", f"loss {step}")
-            time.sleep(0.3)
-    """
-    seen: list[Progress] = []
-    run_child(script(tmp_path, code), tmp_path, title="train", on_progress=seen.append)
-    assert [p.done for p in seen] == sorted({p.done for p in seen})
-    assert seen[-1] == Progress("train", 4, 4, "steps", "loss 4")
-
-
-def test_progress_is_throttled_but_the_last_report_is_written(tmp_path: Path) -> None:
-    for step in range(1, 1001):
-        report(tmp_path, step, 1000, "steps")
-        if step == 2:
-            assert read_progress(tmp_path, "s") == Progress("s", 1, 1000, "steps", "")
-    assert read_progress(tmp_path, "s") == Progress("s", 1000, 1000, "steps", "")
-
-
-def test_progress_to_a_missing_folder_is_no_error(tmp_path: Path) -> None:
-    report(tmp_path / "absent", 1, 2, "steps")
-    assert read_progress(tmp_path / "absent", "s") is None
-
-
-def test_show_progress_names_each_stage_once_where_there_is_no_terminal() -> None:
-    from io import StringIO
-
-    from rich.console import Console
-
-    console = Console(file=StringIO())
-    with show_progress(console) as show:
-        for done in (1, 2):
-            show(Progress("train teacher (round 0)", done, 2, "steps", ""))
-        show(Progress("label (round 0)", 1, 0, "images", ""))
-    assert console.file.getvalue().splitlines() == ["train teacher (round 0)", "label (round 0)"]  # type: ignore[attr-defined]
-
-
-# ------------------------------------------------------------------------------------------------------------- ranks
-
-AGENT = "import sys; from pipeline.child import run_ranks; sys.exit(run_ranks(2, [{rank!r}]))"
-RANK_HEAD = """
-    import datetime, os, pathlib, signal, sys, time
-    from pipeline.child import die_with_parent
-    die_with_parent(signal.SIGKILL)
-    import torch
-    import torch.distributed as dist
-    dist.init_process_group("gloo", timeout=datetime.timedelta(seconds=120))
-    rank = dist.get_rank()
-"""
-
-
-def ranks(folder: Path, code: str) -> list[str]:
-    """A command that runs the code in two ranks."""
-    rank = script(folder, textwrap.dedent(RANK_HEAD) + textwrap.dedent(code), "rank.py")[1]
-    return script(folder, AGENT.format(rank=rank), "agent.py")
-
-
-RANKS_THAT_SAVE = """
-    stop = []
-    signal.signal(signal.SIGTERM, lambda *_: stop.append(1))
-    pathlib.Path(f"ready{rank}").touch()
-    flag = torch.zeros(1)
-    while not flag:
-        flag = torch.tensor([float(bool(stop))])
-        dist.all_reduce(flag)
-        time.sleep(0.05)
-    pathlib.Path(f"saved{rank}").touch()
-    sys.exit(75)
-"""
-
-
-def test_two_ranks_reduce_and_hold_the_lock(tmp_path: Path) -> None:
-    descriptor = os.open(tmp_path / "run.lock", os.O_RDWR | os.O_CREAT)
-    code = """
-        total = torch.tensor([float(rank + 1)])
-        dist.all_reduce(total)
-        held = os.fstat(int(os.environ["SELFTRAIN_LOCK_FD"])).st_ino == os.stat("run.lock").st_ino
-        pathlib.Path(f"result{rank}").write_text(f"{total.item()} {held}")
-        dist.destroy_process_group()
-    """
-    run_child(ranks(tmp_path, code), tmp_path, title="train", lock_fd=descriptor)
-    os.close(descriptor)
-    assert [(tmp_path / f"result{rank}").read_text() for rank in (0, 1)] == ["3.0 True", "3.0 True"]
-
-
-def test_an_exception_in_one_rank_fails_the_stage_with_its_traceback(tmp_path: Path) -> None:
-    code = """
-        if rank == 1:
-            raise ArithmeticError("defect in rank one")
-        dist.barrier()
-    """
-    with pytest.raises(RuntimeError, match="exit code 1"):
-        run_child(ranks(tmp_path, code), tmp_path, title="train")
-    assert "defect in rank one" in (tmp_path / "output.log").read_text()
-    assert running(tmp_path) == []
-
-
-def test_a_user_error_in_ranks_is_a_user_error(tmp_path: Path) -> None:
-    code = "pathlib.Path('error.json').write_text('{\"message\": \"loss is nan\"}'); dist.barrier(); sys.exit(2)"
-    with pytest.raises(UserError, match="loss is nan"):
-        run_child(ranks(tmp_path, code), tmp_path, title="train")
-
-
-def test_a_stop_lets_all_ranks_save(tmp_path: Path) -> None:
-    with pytest.raises(Interrupted):
-        run_child(
-            ranks(tmp_path, RANKS_THAT_SAVE),
-            tmp_path,
-            title="train",
-            stop=lambda: (tmp_path / "ready0").exists() and (tmp_path / "ready1").exists(),
-        )
-    assert (tmp_path / "saved0").exists()
-    assert (tmp_path / "saved1").exists()
-    assert running(tmp_path) == []
-
-
-def test_sigkill_of_torchruns_agent_leaves_no_rank(tmp_path: Path) -> None:
-    def kill_agent() -> bool:
-        if not ((tmp_path / "ready0").exists() and (tmp_path / "ready1").exists()):
-            return False
-        (agent,) = [p for p in psutil.Process().children() if str(tmp_path / "agent.py") in p.cmdline()]
-        agent.kill()
-        return False
-
-    with pytest.raises(RuntimeError, match="killed by SIGKILL"):
-        run_child(ranks(tmp_path, RANKS_THAT_SAVE), tmp_path, title="train", stop=kill_agent)
-    wait_for(lambda: not running(tmp_path), timeout_s=30)

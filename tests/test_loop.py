@@ -2,102 +2,26 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
-import shutil
-import tarfile
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
 import torch
+from fake_stages import FakeStages, changed
 from stages import run
 
-from pipeline import loop
 from pipeline.config import Config, Finetune, Optimizer, Start, WeakView, load_config
-from pipeline.errors import UserError
-from pipeline.evaluate.metrics import wilson_interval
-from pipeline.evaluate.stage import evaluate_inputs
-from pipeline.jobs import EvaluateJob, Job, LabelJob, SelectJob, TrainJob
-from pipeline.labels.predict import label_inputs
-from pipeline.labels.select import select_inputs
-from pipeline.labels.store import label_path
+from pipeline.jobs import EvaluateJob, Job
 from pipeline.loop import run_loop
-from pipeline.models.folder import ModelInfo, read_info, read_state
+from pipeline.models.folder import read_info, read_state
 from pipeline.run import RoundReport
-from pipeline.run_folder import absolute
-from pipeline.shards.dataset import open_split
 from pipeline.shards.digits import pack_digits
-from pipeline.stage import open_stage, run_lock, write_bytes, write_json
-from pipeline.train.stage import train_inputs
-
-NUM_VAL = 359
-
-
-class FakeStages:
-    """Stages that take no time; `val` is the accuracy of the model of each round."""
-
-    def __init__(self, *val: float, finetune: float = 0.0) -> None:
-        self.val = val
-        self.finetune = finetune
-        self.jobs: list[Job] = []
-
-    def __call__(self, job: Job, lock_fd: int) -> None:
-        self.jobs.append(job)
-        if isinstance(job, TrainJob):
-            self.train(job)
-        elif isinstance(job, LabelJob):
-            stage = open_stage(job.out, "label", *label_inputs(job), env={})
-            for shard in open_split(job.data, "unlabeled").shards:
-                write_bytes(label_path(job.out, shard.name), b"rows")
-            stage.finish(num_samples=889)
-        elif isinstance(job, SelectJob):
-            open_stage(job.out, "select", *select_inputs(job), env={}).finish(num_selected=100 * job.round)
-        else:
-            stage = open_stage(job.out, "evaluate", *evaluate_inputs(job), env={})
-            write_json(job.out / "test.json", {name: self.metrics(0.7 + len(name) / 100) for name in job.models})
-            stage.finish()
-
-    def train(self, job: TrainJob) -> None:
-        stage = open_stage(job.out, "train", *train_inputs(job), env={})
-        val = self.finetune if job.out.parent.name == "control" or job.role == "finetune" else self.val[job.round]
-        write_json(job.out / "evaluation-val.json", self.metrics(val))
-        values = {name: getattr(job.training, name) for name in ("model_args", "mean", "std")}
-        info = ModelInfo(
-            schema=1,
-            architecture=job.training.model,
-            classes=open_split(job.data, "labeled").classes,
-            input_size=(3, job.training.image_size, job.training.image_size),
-            metrics={},
-            lineage={},
-            **values,
-        )
-        write_json(job.out / "model.json", info.model_dump(mode="json", by_alias=True))
-        write_bytes(job.out / "model.safetensors", stage.fingerprint.encode())
-        stage.finish(steps=job.training.steps)
-
-    @staticmethod
-    def metrics(top1: float) -> dict[str, Any]:
-        return {"top1": top1, "interval": list(wilson_interval(round(top1 * NUM_VAL), NUM_VAL))}
-
-    def of(self, kind: str, role: str | None = None) -> list[Any]:
-        return [job for job in self.jobs if job.kind == kind and getattr(job, "role", None) == role]
-
-
-Loop = Callable[..., dict[str, Any]]
 
 
 @pytest.fixture
 def config(digits: Config) -> Config:
     return digits.model_copy(update={"rounds": digits.rounds.model_copy(update={"num_rounds": 3})})
-
-
-def changed(config: Config, section: str, **values: object) -> Config:
-    return config.model_copy(update={section: getattr(config, section).model_copy(update=values)})
 
 
 def everything(folder: Path) -> dict[str, bytes]:
@@ -369,144 +293,3 @@ def test_a_run_keeps_the_threads_that_it_resolved_first(
     run_loop(auto, tmp_path, run_stage=again)
     assert load_config(tmp_path / "config.yaml").runtime.threads == 6
     assert again.jobs == []
-
-
-# --------------------------------------------------------------------------------------------------------- bad endings
-
-
-def test_a_teacher_at_chance_is_an_error(config: Config, tmp_path: Path) -> None:
-    stages = FakeStages(0.1)
-    with pytest.raises(UserError, match=r"the round-0 teacher is at chance on val \(10\.0% of 10 classes\).*steps"):
-        run_loop(config, tmp_path, run_stage=stages)
-    assert len(stages.jobs) == 1
-
-
-def test_a_teacher_that_may_be_at_chance_is_a_warning(
-    config: Config, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    run_loop(config, tmp_path, run_stage=FakeStages(0.12, 0.7, 0.8, 0.9))
-    assert "the round-0 teacher cannot be told from chance on val (12.0% of 10 classes)" in caplog.text
-
-
-def test_a_second_run_in_the_folder_is_refused_with_the_pid_of_the_first(
-    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(loop, "run_lock", partial(run_lock, wait_s=0.1))
-    with (
-        run_lock(tmp_path),
-        pytest.raises(UserError, match=rf"{tmp_path} is in use by process {os.getpid()}; .*another folder"),
-    ):
-        run_loop(config, tmp_path, run_stage=FakeStages())
-
-
-def test_splits_that_share_images_are_refused(config: Config, tmp_path: Path) -> None:
-    root = config.data.root
-    assert root is not None
-    shutil.copy(root / "labeled-000000.tar", tmp_path / "more.tar")
-    stages = FakeStages()
-    with pytest.raises(UserError, match=r"labeled and val share 100 images"):
-        run_loop(changed(config, "data", val=(tmp_path / "more.tar",)), tmp_path / "run", run_stage=stages)
-    assert stages.jobs == []
-
-
-def test_a_folder_with_files_that_is_no_run_is_refused(config: Config, tmp_path: Path) -> None:
-    (tmp_path / "prefect").mkdir()  # Prefect's own, which may come first
-    (tmp_path / ".DS_Store").write_text("")
-    (tmp_path / "notes.txt").write_text("")
-    with pytest.raises(UserError, match=r"has files, such as notes\.txt, but is no run folder; choose another"):
-        run_loop(config, tmp_path, run_stage=FakeStages())
-    assert not (tmp_path / "run.lock").exists()
-    (tmp_path / "notes.txt").unlink()
-    run_loop(config, tmp_path, run_stage=FakeStages(0.6, 0.7, 0.8, 0.9))
-    run_loop(config, tmp_path, run_stage=FakeStages())
-
-
-@pytest.mark.parametrize(("name", "what"), [("manifest.json", "a packed folder"), ("stage.json", "a stage's folder")])
-def test_a_folder_of_another_kind_is_refused(config: Config, tmp_path: Path, name: str, what: str) -> None:
-    for file in ("run.lock", name):
-        (tmp_path / file).write_text("{}")
-    with pytest.raises(UserError, match=rf"is {what}, not a run's"):
-        run_loop(config, tmp_path, run_stage=FakeStages())
-
-
-def test_bad_images_that_are_skipped_are_counted(
-    config: Config, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    with tarfile.open(tmp_path / "more.tar", "w") as tar:
-        tar.addfile(tarfile.TarInfo("broken.png"), io.BytesIO(b""))
-    config = changed(config, "data", unlabeled=(tmp_path / "more.tar",), bad_images="skip")
-    result = run_loop(config, tmp_path / "run", run_stage=FakeStages(0.6, 0.7, 0.8, 0.9))
-    assert result["skipped"] == {"unlabeled": 1}
-    assert "1 bad samples of unlabeled are left out" in caplog.text
-
-
-def test_data_that_change_under_a_run_are_an_error(config: Config, tmp_path: Path) -> None:
-    """Teacher and student would be judged on different val sets."""
-    assert config.data.root is not None
-    shutil.copytree(config.data.root, tmp_path / "packed")
-    manifest = tmp_path / "packed" / "manifest.json"
-
-    class Packing(FakeStages):
-        def train(self, job: TrainJob) -> None:
-            super().train(job)
-            content = json.loads(manifest.read_text())
-            content["shards"] = [s for s in content["shards"] if s["name"] != "unlabeled-000004"]
-            manifest.write_text(json.dumps(content))
-
-    with pytest.raises(UserError, match="the unlabeled split changed while the run was under way"):
-        run_loop(changed(config, "data", root=tmp_path / "packed"), tmp_path / "run", run_stage=Packing(0.6, 0.7))
-
-
-def test_relative_starts_are_found_from_anywhere(
-    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    start = Start(model="weights.safetensors")
-    resolved = absolute(changed(config, "teacher", start=start))
-    assert resolved.teacher.start is not None
-    assert resolved.teacher.start.model == str(tmp_path / "weights.safetensors")
-    named = absolute(changed(config, "teacher", start=Start(model="timm:resnet50.a1_in1k")))
-    assert named.teacher.start == Start(model="timm:resnet50.a1_in1k")
-
-
-def test_a_run_folder_that_cannot_be_made_is_an_error(config: Config, tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"cannot write in .*file/run: .*choose another folder"):
-        run_loop(config, tmp_path / "file" / "run", run_stage=FakeStages())
-
-
-def test_a_failed_stage_ends_the_run_and_the_same_call_goes_on(config: Config, tmp_path: Path) -> None:
-    class Broken(FakeStages):
-        def train(self, job: TrainJob) -> None:
-            if job.round == 2:
-                raise UserError("student.steps is wrong")
-            super().train(job)
-
-    with pytest.raises(UserError, match=r"student\.steps is wrong"):
-        run_loop(config, tmp_path, run_stage=Broken(0.6, 0.7, 0.8, 0.9))
-    assert not (tmp_path / "result.json").exists()
-    stages = FakeStages(0.6, 0.7, 0.8, 0.9)
-    run_loop(config, tmp_path, run_stage=stages)
-    assert [(job.kind, getattr(job, "round", None)) for job in stages.jobs[:2]] == [("train", 2), ("label", 3)]
-
-
-def test_without_a_test_split_the_result_has_val_figures(
-    config: Config, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    root = config.data.root
-    assert root is not None
-    shutil.copytree(root, tmp_path / "packed")
-    manifest = json.loads((tmp_path / "packed" / "manifest.json").read_text())
-    manifest["shards"] = [shard for shard in manifest["shards"] if shard["split"] != "test"]
-    (tmp_path / "packed" / "manifest.json").write_text(json.dumps(manifest))
-    stages = FakeStages(0.6, 0.7, 0.8, 0.9)
-    result = run_loop(changed(config, "data", root=tmp_path / "packed"), tmp_path / "run", run_stage=stages)
-    assert stages.of("evaluate") == []
-    assert result["final"]["val_top1"] == 0.9
-    assert result["final"]["test_top1"] is None
-    assert "no test split" in caplog.text
-
-
-def test_num_val_is_that_of_the_digits(config: Config) -> None:
-    assert abs(len(open_split(config.data, "val")) - NUM_VAL) <= 1
-    assert np.isclose(sum(wilson_interval(36, NUM_VAL)) / 2, 0.1, atol=0.02)

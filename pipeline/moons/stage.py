@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,7 @@ from torch import Tensor
 from pipeline import progress
 from pipeline.config import semantic
 from pipeline.jobs import MoonsJob
-from pipeline.moons.methods import Points, meta_pseudo_labels, pseudo_label, supervised, uda
+from pipeline.moons.methods import Points, Tick, meta_pseudo_labels, pseudo_label, supervised, uda
 from pipeline.moons.networks import Networks
 from pipeline.moons.plot import draw_boundaries
 from pipeline.runtime import describe
@@ -78,7 +77,7 @@ def _accuracy(model: Networks, points: Tensor, labels: Tensor) -> list[float]:
     return [float(value) for value in right.double().mean(1)]
 
 
-def _ticker(job: MoonsJob, num_methods: int) -> Any:
+def _ticker(job: MoonsJob, num_methods: int) -> Tick:
     done, total = 0, num_methods * job.two_moons.steps
 
     def tick(count: int) -> None:
@@ -87,4 +86,4 @@ def _ticker(job: MoonsJob, num_methods: int) -> Any:
         if done % 100 == 0:
             progress.report(job.out, done, total, "steps", "")
 
-    return partial(tick)
+    return tick

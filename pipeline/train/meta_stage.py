@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from pipeline.config import Select, Split, Training, semantic
 from pipeline.jobs import MetaJob
 from pipeline.labels.store import LabelStore
@@ -22,7 +20,7 @@ from pipeline.train.checkpoint import Checkpoints
 from pipeline.train.interrupt import StopRequest
 from pipeline.train.meta_trainer import MetaTrainer
 from pipeline.train.network import Network, prepare
-from pipeline.train.setting import Setting, make_accelerator
+from pipeline.train.setting import Setting, open_setting
 
 TEACHER = "teacher"
 """The folder of a meta stage in which its teacher is a stage of its own."""
@@ -66,12 +64,8 @@ def run_meta(job: MetaJob) -> None:
         Interrupted: stopped by a signal, with everything saved.
     """
     stop = StopRequest()
-    torch.set_num_threads(max(job.runtime.threads, 1))
-    env = environment(**describe(job.runtime))
     config, inputs = meta_inputs(job)
-    setting = Setting(job, make_accelerator(job.runtime))
-    with setting.accelerator.main_process_first():
-        stage = open_stage(job.out, "meta", config, inputs, env, accept_environment=job.accept_environment)
+    setting, stage = open_setting(job, "meta", config, inputs)
     if stage.complete:
         return
     trainer = _set_up(job, stage, setting, stop)
@@ -80,7 +74,7 @@ def run_meta(job: MetaJob) -> None:
     if trainer.training.keep == "best":
         trainer.ema.load_state_dict(trainer.checkpoints.load_best()["ema"])
     if trainer.student is not None and job.meta.teacher == "network":
-        _write_teacher(job, setting, trainer.teacher, config, inputs, env)
+        _write_teacher(job, setting, trainer.teacher, config, inputs)
     role = "student" if trainer.student is not None else "teacher"
     info = setting.new_info(trainer.training, role=role, **inputs)
     model_sha256 = setting.write(job.out, trainer.ema, info)
@@ -91,7 +85,7 @@ def run_meta(job: MetaJob) -> None:
 
 
 def _write_teacher(
-    job: MetaJob, setting: Setting, teacher: Network, config: dict[str, Any], inputs: dict[str, str], env: Any
+    job: MetaJob, setting: Setting, teacher: Network, config: dict[str, Any], inputs: dict[str, str]
 ) -> None:
     """The teacher as a train stage of its own, which whatever takes a model can read."""
     info = setting.new_info(job.teacher, role="teacher", **inputs)
@@ -99,7 +93,7 @@ def _write_teacher(
         setting.predict_val(teacher.ema.model, info)  # its share of the evaluation
         return
     out = job.out / TEACHER
-    config = {**config, "training": config["teacher"]}
+    config, env = {**config, "training": config["teacher"]}, environment(**describe(job.runtime))
     stage = open_stage(out, "train", config, inputs, env, accept_environment=job.accept_environment)
     sha256 = setting.write(out, teacher.ema.model, info)
     if not stage.complete:

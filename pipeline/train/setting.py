@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,10 +20,11 @@ from pipeline.jobs import MetaJob, TrainJob
 from pipeline.models import build
 from pipeline.models.folder import ModelInfo, model_digest, save_model
 from pipeline.randomness import key_of, reseed_torch
+from pipeline.runtime import describe
 from pipeline.shards.dataset import Dataset, open_split
 from pipeline.shards.order import Order
 from pipeline.shards.read import Reader
-from pipeline.stage import atomic_path, write_json
+from pipeline.stage import StageFolder, StageKind, atomic_path, environment, open_stage, write_json
 from pipeline.train.batches import Stream
 from pipeline.train.network import Network, prepare
 from pipeline.train.ranks import WAIT, Ranks
@@ -168,6 +170,22 @@ class Setting:
         self.accelerator.wait_for_everyone()
         if self.accelerator.num_processes > 1:
             self.accelerator.end_training()
+
+
+def open_setting(
+    job: TrainJob | MetaJob, kind: StageKind, config: Mapping[str, Any], inputs: Mapping[str, str]
+) -> tuple[Setting, StageFolder]:
+    """Threads, devices and the stage's folder, on every rank.
+
+    Raises:
+        UserError: the folder holds another stage's output, or was begun in another environment.
+    """
+    torch.set_num_threads(max(job.runtime.threads, 1))
+    env = environment(**describe(job.runtime))
+    setting = Setting(job, make_accelerator(job.runtime))
+    with setting.accelerator.main_process_first():
+        stage = open_stage(job.out, kind, config, inputs, env, accept_environment=job.accept_environment)
+    return setting, stage
 
 
 def make_accelerator(runtime: Runtime) -> Accelerator:

@@ -6,20 +6,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from pipeline.config import semantic
 from pipeline.errors import UserError
 from pipeline.jobs import TrainJob
 from pipeline.labels.targets import open_targets
 from pipeline.models.folder import ModelInfo, has_info, model_digest, read_info
-from pipeline.runtime import describe
 from pipeline.shards.dataset import open_split
-from pipeline.stage import StageFolder, environment, open_stage, stage_record
+from pipeline.stage import StageFolder, stage_record
 from pipeline.train.batches import Batches
 from pipeline.train.checkpoint import Checkpoints
 from pipeline.train.interrupt import StopRequest
-from pipeline.train.setting import Setting, make_accelerator
+from pipeline.train.setting import Setting, open_setting
 from pipeline.train.start import continue_training
 from pipeline.train.trainer import Trainer
 
@@ -59,12 +57,8 @@ def run_train(job: TrainJob) -> None:
         Interrupted: stopped by a signal, with everything saved.
     """
     stop = StopRequest()
-    torch.set_num_threads(max(job.runtime.threads, 1))
-    env = environment(**describe(job.runtime))
     config, inputs = train_inputs(job)
-    setting = Setting(job, make_accelerator(job.runtime))
-    with setting.accelerator.main_process_first():
-        stage = open_stage(job.out, "train", config, inputs, env, accept_environment=job.accept_environment)
+    setting, stage = open_setting(job, "train", config, inputs)
     if stage.complete:
         return
     info = _info(job, setting, inputs)

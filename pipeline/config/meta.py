@@ -1,0 +1,105 @@
+"""Meta Pseudo Labels, UDA, and the two moons."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator
+
+from pipeline.config.section import Fraction, NonNegative, Positive, Probability, Section, off_is_a_word
+from pipeline.config.training import Optimizer
+
+SHARED = (
+    "image_size",
+    "mean",
+    "std",
+    "steps",
+    "batch_size",
+    "unlabeled_ratio",
+    "loss_normalization",
+    "accumulation",
+    "weak",
+    "strong",
+    "noise_labeled",
+    "keep",
+    "evaluations",
+)
+"""What a teacher has of its student's section when both are trained together."""
+
+
+class Adjuster(Section):
+    """The small network of Reduced Meta Pseudo Labels, which adjusts a big teacher's stored predictions (Pham 2021,
+    appendix E)."""
+
+    hidden: Positive = 128
+    """Units of its hidden layer."""
+    optimizer: Optimizer = Optimizer(name="adamw", lr=1e-3, weight_decay=0.0)
+    """Optimizer and learning rate."""
+
+
+class Meta(Section):
+    """Meta Pseudo Labels and UDA, with `method: meta` or `method: uda` (Pham 2021; Xie 2019).
+
+    Teacher and student take their steps together: how many, on which images and views is the student's section; of the
+    teacher's count its network, its noise and its optimization.
+    """
+
+    feedback: Literal["exact", "cosine", "finite-difference", "off"] = "exact"
+    """How the student's progress on labeled images is measured: `exact` is the inner product of two gradients (eq. 12),
+    `cosine` their cosine (appendix C.3), `finite-difference` the labeled loss before and after the student's step.
+    With `off` the teacher learns nothing from its student, which still learns from it."""
+    teacher: Literal["network", "adjuster"] = "network"
+    """`network` trains the teacher along with the student. `adjuster` trains a small network on the stored predictions
+    of a round-0 teacher, so that one big network is in memory (Reduced Meta Pseudo Labels)."""
+    adjuster: Adjuster = Adjuster()
+    """The small network, with `teacher: adjuster`."""
+    scale: float = 1.0
+    """Factor on the feedback. 0 measures it and does not use it; -1 is the wrong sign: controls, both."""
+    baseline_decay: Probability = 0.99
+    """Of the moving average of the feedback that is subtracted from it."""
+    labeled_weight: Annotated[float, Field(ge=0)] = 1.0
+    """Weight of the teacher's supervised loss. With 0, feedback is the only way in which labels reach it."""
+    label_temperature: Annotated[float, Field(gt=0)] = 1.0
+    """Labels are sampled from softmax(logits / temperature)."""
+    joint_batch: bool = True
+    """The teacher sees labeled images and both views of unlabeled ones in one forward pass, whose BatchNorm statistics
+    they share, as in the paper's code. Without, weak views are passed by themselves, without gradients: faster."""
+    uda_weight: Annotated[float, Field(ge=0)] = 8.0
+    """Weight of the consistency loss between the teacher's predictions on weak and strong views."""
+    uda_steps: NonNegative = 5000
+    """Steps over which uda_weight rises from 0."""
+    uda_temperature: Annotated[float, Field(gt=0)] = 0.7
+    """The weak view's prediction is sharpened by this."""
+    uda_threshold: Fraction = 0.6
+    """Sharpened predictions below this confidence do not count."""
+    student_wait: NonNegative = 0
+    """Steps before the student takes its first."""
+
+    _off = field_validator("feedback", mode="before")(off_is_a_word)
+
+
+class TwoMoons(Section):
+    """Small networks on points in the plane, with `method: two_moons`; all seeds are trained side by side."""
+
+    num_seeds: Positive = 20
+    """Seeds, from the config's `seed` on: of weights, batches and jitter."""
+    hidden: Positive = 8
+    """Units in each of two hidden layers."""
+    activation: Literal["sigmoid", "tanh", "relu"] = "sigmoid"
+    """Between the layers."""
+    init: Annotated[float, Field(gt=0)] = 0.1
+    """Weights begin uniform in (-init, init)."""
+    steps: Positive = 2000
+    """Steps of each method."""
+    batch_size: Positive = 128
+    """Unlabeled points a step; the labeled ones are in every step, all of them."""
+    jitter: Annotated[float, Field(ge=0)] = 0.1
+    """Standard deviation of the strong view's noise; the weak view is the point."""
+    teacher_lr: Annotated[float, Field(gt=0)] = 0.1
+    """Learning rate of plain gradient descent, for every network but the student."""
+    student_lr: Annotated[float, Field(gt=0)] = 0.1
+    """The student's."""
+    separated: Fraction = 0.99
+    """Accuracy on test from which the moons count as separated."""
+    meta: Meta = Meta(uda_weight=1.0, uda_steps=0, uda_threshold=0.0, uda_temperature=1.0)
+    """The feedback and the consistency loss."""
