@@ -82,11 +82,14 @@ def run_loop(
 
 
 def _rounds(run: Run, on_round: Callable[[RoundReport], None]) -> tuple[list[RoundReport], RoundReport]:
-    """The method's rounds and the fine-tune; returns all of them and the best on val (the earliest on ties)."""
+    """The method's rounds and the fine-tune; returns all of them and the best on val (the earliest on ties).
+
+    Fine-tuned is the best so far, but with `method: meta` the student, which has met no labeled image yet (Pham 2021).
+    """
     config = run.config
     rounds = METHODS[config.method](run, on_round)
     if config.finetune is not None:
-        number, base = rounds[-1].round + 1, best_of(rounds)
+        number, base = rounds[-1].round + 1, rounds[-1] if config.method == "meta" else best_of(rounds)
         folder = _finetune(run, config.finetune, "finetune", number, base.round, base.train, f"rounds/{number}")
         finetuned = run.report("finetune", number, folder)
         rounds.append(finetuned)

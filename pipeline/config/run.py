@@ -100,7 +100,8 @@ class Config(Section):
     two_moons: TwoMoons = TwoMoons()
     """With `method: two_moons`."""
     finetune: Finetune | None = None
-    """An optional last training at a higher resolution."""
+    """An optional last training on labeled images: of the best model, at a higher resolution; with `method: meta`
+    of the student, which has met none yet."""
     evaluate: Evaluate = Evaluate()
     """The evaluation on test."""
     runtime: Runtime = Runtime()

@@ -146,7 +146,7 @@ class Training(Section):
 
 class Finetune(Section):
     """A last, short training of the best model at a higher resolution: the train-test resolution fix (Touvron 2019;
-    Noisy Student 3.1).
+    Noisy Student 3.1). With `method: meta` it is the student's first sight of labels (Pham 2021).
 
     It sees labeled images without noise or augmentation, but for the mirror where the best model's training had it.
     Architecture and normalization are the best model's.

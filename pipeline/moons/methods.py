@@ -100,9 +100,8 @@ def _teach(points: Points, config: TwoMoons, seeds: list[int], tick: Tick, meta:
     return _model(teacher)
 
 
-def pseudo_label(points: Points, config: TwoMoons, seeds: list[int], tick: Tick) -> Networks:
+def pseudo_label(points: Points, config: TwoMoons, seeds: list[int], tick: Tick, teacher: Networks) -> Networks:
     """A new network on the labeled points and on what the supervised one says of the others (Lee 2013)."""
-    teacher = supervised(points, config, seeds, lambda count: None)
     student, batches = _network(config, seeds, "student"), Batches(points, config, seeds)
     for step in range(config.steps):
         batch = batches.batch(step)

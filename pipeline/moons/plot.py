@@ -17,12 +17,14 @@ _TITLES = {
     "supervised": "Supervised",
     "pseudo_label": "Pseudo-label",
     "uda": "UDA",
-    "off": "Distilled, no feedback",
+    "off": "No feedback",
     "meta": "Meta Pseudo Labels",
     "wrong_sign": "Wrong sign",
 }
 _REACH = 2.0
 _NUM = 160
+_SHOWN = 300
+"""Test points, spread over the split, which is sorted by class."""
 
 
 @torch.no_grad()
@@ -32,6 +34,8 @@ def draw_boundaries(
     """A PNG: for each method the mean prediction of all seeds as color, and every seed's boundary as a line."""
     axis = torch.linspace(-_REACH, _REACH, _NUM)
     grid = torch.stack(torch.meshgrid(axis, axis, indexing="xy"), -1).view(-1, 1, 2)
+    every = max(len(test[0]) // _SHOWN, 1)
+    shown, classes = (tensor[::every].numpy() for tensor in test)
     with canvas(len(models), height=2.2) as drawing:
         for ax, (name, model) in zip(drawing.axes, models.items(), strict=True):
             probs = F.softmax(model(grid), -1)[..., 1].view(-1, _NUM, _NUM).numpy()
@@ -40,8 +44,7 @@ def draw_boundaries(
             for one in probs:
                 if one.min() < 0.5 < one.max():
                     ax.contour(axis, axis, one, [0.5], colors="black", linewidths=0.4, alpha=0.5)
-            shown, classes = test[0][:300].numpy(), test[1][:300]
-            colors = np.where(classes.numpy() == 0, ACCENT, SECOND)
+            colors = np.where(classes == 0, ACCENT, SECOND)
             ax.scatter(shown[:, 0], shown[:, 1], s=1.5, c=colors, alpha=0.6, linewidths=0)
             marks = np.where(points.labels.numpy() == 0, ACCENT, SECOND)
             few = points.labeled.numpy()

@@ -52,9 +52,10 @@ def run_moons(job: MoonsJob) -> None:
     off, _ = meta_pseudo_labels(points, config, seeds, tick, feedback="off")
     meta, _ = meta_pseudo_labels(points, config, seeds, tick)
     wrong, _ = meta_pseudo_labels(points, config, seeds, tick, scale=-config.meta.scale)
+    teacher = supervised(points, config, seeds, tick)
     models = {
-        "supervised": supervised(points, config, seeds, tick),
-        "pseudo_label": pseudo_label(points, config, seeds, tick),
+        "supervised": teacher,
+        "pseudo_label": pseudo_label(points, config, seeds, tick, teacher),
         "uda": uda(points, config, seeds, tick),
         "off": off,
         "meta": meta,

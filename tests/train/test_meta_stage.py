@@ -19,7 +19,7 @@ from pipeline.jobs import MetaJob
 from pipeline.launch import run_job
 from pipeline.loop import run_loop
 from pipeline.methods.meta import shared_teacher
-from pipeline.models.folder import load_model
+from pipeline.models.folder import load_model, model_digest
 from pipeline.report import write_report
 from pipeline.stage import stage_record
 from train.test_ranks import in_two, run_ranks
@@ -172,6 +172,8 @@ def test_a_run_ends_with_teacher_student_and_finetune(config: Config, tmp_path: 
     raw["finetune"] = {"image_size": 8, "steps": 10, "batch_size": 32}
     result = run_here(parse(Config, raw, "tests"), tmp_path / "run")
     assert [(r["round"], r["role"]) for r in result["rounds"]] == [(0, "teacher"), (1, "student"), (2, "finetune")]
+    student, finetune = (tmp_path / "run" / entry["train_dir"] for entry in result["rounds"][1:])
+    assert stage_record(finetune)["inputs"]["start"] == model_digest(student)
     final = result["final"]
     assert all(0 < final[key] <= 1 for key in ("test_top1", "teacher_test_top1", "control_test_top1"))
     record = stage_record(tmp_path / "run" / final["control_dir"])

@@ -1,0 +1,125 @@
+"""Ways to spend 20 minutes on CIFAR-10 with 4,000 labels.
+
+    python benchmarks/compare_methods.py RUNS [--data shards/cifar10_4k] [--only NAME ...] [--set key.path=value]
+
+Runs every method one after another as `selftrain run` would, each in its folder under RUNS, and prints a table. Lengths
+are steps, set once so that each run takes 20 minutes on the machine of docs/results.md: two idle cores with bf16 matrix
+units. What is finished is not run again and what was interrupted goes on: type the same command. Every choice inside a
+run is made on val; test is read once at its end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from operator import itemgetter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.evaluate.metrics import paired_difference
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+
+
+@dataclass(frozen=True)
+class Method:
+    """One line of the comparison."""
+
+    title: str
+    config: str
+    overrides: tuple[str, ...]
+    seeds: tuple[int, ...] = (0,)
+
+
+METHODS = {
+    "supervised": Method("supervised", "cifar10_4k.yaml", ("rounds.num_rounds=0", "teacher.steps=11500")),
+    "uda": Method(
+        "UDA", "cifar10_4k_meta.yaml", ("method=uda", "student.steps=4900", "meta.uda_steps=2400"), seeds=(0, 1)
+    ),
+    "off": Method(
+        "distillation only (h = 0)", "cifar10_4k_meta.yaml", ("meta.feedback=off", "student.steps=2900"), seeds=(0, 1)
+    ),
+    "exact": Method("Meta Pseudo Labels, exact", "cifar10_4k_meta.yaml", (), seeds=(0, 1)),
+    "cosine": Method("Meta Pseudo Labels, cosine", "cifar10_4k_meta.yaml", ("meta.feedback=cosine",)),
+    "noisy_student": Method(
+        "Noisy Student",
+        "cifar10_4k.yaml",
+        (
+            "teacher.steps=2000",
+            "rounds.num_rounds=2",
+            "rounds.overrides=[{student.steps: 1800}, {student.steps: 3200}]",
+        ),
+    ),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("runs", type=Path)
+    parser.add_argument("--data", type=Path, default=Path("shards/cifar10_4k"))
+    parser.add_argument("--set", action="append", default=[], dest="overrides", metavar="KEY.PATH=VALUE")
+    parser.add_argument("--only", nargs="+", choices=METHODS, metavar="NAME", help=f"of {', '.join(METHODS)}")
+    args = parser.parse_args()
+    args.runs.mkdir(parents=True, exist_ok=True)
+    wanted = ((seed, name) for name in args.only or METHODS for seed in METHODS[name].seeds)
+    for seed, name in sorted(wanted, key=itemgetter(0)):
+        overrides = [f"data.root={args.data}", f"seed={seed}", "evaluate.control=false", *args.overrides]
+        go_on(args.runs / f"{name}-{seed}", METHODS[name], overrides)
+        print_table(args.runs)
+
+
+def go_on(folder: Path, method: Method, overrides: list[str]) -> None:
+    """Run or resume; the time of every attempt is added to RUNS/NAME-SEED.seconds."""
+    seconds = folder.with_name(f"{folder.name}.seconds")
+    if seconds.exists() and (folder / "result.json").exists() and test_of(folder):
+        return
+    command = [sys.executable, "-m", "flows.cli", "run", str(CONFIGS / method.config), "--no-prefect"]
+    command += ["--run-dir", str(folder)]
+    for override in (*method.overrides, *overrides):
+        command += ["--set", override]
+    started = time.monotonic()
+    code = subprocess.call(command)
+    with seconds.open("a") as file:
+        file.write(f"{time.monotonic() - started:.0f}\n")
+    if code:
+        sys.exit(code)
+
+
+def test_of(folder: Path) -> dict[str, Any]:
+    result: dict[str, Any] = json.loads((folder / "result.json").read_text())["final"]
+    return result if result["test_top1"] is not None else {}
+
+
+def right(folder: Path) -> np.ndarray:
+    """bool [N]: which test images the final model is right on."""
+    (path,) = folder.glob("evaluate-*/predictions-final.npz")
+    with np.load(path) as arrays:
+        return np.asarray(arrays["pred"] == arrays["label"])
+
+
+def print_table(runs: Path) -> None:
+    print("\n| method | seed | minutes | val | test | 95% interval |\n|---|---|---|---|---|---|")
+    for name, method in METHODS.items():
+        for seed in method.seeds:
+            folder = runs / f"{name}-{seed}"
+            if not (folder / "result.json").exists() or not (final := test_of(folder)):
+                continue
+            minutes = sum(map(float, folder.with_name(f"{folder.name}.seconds").read_text().split())) / 60
+            low, high = final["test"]["final"]["interval"]
+            figures = f"{minutes:.1f} | {100 * final['val_top1']:.1f} | {100 * final['test_top1']:.2f}"
+            print(f"| {method.title} | {seed} | {figures} | {100 * low:.1f} to {100 * high:.1f} |")
+    for seed in METHODS["exact"].seeds:
+        exact, off = runs / f"exact-{seed}", runs / f"off-{seed}"
+        if all((folder / "result.json").exists() and test_of(folder) for folder in (exact, off)):
+            gain, low, high = (100 * x for x in paired_difference(right(exact), right(off)))
+            print(f"Feedback, seed {seed}: {gain:+.2f} points (paired 95% interval {low:+.2f} to {high:+.2f})")
+
+
+if __name__ == "__main__":
+    main()
