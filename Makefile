@@ -11,11 +11,12 @@ BIN := .venv/bin
 SOURCES := pipeline flows tests benchmarks
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev demo test test-slow test-gpu lint format bench clean
+.PHONY: help install install-dev demo moons test test-slow test-gpu lint format bench clean
 
 help:
 	@echo "make install      .venv with selftrain in it"
 	@echo "make demo         the whole loop on handwritten digits, about 2 minutes"
+	@echo "make moons        Meta Pseudo Labels on points in the plane, about 3 minutes"
 	@echo "make test         tests; also test-slow, test-gpu"
 	@echo "make lint         formatting, ruff, mypy, spelling; make format fixes what can be fixed"
 	@echo "make bench        benchmarks"
@@ -38,6 +39,10 @@ install-dev: .venv/installed-dev
 demo: install
 	$(BIN)/python -m pipeline.shards.digits shards/digits
 	$(BIN)/selftrain run configs/digits.yaml --run-dir runs/demo
+
+moons: install
+	$(BIN)/python -m pipeline.moons.data shards/two_moons
+	$(BIN)/selftrain run configs/two_moons.yaml
 
 # A file stays in one process, so that its fixtures are made once.
 test: install-dev

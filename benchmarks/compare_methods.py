@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import subprocess
 import sys
 import time
 from dataclasses import dataclass
 from operator import itemgetter
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -67,6 +67,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=METHODS, metavar="NAME", help=f"of {', '.join(METHODS)}")
     args = parser.parse_args()
     args.runs.mkdir(parents=True, exist_ok=True)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     wanted = ((seed, name) for name in args.only or METHODS for seed in METHODS[name].seeds)
     for seed, name in sorted(wanted, key=itemgetter(0)):
         overrides = [f"data.root={args.data}", f"seed={seed}", "evaluate.control=false", *args.overrides]
@@ -75,25 +76,33 @@ def main() -> None:
 
 
 def go_on(folder: Path, method: Method, overrides: list[str]) -> None:
-    """Run or resume; the time of every attempt is added to RUNS/NAME-SEED.seconds."""
-    seconds = folder.with_name(f"{folder.name}.seconds")
-    if seconds.exists() and (folder / "result.json").exists() and test_of(folder):
-        return
+    """Run or resume; the seconds of every attempt are a line of `times`."""
+    was_finished = is_finished(folder)
     command = [sys.executable, "-m", "flows.cli", "run", str(CONFIGS / method.config), "--no-prefect"]
     command += ["--run-dir", str(folder)]
     for override in (*method.overrides, *overrides):
         command += ["--set", override]
     started = time.monotonic()
-    code = subprocess.call(command)
-    with seconds.open("a") as file:
-        file.write(f"{time.monotonic() - started:.0f}\n")
+    with subprocess.Popen(command) as process:
+        try:
+            code = process.wait()
+        except KeyboardInterrupt:
+            process.terminate()  # saves, and ends
+            code = process.wait()
+    if not was_finished:
+        with times(folder).open("a") as file:
+            file.write(f"{time.monotonic() - started:.0f}\n")
     if code:
         sys.exit(code)
 
 
-def test_of(folder: Path) -> dict[str, Any]:
-    result: dict[str, Any] = json.loads((folder / "result.json").read_text())["final"]
-    return result if result["test_top1"] is not None else {}
+def times(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}.seconds")
+
+
+def is_finished(folder: Path) -> bool:
+    path = folder / "result.json"
+    return path.exists() and json.loads(path.read_text())["final"]["test_top1"] is not None
 
 
 def right(folder: Path) -> np.ndarray:
@@ -104,19 +113,23 @@ def right(folder: Path) -> np.ndarray:
 
 
 def print_table(runs: Path) -> None:
-    print("\n| method | seed | minutes | val | test | 95% interval |\n|---|---|---|---|---|---|")
+    print("\n| method | seed | minutes | val of each model | test of the best on val | 95% interval |")
+    print("|---|---|---|---|---|---|")
     for name, method in METHODS.items():
-        for seed in method.seeds:
-            folder = runs / f"{name}-{seed}"
-            if not (folder / "result.json").exists() or not (final := test_of(folder)):
+        for folder in (runs / f"{name}-{seed}" for seed in method.seeds):
+            if not is_finished(folder):
                 continue
-            minutes = sum(map(float, folder.with_name(f"{folder.name}.seconds").read_text().split())) / 60
+            result = json.loads((folder / "result.json").read_text())
+            final, minutes = result["final"], sum(map(float, times(folder).read_text().split())) / 60
             low, high = final["test"]["final"]["interval"]
-            figures = f"{minutes:.1f} | {100 * final['val_top1']:.1f} | {100 * final['test_top1']:.2f}"
-            print(f"| {method.title} | {seed} | {figures} | {100 * low:.1f} to {100 * high:.1f} |")
+            vals = ", ".join(f"{entry['role']} {100 * entry['val_top1']:.1f}" for entry in result["rounds"])
+            seed, test = folder.name.rpartition("-")[2], f"{100 * final['test_top1']:.2f}"
+            print(
+                f"| {method.title} | {seed} | {minutes:.1f} | {vals} | {test} | {100 * low:.1f} to {100 * high:.1f} |"
+            )
     for seed in METHODS["exact"].seeds:
         exact, off = runs / f"exact-{seed}", runs / f"off-{seed}"
-        if all((folder / "result.json").exists() and test_of(folder) for folder in (exact, off)):
+        if is_finished(exact) and is_finished(off):
             gain, low, high = (100 * x for x in paired_difference(right(exact), right(off)))
             print(f"Feedback, seed {seed}: {gain:+.2f} points (paired 95% interval {low:+.2f} to {high:+.2f})")
 

@@ -52,8 +52,7 @@ def run(
     console = Console(markup=False, emoji=False, highlight=False)  # paths may hold brackets
     if settings.method == "two_moons":
         console.print(moons_table(result["final"]))
-        newest = max(folder.glob("moons-*/*.png"), key=lambda path: path.stat().st_mtime)
-        console.print(f"Decision boundaries: {newest}", soft_wrap=True)
+        console.print(f"Decision boundaries: {folder / result['final']['picture']}", soft_wrap=True)
         return
     console.print(summary(result))
     try:

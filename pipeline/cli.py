@@ -153,6 +153,11 @@ def train(
     from pipeline.jobs import TrainJob
 
     settings = _load(config, overrides)
+    if settings.method != "noisy_student":
+        raise UserError(
+            f"{config} has `method: {settings.method}`, which `selftrain run` trains; for a supervised training set "
+            "method to noisy_student"
+        )
     training = settings.for_round(1).student if selection else settings.teacher
     if start is not None:
         mode = training.start.mode if training.start else "init"

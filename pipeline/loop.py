@@ -19,9 +19,11 @@ from pipeline.config import (
     WeakView,
     dump_yaml,
     load_config,
+    unread_keys,
 )
 from pipeline.jobs import Role
 from pipeline.methods import METHODS
+from pipeline.methods.meta import shared_teacher
 from pipeline.run import RoundReport, Run, RunStage, best_of
 from pipeline.run_folder import check_run_folder, resolve_config, set_aside
 from pipeline.shards.dataset import Dataset, check_disjoint, open_split
@@ -53,6 +55,8 @@ def run_loop(
     """
     run_dir = run_dir.resolve()
     check_run_folder(run_dir)
+    if unread := unread_keys(config):
+        log.warning("method %s does not read %s", config.method, ", ".join(unread))
     with run_lock(run_dir) as lock_fd:
         earlier = load_config(run_dir / "config.yaml") if (run_dir / "config.yaml").exists() else None
         config = resolve_config(config, earlier)
@@ -70,8 +74,8 @@ def run_loop(
         rounds, best = _rounds(run, on_round or (lambda report: None))
         result = {**_result(run, rounds, best, tests={}, control=None), "skipped": skipped}
         write_json(run_dir / "result.json", result)  # every choice is fixed and written before test is read
-        has_students = any(r.role == "student" for r in rounds)
-        control = _control(run, rounds, best) if config.evaluate.control and has_students else None
+        has_unlabeled = config.method == "uda" or any(r.role == "student" for r in rounds)
+        control = _control(run, rounds, best) if config.evaluate.control and has_unlabeled else None
         models = {"teacher": rounds[0].train, "final": best.train, **({"control": control} if control else {})}
         if _has_test(config):
             result |= _result(run, rounds, best, run.evaluate("test", models), control)
@@ -129,7 +133,7 @@ def _control(run: Run, rounds: list[RoundReport], best: RoundReport) -> Path:
     the control then starts from the round-0 teacher and takes as many.
     """
     last = max(best_of([r for r in rounds if r.role != "finetune"]).round, 1)
-    student = _training(run.config, last)
+    student = shared_teacher(run.config) if run.config.method == "uda" else _training(run.config, last)
     inherits = run.config.method == "noisy_student" and run.config.rounds.start == "init"
     ancestors = [r.round for r in rounds if r.role == "student" and r.kept and r.round < last]
     steps = student.steps + sum(run.config.for_round(number).student.steps for number in ancestors)

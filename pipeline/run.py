@@ -93,13 +93,12 @@ class Run:
         return self.stage(job, train_inputs(job), parent)
 
     def train_meta(self, teacher: Training, student: Training | None, labels: Path | None = None) -> Path:
-        """A meta stage: round 1's, or round 0's of a UDA teacher alone."""
+        """A meta stage: round 1's, or round 0's of a UDA teacher alone, which draws what it would beside a student."""
         from pipeline.train.meta_stage import meta_inputs
 
-        number = 1 if student is not None else 0
         job = MetaJob(
             out=self.folder,
-            round=number,
+            round=1,
             seed=self.config.seed,
             data=self.config.data,
             teacher=teacher,
@@ -110,11 +109,11 @@ class Run:
             labels=labels,
             accept_environment=self.accept_environment,
         )
-        return self.stage(job, meta_inputs(job), f"rounds/{number}")
+        return self.stage(job, meta_inputs(job), f"rounds/{1 if student is not None else 0}")
 
     def two_moons(self) -> dict[str, Any]:
-        """The moons stage; returns its figures."""
-        from pipeline.moons.stage import RESULT, moons_inputs
+        """The moons stage; returns its figures, and where its picture is."""
+        from pipeline.moons.stage import PICTURE, RESULT, moons_inputs
 
         job = MoonsJob(
             out=self.folder,
@@ -124,7 +123,8 @@ class Run:
             runtime=self.config.runtime,
             accept_environment=self.accept_environment,
         )
-        return cast(dict[str, Any], read_json(self.stage(job, moons_inputs(job), ".") / RESULT))
+        folder = self.stage(job, moons_inputs(job), ".")
+        return {**read_json(folder / RESULT), "picture": str((folder / PICTURE).relative_to(self.folder))}
 
     def label(self, round: int, teachers: list[Path]) -> Path:
         """A label stage."""

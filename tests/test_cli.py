@@ -114,6 +114,12 @@ def test_a_wrong_split_is_refused_with_the_right_ones() -> None:
     assert "test" in done.output
 
 
+def test_train_refuses_what_only_a_run_trains(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("method: uda")
+    with pytest.raises(UserError, match=r"`method: uda`, which `selftrain run` trains"):
+        selftrain("train", tmp_path / "c.yaml", "--out", tmp_path / "out")
+
+
 def test_labels_and_split_together_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="leave --split out"):
         selftrain("pack", tmp_path, "--out", tmp_path / "out", "--labels", "10", "--split", "val")

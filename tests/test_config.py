@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 import pipeline.config
-from pipeline.config import Config, Section, Training, dump_yaml, load_config, parse, semantic
+from pipeline.config import Config, Section, Training, dump_yaml, load_config, parse, semantic, unread_keys
 from pipeline.errors import UserError
 
 ROOT = Path(pipeline.config.__file__).parents[2]
@@ -88,6 +88,11 @@ def test_an_empty_file_is_the_defaults(tmp_path: Path) -> None:
         ("student: {unlabeled_ratio: 0}", r"student\.unlabeled_ratio is 0, so students would see no pseudo-labels"),
         ("rounds: {overrides: [{teacher.steps: 1}]}", r"label, select and student only, not `teacher\.steps`"),
         ("rounds: {overrides: [{student.stepz: 1}]}", r"unknown key `student\.stepz`, did you mean `steps`\?"),
+        (
+            "method: meta\nmeta: {teacher: adjuster}\nteacher: {unlabeled_ratio: 2}",
+            r"the round-0 teacher has no pseudo-labels to train on; set teacher\.unlabeled_ratio to 0",
+        ),
+        ("two_moons: {meta: {teacher: adjuster}}", r"meta\.teacher is adjuster, but points .* set it to network"),
         ("- a\n- b", r"must be a mapping of sections, not list"),
         ("a: [", r"cannot be read as YAML"),
     ],
@@ -118,6 +123,26 @@ def test_a_missing_config_is_named_with_the_command_that_makes_one(tmp_path: Pat
 def test_a_malformed_set_is_an_error(tmp_path: Path, wrong: str) -> None:
     with pytest.raises(UserError, match="--set"):
         load_config(write(tmp_path, "teacher: {steps: 3}"), [wrong])
+
+
+@pytest.mark.parametrize(
+    ("text", "unread"),
+    [
+        ("teacher: {steps: 5}", []),
+        ("meta: {uda_weight: 2}", ["meta.uda_weight"]),
+        ("method: meta\nselect: {threshold: 0.5}\nlabel: {flip: true}", ["label.flip", "select.threshold"]),
+        ("method: meta\nmeta: {teacher: adjuster}\nlabel: {flip: true}", []),
+        ("method: uda\nstudent: {steps: 5, optimizer: {lr: 1.0}}", ["student.optimizer.lr"]),
+        ("method: two_moons\nmeta: {feedback: off}", ["meta.feedback"]),
+    ],
+)
+def test_keys_that_a_method_does_not_read_are_known(tmp_path: Path, text: str, unread: list[str]) -> None:
+    assert unread_keys(load_config(write(tmp_path, text))) == unread
+
+
+def test_the_big_teacher_of_an_adjuster_may_be_there_already(tmp_path: Path) -> None:
+    start = "{model: big.safetensors, mode: use}"
+    load_config(write(tmp_path, f"method: meta\nmeta: {{teacher: adjuster}}\nteacher: {{start: {start}}}"))
 
 
 def test_a_config_cannot_be_changed() -> None:

@@ -5,16 +5,21 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from flows.cli import moons_table
-from pipeline.config import Config, TwoMoons, parse
+from pipeline.config import Config, TwoMoons, load_config, parse
+from pipeline.errors import UserError
 from pipeline.launch import run_job
 from pipeline.loop import run_loop
 from pipeline.moons.data import moons, pack_moons
 from pipeline.moons.methods import Batches, Points, meta_pseudo_labels, supervised
 from pipeline.moons.networks import Networks
+from pipeline.shards.pack import pack
+
+CONFIG = Path(__file__).parents[1] / "configs" / "two_moons.yaml"
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +72,35 @@ def test_a_run_counts_the_seeds_that_each_method_separates(tmp_path: Path) -> No
     for name in ("supervised", "pseudo_label", "uda", "off", "meta", "wrong_sign"):
         assert 0 <= final[f"{name}_separated"] <= 2
         assert len(final["accuracy"][name]) == 2
-    (picture,) = (tmp_path / "run").glob("moons-*/two_moons.png")
-    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "run" / final["picture"]).read_bytes().startswith(b"\x89PNG")
     assert moons_table(final).row_count == 6
+
+
+def test_other_data_than_points_of_two_classes_is_refused(tmp_path: Path) -> None:
+    for split in ("labeled", "unlabeled", "val", "test"):
+        for name in ("a", "b"):
+            folder = tmp_path / split / name
+            folder.mkdir(parents=True)
+            np.save(folder / "0.npy", np.array([len(split), ord(name), 0.5], np.float32))
+        pack(tmp_path / split, tmp_path / "packed", split=split)
+    raw = {
+        "method": "two_moons",
+        "data": {"root": str(tmp_path / "packed")},
+        "runtime": {"device": "cpu", "threads": 1},
+    }
+    with pytest.raises(UserError, match=r"2 classes of vectors of length 3; method two_moons needs"):
+        run_loop(parse(Config, raw, "tests"), tmp_path / "run", run_stage=run_job)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_feedback_alone_brings_the_labels_to_the_moons(tmp_path: Path) -> None:
+    """20 seeds of the shipped config, in which a teacher meets labels through its student's progress only."""
+    pack_moons(tmp_path / "moons")
+    final = run_loop(load_config(CONFIG, [f"data.root={tmp_path / 'moons'}"]), tmp_path / "run", run_stage=run_job)[
+        "final"
+    ]
+    print({name: count for name, count in final.items() if name != "accuracy"})
+    assert final["meta_separated"] >= 18
+    for control in ("supervised", "pseudo_label", "off", "wrong_sign"):
+        assert final[f"{control}_separated"] == 0

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from stages import outputs, run, train_job
 
-from pipeline.config import Config
+from pipeline.config import SHARED, Config, parse
 from pipeline.errors import UserError
 from pipeline.launch import run_job
 from pipeline.loop import run_loop
@@ -27,6 +27,15 @@ def on(config: Config, root: Path) -> Config:
     return config.model_copy(update={"data": config.data.model_copy(update={"root": root})})
 
 
+def shorter_meta(config: Config) -> Config:
+    """The same images by Meta Pseudo Labels."""
+    raw = config.model_dump(mode="json")
+    student = {**raw["student"], "steps": 20, "warmup_steps": 2, "loss_normalization": "labeled"}
+    shared = {key: student[key] for key in SHARED}
+    meta = {"method": "meta", "student": student, "teacher": {**raw["teacher"], **shared, "warmup_steps": 2}}
+    return parse(Config, {**raw, **meta}, "tests")
+
+
 def test_a_student_is_the_same_without_the_truth(
     digits: Config, selection: Path, student: Path, packed: Path, tmp_path: Path
 ) -> None:
@@ -35,13 +44,18 @@ def test_a_student_is_the_same_without_the_truth(
     assert outputs(run(job)) == outputs(student)
 
 
-def test_test_images_are_read_by_the_last_stage_alone(digits: Config, packed: Path, tmp_path: Path) -> None:
-    """Garbage of equal size and time in the place of the test shard: the index beside it still describes it."""
+@pytest.mark.parametrize("method", ["noisy_student", "meta"])
+def test_test_images_are_read_by_the_last_stage_alone(
+    digits: Config, packed: Path, tmp_path: Path, method: str
+) -> None:
+    """And the truth about unlabeled images by none. Garbage of equal size and time in the place of the test shard: the
+    index beside it still describes it."""
     for tar in packed.glob("test-*.tar"):
         before = tar.stat()
         tar.write_bytes(os.urandom(before.st_size))
         os.utime(tar, ns=(before.st_atime_ns, before.st_mtime_ns))
-    config = on(digits, packed)
+    shutil.rmtree(packed / "truth")
+    config = on(digits if method == "noisy_student" else shorter_meta(digits), packed)
     config = config.model_copy(update={"data": config.data.model_copy(update={"cache_dir": tmp_path / "cache"})})
     with pytest.raises(UserError, match=r"test-000000.*not a readable image"):
         run_loop(config, tmp_path / "run", run_stage=run_job)

@@ -9,7 +9,7 @@ the parameters of the Prefect flows.
 from pipeline.config.data import SPLITS, Data, Split
 from pipeline.config.labels import Label, Select
 from pipeline.config.meta import SHARED, Adjuster, Meta, TwoMoons
-from pipeline.config.run import Config, Evaluate, Rounds, Runtime, load_config
+from pipeline.config.run import Config, Evaluate, Rounds, Runtime, load_config, unread_keys
 from pipeline.config.section import Precision, Scalar, Section, dump_yaml, parse, semantic
 from pipeline.config.training import Finetune, Optimizer, Start, StrongView, Training, WeakView
 
@@ -40,4 +40,5 @@ __all__ = [
     "load_config",
     "parse",
     "semantic",
+    "unread_keys",
 ]

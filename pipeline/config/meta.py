@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from pipeline.config.section import Fraction, NonNegative, Positive, Probability, Section, off_is_a_word
 from pipeline.config.training import Optimizer
@@ -54,7 +54,9 @@ class Meta(Section):
     adjuster: Adjuster = Adjuster()
     """The small network, with `teacher: adjuster`."""
     scale: float = 1.0
-    """Factor on the feedback. 0 measures it and does not use it; -1 is the wrong sign: controls, both."""
+    """Factor on the feedback's loss, which is a mean over the unlabeled images of a step; their number as factor would
+    make it the gradient through the student's step. Controls: 0 measures feedback without using it, -1 is the wrong
+    sign."""
     baseline_decay: Probability = 0.99
     """Of the moving average of the feedback that is subtracted from it."""
     labeled_weight: Annotated[float, Field(ge=0)] = 1.0
@@ -103,3 +105,9 @@ class TwoMoons(Section):
     """Accuracy on test from which the moons count as separated."""
     meta: Meta = Meta(uda_weight=1.0, uda_steps=0, uda_threshold=0.0, uda_temperature=1.0)
     """The feedback and the consistency loss."""
+
+    @model_validator(mode="after")
+    def _teacher_is_a_network(self) -> TwoMoons:
+        if self.meta.teacher != "network":
+            raise ValueError("meta.teacher is adjuster, but points have no stored predictions; set it to network")
+        return self

@@ -21,6 +21,7 @@ from pipeline.config.section import (
     Section,
     operational,
     parse,
+    semantic,
     set_key,
 )
 from pipeline.config.training import Finetune, Training
@@ -140,7 +141,8 @@ class Config(Section):
             return self
         if self.rounds.overrides:
             raise ValueError(f"rounds.overrides is set, but method {self.method} has no rounds; drop it")
-        for name, training in (("teacher", self.teacher), ("student", self.student)):
+        alone = self.meta.teacher == "adjuster"  # its round-0 teacher is trained as any other
+        for name, training in (("student", self.student), *(() if alone else (("teacher", self.teacher),))):
             if training.start is not None and training.start.mode != "init":
                 raise ValueError(f"{name}.start.mode is {training.start.mode}, but here it can be init only")
         if self.student.accumulation > 1:
@@ -151,7 +153,9 @@ class Config(Section):
             raise ValueError("meta.student_wait and student.warmup_steps leave the student no steps; lower them")
         if self.meta.teacher == "adjuster" and self.method == "uda":
             raise ValueError("meta.teacher is adjuster, which learns from a student; set method to meta")
-        for name in SHARED if self.meta.teacher == "network" else ():
+        if alone and self.teacher.unlabeled_ratio:
+            raise ValueError("the round-0 teacher has no pseudo-labels to train on; set teacher.unlabeled_ratio to 0")
+        for name in SHARED if not alone else ():
             ours, theirs = getattr(self.teacher, name), getattr(self.student, name)
             if ours != theirs:
                 raise ValueError(f"teacher.{name} is {ours}, but teacher and student share the student's; drop it")
@@ -184,6 +188,33 @@ class Config(Section):
         for number in range(1, len(self.rounds.overrides) + 1):
             self.for_round(number)  # a wrong key or value shows before the first round
         return self
+
+
+_UNREAD = {
+    "noisy_student": ("meta", "two_moons"),
+    "meta": ("select", "rounds", "two_moons"),
+    "uda": ("label", "select", "student", "rounds", "two_moons"),
+    "two_moons": ("teacher", "label", "select", "student", "rounds", "meta", "finetune", "evaluate"),
+}
+"""Sections that a method does not read. Of the student's, UDA reads those in SHARED."""
+
+
+def unread_keys(config: Config) -> list[str]:
+    """Keys that differ from their defaults and that the config's method does not read, such as `select.threshold`."""
+    ours, defaults = (semantic(c) for c in (config, Config(method=config.method)))
+    sections = _UNREAD[config.method]
+    if config.method == "meta" and config.meta.teacher == "network":
+        sections = ("label", *sections)
+    keys = [key for name in sections for key in _changed(ours[name], defaults[name], name)]
+    return [
+        key for key in keys if not (config.method == "uda" and key.split(".")[:2] in [["student", s] for s in SHARED])
+    ]
+
+
+def _changed(value: Any, default: Any, key: str) -> list[str]:
+    if isinstance(value, dict) and isinstance(default, dict) and value.keys() == default.keys():
+        return [changed for name in value for changed in _changed(value[name], default[name], f"{key}.{name}")]
+    return [] if value == default else [key]
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:

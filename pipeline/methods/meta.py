@@ -10,19 +10,20 @@ from pipeline.run import RoundReport, Run
 def meta_pseudo_labels(run: Run, on_round: OnRound) -> list[RoundReport]:
     """A teacher and its student, trained together (Pham 2021).
 
-    With `meta.teacher: adjuster` round 0 trains a big teacher and stores its predictions, which the stage adjusts
-    (Reduced Meta Pseudo Labels).
+    The teacher's weights are its last; `keep: best` is about the student. With `meta.teacher: adjuster` round 0 trains
+    a big teacher and stores its predictions, which the stage adjusts (Reduced Meta Pseudo Labels).
     """
     from pipeline.train.meta_stage import TEACHER
 
     config, labels = run.config, None
+    training = shared_teacher(config).model_copy(update={"keep": "last"})
     if config.meta.teacher == "adjuster":
         teacher = train_teacher(run)
         on_round(teacher)
         labels = run.label(1, [teacher.train])
-        folder = run.train_meta(shared_teacher(config), config.student, labels)
+        folder = run.train_meta(training, config.student, labels)
     else:
-        folder = run.train_meta(shared_teacher(config), config.student)
+        folder = run.train_meta(training, config.student)
         teacher = run.report("teacher", 0, folder / TEACHER)
         on_round(teacher)
     student = run.report("student", 1, folder, labels)

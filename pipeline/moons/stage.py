@@ -10,12 +10,13 @@ from torch import Tensor
 
 from pipeline import progress
 from pipeline.config import semantic
+from pipeline.errors import UserError
 from pipeline.jobs import MoonsJob
 from pipeline.moons.methods import Points, Tick, meta_pseudo_labels, pseudo_label, supervised, uda
 from pipeline.moons.networks import Networks
 from pipeline.moons.plot import draw_boundaries
 from pipeline.runtime import describe
-from pipeline.shards.dataset import open_split
+from pipeline.shards.dataset import Dataset, open_split
 from pipeline.shards.read import read_vectors
 from pipeline.stage import environment, open_stage, write_bytes, write_json
 
@@ -43,9 +44,9 @@ def run_moons(job: MoonsJob) -> None:
     config = job.two_moons
     labeled, test = open_split(job.data, "labeled"), open_split(job.data, "test")
     points = Points(
-        labeled=torch.from_numpy(read_vectors(labeled)),
+        labeled=_read(labeled),
         labels=torch.from_numpy(labeled.labels.astype(np.int64)),
-        unlabeled=torch.from_numpy(read_vectors(open_split(job.data, "unlabeled"))),
+        unlabeled=_read(open_split(job.data, "unlabeled")),
     )
     seeds = [job.seed + number for number in range(config.num_seeds)]
     tick = _ticker(job, num_methods=6)
@@ -61,7 +62,7 @@ def run_moons(job: MoonsJob) -> None:
         "meta": meta,
         "wrong_sign": wrong,
     }
-    found = torch.from_numpy(read_vectors(test)), torch.from_numpy(test.labels.astype(np.int64))
+    found = _read(test), torch.from_numpy(test.labels.astype(np.int64))
     accuracies = {name: _accuracy(model, *found) for name, model in models.items()}
     figures: dict[str, Any] = {"num_seeds": config.num_seeds}
     for name, values in accuracies.items():
@@ -69,6 +70,17 @@ def run_moons(job: MoonsJob) -> None:
     write_json(job.out / RESULT, {**figures, "accuracy": accuracies})
     write_bytes(job.out / PICTURE, draw_boundaries(models, accuracies, points, found))
     stage.finish(**figures)
+
+
+def _read(dataset: Dataset) -> Tensor:
+    """Points [N, 2]."""
+    points = read_vectors(dataset)
+    if points.shape[1] != 2 or len(dataset.classes) != 2:
+        raise UserError(
+            f"{dataset.shards[0].path} holds {len(dataset.classes)} classes of vectors of length {points.shape[1]}; "
+            "method two_moons needs 2 classes of points in the plane (python -m pipeline.moons.data writes them)"
+        )
+    return torch.from_numpy(points)
 
 
 @torch.no_grad()

@@ -157,9 +157,14 @@ def learning_curves(losses: Sequence[Curve], accuracies: Sequence[Curve]) -> byt
     return drawing.png
 
 
-def feedback_curves(curves: Mapping[str, Curve]) -> bytes:
+def feedback_curves(curves: Mapping[str, Curve], unit: str) -> bytes:
     """What a student's progress told its teacher, by the names of metrics.jsonl: the feedback with its baseline, the
-    cosine of the two gradients, and how large the feedback's gradient was beside the consistency loss's."""
+    cosine of the two gradients, and how large the feedback's gradient was beside the consistency loss's.
+
+    Args:
+        curves: Under `feedback`, `baseline`, `cosine` and `ratio`; the last two may be missing.
+        unit: What the feedback is.
+    """
     with canvas(2, height=3.2) as drawing:
         left, right = drawing.axes
         _, x, h = curves["feedback"]
@@ -172,7 +177,7 @@ def feedback_curves(curves: Mapping[str, Curve]) -> bytes:
         if "ratio" in curves:
             right.plot(curves["ratio"][1], smoothed(curves["ratio"][2]), color=SECOND, label="|feedback| / |UDA|")
         right.axhline(0, color=MUTED, lw=1)
-        left.set(title="Feedback", xlabel="step", ylabel="fall of the labeled loss (nats)", xlim=(0, None))
+        left.set(title="Feedback", xlabel="step", ylabel=unit, xlim=(0, None))
         right.set(title="Gradients", xlabel="step", xlim=(0, None))
         _legends(drawing.axes)
     return drawing.png

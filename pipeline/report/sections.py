@@ -124,8 +124,10 @@ def _curve(train: Trained, lines: Sequence[Mapping[str, float]], key: str) -> pl
 
 
 def _meta_plots(run: Run) -> list[bytes]:
-    """Of a student that was trained together with its teacher."""
-    train = next((t for t in run.trainings if any("student_loss" in line for line in t.losses)), None)
+    """Of a teacher with a consistency loss, or of a student that was trained together with one."""
+    train = next(
+        (t for t in run.trainings if any({"student_loss", "mask_rate"} & line.keys() for line in t.losses)), None
+    )
     if train is None:
         return []
     curves = {name: _measured(train, name) for name in ("feedback", "baseline", "cosine")}
@@ -141,7 +143,8 @@ def _meta_plots(run: Run) -> list[bytes]:
     accuracies = [_curve(train, [x for x in lines if key in x], key) for key in of_both]
     named = [(text, *curve[1:]) for text, curve in zip(of_both.values(), accuracies, strict=True) if len(curve[1])]
     both = plots.teacher_and_student([s for s in shares if len(s[1])], named)
-    return [plots.feedback_curves(found), both] if "feedback" in found else [both]
+    unit = "cosine of gradients" if run.config.meta.feedback == "cosine" else "fall of the labeled loss (nats)"
+    return [plots.feedback_curves(found, unit), both] if "feedback" in found else [both]
 
 
 def _measured(train: Trained, name: str) -> plots.Curve:

@@ -54,7 +54,7 @@ def judge(run: Run) -> Verdict:
         return Verdict((chosen, "This run is not finished: test has not been evaluated."), {}, finished=False)
     final = run.test[FINAL]
     head = f"{100 * final.top1:.1f}% of {final.num_samples:,} test images"
-    if round_ == 0:
+    if round_ == 0 and (run.config.method == "noisy_student" or run.config.meta.teacher == "adjuster"):
         had_students = any(train.role == "student" for train in run.trainings)
         why = (
             "No student beat the round 0 teacher on val, so the teacher is the final model; it"
@@ -63,10 +63,10 @@ def judge(run: Run) -> Verdict:
         )
         sentence = f"{why} is right on {head}."
         return Verdict((sentence,), {}, finished=True)
-    others = [name for name in (TEACHER, CONTROL) if name in run.test]
+    others = [name for name in (TEACHER, CONTROL) if name in run.test and (name != TEACHER or round_ > 0)]
     gains = {name: _gain(name, run.test, run.test_predictions) for name in others}
     leads = " and ".join(f"{_say(gain)} {_NAMES[name]}" for name, gain in gains.items())
-    sentences = [f"The final model, of round {round_}, is right on {head}: {leads}."]
+    sentences = [f"The final model, of round {round_}, is right on {head}{': ' if leads else ''}{leads}."]
     if CONTROL in gains:
         sentences.append(_conclude(gains[CONTROL]))
     elif run.config.evaluate.control:

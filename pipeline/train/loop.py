@@ -104,6 +104,10 @@ class Loop(ABC):
             if stopping:
                 raise Interrupted(f"stopped after step {self.step} of {training.steps}; the state is saved")
 
+    def rates(self, step: int) -> dict[str, float]:
+        """The learning rates of a step, as they are logged."""
+        return {"lr": lr_at(step, self.training)}
+
     def resume(self) -> None:
         """Go on from the newest checkpoint, if there is one; metrics.jsonl is cut back to its step."""
         state = self.checkpoints.load_last()
@@ -135,7 +139,7 @@ class Loop(ABC):
 
     def _log(self, step: int) -> None:
         self._stop_if_not_finite()
-        line = {"step": step + 1, "lr": lr_at(step, self.training), **self.meter.take()}
+        line = {"step": step + 1, **self.rates(step), **self.meter.take()}
         self._append("metrics.jsonl", line)
         text = f"loss {line['loss']:.3f}  val {self.best[0]:.1%}" if self.best[1] else f"loss {line['loss']:.3f}"
         if self.accelerator.is_main_process:

@@ -11,6 +11,10 @@ To first order h is the student's labeled loss before its step less that after i
 the teacher makes its labels likelier: REINFORCE, with the student's progress as reward and a moving average b of it as
 baseline.
 
+In expectation and to first order, h times that gradient is the gradient of the student's labeled loss in T through the
+student's step, divided by U: both cross-entropies are means over the U unlabeled images, as in the published code.
+That is one reason why the feedback's gradient is small beside the others', and `meta.scale` is a factor on it.
+
 Shapes: L labeled images, U unlabeled ones, C classes. Leading dimensions "..." are independent networks side by side
 (one, without such a dimension, in all but the two moons), whose losses add up. Logits are float32: Accelerate converts
 what autocast computes.
@@ -21,6 +25,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -103,6 +108,8 @@ def meta_step(
         h, of_student = student_step(student, batch, labels_hat, meta, student_lr)
         measured |= of_student
         if h is not None:
+            if teacher.accelerator.mixed_precision == "fp16":  # a probe that overflowed says nothing, as a skipped step
+                h = torch.where(h.isfinite(), h, baseline.value if baseline.value is not None else 0.0)
             used = baseline.value if baseline.value is not None else h
             advantage = meta.scale * baseline.advantage(h)
             loss = loss + (advantage * mean_cross_entropy(answer.logits, labels_hat)).sum()
@@ -193,10 +200,13 @@ def student_step(
     The feedback is that of a plain gradient step of size `lr`: momentum and weight decay are left out of it. It is None
     where it is off or fp16 skipped the update. The student meets labeled images here only, and keeps nothing of them.
     """
-    before = labeled_loss(student, batch) if meta.feedback == "finite-difference" else None
     logits = student.model(batch.strong)
     loss = mean_cross_entropy(logits, labels_hat, student.training.label_smoothing)
     student.accelerator.backward(loss.sum())
+    before = None
+    if meta.feedback == "finite-difference":  # after the forward pass, which moves BatchNorm statistics
+        student.average_statistics()
+        before = labeled_loss(student, batch)
     student.unscale()
     unlabeled = _gradients_of(student) if meta.feedback in ("exact", "cosine") else []
     student.clip()
@@ -210,7 +220,7 @@ def student_step(
     labeled = labeled_gradient(student, batch)
     leading = logits.dim() - 2
     product = inner(labeled, unlabeled, leading)
-    norms = (inner(labeled, labeled, leading) * inner(unlabeled, unlabeled, leading)).sqrt()
+    norms = inner(labeled, labeled, leading).sqrt() * inner(unlabeled, unlabeled, leading).sqrt()
     cosine = product / norms.clamp_min(torch.finfo(norms.dtype).tiny)
     h = cosine if meta.feedback == "cosine" else lr * product
     return h, {**measured, "cosine": cosine.mean()}
@@ -222,10 +232,10 @@ def labeled_gradient(student: Network, batch: MetaBatch) -> list[Tensor]:
     BatchNorm takes the batch's statistics, as in the step before, and does not remember them; there is no dropout.
     """
     scale = _FP16_SCALE if student.accelerator.mixed_precision == "fp16" else 1.0
-    with probing(student.raw_model):
+    with probing(student.raw_model), student.accelerator.autocast():  # a compiled model's own forward has none
         logits = student.raw_model(batch.labeled)
-    loss = mean_cross_entropy(logits, batch.labels).sum() * scale
-    gradients = list(torch.autograd.grad(loss, _trained(student)))
+    loss = mean_cross_entropy(logits.to(torch.promote_types(logits.dtype, torch.float32)), batch.labels).sum() * scale
+    gradients = list(torch.autograd.grad(loss, _trained(student), allow_unused=True, materialize_grads=True))
     student.ranks.average(gradients)
     return gradients if scale == 1 else [g / scale for g in gradients]
 
@@ -236,7 +246,7 @@ def labeled_loss(student: Network, batch: MetaBatch) -> Tensor:
     represent them, and in eval mode, because statistics of a batch would differ more than the weights do."""
     student.raw_model.eval()
     with torch.autocast(batch.labeled.device.type, enabled=False):
-        loss = mean_cross_entropy(_unwrapped(student.raw_model)(batch.labeled), batch.labels)
+        loss = mean_cross_entropy(_forward(student.raw_model)(batch.labeled), batch.labels)
     student.train_mode()
     student.ranks.average([loss])
     return loss
@@ -277,7 +287,6 @@ def _gradients_of(network: Network) -> list[Tensor]:
     return [p.grad.clone() if p.grad is not None else torch.zeros_like(p) for p in _trained(network)]
 
 
-def _unwrapped(model: nn.Module) -> Any:
-    """`model` without the autocast that Accelerate put around its forward."""
-    forward = getattr(model, "_original_forward", None)
-    return forward if forward is not None else model
+def _forward(model: nn.Module) -> Any:
+    """The forward of the model's class, without the autocast that Accelerate put around the instance's."""
+    return partial(type(model).forward, model)

@@ -93,7 +93,8 @@ def _write_teacher(
         setting.predict_val(teacher.ema.model, info)  # its share of the evaluation
         return
     out = job.out / TEACHER
-    config, env = {**config, "training": config["teacher"]}, environment(**describe(job.runtime))
+    config = {**config, "training": config["teacher"], "student": config["training"]}
+    env = environment(**describe(job.runtime))
     stage = open_stage(out, "train", config, inputs, env, accept_environment=job.accept_environment)
     sha256 = setting.write(out, teacher.ema.model, info)
     if not stage.complete:

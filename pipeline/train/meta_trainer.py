@@ -68,6 +68,11 @@ class MetaTrainer(Loop):
         """Rises linearly from 0 over `meta.uda_steps`."""
         return self.meta.uda_weight * min(step / max(self.meta.uda_steps, 1), 1.0)
 
+    def rates(self, step: int) -> dict[str, float]:
+        """The student's learning rate, and its teacher's."""
+        of_teacher = lr_at(step, self.teacher.training)
+        return {"lr": self.student_lr(step), "teacher_lr": of_teacher} if self.student else {"lr": of_teacher}
+
     def student_lr(self, step: int) -> float:
         """0 while the student waits; its schedule takes the steps that are left."""
         wait = self.meta.student_wait

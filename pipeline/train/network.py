@@ -51,12 +51,15 @@ class Network:
         set_lr(self.optimizer, lr)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        # BatchNorm statistics: every rank averages, evaluates and saves the same model.
-        self.ranks.average([b for b in self.raw_model.buffers() if b.is_floating_point()])
+        self.average_statistics()
         if self.optimizer.step_was_skipped:
             return False
         self.ema.update()
         return True
+
+    def average_statistics(self) -> None:
+        """BatchNorm statistics over ranks: every rank averages, evaluates and saves the same model."""
+        self.ranks.average([b for b in self.raw_model.buffers() if b.is_floating_point()])
 
     def train_mode(self) -> None:
         """Train mode, with the frozen layers as they must be."""

@@ -224,6 +224,15 @@ def test_a_teacher_that_no_student_beats_is_no_gain(run: Path) -> None:
     assert not verdict.gains
 
 
+def test_a_teacher_trained_together_with_its_student_is_held_against_the_control(run: Path) -> None:
+    edit(run / "result.json", lambda r: r["final"].update(round=0))
+    seen = read_run(run)
+    config = seen.config.model_copy(update={"method": "meta"})
+    verdict = judge(type(seen)(**{**vars(seen), "config": config}))
+    assert set(verdict.gains) == {"control"}
+    assert "a control trained as long" in verdict.sentences[0]
+
+
 def test_without_a_test_split_the_run_is_finished_all_the_same(run: Path) -> None:
     edit(run / "result.json", lambda r: r["final"].update(test={}))
     seen = read_run(run)

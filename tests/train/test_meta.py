@@ -10,6 +10,7 @@ from dataclasses import replace
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -163,12 +164,18 @@ def test_another_label_for_the_teacher_than_the_students_breaks_the_identity(
     assert cosine(wrong, exact) < 0.9
 
 
-def test_soft_labels_of_its_own_teach_the_teacher_nothing(teacher: Network, batch: MetaBatch) -> None:
-    """The gradient of the published code: exactly zero."""
+def test_the_step_teaches_where_soft_labels_of_its_own_would_teach_nothing(
+    teacher: Network, student: Network, batch: MetaBatch
+) -> None:
+    """The published code's term has a gradient of exactly zero; the step's moves the teacher with no other loss."""
     logits = teacher.raw_model(batch.strong)
-    loss = -(F.softmax(logits.detach(), -1) * F.log_softmax(logits, -1)).sum(-1).mean()
-    gradient = flat(torch.autograd.grad(loss, list(teacher.raw_model.parameters())))
-    assert gradient.norm() < 1e-15
+    published = -(F.softmax(logits.detach(), -1) * F.log_softmax(logits, -1)).sum(-1).mean()
+    assert flat(torch.autograd.grad(published, list(teacher.raw_model.parameters()))).norm() < 1e-15
+    before, baseline = weights(teacher), Baseline(0.99)
+    baseline.value = torch.zeros(())
+    meta = Meta(labeled_weight=0.0)
+    meta_step(teacher, student, batch, meta, baseline, uda_weight=0.0, teacher_lr=1.0, student_lr=0.1)
+    assert (weights(teacher) - before).norm() > 1e-5
 
 
 def expected_update(scale: float, eta: float, batch: MetaBatch) -> tuple[Tensor, Tensor]:
@@ -237,6 +244,30 @@ def test_a_learning_rate_of_zero_gives_no_feedback(batch: MetaBatch) -> None:
     assert feedback("finite-difference", 0.0, batch) == 0
 
 
+def test_a_finite_difference_does_not_see_batchnorm_statistics_move() -> None:
+    """Both losses are taken under the same ones, although the student's forward pass between them changes them."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(16, 3)).train()
+    labeled, strong = torch.randn(6, 3, 4, 4), 3 + torch.randn(6, 3, 4, 4)
+    batch = MetaBatch(labeled, torch.tensor([0, 1, 2, 0, 1, 2]), strong, strong, torch.rand(6), torch.empty(6, 0))
+    meta = Meta(feedback="finite-difference")
+    h, _ = step.student_step(network(model), batch, torch.tensor([0, 2, 1, 1, 0, 2]), meta, 0.0)
+    assert h == 0
+
+
+def test_a_probe_that_overflowed_in_fp16_changes_neither_teacher_nor_baseline(
+    teacher: Network, student: Network, batch: MetaBatch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Accelerator, "mixed_precision", "fp16")
+    monkeypatch.setattr(step, "student_step", lambda *_: (torch.tensor(torch.inf), {}))
+    before, baseline = weights(teacher), Baseline(0.99)
+    baseline.value = torch.tensor(0.5)
+    meta = Meta(labeled_weight=0.0)
+    meta_step(teacher, student, batch, meta, baseline, uda_weight=0.0, teacher_lr=1.0, student_lr=0.1)
+    assert torch.equal(weights(teacher), before)
+    assert float(baseline.value) == 0.5
+
+
 def test_a_waiting_student_gives_no_feedback_and_stays_as_it_is(
     teacher: Network, student: Network, batch: MetaBatch
 ) -> None:
@@ -281,6 +312,31 @@ def test_the_probe_leaves_batchnorm_and_dropout_as_they_were() -> None:
     step.labeled_loss(student, batch)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert all(module.training for module in model.modules())
+
+
+def test_the_probe_autocasts_where_nothing_has_patched_the_models_forward(batch: MetaBatch) -> None:
+    """A compiled model: Accelerate patches the compiled one, and the probe calls the other."""
+    torch.set_default_dtype(torch.float32)
+    seen: list[bool] = []
+
+    class Plain(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.unused = nn.Linear(SIZE, NUM_CLASSES), nn.Linear(2, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            seen.append(torch.is_autocast_enabled("cpu"))
+            out: Tensor = self.layer(x)
+            return out
+
+    student = network(Plain())
+    AcceleratorState._reset_state(True)
+    student = replace(student, accelerator=Accelerator(cpu=True, mixed_precision="bf16"))
+    gradients = step.labeled_gradient(student, replace(batch, labeled=batch.labeled.float()))
+    AcceleratorState._reset_state(True)
+    assert seen == [True]
+    assert all(g.dtype == torch.float32 for g in gradients)
+    assert float(gradients[2].norm()) == 0  # what the forward pass does not use has a gradient of 0
 
 
 # ------------------------------------------------------------------------------------------------------------ its parts

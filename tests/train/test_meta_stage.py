@@ -21,6 +21,8 @@ from pipeline.loop import run_loop
 from pipeline.methods.meta import shared_teacher
 from pipeline.models.folder import load_model, model_digest
 from pipeline.report import write_report
+from pipeline.report.read import read_run
+from pipeline.report.verdict import judge
 from pipeline.stage import stage_record
 from train.test_ranks import in_two, run_ranks
 from train.tiny import register
@@ -91,6 +93,8 @@ def test_the_stage_holds_student_and_teacher_as_models(whole: Path) -> None:
 def test_metrics_show_the_feedback_and_both_accuracies(whole: Path) -> None:
     losses = [line for line in lines(whole) if "loss" in line]
     assert losses[0]["feedback"] is None  # the student waits for 5 steps
+    assert losses[0]["lr"] == 0 < losses[0]["teacher_lr"]
+    assert losses[1]["lr"] > 0
     for line in losses[1:]:
         assert {"feedback", "baseline", "cosine", "feedback_gradient", "uda_gradient", "mask_rate"} <= set(line)
         assert -1 <= line["cosine"] <= 1
@@ -170,10 +174,12 @@ def run_here(config: Config, folder: Path) -> dict[str, Any]:
 def test_a_run_ends_with_teacher_student_and_finetune(config: Config, tmp_path: Path) -> None:
     raw = config.model_dump(mode="json")
     raw["finetune"] = {"image_size": 8, "steps": 10, "batch_size": 32}
+    raw["student"]["keep"] = raw["teacher"]["keep"] = "best"
     result = run_here(parse(Config, raw, "tests"), tmp_path / "run")
     assert [(r["round"], r["role"]) for r in result["rounds"]] == [(0, "teacher"), (1, "student"), (2, "finetune")]
     student, finetune = (tmp_path / "run" / entry["train_dir"] for entry in result["rounds"][1:])
     assert stage_record(finetune)["inputs"]["start"] == model_digest(student)
+    assert stage_record(student / "teacher")["config"]["training"]["keep"] == "last"
     final = result["final"]
     assert all(0 < final[key] <= 1 for key in ("test_top1", "teacher_test_top1", "control_test_top1"))
     record = stage_record(tmp_path / "run" / final["control_dir"])
@@ -183,10 +189,19 @@ def test_a_run_ends_with_teacher_student_and_finetune(config: Config, tmp_path: 
     assert page.count("Curves of a teacher and a student") == 2
 
 
-def test_uda_runs_alone(config: Config, tmp_path: Path) -> None:
-    result = run_here(config.model_copy(update={"method": "uda"}), tmp_path / "run")
-    assert [r["role"] for r in result["rounds"]] == ["teacher"]
-    assert result["final"]["test_top1"] == result["final"]["teacher_test_top1"]
+def test_uda_runs_alone_and_trains_the_teacher_of_a_run_without_feedback(config: Config, tmp_path: Path) -> None:
+    uda = run_here(config.model_copy(update={"method": "uda"}), tmp_path / "uda")
+    assert [r["role"] for r in uda["rounds"]] == ["teacher"]
+    assert uda["final"]["test_top1"] == uda["final"]["teacher_test_top1"]
+    assert 0 < uda["final"]["control_test_top1"] <= 1
+    gains = judge(read_run(tmp_path / "uda")).gains
+    assert set(gains) == {"control"}
+    meta = config.meta.model_copy(update={"feedback": "off"})
+    evaluate = config.evaluate.model_copy(update={"control": False})
+    off = run_here(config.model_copy(update={"meta": meta, "evaluate": evaluate}), tmp_path / "off")
+    of = [tmp_path / name / run["rounds"][0]["train_dir"] for name, run in (("uda", uda), ("off", off))]
+    first, second = (load_file(folder / "model.safetensors") for folder in of)
+    assert all(torch.equal(first[name], second[name]) for name in first)
 
 
 def test_reduced_meta_adjusts_the_stored_labels_of_a_big_teacher(config: Config, tmp_path: Path) -> None:
