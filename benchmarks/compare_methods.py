@@ -13,9 +13,9 @@ from __future__ import annotations
 import argparse
 import json
 import signal
+import statistics
 import subprocess
 import sys
-import time
 from dataclasses import dataclass
 from operator import itemgetter
 from pathlib import Path
@@ -76,33 +76,33 @@ def main() -> None:
 
 
 def go_on(folder: Path, method: Method, overrides: list[str]) -> None:
-    """Run or resume; the seconds of every attempt are a line of `times`."""
-    was_finished = is_finished(folder)
     command = [sys.executable, "-m", "flows.cli", "run", str(CONFIGS / method.config), "--no-prefect"]
     command += ["--run-dir", str(folder)]
     for override in (*method.overrides, *overrides):
         command += ["--set", override]
-    started = time.monotonic()
     with subprocess.Popen(command) as process:
         try:
             code = process.wait()
         except KeyboardInterrupt:
             process.terminate()  # saves, and ends
             code = process.wait()
-    if not was_finished:
-        with times(folder).open("a") as file:
-            file.write(f"{time.monotonic() - started:.0f}\n")
     if code:
         sys.exit(code)
-
-
-def times(folder: Path) -> Path:
-    return folder.with_name(f"{folder.name}.seconds")
 
 
 def is_finished(folder: Path) -> bool:
     path = folder / "result.json"
     return path.exists() and json.loads(path.read_text())["final"]["test_top1"] is not None
+
+
+def minutes(folder: Path) -> float:
+    """Of training, labeling and evaluation, each at the median pace of its stage: interruptions do not count."""
+    seconds = 0.0
+    for path in folder.rglob("timing.jsonl"):
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        pace = statistics.median(line["seconds"] / line["images"] for line in lines)
+        seconds += pace * sum(line["images"] for line in lines)
+    return seconds / 60
 
 
 def right(folder: Path) -> np.ndarray:
@@ -120,13 +120,12 @@ def print_table(runs: Path) -> None:
             if not is_finished(folder):
                 continue
             result = json.loads((folder / "result.json").read_text())
-            final, minutes = result["final"], sum(map(float, times(folder).read_text().split())) / 60
+            final = result["final"]
             low, high = final["test"]["final"]["interval"]
             vals = ", ".join(f"{entry['role']} {100 * entry['val_top1']:.1f}" for entry in result["rounds"])
             seed, test = folder.name.rpartition("-")[2], f"{100 * final['test_top1']:.2f}"
-            print(
-                f"| {method.title} | {seed} | {minutes:.1f} | {vals} | {test} | {100 * low:.1f} to {100 * high:.1f} |"
-            )
+            cells = (method.title, seed, f"{minutes(folder):.1f}", vals, test, f"{100 * low:.1f} to {100 * high:.1f}")
+            print("|", " | ".join(cells), "|")
     for seed in METHODS["exact"].seeds:
         exact, off = runs / f"exact-{seed}", runs / f"off-{seed}"
         if is_finished(exact) and is_finished(off):
