@@ -1,0 +1,96 @@
+"""What the step is made of: baseline, sampling, threshold, networks side by side, the adjuster."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pipeline.config import Meta
+from pipeline.models.adjuster import Adjuster
+from pipeline.train import meta as step
+from pipeline.train.meta import Baseline, MetaBatch, meta_step, sample_labels
+from pipeline.train.network import Network
+from train.meta.toys import NUM_CLASSES, NUM_LABELED, NUM_UNLABELED, SIZE, flat, mlp, network
+
+
+def test_the_baseline_begins_at_the_first_feedback_and_is_updated_after_use() -> None:
+    baseline = Baseline(0.9)
+    assert float(baseline.advantage(torch.tensor(2.0))) == 0
+    assert float(baseline.advantage(torch.tensor(3.0))) == 1
+    assert float(baseline.value) == pytest.approx(2.1)  # type: ignore[arg-type]
+
+
+@given(st.integers(0, 2**32 - 1))
+def test_labels_are_sampled_from_the_teachers_distribution(seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(1, NUM_CLASSES, generator=generator)
+    draws = (torch.arange(10_000) + 0.5) / 10_000
+    labels = sample_labels(logits.expand(10_000, -1), draws)
+    shares = torch.bincount(labels, minlength=NUM_CLASSES) / 10_000
+    torch.testing.assert_close(shares.double(), F.softmax(logits, -1)[0], atol=2e-4, rtol=0)
+
+
+def test_an_impossible_class_is_never_sampled() -> None:
+    logits = torch.tensor([[-torch.inf, 0.0, -torch.inf]])
+    for draw in (0.0, 0.5, 1 - 2.0**-24):
+        assert sample_labels(logits.float(), torch.tensor([draw])).tolist() == [1]
+
+
+def test_the_uda_threshold_is_applied_after_sharpening() -> None:
+    logits = torch.log(torch.tensor([[0.55, 0.45], [0.95, 0.05]]))
+    _, mask = step.uda_targets(logits, temperature=0.5, threshold=0.59)
+    assert mask.tolist() == [1.0, 1.0]
+    _, mask = step.uda_targets(logits, temperature=1.0, threshold=0.59)
+    assert mask.tolist() == [0.0, 1.0]
+
+
+def test_networks_side_by_side_take_the_steps_that_each_would_alone(batch: MetaBatch) -> None:
+    """With a leading dimension, as in the two moons: every network has its own feedback."""
+
+    class Mlps(nn.Module):
+        def __init__(self, models: list[nn.Module]) -> None:
+            super().__init__()
+            of = [dict(m.named_parameters()) for m in models]
+            stacked = {name: torch.stack([p[name].detach() for p in of]) for name in of[0]}
+            self.w0, self.b0 = nn.Parameter(stacked["0.weight"]), nn.Parameter(stacked["0.bias"])
+            self.w2, self.b2 = nn.Parameter(stacked["2.weight"]), nn.Parameter(stacked["2.bias"])
+
+        def forward(self, x: Tensor) -> Tensor:
+            hidden = torch.tanh(x @ self.w0.mT + self.b0[:, None])
+            return hidden @ self.w2.mT + self.b2[:, None]
+
+    def train(teacher: Network, student: Network, batch: MetaBatch) -> None:
+        baseline = Baseline(0.9)
+        for _ in range(3):
+            meta_step(teacher, student, batch, Meta(), baseline, uda_weight=0.5, teacher_lr=0.3, student_lr=0.3)
+
+    seeds, draws = (1, 2, 3), torch.rand(3, NUM_UNLABELED)
+    together = network(Mlps([mlp(s) for s in seeds])), network(Mlps([mlp(s + 10) for s in seeds]))
+    train(*together, replace(batch, draws=draws))
+    for place, seed in enumerate(seeds):
+        alone = network(mlp(seed)), network(mlp(seed + 10))
+        train(*alone, replace(batch, draws=draws[place]))
+        for one, all_ in zip(alone, together, strict=True):
+            mine = list(all_.raw_model.parameters())
+            theirs = list(one.raw_model.parameters())
+            torch.testing.assert_close(flat([p[place] for p in mine]), flat(theirs), rtol=1e-9, atol=1e-12)
+
+
+def test_an_adjuster_begins_with_the_big_teachers_distribution_and_learns() -> None:
+    adjuster, stored = Adjuster(NUM_CLASSES, 8), torch.tensor([[0.7, 0.2, 0.1], [0.1, 0.1, 0.8]])
+    torch.testing.assert_close(F.softmax(adjuster(stored), -1), stored)
+    teacher, student = network(adjuster), network(mlp(2))
+    torch.manual_seed(3)
+    images = torch.randn(NUM_LABELED, SIZE), torch.randn(NUM_UNLABELED, SIZE)
+    batch = MetaBatch(images[0], torch.tensor([0, 1, 2, 1]), images[1], images[1], torch.tensor([0.1, 0.9]), stored)
+    baseline = Baseline(0.9)
+    baseline.value = torch.zeros(())
+    meta = Meta(teacher="adjuster")
+    meta_step(teacher, student, batch, meta, baseline, uda_weight=0.0, teacher_lr=1.0, student_lr=0.5)
+    assert not torch.allclose(F.softmax(adjuster(stored), -1), stored)
