@@ -205,10 +205,11 @@ def unread_keys(config: Config) -> list[str]:
     sections = _UNREAD[config.method]
     if config.method == "meta" and config.meta.teacher == "network":
         sections = ("label", *sections)
-    keys = [key for name in sections for key in _changed(ours[name], defaults[name], name)]
-    return [
-        key for key in keys if not (config.method == "uda" and key.split(".")[:2] in [["student", s] for s in SHARED])
-    ]
+    if config.method == "uda":  # reads what its teacher has of the student's section
+        ours["student"], defaults["student"] = (
+            {name: value for name, value in c["student"].items() if name not in SHARED} for c in (ours, defaults)
+        )
+    return [key for name in sections for key in _changed(ours[name], defaults[name], name)]
 
 
 def _changed(value: Any, default: Any, key: str) -> list[str]:
