@@ -138,7 +138,7 @@ def _meta_plots(run: Run) -> list[bytes]:
         found["ratio"] = ("ratio", np.array([line["step"] for line in used], float), np.array(ratio, float))
     names = {"mask_rate": "sure enough for UDA", "student_agreement": "student agrees with the sampled label"}
     shares = [(text, *_measured(train, name)[1:]) for name, text in names.items()]
-    of_both = {"val_top1": "student", "teacher_val_top1": "teacher"}
+    of_both = {"val_top1": train.role, "teacher_val_top1": "teacher"}
     lines = train.evaluations
     accuracies = [_curve(train, [x for x in lines if key in x], key) for key in of_both]
     named = [(text, *curve[1:]) for text, curve in zip(of_both.values(), accuracies, strict=True) if len(curve[1])]

@@ -20,7 +20,7 @@ from pipeline.launch import run_job
 from pipeline.loop import run_loop
 from pipeline.methods.meta import shared_teacher
 from pipeline.models.folder import load_model, model_digest
-from pipeline.report import write_report
+from pipeline.report import plots, write_report
 from pipeline.report.read import read_run
 from pipeline.report.verdict import judge
 from pipeline.stage import stage_record
@@ -189,13 +189,19 @@ def test_a_run_ends_with_teacher_student_and_finetune(config: Config, tmp_path: 
     assert page.count("Curves of a teacher and a student") == 2
 
 
-def test_uda_runs_alone_and_trains_the_teacher_of_a_run_without_feedback(config: Config, tmp_path: Path) -> None:
+def test_uda_runs_alone_and_trains_the_teacher_of_a_run_without_feedback(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     uda = run_here(config.model_copy(update={"method": "uda"}), tmp_path / "uda")
     assert [r["role"] for r in uda["rounds"]] == ["teacher"]
     assert uda["final"]["test_top1"] == uda["final"]["teacher_test_top1"]
     assert 0 < uda["final"]["control_test_top1"] <= 1
     gains = judge(read_run(tmp_path / "uda")).gains
     assert set(gains) == {"control"}
+    shown: list[str] = []
+    monkeypatch.setattr(plots, "teacher_and_student", lambda _, curves: shown.extend(c[0] for c in curves) or b"")
+    write_report(tmp_path / "uda")
+    assert shown == ["teacher"]
     meta = config.meta.model_copy(update={"feedback": "off"})
     evaluate = config.evaluate.model_copy(update={"control": False})
     off = run_here(config.model_copy(update={"meta": meta, "evaluate": evaluate}), tmp_path / "off")
