@@ -7,6 +7,9 @@ For a teacher T, a student S, labeled images x_l with labels y_l, and unlabeled 
     h  = eta * <grad CE(y_l, S'(x_l)), grad CE(y^, S(x_u))>         what it did for the labeled loss (eq. 12)
     T' = T - eta_T * grad [CE(y_l, T(x_l)) + w UDA(x_u) + (h - b) CE(y^, T(x_u))]
 
+In h's term T(x_u) is the distribution that the labels are drawn from, `meta.label_temperature` included: of another one
+the expectation would depend on the baseline.
+
 To first order h is the student's labeled loss before its step less that after it. Where the step helped, h > 0 and
 the teacher makes its labels likelier: REINFORCE, with the student's progress as reward and a moving average b of it as
 baseline.
@@ -112,9 +115,12 @@ def meta_step(
                 h = torch.where(h.isfinite(), h, baseline.value if baseline.value is not None else 0.0)
             used = baseline.value if baseline.value is not None else h
             advantage = meta.scale * baseline.advantage(h)
-            loss = loss + (advantage * mean_cross_entropy(answer.logits, labels_hat)).sum()
+            score = mean_cross_entropy(
+                answer.logits / meta.label_temperature, labels_hat
+            )  # of what the labels are from
+            loss = loss + (advantage * score).sum()
             measured |= {"feedback": h.mean(), "baseline": used.mean()}
-            measured |= _gradients(answer, labels_hat, advantage)
+            measured |= _gradients(answer, labels_hat, advantage, meta.label_temperature)
     teacher.accelerator.backward(loss)
     teacher.unscale()
     grad_norm = teacher.clip()
@@ -181,11 +187,11 @@ def mean_cross_entropy(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -
 
 
 @torch.no_grad()
-def _gradients(answer: Answer, labels_hat: Tensor, advantage: Tensor) -> dict[str, Tensor]:
+def _gradients(answer: Answer, labels_hat: Tensor, advantage: Tensor, temperature: float) -> dict[str, Tensor]:
     """Norms of the two gradients in the teacher's logits, where both are known without another backward pass."""
     logits = answer.logits
-    errors = F.softmax(logits, -1) - F.one_hot(labels_hat, logits.shape[-1])
-    feedback = advantage[..., None, None] * errors / errors.shape[-2]
+    errors = F.softmax(logits / temperature, -1) - F.one_hot(labels_hat, logits.shape[-1])
+    feedback = advantage[..., None, None] * errors / (temperature * errors.shape[-2])
     return {"feedback_gradient": feedback.norm(), "uda_gradient": answer.uda_gradient}
 
 

@@ -7,6 +7,7 @@ import itertools
 from collections.abc import Callable
 from dataclasses import replace
 
+import pytest
 import torch
 from torch import Tensor
 from torch.func import functional_call
@@ -18,7 +19,7 @@ from pipeline.train.meta import Baseline, MetaBatch, inner, mean_cross_entropy, 
 from pipeline.train.network import Network
 from train.meta.toys import NUM_CLASSES, NUM_UNLABELED, flat, mlp, network, weights
 
-FEEDBACK_ONLY = Meta(uda_weight=0.0)
+FEEDBACK_ONLY = Meta(labeled_weight=0.0, uda_weight=0.0)
 
 
 def cosine(a: Tensor, b: Tensor) -> float:
@@ -118,37 +119,82 @@ def test_the_step_teaches_where_soft_labels_of_its_own_would_teach_nothing(
     assert (weights(teacher) - before).norm() > 1e-5
 
 
-def expected_update(scale: float, eta: float, batch: MetaBatch) -> tuple[Tensor, Tensor]:
-    """The whole step's expected change of the teacher's weights by feedback, and the exact meta-gradient."""
-    teacher, student = network(mlp(1)), network(mlp(2))
-    meta = FEEDBACK_ONLY.model_copy(update={"scale": scale})
-    exact = meta_gradient(teacher, student, batch, eta)
-    logits, before = teacher.raw_model(batch.strong), weights(teacher)
+def update_of(labels: Tensor, batch: MetaBatch, meta: Meta, eta: float, student_clip: float = 0.0) -> Tensor:
+    """What the step changes in the teacher's weights when its draws give these labels, with a baseline of 0.3."""
+    teacher, student, baseline = network(mlp(1)), network(mlp(2), clip_norm=student_clip), Baseline(0.99)
+    baseline.value = torch.tensor(0.3)
+    before = weights(teacher)
+    draws = draws_for(teacher.raw_model(batch.strong) / meta.label_temperature, labels)
+    rates = {"uda_weight": 0.0, "teacher_lr": 1.0, "student_lr": eta}
+    meta_step(teacher, student, replace(batch, draws=draws), meta, baseline, **rates)
+    return weights(teacher) - before
 
-    def update(draws: Tensor, meta: Meta) -> Tensor:
-        teacher, student, baseline = network(mlp(1)), network(mlp(2)), Baseline(0.99)
-        baseline.value = torch.zeros(())
-        rates = {"teacher_lr": 1.0, "student_lr": eta}
-        meta_step(teacher, student, replace(batch, draws=draws), meta, baseline, uda_weight=0.0, **rates)
-        return weights(teacher) - before
 
-    supervised = update(batch.draws, meta.model_copy(update={"scale": 0.0}))
-    total = torch.zeros_like(before)
+def expected_update(batch: MetaBatch, meta: Meta, eta: float) -> Tensor:
+    logits = mlp(1)(batch.strong) / meta.label_temperature
+    updates = [probability(logits, labels) * update_of(labels, batch, meta, eta) for labels in all_labels()]
+    return torch.stack(updates).sum(0)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
+@pytest.mark.parametrize("clip_norm", [0.0, 0.1])
+def test_every_update_of_the_teacher_is_the_papers(batch: MetaBatch, temperature: float, clip_norm: float) -> None:
+    """Equations 4 and 12 by autograd alone, for every labeling. The student moves by its clipped gradient; the feedback
+    is of the gradient itself."""
+    meta = Meta(labeled_weight=0.0, label_temperature=temperature)
     for labels in all_labels():
-        change = update(draws_for(logits, labels), meta) - supervised
-        total += probability(logits, labels) * change
-    return total, exact
+        teacher, student, eta = mlp(1), mlp(2), 0.3
+        unlabeled = torch.autograd.grad(F.cross_entropy(student(batch.strong), labels), list(student.parameters()))
+        norm = flat(unlabeled).norm()
+        factor = clip_norm / (float(norm) + 1e-6) if clip_norm else 1.0  # as PyTorch clips
+        assert not clip_norm or factor < 0.5
+        with torch.no_grad():
+            for parameter, gradient in zip(student.parameters(), unlabeled, strict=True):
+                parameter -= eta * factor * gradient
+        labeled = torch.autograd.grad(F.cross_entropy(student(batch.labeled), batch.labels), list(student.parameters()))
+        h = eta * flat(labeled) @ flat(unlabeled)
+        log_likelihood = -F.cross_entropy(teacher(batch.strong) / temperature, labels)
+        expected = (h - 0.3) * flat(torch.autograd.grad(log_likelihood, list(teacher.parameters())))
+        update = update_of(labels, batch, meta, eta, clip_norm)
+        torch.testing.assert_close(update, expected, rtol=1e-8, atol=1e-14)
 
 
-def test_the_whole_step_follows_the_meta_gradient_to_first_order(batch: MetaBatch) -> None:
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
+def test_the_expected_update_by_finite_differences_descends_the_students_expected_loss(
+    batch: MetaBatch, temperature: float
+) -> None:
+    """For any eta, and whatever the baseline: the gradient of E[CE_l(S')] in the teacher, by autograd through the
+    probability of every labeling."""
+    eta, teacher, losses = 0.3, mlp(1), []
+    for labels in all_labels():
+        student = mlp(2)
+        gradients = torch.autograd.grad(F.cross_entropy(student(batch.strong), labels), list(student.parameters()))
+        with torch.no_grad():
+            for parameter, gradient in zip(student.parameters(), gradients, strict=True):
+                parameter -= eta * gradient
+            losses.append(F.cross_entropy(student(batch.labeled), batch.labels))
+    probs = F.softmax(teacher(batch.strong) / temperature, -1)
+    likelihoods = [probs.gather(1, labels[:, None])[:, 0].prod() for labels in all_labels()]
+    expected_loss = (torch.stack(likelihoods) * torch.stack(losses)).sum()
+    exact = flat(torch.autograd.grad(expected_loss, list(teacher.parameters())))
+    meta = Meta(labeled_weight=0.0, label_temperature=temperature, feedback="finite-difference")
+    torch.testing.assert_close(-NUM_UNLABELED * expected_update(batch, meta, eta), exact, rtol=1e-8, atol=1e-12)
+
+
+def test_the_expected_update_by_gradients_is_the_same_to_first_order(
+    teacher: Network, student: Network, batch: MetaBatch
+) -> None:
     errors = []
     for eta in (1e-2, 1e-3):
-        update, exact = expected_update(1.0, eta, batch)
+        update, exact = expected_update(batch, FEEDBACK_ONLY, eta), meta_gradient(teacher, student, batch, eta)
         errors.append(float((NUM_UNLABELED * update + exact).norm() / exact.norm()))
         assert cosine(update, -exact) > 0.999
     assert errors[1] < 0.2 * errors[0] < 0.02
 
 
-def test_the_wrong_sign_climbs_where_the_right_one_descends(batch: MetaBatch) -> None:
-    update, exact = expected_update(-1.0, 1e-3, batch)
-    assert cosine(update, -exact) < -0.999
+def test_the_wrong_sign_climbs_where_the_right_one_descends(
+    teacher: Network, student: Network, batch: MetaBatch
+) -> None:
+    wrong = FEEDBACK_ONLY.model_copy(update={"scale": -1.0})
+    exact = meta_gradient(teacher, student, batch, 1e-3)
+    assert cosine(expected_update(batch, wrong, 1e-3), -exact) < -0.999

@@ -21,11 +21,11 @@ def mlp(seed: int) -> nn.Module:
     return nn.Sequential(nn.Linear(SIZE, 6), nn.Tanh(), nn.Linear(6, NUM_CLASSES))
 
 
-def network(model: nn.Module) -> Network:
+def network(model: nn.Module, clip_norm: float = 0.0, label_smoothing: float = 0.0) -> Network:
     """A model under plain gradient descent: no momentum, no decay."""
     accelerator = Accelerator(cpu=True)
     optimizer = accelerator.prepare_optimizer(torch.optim.SGD(model.parameters(), lr=0.1))
-    training = Training(label_smoothing=0.0)
+    training = Training(label_smoothing=label_smoothing, clip_norm=clip_norm)
     return Network(accelerator, Ranks(), training, model, model, optimizer, Ema(model, 0.9))
 
 
