@@ -48,7 +48,7 @@ def meta_pseudo_labels(config: Config, run_dir: Path, accept_environment: bool =
     Goes on where a stopped run was.
     """
     if config.method == "noisy_student":
-        raise UserError("method is noisy_student, which is the flow self-train's; set it to meta or uda")
+        raise UserError("method is noisy_student, which is the flow self-train's; set it to meta, uda or two_moons")
     return _run(config, run_dir, accept_environment)
 
 

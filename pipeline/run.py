@@ -103,7 +103,7 @@ class Run:
             data=self.config.data,
             teacher=teacher,
             student=student,
-            meta=self.config.meta,
+            meta=self.config.meta.read_only(with_student=student is not None),
             evaluate=self.config.evaluate,
             runtime=self.config.runtime,
             labels=labels,

@@ -133,6 +133,13 @@ def test_a_malformed_set_is_an_error(tmp_path: Path, wrong: str) -> None:
         ("method: meta\nselect: {threshold: 0.5}\nlabel: {flip: true}", ["label.flip", "select.threshold"]),
         ("method: meta\nmeta: {teacher: adjuster}\nlabel: {flip: true}", []),
         ("method: uda\nstudent: {steps: 5, optimizer: {lr: 1.0}}", ["student.optimizer.lr"]),
+        (
+            "method: uda\nmeta: {feedback: off, scale: 2.0, student_wait: 9999, uda_weight: 2}",
+            ["meta.feedback", "meta.scale", "meta.student_wait"],
+        ),
+        ("method: meta\nmeta: {adjuster: {hidden: 9}, scale: 2.0}", ["meta.adjuster.hidden"]),
+        ("method: meta\nmeta: {teacher: adjuster, uda_weight: 2, adjuster: {hidden: 9}}", ["meta.uda_weight"]),
+        ("method: meta\nmeta: {feedback: off, scale: 2.0, label_temperature: 0.5}", ["meta.scale"]),
         ("method: two_moons\nmeta: {feedback: off}", ["meta.feedback"]),
     ],
 )

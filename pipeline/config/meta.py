@@ -79,6 +79,23 @@ class Meta(Section):
 
     _off = field_validator("feedback", mode="before")(off_is_a_word)
 
+    def unread(self, *, with_student: bool) -> list[str]:
+        """Keys that a training by these settings does not read."""
+        if not with_student:
+            return [*_OF_FEEDBACK, "feedback", "label_temperature", "student_wait", "adjuster"]
+        unread = [*_OF_FEEDBACK] if self.feedback == "off" else []
+        return [*unread, *(_OF_LOSSES if self.teacher == "adjuster" else ("adjuster",))]
+
+    def read_only(self, *, with_student: bool) -> Meta:
+        """These settings with defaults in place of what is not read, so that a change of it repeats nothing."""
+        defaults = Meta()
+        return self.model_copy(update={key: getattr(defaults, key) for key in self.unread(with_student=with_student)})
+
+
+_OF_FEEDBACK = ("scale", "baseline_decay")
+_OF_LOSSES = ("labeled_weight", "joint_batch", "uda_weight", "uda_steps", "uda_temperature", "uda_threshold")
+"""What only a teacher that is trained on images reads."""
+
 
 class TwoMoons(Section):
     """Small networks on points in the plane, with `method: two_moons`; all seeds are trained side by side."""
@@ -98,9 +115,9 @@ class TwoMoons(Section):
     jitter: Annotated[float, Field(ge=0)] = 0.1
     """Standard deviation of the strong view's noise; the weak view is the point."""
     teacher_lr: Annotated[float, Field(gt=0)] = 0.1
-    """Learning rate of plain gradient descent, for every network but the student."""
+    """Learning rate of plain gradient descent, for every network that learns from labels or consistency."""
     student_lr: Annotated[float, Field(gt=0)] = 0.1
-    """The student's."""
+    """Of the students, which learn from pseudo-labels."""
     separated: Fraction = 0.99
     """Accuracy on test from which the moons count as separated."""
     meta: Meta = Meta(uda_weight=1.0, uda_steps=0, uda_threshold=0.0, uda_temperature=1.0)

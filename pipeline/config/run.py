@@ -146,11 +146,21 @@ class Config(Section):
             if training.start is not None and training.start.mode != "init":
                 raise ValueError(f"{name}.start.mode is {training.start.mode}, but here it can be init only")
         if self.student.accumulation > 1:
-            raise ValueError("student.accumulation is above 1, but feedback is taken of whole batches; set it to 1")
+            raise ValueError(
+                f"student.accumulation is {self.student.accumulation}, but feedback is taken of whole batches; "
+                "set it to 1"
+            )
         if self.student.loss_normalization == "total":
-            raise ValueError(f"method {self.method} weighs its losses by meta.uda_weight; drop loss_normalization")
-        if self.meta.student_wait + self.student.warmup_steps >= self.student.steps:
-            raise ValueError("meta.student_wait and student.warmup_steps leave the student no steps; lower them")
+            raise ValueError(
+                f"student.loss_normalization is total, but method {self.method} weighs its losses by meta.uda_weight; "
+                "drop it"
+            )
+        waits = self.meta.student_wait + self.student.warmup_steps
+        if self.method == "meta" and waits >= self.student.steps:
+            raise ValueError(
+                f"meta.student_wait ({self.meta.student_wait}) and student.warmup_steps ({self.student.warmup_steps}) "
+                f"leave nothing of student.steps ({self.student.steps}); lower them"
+            )
         if self.meta.teacher == "adjuster" and self.method == "uda":
             raise ValueError("meta.teacher is adjuster, which learns from a student; set method to meta")
         if alone and self.teacher.unlabeled_ratio:
@@ -196,25 +206,28 @@ _UNREAD = {
     "uda": ("label", "select", "student", "rounds", "two_moons"),
     "two_moons": ("teacher", "label", "select", "student", "rounds", "meta", "finetune", "evaluate"),
 }
-"""Sections that a method does not read. Of the student's, UDA reads those in SHARED."""
+"""What a method does not read, beside `meta`'s keys. Of the student's section UDA reads what is SHARED."""
 
 
 def unread_keys(config: Config) -> list[str]:
     """Keys that differ from their defaults and that the config's method does not read, such as `select.threshold`."""
-    ours, defaults = (semantic(c) for c in (config, Config(method=config.method)))
-    sections = _UNREAD[config.method]
+    unread = list(_UNREAD[config.method])
+    if config.method in ("meta", "uda"):
+        unread += [f"meta.{key}" for key in config.meta.unread(with_student=config.method == "meta")]
     if config.method == "meta" and config.meta.teacher == "network":
-        sections = ("label", *sections)
-    if config.method == "uda":  # reads what its teacher has of the student's section
-        ours["student"], defaults["student"] = (
-            {name: value for name, value in c["student"].items() if name not in SHARED} for c in (ours, defaults)
-        )
-    return [key for name in sections for key in _changed(ours[name], defaults[name], name)]
+        unread += ["label"]
+    read = [f"student.{key}" for key in SHARED] if config.method == "uda" else []
+    changed = _changed(semantic(config), semantic(Config(method=config.method)))
+    return [key for key in changed if _is_below(key, unread) and not _is_below(key, read)]
 
 
-def _changed(value: Any, default: Any, key: str) -> list[str]:
+def _is_below(key: str, sections: Sequence[str]) -> bool:
+    return any(f"{key}.".startswith(f"{section}.") for section in sections)
+
+
+def _changed(value: Any, default: Any, key: str = "") -> list[str]:
     if isinstance(value, dict) and isinstance(default, dict) and value.keys() == default.keys():
-        return [changed for name in value for changed in _changed(value[name], default[name], f"{key}.{name}")]
+        return [c for name in value for c in _changed(value[name], default[name], f"{key}.{name}".lstrip("."))]
     return [] if value == default else [key]
 
 

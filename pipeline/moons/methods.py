@@ -14,7 +14,7 @@ from pipeline.config import Meta, Training, TwoMoons
 from pipeline.moons.networks import Networks
 from pipeline.randomness import key_of, uniforms
 from pipeline.train.ema import Ema
-from pipeline.train.meta import BELOW_1, Baseline, MetaBatch, mean_cross_entropy, meta_step
+from pipeline.train.meta import BELOW_1, Baseline, MetaBatch, mean_cross_entropy, meta_step, uda_weight_at
 from pipeline.train.network import Network
 from pipeline.train.ranks import Ranks
 
@@ -94,7 +94,7 @@ def uda(points: Points, config: TwoMoons, seeds: list[int], tick: Tick) -> Netwo
 def _teach(points: Points, config: TwoMoons, seeds: list[int], tick: Tick, meta: Meta) -> Networks:
     teacher, batches = _network(config, seeds, "teacher"), Batches(points, config, seeds)
     for step in range(config.steps):
-        rates = {"uda_weight": _uda_weight(meta, step), "teacher_lr": config.teacher_lr, "student_lr": 0.0}
+        rates = {"uda_weight": uda_weight_at(step, meta), "teacher_lr": config.teacher_lr, "student_lr": 0.0}
         meta_step(teacher, None, batches.batch(step), meta, Baseline(0.0), **rates)
         tick(1)
     return _model(teacher)
@@ -131,16 +131,12 @@ def meta_pseudo_labels(
             batches.batch(step),
             meta,
             baseline,
-            uda_weight=_uda_weight(meta, step),
+            uda_weight=uda_weight_at(step, meta),
             teacher_lr=config.teacher_lr,
             student_lr=config.student_lr if step >= meta.student_wait else 0.0,
         )
         tick(1)
     return _model(student), _model(teacher)
-
-
-def _uda_weight(meta: Meta, step: int) -> float:
-    return meta.uda_weight * min(step / max(meta.uda_steps, 1), 1.0)
 
 
 def _model(network: Network) -> Networks:

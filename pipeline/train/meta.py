@@ -69,7 +69,7 @@ class Answer:
     loss: Tensor
     """Its own loss, without the feedback."""
     uda_gradient: Tensor
-    """Norm of the consistency loss's gradient in `logits`."""
+    """[]: the consistency loss's gradient in the logits of an image, as a norm, mean over images."""
     measured: dict[str, Tensor]
 
 
@@ -109,10 +109,10 @@ def meta_step(
     if student is not None and student_lr > 0:
         labels_hat = sample_labels(answer.logits.detach(), batch.draws, meta.label_temperature)
         h, of_student = student_step(student, batch, labels_hat, meta, student_lr)
+        if h is not None and teacher.accelerator.mixed_precision == "fp16":
+            h, of_student = _without_overflow(h, of_student, baseline)
         measured |= of_student
         if h is not None:
-            if teacher.accelerator.mixed_precision == "fp16":  # a probe that overflowed says nothing, as a skipped step
-                h = torch.where(h.isfinite(), h, baseline.value if baseline.value is not None else 0.0)
             used = baseline.value if baseline.value is not None else h
             advantage = meta.scale * baseline.advantage(h)
             score = mean_cross_entropy(
@@ -127,6 +127,11 @@ def meta_step(
     if teacher.update(teacher_lr):
         measured["grad_norm"] = grad_norm
     return {"loss": loss.detach(), **measured}
+
+
+def uda_weight_at(step: int, meta: Meta) -> float:
+    """The weight of the consistency loss rises linearly from 0 over `meta.uda_steps`."""
+    return meta.uda_weight * (min(step / meta.uda_steps, 1.0) if meta.uda_steps else 1.0)
 
 
 # ---------------------------------------------------------------------------------------------------------- the teacher
@@ -148,12 +153,12 @@ def answer_batch(teacher: Network, batch: MetaBatch, meta: Meta, uda_weight: flo
     targets, mask = uda_targets(weak, meta.uda_temperature, meta.uda_threshold)
     consistency = (mask * -(targets * F.log_softmax(strong, -1)).sum(-1)).mean(-1)
     with torch.no_grad():
-        gradient = uda_weight / mask.shape[-1] * mask.unsqueeze(-1) * (F.softmax(strong, -1) - targets)
+        gradients = uda_weight * mask * (F.softmax(strong, -1) - targets).norm(dim=-1)
         top1 = (labeled.argmax(-1) == batch.labels).float().mean()
     measured = {"labeled_loss": supervised, "uda_loss": consistency, "mask_rate": mask.mean(), "labeled_top1": top1}
     measured = {name: value.detach().mean() for name, value in measured.items()}
     loss = (meta.labeled_weight * supervised + uda_weight * consistency).sum()
-    return Answer(strong, loss, gradient.norm(), measured)
+    return Answer(strong, loss, gradients.mean(), measured)
 
 
 def adjust(teacher: Network, batch: MetaBatch) -> Answer:
@@ -188,11 +193,23 @@ def mean_cross_entropy(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -
 
 @torch.no_grad()
 def _gradients(answer: Answer, labels_hat: Tensor, advantage: Tensor, temperature: float) -> dict[str, Tensor]:
-    """Norms of the two gradients in the teacher's logits, where both are known without another backward pass."""
-    logits = answer.logits
-    errors = F.softmax(logits / temperature, -1) - F.one_hot(labels_hat, logits.shape[-1])
-    feedback = advantage[..., None, None] * errors / (temperature * errors.shape[-2])
-    return {"feedback_gradient": feedback.norm(), "uda_gradient": answer.uda_gradient}
+    """Norms of both losses' gradients in the logits of an image, where they are known without another backward pass;
+    means over images, so that any number of ranks measures the same."""
+    errors = F.softmax(answer.logits / temperature, -1) - F.one_hot(labels_hat, answer.logits.shape[-1])
+    feedback = (advantage[..., None] * errors.norm(dim=-1) / temperature).abs()
+    return {"feedback_gradient": feedback.mean(), "uda_gradient": answer.uda_gradient}
+
+
+def _without_overflow(
+    h: Tensor, measured: dict[str, Tensor], baseline: Baseline
+) -> tuple[Tensor | None, dict[str, Tensor]]:
+    """A probe that overflowed in fp16 says nothing: h is then the baseline, or None before there is one (once a run a
+    host sync)."""
+    finite = h.isfinite()
+    if baseline.value is None:
+        return (h if bool(finite) else None), {k: v for k, v in measured.items() if k != "cosine" or bool(finite)}
+    repaired = {k: v.where(finite, 0.0) if k == "cosine" else v for k, v in measured.items()}
+    return h.where(finite, baseline.value), repaired
 
 
 # ---------------------------------------------------------------------------------------------------------- the student
@@ -203,8 +220,9 @@ def student_step(
 ) -> tuple[Tensor | None, dict[str, Tensor]]:
     """One update of the student on the teacher's labels, and the feedback [...] on it.
 
-    The feedback is that of a plain gradient step of size `lr`: momentum and weight decay are left out of it. It is None
-    where it is off or fp16 skipped the update. The student meets labeled images here only, and keeps nothing of them.
+    The feedback is that of a plain gradient step of size `lr`: momentum and weight decay are left out of it, but for a
+    finite difference, which compares losses before and after the optimizer's own step. It is None where it is off or
+    fp16 skipped the update. The student meets labeled images here only, and keeps nothing of them.
     """
     logits = student.model(batch.strong)
     loss = mean_cross_entropy(logits, labels_hat, student.training.label_smoothing)

@@ -12,7 +12,7 @@ from pipeline.randomness import key_of, reseed_torch, uniforms
 from pipeline.train.batches import Batch
 from pipeline.train.checkpoint import State
 from pipeline.train.loop import Loop
-from pipeline.train.meta import BELOW_1, Baseline, MetaBatch, meta_step
+from pipeline.train.meta import BELOW_1, Baseline, MetaBatch, meta_step, uda_weight_at
 from pipeline.train.network import Network
 from pipeline.train.schedule import lr_at
 
@@ -57,16 +57,12 @@ class MetaTrainer(Loop):
             self._see(batch),
             self.meta,
             self.baseline,
-            uda_weight=self.uda_weight(step),
+            uda_weight=uda_weight_at(step, self.meta),
             teacher_lr=lr_at(step, self.teacher.training),
             student_lr=self.student_lr(step),
         )
         self.meter.add(step, measured)
         return len(batch.images)
-
-    def uda_weight(self, step: int) -> float:
-        """Rises linearly from 0 over `meta.uda_steps`."""
-        return self.meta.uda_weight * min(step / max(self.meta.uda_steps, 1), 1.0)
 
     def rates(self, step: int) -> dict[str, float]:
         """The student's learning rate, and its teacher's."""

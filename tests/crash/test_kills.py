@@ -18,7 +18,7 @@ import pytest
 from stages import kill, outputs, run, start
 
 import pipeline.loop
-from pipeline.config import Config, dump_yaml
+from pipeline.config import SHARED, Config, dump_yaml, parse
 from pipeline.jobs import Job
 from pipeline.loop import run_loop
 
@@ -54,17 +54,21 @@ def run_whole(config: Config, folder: Path, run_stage: Callable[[Job], Any]) -> 
     run_loop(config, folder, run_stage=lambda job, lock: run_stage(job))
 
 
-@pytest.fixture(scope="module")
-def never_killed(small: Config, tmp_path_factory: pytest.TempPathFactory) -> Whole:
-    whole = Whole(tmp_path_factory.mktemp("runs") / "whole", {})
+def timed_whole(config: Config, folder: Path) -> Whole:
+    whole = Whole(folder, {})
 
     def timed(job: Job) -> None:
         began = time.monotonic()
         run(job)
         whole.seconds[job.kind] = time.monotonic() - began
 
-    run_whole(small, whole.folder, timed)
+    run_whole(config, whole.folder, timed)
     return whole
+
+
+@pytest.fixture(scope="module")
+def never_killed(small: Config, tmp_path_factory: pytest.TempPathFactory) -> Whole:
+    return timed_whole(small, tmp_path_factory.mktemp("runs") / "whole")
 
 
 def check_kills(config: Config, reference: Whole, folder: Path, kills_a_stage: int, seed: int) -> int:
@@ -96,6 +100,19 @@ def test_a_run_killed_at_random_ends_with_the_same_bytes(
     small: Config, never_killed: Whole, tmp_path: Path, seed: int
 ) -> None:
     assert check_kills(small, never_killed, tmp_path / "run", 2, seed) >= 5  # of 12 tries: some stages end in time
+
+
+def test_meta_pseudo_labels_killed_at_random_ends_with_the_same_bytes(small: Config, tmp_path: Path) -> None:
+    """A teacher and its student, a fine-tune, a control."""
+    raw = small.model_dump(mode="json")
+    shared = {name: raw["student"][name] for name in SHARED if name not in ("accumulation", "noise_labeled")}
+    shared |= {"loss_normalization": "labeled", "unlabeled_ratio": 2, "noise_labeled": False}
+    finetune = {"image_size": 8, "steps": 12, "batch_size": 32}
+    meta = {"student_wait": 3, "uda_steps": 6}
+    sections = {name: {**raw[name], **shared, "accumulation": 1} for name in ("teacher", "student")}
+    config = parse(Config, {**raw, "method": "meta", "meta": meta, "finetune": finetune, **sections}, "tests")
+    whole = timed_whole(config, tmp_path / "whole")
+    assert check_kills(config, whole, tmp_path / "run", 2, seed=0) >= 3  # of 8 tries
 
 
 @pytest.mark.slow

@@ -24,7 +24,7 @@ def feedback(kind: str, eta: float, batch: MetaBatch) -> float:
     return float(h)
 
 
-def test_the_finite_difference_converges_to_the_exact_feedback(batch: MetaBatch) -> None:
+def test_the_finite_difference_of_a_plain_gradient_step_converges_to_the_exact_feedback(batch: MetaBatch) -> None:
     etas = (1e-1, 1e-2, 1e-3)
     errors = [abs(feedback("finite-difference", eta, batch) / feedback("exact", eta, batch) - 1) for eta in etas]
     assert errors[0] < 0.5
@@ -55,17 +55,28 @@ def test_a_finite_difference_does_not_see_batchnorm_statistics_move() -> None:
     assert h == 0
 
 
+@pytest.mark.parametrize("baseline_before", [None, 0.5])
 def test_a_probe_that_overflowed_in_fp16_changes_neither_teacher_nor_baseline(
-    teacher: Network, student: Network, batch: MetaBatch, monkeypatch: pytest.MonkeyPatch
+    teacher: Network,
+    student: Network,
+    batch: MetaBatch,
+    monkeypatch: pytest.MonkeyPatch,
+    baseline_before: float | None,
 ) -> None:
+    """And nothing that is logged is infinite, which would end the run."""
+
+    def overflowing(*_: object) -> list[Tensor]:
+        return [torch.full_like(p, torch.inf) for p in student.raw_model.parameters()]
+
     monkeypatch.setattr(Accelerator, "mixed_precision", "fp16")
-    monkeypatch.setattr(step, "student_step", lambda *_: (torch.tensor(torch.inf), {}))
+    monkeypatch.setattr(step, "labeled_gradient", overflowing)
     before, baseline = weights(teacher), Baseline(0.99)
-    baseline.value = torch.tensor(0.5)
+    baseline.value = None if baseline_before is None else torch.tensor(baseline_before)
     meta = Meta(labeled_weight=0.0)
-    meta_step(teacher, student, batch, meta, baseline, uda_weight=0.0, teacher_lr=1.0, student_lr=0.1)
+    measured = meta_step(teacher, student, batch, meta, baseline, uda_weight=0.0, teacher_lr=1.0, student_lr=0.1)
     assert torch.equal(weights(teacher), before)
-    assert float(baseline.value) == 0.5
+    assert (baseline.value if baseline.value is None else float(baseline.value)) == baseline_before
+    assert all(value.isfinite() for value in measured.values())
 
 
 def test_a_waiting_student_gives_no_feedback_and_stays_as_it_is(

@@ -50,6 +50,35 @@ def test_the_uda_threshold_is_applied_after_sharpening() -> None:
     assert mask.tolist() == [0.0, 1.0]
 
 
+@pytest.mark.parametrize("joint_batch", [True, False])
+def test_the_teachers_own_loss_is_the_one_written_down_by_hand(batch: MetaBatch, joint_batch: bool) -> None:
+    """Smoothed labels on labeled images; on unlabeled ones the weak view's sharpened prediction is the strong view's
+    target, without a gradient, and the mean is over all images, those below the threshold included."""
+    model, smoothing = mlp(1), 0.2
+    labeled, weak, strong = (F.log_softmax(model(x), -1) for x in (batch.labeled, batch.weak, batch.strong))
+    targets = F.softmax(2 * weak.detach(), -1)
+    sure = targets.amax(-1)
+    threshold = float(sure.mean())
+    assert (sure >= threshold).tolist() in ([True, False], [False, True])
+    hot = F.one_hot(batch.labels, NUM_CLASSES) * (1 - smoothing) + smoothing / NUM_CLASSES
+    supervised = -(hot * labeled).sum(-1).mean()
+    consistency = sum(-(targets[i] * strong[i]).sum() for i in range(NUM_UNLABELED) if sure[i] >= threshold)
+    loss = 0.7 * supervised + 3.0 * consistency / NUM_UNLABELED
+    exact = flat(torch.autograd.grad(loss, list(model.parameters())))
+    meta = Meta(labeled_weight=0.7, uda_temperature=0.5, uda_threshold=threshold, joint_batch=joint_batch)
+    answer = step.answer_batch(network(model, label_smoothing=smoothing), batch, meta, uda_weight=3.0)
+    torch.testing.assert_close(answer.loss, loss, rtol=1e-12, atol=0)
+    found = flat(torch.autograd.grad(answer.loss, list(model.parameters())))
+    torch.testing.assert_close(found, exact, rtol=1e-10, atol=1e-14)
+    torch.testing.assert_close(answer.logits, model(batch.strong))
+
+
+def test_the_weight_of_consistency_rises_linearly() -> None:
+    meta = Meta(uda_weight=8.0, uda_steps=4)
+    assert [step.uda_weight_at(n, meta) for n in range(6)] == [0.0, 2.0, 4.0, 6.0, 8.0, 8.0]
+    assert step.uda_weight_at(0, Meta(uda_weight=8.0, uda_steps=0)) == 8.0
+
+
 def test_networks_side_by_side_take_the_steps_that_each_would_alone(batch: MetaBatch) -> None:
     """With a leading dimension, as in the two moons: every network has its own feedback."""
 
@@ -80,6 +109,23 @@ def test_networks_side_by_side_take_the_steps_that_each_would_alone(batch: MetaB
             mine = list(all_.raw_model.parameters())
             theirs = list(one.raw_model.parameters())
             torch.testing.assert_close(flat([p[place] for p in mine]), flat(theirs), rtol=1e-9, atol=1e-12)
+
+
+def test_the_order_of_images_does_not_matter_to_the_feedback(batch: MetaBatch) -> None:
+    """Draws go with their images: that is what makes ranks exchangeable."""
+    order, labels, teacher = torch.tensor([1, 0]), torch.tensor([2, 0, 1, 3]), mlp(1)
+    other = replace(
+        batch,
+        labeled=batch.labeled[labels],
+        labels=batch.labels[labels],
+        strong=batch.strong[order],
+        draws=batch.draws[order],
+    )
+    found = []
+    for b in (batch, other):
+        labels_hat = sample_labels(teacher(b.strong).detach(), b.draws)
+        found.append(step.student_step(network(mlp(2)), b, labels_hat, Meta(), 0.1)[0])
+    torch.testing.assert_close(*found, rtol=1e-12, atol=0)
 
 
 def test_an_adjuster_begins_with_the_big_teachers_distribution_and_learns() -> None:
