@@ -104,3 +104,14 @@ def test_feedback_alone_brings_the_labels_to_the_moons(tmp_path: Path) -> None:
     assert final["meta_separated"] >= 18
     for control in ("supervised", "pseudo_label", "off", "wrong_sign"):
         assert final[f"{control}_separated"] == 0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_beside_a_supervised_loss_too_the_sign_of_the_feedback_counts(tmp_path: Path) -> None:
+    """Here a teacher without feedback meets the labels as well, so that the controls could separate the moons."""
+    pack_moons(tmp_path / "moons")
+    overrides = [f"data.root={tmp_path / 'moons'}", "two_moons.meta.labeled_weight=1"]
+    final = run_loop(load_config(CONFIG, overrides), tmp_path / "run", run_stage=run_job)["final"]
+    print({name: count for name, count in final.items() if name != "accuracy"})
+    assert final["meta_separated"] >= final["off_separated"] >= final["wrong_sign_separated"] + 5
