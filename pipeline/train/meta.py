@@ -207,8 +207,10 @@ def _without_overflow(
     host sync)."""
     finite = h.isfinite()
     if baseline.value is None:
-        return (h if bool(finite) else None), {k: v for k, v in measured.items() if k != "cosine" or bool(finite)}
-    repaired = {k: v.where(finite, 0.0) if k == "cosine" else v for k, v in measured.items()}
+        if bool(finite):
+            return h, measured
+        return None, {name: value for name, value in measured.items() if name != "cosine"}
+    repaired = {name: value.where(finite, 0.0) if name == "cosine" else value for name, value in measured.items()}
     return h.where(finite, baseline.value), repaired
 
 
