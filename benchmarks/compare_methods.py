@@ -70,8 +70,10 @@ def main() -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     wanted = ((seed, name) for name in args.only or METHODS for seed in METHODS[name].seeds)
     for seed, name in sorted(wanted, key=itemgetter(0)):
-        overrides = [f"data.root={args.data}", f"seed={seed}", "evaluate.control=false", *args.overrides]
-        go_on(args.runs / f"{name}-{seed}", METHODS[name], overrides)
+        folder = args.runs / f"{name}-{seed}"
+        if not is_finished(folder):  # also one of another version of this package
+            overrides = [f"data.root={args.data}", f"seed={seed}", "evaluate.control=false", *args.overrides]
+            go_on(folder, METHODS[name], overrides)
         print_table(args.runs)
 
 
