@@ -45,6 +45,9 @@ METHODS = {
     "off": Method(
         "distillation only (h = 0)", "cifar10_4k_meta.yaml", ("meta.feedback=off", "student.steps=2900"), seeds=(0, 1)
     ),
+    "off_equal_steps": Method(
+        "h = 0, the steps of exact", "cifar10_4k_meta.yaml", ("meta.feedback=off",), seeds=(0, 1)
+    ),
     "exact": Method("Meta Pseudo Labels, exact", "cifar10_4k_meta.yaml", (), seeds=(0, 1)),
     "cosine": Method("Meta Pseudo Labels, cosine", "cifar10_4k_meta.yaml", ("meta.feedback=cosine",)),
     "noisy_student": Method(
@@ -129,10 +132,12 @@ def print_table(runs: Path) -> None:
             cells = (method.title, seed, f"{minutes(folder):.1f}", vals, test, f"{100 * low:.1f} to {100 * high:.1f}")
             print("|", " | ".join(cells), "|")
     for seed in METHODS["exact"].seeds:
-        exact, off = runs / f"exact-{seed}", runs / f"off-{seed}"
-        if is_finished(exact) and is_finished(off):
-            gain, low, high = (100 * x for x in paired_difference(right(exact), right(off)))
-            print(f"Feedback, seed {seed}: {gain:+.2f} points (paired 95% interval {low:+.2f} to {high:+.2f})")
+        for control, equal in (("off", "time"), ("off_equal_steps", "steps")):
+            exact, off = runs / f"exact-{seed}", runs / f"{control}-{seed}"
+            if is_finished(exact) and is_finished(off):
+                gain, low, high = (100 * x for x in paired_difference(right(exact), right(off)))
+                interval = f"paired 95% interval {low:+.2f} to {high:+.2f}"
+                print(f"Feedback, seed {seed}, at equal {equal}: {gain:+.2f} points ({interval})")
 
 
 if __name__ == "__main__":
