@@ -42,8 +42,8 @@ def self_train(config: Config, run_dir: Path, accept_environment: bool = False) 
 
 @flow(name="meta-pseudo-labels", persist_result=False)
 def meta_pseudo_labels(config: Config, run_dir: Path, accept_environment: bool = False) -> dict[str, Any]:
-    """Train a teacher and its student together, or with `method: uda` the teacher alone; returns the content of
-    result.json.
+    """Train a teacher and its student together, with `method: uda` the teacher alone, or compare them on two moons;
+    returns the content of result.json.
 
     Goes on where a stopped run was.
     """

@@ -159,7 +159,7 @@ def run_child(
         raise Interrupted(f"{title} was stopped and is saved")
     if stopped:
         how = f"killed {grace_s:g} s after it was asked to stop" if code == -signal.SIGKILL else _cause(code)
-        raise Interrupted(f"{title} was stopped without saving ({how}); it goes on from its last checkpoint")
+        raise Interrupted(f"{title} was stopped without saving ({how}); the same command goes on from what is saved")
     raise StageFailed(f"{title} failed ({_cause(code)}). The end of {log_path}:\n{_tail(log_path, log_start)}")
 
 

@@ -26,7 +26,7 @@ from pipeline.methods import METHODS
 from pipeline.methods.meta import shared_teacher
 from pipeline.run import RoundReport, Run, RunStage, best_of
 from pipeline.run_folder import check_run_folder, resolve_config, set_aside
-from pipeline.shards.dataset import Dataset, check_disjoint, open_split
+from pipeline.shards.dataset import Dataset, check_disjoint, has_test, open_split
 from pipeline.stage import digest, run_lock, write_bytes, write_json
 
 log = logging.getLogger("selftrain.loop")
@@ -77,7 +77,7 @@ def run_loop(
         has_unlabeled = config.method == "uda" or any(r.role == "student" for r in rounds)
         control = _control(run, rounds, best) if config.evaluate.control and has_unlabeled else None
         models = {"teacher": rounds[0].train, "final": best.train, **({"control": control} if control else {})}
-        if _has_test(config):
+        if "test" in data:
             result |= _result(run, rounds, best, run.evaluate("test", models), control)
             write_json(run_dir / "result.json", result)
         else:
@@ -190,16 +190,9 @@ def _result(
     }
 
 
-def _has_test(config: Config) -> bool:
-    from pipeline.shards.manifest import read_manifest
-
-    root = config.data.root
-    return bool(config.data.test) or (root is not None and any(s.split == "test" for s in read_manifest(root).shards))
-
-
 def _check_data(config: Config) -> dict[Split, Dataset]:
     """Open every split, and refuse overlapping ones."""
-    splits = [split for split in SPLITS if split != "test" or _has_test(config)]
+    splits = [split for split in SPLITS if split != "test" or has_test(config.data)]
     datasets = {split: open_split(config.data, split) for split in splits}
     check_disjoint(datasets)
     for split, dataset in datasets.items():

@@ -60,12 +60,8 @@ class Run:
 
     def stage(self, job: Job, inputs: tuple[dict[str, Any], dict[str, str]], parent: str) -> Path:
         """Run a job in RUN/parent/KIND-FP8, or reuse it if it is there, finished."""
-        for split, found in self.data.items():
-            if inputs[1].get(split, found) != found:
-                raise UserError(
-                    f"the {split} split changed while the run was under way, so its rounds would not compare; pack "
-                    "between runs, and type the command again to begin anew with the data as it is"
-                )
+        for split in self.data:
+            self._check_unchanged(split, inputs[1].get(split))
         name = f"{job.kind}-{fingerprint(job.kind, *inputs)[:8]}"
         job = job.model_copy(update={"out": self.folder / parent / name})
         if _is_finished(job):
@@ -73,6 +69,13 @@ class Run:
         else:
             self.run_stage(job, self.lock_fd)
         return job.out
+
+    def _check_unchanged(self, split: Split, now: str | None) -> None:
+        if now is not None and now != self.data[split]:
+            raise UserError(
+                f"the {split} split changed while the run was under way, so its rounds would not compare; pack "
+                "between runs, and type the command again to begin anew with the data as it is"
+            )
 
     def train(self, role: Role, round: int, training: Training, selection: Path | None, parent: str) -> Path:
         """A train stage."""
@@ -103,7 +106,7 @@ class Run:
             data=self.config.data,
             teacher=teacher,
             student=student,
-            meta=self.config.meta.read_only(with_student=student is not None),
+            meta=self.config.meta.without_unread(with_student=student is not None),
             evaluate=self.config.evaluate,
             runtime=self.config.runtime,
             labels=labels,
@@ -169,7 +172,9 @@ class Run:
             runtime=self.config.runtime,
             accept_environment=self.accept_environment,
         )
-        return cast(dict[str, Any], read_json(self.stage(job, evaluate_inputs(job), ".") / f"{split}.json"))
+        inputs = evaluate_inputs(job)
+        self._check_unchanged(split, inputs[1]["data"])
+        return cast(dict[str, Any], read_json(self.stage(job, inputs, ".") / f"{split}.json"))
 
     def report(
         self, role: Role, round: int, train: Path, labels: Path | None = None, selection: Path | None = None

@@ -39,11 +39,10 @@ def resolve_config(config: Config, earlier: Config | None) -> Config:
     """Fix what the config leaves to the machine. A run that exists keeps what it fixed when it was made."""
     runtime = config.runtime
     if earlier is not None:
-        kept = {
-            name: getattr(earlier.runtime, name)
-            for name, unset in (("device", "auto"), ("precision", "auto"), ("threads", 0))
-            if getattr(runtime, name) == unset
-        }
+        fixed: list[tuple[str, str | int]] = [("device", "auto"), ("precision", "auto")]
+        if runtime.processes == earlier.runtime.processes:  # threads are those of a process
+            fixed.append(("threads", 0))
+        kept = {name: getattr(earlier.runtime, name) for name, unset in fixed if getattr(runtime, name) == unset}
         runtime = runtime.model_copy(update=kept)
     return absolute(config.model_copy(update={"runtime": resolve(runtime)}))
 

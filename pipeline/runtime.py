@@ -29,7 +29,7 @@ def resolve(runtime: Runtime) -> Runtime:
 
     has_cuda = torch.cuda.is_available()
     if runtime.device == "cuda" and not has_cuda:
-        raise UserError("`runtime.device`: cuda was asked for, but torch sees no GPU; set it to auto or cpu")
+        raise UserError("`runtime.device`: cuda was asked for, but torch sees no GPU; set it to cpu")
     device = runtime.device if runtime.device != "auto" else ("cuda" if has_cuda else "cpu")
     if device == "cuda" and runtime.processes > torch.cuda.device_count():
         raise UserError(
@@ -38,7 +38,7 @@ def resolve(runtime: Runtime) -> Runtime:
         )
     precision = runtime.precision
     if device == "cpu" and precision == "fp16":
-        raise UserError("`runtime.precision`: fp16 does not run on CPUs; set it to bf16, fp32 or auto")
+        raise UserError("`runtime.precision`: fp16 does not run on CPUs; set it to bf16 or fp32")
     if precision == "auto":
         has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False) if device == "cuda" else _cpu_has_bf16()
         precision = "bf16" if has_bf16 else "fp32"

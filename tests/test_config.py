@@ -95,11 +95,32 @@ def test_an_empty_file_is_the_defaults(tmp_path: Path) -> None:
         ("two_moons: {meta: {teacher: adjuster}}", r"meta\.teacher is adjuster, but points .* set it to network"),
         ("- a\n- b", r"must be a mapping of sections, not list"),
         ("a: [", r"cannot be read as YAML"),
+        ("student: {steps: 5}\nseed: 1\nstudent: {steps: 6}", r"(?s)`student` is given twice.* line 3"),
+        ("student: {steps: 5, optimizer: {lr: 1.0, lr: 2.0}}", r"(?s)`lr` is given twice.* line 1"),
     ],
 )
 def test_errors_name_key_value_and_fix(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         load_config(write(tmp_path, text))
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "value"),
+    [
+        ("student: {steps: 5}", "student.unlabeled_ratio", 4.0),
+        ("method: meta\nstudent: {steps: 500}", "student.unlabeled_ratio", 7.0),
+        ("meta: {adjuster: {optimizer: {lr: 3.0e-4}}}", "meta.adjuster.optimizer.name", "adamw"),
+        ("finetune: {image_size: 64, optimizer: {weight_decay: 0.0}}", "finetune.optimizer.lr", 0.01),
+        ("two_moons: {meta: {scale: 2.0}}", "two_moons.meta.uda_steps", 0),
+    ],
+)
+def test_a_section_that_is_given_in_part_keeps_its_other_defaults(
+    tmp_path: Path, text: str, key: str, value: object
+) -> None:
+    found = load_config(write(tmp_path, text)).model_dump()
+    for part in key.split("."):
+        found = found[part]
+    assert found == value
 
 
 def test_what_is_off_may_stay_beside_what_would_ignore_it(tmp_path: Path) -> None:

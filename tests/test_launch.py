@@ -206,9 +206,9 @@ def test_what_a_stopped_child_could_not_save_is_told(tmp_path: Path) -> None:
         (SAVES_ON_SIGTERM, r"^stage was stopped and is saved$"),
         (
             IGNORES_SIGTERM,
-            r"stopped without saving \(killed 1 s after it was asked to stop\); it goes on from its last",
+            r"stopped without saving \(killed 1 s after it was asked to stop\); the same command goes on from what",
         ),
-        (FAILS_ON_SIGTERM, r"stopped without saving \(exit code 1\); it goes on from its last checkpoint"),
+        (FAILS_ON_SIGTERM, r"stopped without saving \(exit code 1\); the same command goes on from what is saved"),
     ],
 )
 def test_the_message_of_a_stop_tells_whether_the_stage_is_saved(tmp_path: Path, code: str, message: str) -> None:

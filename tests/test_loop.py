@@ -293,3 +293,5 @@ def test_a_run_keeps_the_threads_that_it_resolved_first(
     run_loop(auto, tmp_path, run_stage=again)
     assert load_config(tmp_path / "config.yaml").runtime.threads == 6
     assert again.jobs == []
+    run_loop(changed(auto, "runtime", threads=0, processes=2), tmp_path, run_stage=FakeStages(0.6, 0.7, 0.8, 0.9))
+    assert load_config(tmp_path / "config.yaml").runtime.threads == 1  # of 2 cores: not 6 a process

@@ -96,7 +96,8 @@ def test_bad_images_that_are_skipped_are_counted(
     assert "1 bad samples of unlabeled are left out" in caplog.text
 
 
-def test_data_that_change_under_a_run_are_an_error(config: Config, tmp_path: Path) -> None:
+@pytest.mark.parametrize("split", ["unlabeled", "test"])
+def test_data_that_change_under_a_run_are_an_error(config: Config, tmp_path: Path, split: str) -> None:
     """Teacher and student would be judged on different val sets."""
     assert config.data.root is not None
     shutil.copytree(config.data.root, tmp_path / "packed")
@@ -106,11 +107,13 @@ def test_data_that_change_under_a_run_are_an_error(config: Config, tmp_path: Pat
         def train(self, job: TrainJob) -> None:
             super().train(job)
             content = json.loads(manifest.read_text())
-            content["shards"] = [s for s in content["shards"] if s["name"] != "unlabeled-000004"]
+            content["shards"] = [s for s in content["shards"] if s["name"] != f"{split}-000001"]
             manifest.write_text(json.dumps(content))
 
-    with pytest.raises(UserError, match="the unlabeled split changed while the run was under way"):
-        run_loop(changed(config, "data", root=tmp_path / "packed"), tmp_path / "run", run_stage=Packing(0.6, 0.7))
+    with pytest.raises(UserError, match=f"the {split} split changed while the run was under way"):
+        run_loop(
+            changed(config, "data", root=tmp_path / "packed"), tmp_path / "run", run_stage=Packing(0.6, 0.7, 0.8, 0.9)
+        )
 
 
 def test_relative_starts_are_found_from_anywhere(

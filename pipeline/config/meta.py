@@ -86,7 +86,7 @@ class Meta(Section):
         unread = [*_OF_FEEDBACK] if self.feedback == "off" else []
         return [*unread, *(_OF_LOSSES if self.teacher == "adjuster" else ("adjuster",))]
 
-    def read_only(self, *, with_student: bool) -> Meta:
+    def without_unread(self, *, with_student: bool) -> Meta:
         """These settings with defaults in place of what is not read, so that a change of it repeats nothing."""
         defaults = Meta()
         return self.model_copy(update={key: getattr(defaults, key) for key in self.unread(with_student=with_student)})

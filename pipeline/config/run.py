@@ -231,6 +231,17 @@ def _changed(value: Any, default: Any, key: str = "") -> list[str]:
     return [] if value == default else [key]
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML in which a key given twice, of which the first would be lost, is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        for place, key in enumerate(keys):
+            if any(key.value == earlier.value for earlier in keys[:place]):
+                raise yaml.MarkedYAMLError(problem=f"`{key.value}` is given twice", problem_mark=key.start_mark)
+        return super().construct_mapping(node, deep)
+
+
 def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     """Read a YAML config and apply `key.path=value` overrides.
 
@@ -239,7 +250,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
             is wrong; the message names the key, the value and the fix.
     """
     try:
-        raw = yaml.safe_load(path.read_text()) or {}
+        raw = yaml.load(path.read_text(), _Loader) or {}
     except FileNotFoundError as error:
         raise UserError(f"config {path} does not exist; `selftrain init DATA > {path.name}` writes one") from error
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:

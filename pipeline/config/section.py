@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from pipeline.errors import UserError, did_you_mean
 
@@ -31,6 +31,20 @@ class Section(BaseModel):
     model_config = ConfigDict(
         extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True, protected_namespaces=()
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _beside_defaults(cls, raw: Any) -> Any:
+        """What a given section leaves out is as in its field's default, which may differ from its class's."""
+        if not isinstance(raw, Mapping):
+            return raw
+        defaults = {name: field.default for name, field in cls.model_fields.items()}
+        given = {
+            name: {**default.model_dump(exclude_unset=True), **raw[name]}
+            for name, default in defaults.items()
+            if isinstance(default, Section) and isinstance(raw.get(name), Mapping)
+        }
+        return {**raw, **given}
 
 
 def off_is_a_word(value: Any) -> Any:

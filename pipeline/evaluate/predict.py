@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +15,7 @@ from pipeline.config import StrongView, WeakView
 from pipeline.models.folder import ModelInfo
 from pipeline.prefetch import read_ahead
 from pipeline.shards.read import Reader
+from pipeline.stage import atomic_path
 from pipeline.views import Views
 
 
@@ -70,3 +72,14 @@ def predict(
     for rows, images in read_ahead(batches, partial(predictor.read, reader)):
         result[rows] = torch.log_softmax(predictor.logits(images), dim=1).cpu().numpy()
     return result
+
+
+def write_predictions(path: Path, log_probs: np.ndarray, labels: np.ndarray) -> None:
+    """Label, prediction and confidence of every sample, for the report's calibration plots."""
+    with atomic_path(path) as temporary, open(temporary, "wb") as file:
+        np.savez(
+            file,
+            label=labels.astype(np.int32),
+            pred=log_probs.argmax(1).astype(np.int32),
+            confidence=np.exp(log_probs.max(1)).astype(np.float32),
+        )

@@ -11,14 +11,13 @@ import torch
 from pipeline import progress
 from pipeline.config import semantic
 from pipeline.evaluate.metrics import Metrics, compute_metrics
-from pipeline.evaluate.predict import Predictor, predict
+from pipeline.evaluate.predict import Predictor, predict, write_predictions
 from pipeline.jobs import EvaluateJob
 from pipeline.models.folder import load_model, model_digest
 from pipeline.runtime import describe, device_of
 from pipeline.shards.dataset import Dataset, open_split
 from pipeline.shards.read import Reader
 from pipeline.stage import append_timing, environment, open_stage, write_json
-from pipeline.train.setting import write_predictions
 
 
 def evaluate_inputs(job: EvaluateJob) -> tuple[dict[str, Any], dict[str, str]]:

@@ -41,9 +41,8 @@ def run_label(job: LabelJob) -> None:
     """Label every unlabeled image with EMA weights, in eval mode, at each teacher's own resolution, without noise.
 
     A batch never crosses a shard and ranks take whole shards, so the rows are the same for any number of ranks (of
-    equal threads). A shard
-    whose label file exists is not labeled again, be it in this folder, in a sibling from before new shards came, or in
-    another round's.
+    equal threads). A shard whose label file exists is not labeled again, be it in this folder, in a sibling from before
+    new shards came, or in another round's.
 
     Raises:
         UserError: a teacher is missing or knows other classes; labels there were made by another teacher.
@@ -88,7 +87,8 @@ def run_label(job: LabelJob) -> None:
             rows = _label_shard(job, dataset, shard, predictors, readers, stop)
             write_labels(path, rows, expected)
         done += shard.num_rows
-        append_timing(job.out, done, time.monotonic() - started, shard.num_rows)
+        seconds = (time.monotonic() - started) / num_ranks  # ranks work at the same time, and lines add up
+        append_timing(job.out, done, seconds, shard.num_rows)
         progress.report(job.out, done, sum(s.num_rows for s in mine), "images")
     _barrier(num_ranks)
     if rank == 0:

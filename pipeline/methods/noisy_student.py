@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 
 from pipeline.config import Config, Start, Training
 from pipeline.errors import UserError
@@ -29,7 +30,7 @@ def noisy_student(run: Run, on_round: OnRound) -> list[RoundReport]:
         folder = run.train("student", number, training, selection, f"rounds/{number}")
         student = run.report("student", number, folder, labels, selection)
         kept = student.val_top1 >= teachers[0].val_top1 - config.rounds.tolerance
-        student = RoundReport(**{**vars(student), "kept": kept})
+        student = replace(student, kept=kept)
         rounds.append(student)
         on_round(student)
         if kept:

@@ -177,7 +177,8 @@ def read_run(path: Path) -> Run:
     if not (path / "config.yaml").is_file():
         raise UserError(f"{path} is not a run folder: it has no config.yaml; give the --run-dir of `selftrain run`")
     result: Record | None = read_json(path / "result.json") if (path / "result.json").exists() else None
-    if result is not None and "control_dir" not in result["final"]:
+    config = load_config(path / "config.yaml")
+    if config.method == "two_moons":
         raise UserError(f"{path} is a run of the two moons, whose report is its picture, moons-*/two_moons.png")
     rounds = tuple(_rounds_of_result(path, result) if result else _rounds_on_disk(path / "rounds"))
     control_dir = result["final"]["control_dir"] if result else None
@@ -188,7 +189,7 @@ def read_run(path: Path) -> Run:
     found = {name: read_predictions(evaluation.path / f"predictions-{name}.npz") for name in tests if evaluation}
     return Run(
         path=path,
-        config=load_config(path / "config.yaml"),
+        config=config,
         config_text=(path / "config.yaml").read_text(),
         result=result,
         rounds=rounds,
@@ -232,14 +233,14 @@ def _rounds_on_disk(folder: Path) -> Iterator[Round]:
     """The rounds of an unfinished run. Other settings make sibling folders: those begun last are taken."""
     for number in sorted(int(p.name) for p in folder.glob("*") if p.name.isdigit()):
         label, select = (_newest(folder / str(number), kind) for kind in ("label", "select"))
-        train = _newest(folder / str(number), "train") or _newest(folder / str(number), "meta")
+        train = _newest(folder / str(number), "train", "meta")
         trains_student = select or (train and train.record["kind"] == "meta")
         role = "teacher" if number == 0 else "student" if trains_student else "finetune"
         yield Round(number, Trained(train.path, train.record, role, number) if train else None, label, select)
 
 
-def _newest(folder: Path, kind: str) -> Stage | None:
-    records = list(folder.glob(f"{kind}-*/stage.json"))
+def _newest(folder: Path, *kinds: str) -> Stage | None:
+    records = [record for kind in kinds for record in folder.glob(f"{kind}-*/stage.json")]
     return _open(max(records, key=lambda p: p.stat().st_mtime_ns).parent) if records else None
 
 

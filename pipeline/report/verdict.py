@@ -12,7 +12,7 @@ from pipeline.errors import UserError
 from pipeline.evaluate.metrics import Metrics, paired_difference
 from pipeline.progress import read_progress
 from pipeline.report.read import Predictions, Run, Stage
-from pipeline.shards.manifest import read_manifest
+from pipeline.shards.dataset import has_test
 
 FINAL, TEACHER, CONTROL = "final", "teacher", "control"
 """Names of the models in test.json."""
@@ -49,18 +49,18 @@ def judge(run: Run) -> Verdict:
     round_, val = run.result["final"]["round"], run.result["final"]["val_top1"]
     if FINAL not in run.test:
         chosen = f"The final model is that of round {round_}, right on {100 * val:.1f}% of the val images."
-        if not has_test(run.config.data):
+        if not _has_test(run.config.data):
             return Verdict((chosen, "The data has no test split, so this figure is optimistic."), {}, finished=True)
         return Verdict((chosen, "This run is not finished: test has not been evaluated."), {}, finished=False)
     final = run.test[FINAL]
     head = f"{100 * final.top1:.1f}% of {final.num_samples:,} test images"
-    if round_ == 0 and (run.config.method == "noisy_student" or run.config.meta.teacher == "adjuster"):
+    final_model = next(train for train in run.trainings if train.round == round_)
+    base = next((train for train in run.trainings if final_model.starts_from(train)), final_model)
+    taught = base if final_model.role == "finetune" else final_model
+    if taught.round == 0 and (run.config.method == "noisy_student" or run.config.meta.teacher == "adjuster"):
         had_students = any(train.role == "student" for train in run.trainings)
-        why = (
-            "No student beat the round 0 teacher on val, so the teacher is the final model; it"
-            if had_students
-            else "It"
-        )
+        name = "the teacher, fine-tuned," if final_model.role == "finetune" else "the teacher"
+        why = f"No student beat the round 0 teacher on val, so {name} is the final model; it" if had_students else "It"
         sentence = f"{why} is right on {head}."
         return Verdict((sentence,), {}, finished=True)
     others = [name for name in (TEACHER, CONTROL) if name in run.test and (name != TEACHER or round_ > 0)]
@@ -78,13 +78,10 @@ def judge(run: Run) -> Verdict:
     return Verdict(tuple(sentences), gains, finished=True)
 
 
-def has_test(data: Data) -> bool:
-    """Whether there are test images; taken for granted where the data is out of reach."""
-    if data.root is None or data.test:
-        return bool(data.test)
+def _has_test(data: Data) -> bool:
     try:
-        return bool(read_manifest(data.root).of_split("test"))
-    except UserError:
+        return has_test(data)
+    except UserError:  # the data is out of reach, and most have test images
         return True
 
 

@@ -148,6 +148,15 @@ class _Tar:
     truth_classes: tuple[str, ...] = ()
 
 
+def has_test(data: Data) -> bool:
+    """Whether there are test images.
+
+    Raises:
+        UserError: `data.root` is no packed folder.
+    """
+    return bool(data.test) or (data.root is not None and bool(read_manifest(data.root).of_split("test")))
+
+
 def open_split(data: Data, split: Split, *, verify: bool = False, progress: Progress | None = None) -> Dataset:
     """Open one split: its shards in `data.root` and the tars and folders named in `data.<split>`.
 

@@ -115,9 +115,7 @@ def meta_step(
         if h is not None:
             used = baseline.value if baseline.value is not None else h
             advantage = meta.scale * baseline.advantage(h)
-            score = mean_cross_entropy(
-                answer.logits / meta.label_temperature, labels_hat
-            )  # of what the labels are from
+            score = mean_cross_entropy(answer.logits / meta.label_temperature, labels_hat)
             loss = loss + (advantage * score).sum()
             measured |= {"feedback": h.mean(), "baseline": used.mean()}
             measured |= _gradients(answer, labels_hat, advantage, meta.label_temperature)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from pipeline.config import Select, Split, Training, semantic
@@ -10,7 +9,6 @@ from pipeline.jobs import MetaJob
 from pipeline.labels.store import LabelStore
 from pipeline.labels.targets import Targets
 from pipeline.models.adjuster import Adjuster
-from pipeline.models.folder import TIMM, model_digest
 from pipeline.randomness import key_of, reseed_torch
 from pipeline.runtime import describe
 from pipeline.shards.dataset import Dataset, open_split
@@ -21,6 +19,7 @@ from pipeline.train.interrupt import StopRequest
 from pipeline.train.meta_trainer import MetaTrainer
 from pipeline.train.network import Network, prepare
 from pipeline.train.setting import Setting, open_setting
+from pipeline.train.start import semantic_training
 
 TEACHER = "teacher"
 """The folder of a meta stage in which its teacher is a stage of its own."""
@@ -31,8 +30,8 @@ def meta_inputs(job: MetaJob) -> tuple[dict[str, Any], dict[str, str]]:
     config: dict[str, Any] = {
         "seed": job.seed,
         "round": job.round,
-        "training": _semantic(job.student or job.teacher),
-        "teacher": _semantic(job.teacher),
+        "training": semantic_training(job.student or job.teacher),
+        "teacher": semantic_training(job.teacher),
         "meta": semantic(job.meta),
         "data": semantic(job.data),
         "flip": job.evaluate.flip,
@@ -45,15 +44,6 @@ def meta_inputs(job: MetaJob) -> tuple[dict[str, Any], dict[str, str]]:
     if job.labels is not None:
         inputs["labels"] = stage_record(job.labels)["fingerprint"]
     return config, inputs
-
-
-def _semantic(training: Training) -> dict[str, Any]:
-    """With a start told by what it is and not by where."""
-    values = semantic(training)
-    start = training.start
-    if start is not None and not start.model.startswith(TIMM):
-        values["start"] = {"mode": start.mode, "model": model_digest(Path(start.model))}
-    return values
 
 
 def run_meta(job: MetaJob) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from pipeline.config import Runtime, StrongView, Training, WeakView
 from pipeline.evaluate.metrics import compute_metrics
-from pipeline.evaluate.predict import Predictor, predict
+from pipeline.evaluate.predict import Predictor, predict, write_predictions
 from pipeline.jobs import MetaJob, TrainJob
 from pipeline.models import build
 from pipeline.models.folder import ModelInfo, model_digest, save_model
@@ -24,7 +24,7 @@ from pipeline.runtime import describe
 from pipeline.shards.dataset import Dataset, open_split
 from pipeline.shards.order import Order
 from pipeline.shards.read import Reader
-from pipeline.stage import StageFolder, StageKind, atomic_path, environment, open_stage, write_json
+from pipeline.stage import StageFolder, StageKind, environment, open_stage, write_json
 from pipeline.train.batches import Stream
 from pipeline.train.network import Network, prepare
 from pipeline.train.ranks import WAIT, Ranks
@@ -200,14 +200,3 @@ def read_size(training: Training) -> int:
     """The side at which training images are read: 8/7 of the view's for resized crops, which so have more pixels to
     sample than the view shows (256 for 224, the usual ratio)."""
     return round(training.image_size * 8 / 7) if training.weak.crop == "resized" else training.image_size
-
-
-def write_predictions(path: Path, log_probs: np.ndarray, labels: np.ndarray) -> None:
-    """Label, prediction and confidence of every sample, for the report's calibration plots."""
-    with atomic_path(path) as temporary, open(temporary, "wb") as file:
-        np.savez(
-            file,
-            label=labels.astype(np.int32),
-            pred=log_probs.argmax(1).astype(np.int32),
-            confidence=np.exp(log_probs.max(1)).astype(np.float32),
-        )

@@ -11,20 +11,20 @@ from pipeline.config import semantic
 from pipeline.errors import UserError
 from pipeline.jobs import TrainJob
 from pipeline.labels.targets import open_targets
-from pipeline.models.folder import ModelInfo, has_info, model_digest, read_info
+from pipeline.models.folder import TIMM, ModelInfo, has_info, read_info
 from pipeline.shards.dataset import open_split
 from pipeline.stage import StageFolder, stage_record
 from pipeline.train.batches import Batches
 from pipeline.train.checkpoint import Checkpoints
 from pipeline.train.interrupt import StopRequest
 from pipeline.train.setting import Setting, open_setting
-from pipeline.train.start import continue_training
+from pipeline.train.start import continue_training, semantic_training
 from pipeline.train.trainer import Trainer
 
 
 def train_inputs(job: TrainJob) -> tuple[dict[str, Any], dict[str, str]]:
     """What the stage's output is a function of: its semantic config and the fingerprints of its inputs."""
-    training = semantic(job.training)
+    training = semantic_training(job.training)
     config: dict[str, Any] = {
         "seed": job.seed,
         "round": job.round,
@@ -42,10 +42,8 @@ def train_inputs(job: TrainJob) -> tuple[dict[str, Any], dict[str, str]]:
     if job.selection is not None:
         inputs["selection"] = stage_record(job.selection)["fingerprint"]
     start = job.training.start
-    if start is not None and not start.model.startswith("timm:"):
-        inputs["start"] = model_digest(Path(start.model))
-    if start is not None:
-        training["start"] = {"mode": start.mode, "model": inputs.get("start", start.model)}
+    if start is not None and not start.model.startswith(TIMM):
+        inputs["start"] = training["start"]["model"]
     return config, inputs
 
 

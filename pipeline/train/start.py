@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
 from pipeline.config import Training, semantic
 from pipeline.errors import UserError
-from pipeline.models.folder import find_weights, init_from, start_state
+from pipeline.models.folder import TIMM, find_weights, init_from, model_digest, start_state
 from pipeline.stage import stage_record
 from pipeline.train.checkpoint import Checkpoints
 from pipeline.train.trainer import Trainer
@@ -16,6 +17,15 @@ from pipeline.train.trainer import Trainer
 _KEPT = ("optimizer.name", "frozen_layers", "image_size", "mean", "std")
 """What `continue` cannot change: the first two shape the optimizer's state, the others are the model's input. Another
 architecture shows in the weights."""
+
+
+def semantic_training(training: Training) -> dict[str, Any]:
+    """What a training's results depend on, with the start told by what it is and not by where."""
+    values, start = semantic(training), training.start
+    if start is not None:
+        is_file = not start.model.startswith(TIMM)
+        values["start"] = {"mode": start.mode, "model": model_digest(Path(start.model)) if is_file else start.model}
+    return values
 
 
 def load_start(model: nn.Module, training: Training) -> None:

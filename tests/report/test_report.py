@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable
@@ -187,6 +188,22 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_the_stage_that_was_begun_last_is_shown_whatever_its_kind(unfinished: Path) -> None:
+    """After a change of method, not the training of the method before."""
+    folder = next(unfinished.glob("rounds/1/train-*"))
+    later = Path(shutil.copytree(folder, folder.with_name("meta-ffffffff")))
+    os.utime(later / "stage.json")
+    shown = read_run(unfinished).rounds[1].train
+    assert shown is not None
+    assert shown.path == later
+
+
+def test_two_moons_have_no_page_finished_or_not(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("method: two_moons\n")
+    with pytest.raises(UserError, match="a run of the two moons"):
+        write_report(tmp_path)
+
+
 def test_sibling_stages_of_other_settings_are_told(unfinished: Path) -> None:
     folder = next(unfinished.glob("rounds/1/select-*"))
     shutil.copytree(folder, folder.with_name("select-ffffffff"))
@@ -221,6 +238,22 @@ def test_a_teacher_that_no_student_beats_is_no_gain(run: Path) -> None:
     edit(run / "result.json", lambda r: r["final"].update(round=0))
     verdict = judge(read_run(run))
     assert "No student beat the round 0 teacher" in verdict.sentences[0]
+    assert not verdict.gains
+
+
+def test_a_fine_tuned_teacher_has_learned_from_no_pseudo_label(run: Path) -> None:
+    """Round 2 made a fine-tune of round 0's model: its lead is not the pseudo-labels'."""
+
+    def finetune(result: dict) -> None:
+        result["rounds"][2].update(role="finetune", label_dir=None, select_dir=None)
+
+    edit(run / "result.json", finetune)
+    teacher = read_run(run).rounds[0].train
+    assert teacher is not None
+    digest = teacher.record["outputs"]["model_sha256"]
+    edit(next(run.glob("rounds/2/train-*")) / "stage.json", lambda r: r["inputs"].update(start=digest))
+    verdict = judge(read_run(run))
+    assert "so the teacher, fine-tuned, is the final model" in verdict.sentences[0]
     assert not verdict.gains
 
 
