@@ -7,10 +7,14 @@ import logging
 import os
 import platform
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+import numpy as np
+
+from pipeline import __version__
 from pipeline.config import Precision, Runtime
 from pipeline.errors import UserError
+from pipeline.stage import code_version
 
 if TYPE_CHECKING:
     import torch
@@ -61,9 +65,21 @@ def num_cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def describe(runtime: Runtime) -> dict[str, Any]:
-    """The resolved runtime as `stage.environment` records it."""
+def environment(runtime: Runtime) -> dict[str, str | int]:
+    """What a bit-exact resume relies on beside the config, the runtime being resolved. Recorded in stage.json, compared
+    before a resume."""
+    import PIL
+    import timm
+    import torch
+
     return {
+        "selftrain": __version__,
+        "commit": code_version(Path(__file__).parents[1]),
+        "torch": torch.__version__,
+        "timm": timm.__version__,
+        "numpy": np.__version__,
+        "pillow": PIL.__version__,
+        "machine": platform.machine(),
         "device": runtime.device,
         "processor": processor(runtime.device),
         "threads": runtime.threads,

@@ -12,7 +12,6 @@ import functools
 import hashlib
 import json
 import os
-import platform
 import subprocess
 import time
 from collections.abc import Iterator, Mapping
@@ -20,9 +19,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-
-from pipeline import __version__
 from pipeline.errors import UserError
 
 SCHEMA = 1
@@ -144,28 +140,6 @@ def digest_file(path: Path) -> str:
 def fingerprint(kind: StageKind, config: Mapping[str, Json], inputs: Mapping[str, str]) -> str:
     """What a stage's output is a function of: its semantic config, its inputs' fingerprints, its format version."""
     return digest({"kind": kind, "version": FORMAT_VERSION[kind], "config": dict(config), "inputs": dict(inputs)})
-
-
-def environment(*, device: str, processor: str, threads: int, processes: int, precision: str) -> dict[str, str | int]:
-    """What a bit-exact resume relies on beside the config. Recorded in stage.json, compared before a resume."""
-    import PIL
-    import timm
-    import torch
-
-    return {
-        "selftrain": __version__,
-        "commit": code_version(Path(__file__).parents[1]),
-        "torch": torch.__version__,
-        "timm": timm.__version__,
-        "numpy": np.__version__,
-        "pillow": PIL.__version__,
-        "machine": platform.machine(),
-        "device": device,
-        "processor": processor,
-        "threads": threads,
-        "processes": processes,
-        "precision": precision,
-    }
 
 
 @functools.cache

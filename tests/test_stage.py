@@ -15,7 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline import stage
+from pipeline.config import Runtime
 from pipeline.errors import UserError
+from pipeline.runtime import environment
 from pipeline.stage import (
     append_json,
     atomic_path,
@@ -142,7 +144,7 @@ def test_the_code_is_known_by_the_last_commit_that_changed_it(tmp_path: Path, mo
 
 
 def test_the_environment_names_what_bits_depend_on() -> None:
-    found = stage.environment(device="cpu", processor="Z80", threads=1, processes=1, precision="fp32")
+    found = environment(Runtime(device="cpu"))
     assert {"selftrain", "commit", "torch", "timm", "numpy", "pillow", "machine"} < set(found)
     json.dumps(found)
 

@@ -14,10 +14,10 @@ from pipeline.evaluate.metrics import Metrics, compute_metrics
 from pipeline.evaluate.predict import Predictor, predict, write_predictions
 from pipeline.jobs import EvaluateJob
 from pipeline.models.folder import load_model, model_digest
-from pipeline.runtime import describe, device_of
+from pipeline.runtime import device_of, environment
 from pipeline.shards.dataset import Dataset, open_split
 from pipeline.shards.read import Reader
-from pipeline.stage import append_timing, environment, open_stage, write_json
+from pipeline.stage import append_timing, open_stage, write_json
 
 
 def evaluate_inputs(job: EvaluateJob) -> tuple[dict[str, Any], dict[str, str]]:
@@ -38,7 +38,7 @@ def run_evaluate(job: EvaluateJob) -> None:
     """Write SPLIT.json ({name: metrics}) and predictions-NAME.npz."""
     torch.set_num_threads(max(job.runtime.threads, 1))
     config, inputs = evaluate_inputs(job)
-    env = environment(**describe(job.runtime))
+    env = environment(job.runtime)
     stage = open_stage(job.out, "evaluate", config, inputs, env, accept_environment=job.accept_environment)
     if stage.complete:
         return

@@ -22,10 +22,10 @@ from pipeline.jobs import LabelJob
 from pipeline.labels.store import LabelRows, label_path, label_provenance, read_labels, summarize, write_labels
 from pipeline.models.folder import load_model, model_digest
 from pipeline.prefetch import read_ahead
-from pipeline.runtime import describe, device_of
+from pipeline.runtime import device_of, environment
 from pipeline.shards.dataset import Dataset, Shard, open_split
 from pipeline.shards.read import Reader
-from pipeline.stage import append_timing, atomic_path, environment, open_stage
+from pipeline.stage import append_timing, atomic_path, open_stage
 from pipeline.train.interrupt import StopRequest
 
 
@@ -51,7 +51,7 @@ def run_label(job: LabelJob) -> None:
     stop = StopRequest()
     torch.set_num_threads(max(job.runtime.threads, 1))
     config, inputs = label_inputs(job)
-    env = environment(**describe(job.runtime))
+    env = environment(job.runtime)
     rank, num_ranks = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     if num_ranks > 1:
         # For two barriers; no batch waits for another rank. The last barrier waits for the slowest rank, however long

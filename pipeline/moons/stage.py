@@ -15,10 +15,10 @@ from pipeline.jobs import MoonsJob
 from pipeline.moons.methods import Points, Tick, meta_pseudo_labels, pseudo_label, supervised, uda
 from pipeline.moons.networks import Networks
 from pipeline.moons.plot import draw_boundaries
-from pipeline.runtime import describe
+from pipeline.runtime import environment
 from pipeline.shards.dataset import Dataset, open_split
 from pipeline.shards.read import read_vectors
-from pipeline.stage import environment, open_stage, write_bytes, write_json
+from pipeline.stage import open_stage, write_bytes, write_json
 
 RESULT, PICTURE = "two_moons.json", "two_moons.png"
 
@@ -37,7 +37,7 @@ def run_moons(job: MoonsJob) -> None:
         UserError: the data are not points in the plane, or not of two classes.
     """
     torch.set_num_threads(max(job.runtime.threads, 1))
-    env, accept = environment(**describe(job.runtime)), job.accept_environment
+    env, accept = environment(job.runtime), job.accept_environment
     stage = open_stage(job.out, "moons", *moons_inputs(job), env, accept_environment=accept)
     if stage.complete:
         return

@@ -10,9 +10,9 @@ from pipeline.labels.store import LabelStore
 from pipeline.labels.targets import Targets
 from pipeline.models.adjuster import Adjuster
 from pipeline.randomness import key_of, reseed_torch
-from pipeline.runtime import describe
+from pipeline.runtime import environment
 from pipeline.shards.dataset import Dataset, open_split
-from pipeline.stage import StageFolder, environment, open_stage, stage_record
+from pipeline.stage import StageFolder, open_stage, stage_record
 from pipeline.train.batches import Batches
 from pipeline.train.checkpoint import Checkpoints
 from pipeline.train.interrupt import StopRequest
@@ -84,7 +84,7 @@ def _write_teacher(
         return
     out = job.out / TEACHER
     config = {**config, "training": config["teacher"], "student": config["training"]}
-    env = environment(**describe(job.runtime))
+    env = environment(job.runtime)
     stage = open_stage(out, "train", config, inputs, env, accept_environment=job.accept_environment)
     sha256 = setting.write(out, teacher.ema.model, info)
     if not stage.complete:

@@ -20,11 +20,11 @@ from pipeline.jobs import MetaJob, TrainJob
 from pipeline.models import build
 from pipeline.models.folder import ModelInfo, model_digest, save_model
 from pipeline.randomness import key_of, reseed_torch
-from pipeline.runtime import describe
+from pipeline.runtime import environment
 from pipeline.shards.dataset import Dataset, open_split
 from pipeline.shards.order import Order
 from pipeline.shards.read import Reader
-from pipeline.stage import StageFolder, StageKind, environment, open_stage, write_json
+from pipeline.stage import StageFolder, StageKind, open_stage, write_json
 from pipeline.train.batches import Stream
 from pipeline.train.network import Network, prepare
 from pipeline.train.ranks import WAIT, Ranks
@@ -181,7 +181,7 @@ def open_setting(
         UserError: the folder holds another stage's output, or was begun in another environment.
     """
     torch.set_num_threads(max(job.runtime.threads, 1))
-    env = environment(**describe(job.runtime))
+    env = environment(job.runtime)
     setting = Setting(job, make_accelerator(job.runtime))
     with setting.accelerator.main_process_first():
         stage = open_stage(job.out, kind, config, inputs, env, accept_environment=job.accept_environment)
