@@ -55,17 +55,22 @@ def main() -> None:
         step()
     for _ in range(args.repeats):
         for name, step in ways.items():
-            synchronize(device)
-            started = time.perf_counter()
-            for _ in range(args.steps):
-                step()
-            synchronize(device)
-            times[name].append((time.perf_counter() - started) / args.steps)
+            times[name].append(timed(step, args.steps, device))
     print(f"{args.model}, {args.labeled} + {args.unlabeled} images, {runtime.device}, {runtime.precision}")
     least = statistics.median(times["unavoidable"])
     for name, values in times.items():
         median = statistics.median(values)
         print(f"{name:18} {1000 * median:8.1f} ms a step   {median / least:.3f} of unavoidable")
+
+
+def timed(step: Callable[[], None], steps: int, device: torch.device) -> float:
+    """Seconds a step."""
+    synchronize(device)
+    started = time.perf_counter()
+    for _ in range(steps):
+        step()
+    synchronize(device)
+    return (time.perf_counter() - started) / steps
 
 
 def random_batch(num_labeled: int, num_unlabeled: int, device: torch.device) -> MetaBatch:

@@ -17,18 +17,22 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import torch
 from accelerate.state import AcceleratorState
-from bench_meta import ours, random_batch, synchronize
+from bench_meta import ours, random_batch, synchronize, timed
 from torch import nn
 
 import pipeline.models  # noqa: F401  (cures torchvision beside a torch without CUDA, before theirs imports it)
 from pipeline.config import Runtime
 from pipeline.runtime import resolve
+
+
+THEIRS = "MPL-pytorch, fp32"
 
 
 def main() -> None:
@@ -43,33 +47,22 @@ def main() -> None:
     runtime = resolve(Runtime(threads=args.threads))
     torch.set_num_threads(runtime.threads)
     device = torch.device(runtime.device)
-    ways = {"MPL-pytorch, fp32": theirs(args.clone, args.labeled, args.unlabeled, args.steps, device)}
+    ways = {THEIRS: theirs(args.clone, args.labeled, args.unlabeled, args.steps, device)}
     batch = random_batch(args.labeled, args.unlabeled, device)
     for precision in sorted({"fp32", runtime.precision}):
         AcceleratorState._reset_state(True)
         step = ours("wide_resnet28_2", batch, runtime.model_copy(update={"precision": precision}), "exact", joint=True)
         step()
-        ways[f"selftrain, exact, {precision}"] = timed(step, args.steps, device)
+        ways[f"selftrain, exact, {precision}"] = partial(timed, step, args.steps, device)
     times: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(args.repeats):
         for name, way in ways.items():
             times[name].append(way())
             print(f"{name:24} {1000 * times[name][-1]:8.1f} ms a step", flush=True)
-    slowest, *_ = medians = [statistics.median(values) for values in times.values()]
-    for name, median in zip(times, medians, strict=True):
-        print(f"{name:24} {1000 * median:8.1f} ms a step, {slowest / median:.2f} times faster")
-
-
-def timed(step: Callable[[], None], steps: int, device: torch.device) -> Callable[[], float]:
-    def seconds() -> float:
-        synchronize(device)
-        started = time.perf_counter()
-        for _ in range(steps):
-            step()
-        synchronize(device)
-        return (time.perf_counter() - started) / steps
-
-    return seconds
+    medians = {name: statistics.median(values) for name, values in times.items()}
+    for name, median in medians.items():
+        ratio = medians[THEIRS] / median
+        print(f"{name:24} {1000 * median:8.1f} ms a step, {ratio:.2f} times as fast")
 
 
 class Done(Exception):

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import signal
 import statistics
 import subprocess
@@ -61,6 +62,15 @@ METHODS = {
     ),
 }
 
+LEADS = (
+    ("Feedback at equal time", "exact", "off"),
+    ("Feedback at equal steps", "exact", "off_equal_steps"),
+    ("Noisy Student over UDA", "noisy_student", "uda"),
+    ("Noisy Student over supervised", "noisy_student", "supervised"),
+    ("UDA over supervised", "uda", "supervised"),
+)
+"""What is compared image by image: title, and two of METHODS."""
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -101,7 +111,8 @@ def is_finished(folder: Path) -> bool:
 
 
 def minutes(folder: Path) -> float:
-    """Of training, labeling and evaluation, each at the median pace of its stage: interruptions do not count."""
+    """Of training, labeling and evaluation, each at the median pace of its stage, so that interruptions do not count;
+    without start-up and the looks at val in between."""
     seconds = 0.0
     for path in folder.rglob("timing.jsonl"):
         lines = [json.loads(line) for line in path.read_text().splitlines()]
@@ -131,13 +142,22 @@ def print_table(runs: Path) -> None:
             seed, test = folder.name.rpartition("-")[2], f"{100 * final['test_top1']:.2f}"
             cells = (method.title, seed, f"{minutes(folder):.1f}", vals, test, f"{100 * low:.1f} to {100 * high:.1f}")
             print("|", " | ".join(cells), "|")
-    for seed in METHODS["exact"].seeds:
-        for control, equal in (("off", "time"), ("off_equal_steps", "steps")):
-            exact, off = runs / f"exact-{seed}", runs / f"{control}-{seed}"
-            if is_finished(exact) and is_finished(off):
-                gain, low, high = (100 * x for x in paired_difference(right(exact), right(off)))
-                interval = f"paired 95% interval {low:+.2f} to {high:+.2f}"
-                print(f"Feedback, seed {seed}, at equal {equal}: {gain:+.2f} points ({interval})")
+    for title, ours, theirs in LEADS:
+        pairs = []
+        for seed in METHODS[ours].seeds:
+            folders = runs / f"{ours}-{seed}", runs / f"{theirs}-{seed}"
+            if all(map(is_finished, folders)):
+                pairs.append((right(folders[0]), right(folders[1])))
+                print_lead(f"{title}, seed {seed}", *paired_difference(*pairs[-1]))
+        if len(pairs) > 1:
+            differences = np.mean([a.astype(float) - b for a, b in pairs], axis=0)
+            mean, spread = differences.mean(), 1.96 * differences.std() / math.sqrt(len(differences))
+            print_lead(f"{title}, mean of {len(pairs)} seeds", mean, mean - spread, mean + spread)
+
+
+def print_lead(title: str, points: float, low: float, high: float) -> None:
+    interval = f"paired 95% interval {100 * low:+.2f} to {100 * high:+.2f}"
+    print(f"{title}: {100 * points:+.2f} points ({interval})")
 
 
 if __name__ == "__main__":

@@ -61,7 +61,8 @@ class Run:
     def stage(self, job: Job, inputs: tuple[dict[str, Any], dict[str, str]], parent: str) -> Path:
         """Run a job in RUN/parent/KIND-FP8, or reuse it if it is there, finished."""
         for split in self.data:
-            self._check_unchanged(split, inputs[1].get(split))
+            if split in inputs[1]:
+                self._check_unchanged(split, inputs[1][split])
         name = f"{job.kind}-{fingerprint(job.kind, *inputs)[:8]}"
         job = job.model_copy(update={"out": self.folder / parent / name})
         if _is_finished(job):
@@ -70,8 +71,8 @@ class Run:
             self.run_stage(job, self.lock_fd)
         return job.out
 
-    def _check_unchanged(self, split: Split, now: str | None) -> None:
-        if now is not None and now != self.data[split]:
+    def _check_unchanged(self, split: Split, now: str) -> None:
+        if now != self.data[split]:
             raise UserError(
                 f"the {split} split changed while the run was under way, so its rounds would not compare; pack "
                 "between runs, and type the command again to begin anew with the data as it is"

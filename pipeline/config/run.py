@@ -227,7 +227,7 @@ def _is_below(key: str, sections: Sequence[str]) -> bool:
 
 def _changed(value: Any, default: Any, key: str = "") -> list[str]:
     if isinstance(value, dict) and isinstance(default, dict) and value.keys() == default.keys():
-        return [c for name in value for c in _changed(value[name], default[name], f"{key}.{name}".lstrip("."))]
+        return [c for name in value for c in _changed(value[name], default[name], f"{key}.{name}" if key else name)]
     return [] if value == default else [key]
 
 

@@ -55,11 +55,11 @@ def judge(run: Run) -> Verdict:
     final = run.test[FINAL]
     head = f"{100 * final.top1:.1f}% of {final.num_samples:,} test images"
     final_model = next(train for train in run.trainings if train.round == round_)
-    base = next((train for train in run.trainings if final_model.starts_from(train)), final_model)
-    taught = base if final_model.role == "finetune" else final_model
-    if taught.round == 0 and (run.config.method == "noisy_student" or run.config.meta.teacher == "adjuster"):
+    is_finetuned = final_model.role == "finetune"
+    base = next((t for t in run.trainings if is_finetuned and final_model.starts_from(t)), final_model)
+    if base.round == 0 and (run.config.method == "noisy_student" or run.config.meta.teacher == "adjuster"):
         had_students = any(train.role == "student" for train in run.trainings)
-        name = "the teacher, fine-tuned," if final_model.role == "finetune" else "the teacher"
+        name = "the teacher, fine-tuned," if is_finetuned else "the teacher"
         why = f"No student beat the round 0 teacher on val, so {name} is the final model; it" if had_students else "It"
         sentence = f"{why} is right on {head}."
         return Verdict((sentence,), {}, finished=True)
