@@ -31,7 +31,6 @@ import pipeline.models  # noqa: F401  (cures torchvision beside a torch without 
 from pipeline.config import Runtime
 from pipeline.runtime import resolve
 
-
 THEIRS = "MPL-pytorch, fp32"
 
 
