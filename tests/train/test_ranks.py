@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -9,7 +10,9 @@ import socket
 import time
 from collections.abc import Callable
 from functools import partial
+from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -21,6 +24,7 @@ from pipeline import launch
 from pipeline.config import Config, Training
 from pipeline.errors import EXIT_INTERRUPTED, UserError
 from pipeline.jobs import Job, TrainJob
+from pipeline.labels import predict
 from pipeline.launch import run_job
 from pipeline.models import build, set_trainable
 from pipeline.models.folder import read_state
@@ -183,6 +187,17 @@ def test_label_rows_are_the_same_for_two_ranks(digits: Config, labels: Path, tea
     job = in_two(label_job(digits, tmp_path, teacher), tmp_path, "two")
     assert run_ranks(job) == [0, 0]
     assert arrows(job.out) == arrows(labels)
+
+
+def test_the_time_that_two_ranks_label_together_counts_once(
+    digits: Config, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = SimpleNamespace(monotonic=count().__next__)  # a second passes between two looks
+    monkeypatch.setattr(predict, "time", clock)
+    job = in_two(label_job(digits, tmp_path, teacher), tmp_path, "two")
+    assert run_ranks(job) == [0, 0]
+    timing = [json.loads(line) for line in (job.out / "timing.jsonl").read_text().splitlines()]
+    assert [line["seconds"] for line in timing] == [0.5] * len(timing)
 
 
 def arrows(folder: Path) -> dict[str, bytes]:
