@@ -189,13 +189,14 @@ def test_label_rows_are_the_same_for_two_ranks(digits: Config, labels: Path, tea
     assert arrows(job.out) == arrows(labels)
 
 
-def test_the_time_that_two_ranks_label_together_counts_once(
-    digits: Config, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    clock = SimpleNamespace(monotonic=count().__next__)  # a second passes between two looks
-    monkeypatch.setattr(predict, "time", clock)
+def become_rank_with_a_clock(rank: int, port: int) -> None:
+    become_rank(rank, port)
+    predict.time = SimpleNamespace(monotonic=count().__next__)  # type: ignore[attr-defined]  # a second between two looks
+
+
+def test_the_time_that_two_ranks_label_together_counts_once(digits: Config, teacher: Path, tmp_path: Path) -> None:
     job = in_two(label_job(digits, tmp_path, teacher), tmp_path, "two")
-    assert run_ranks(job) == [0, 0]
+    assert run_ranks(job, rank=become_rank_with_a_clock) == [0, 0]
     timing = [json.loads(line) for line in (job.out / "timing.jsonl").read_text().splitlines()]
     assert [line["seconds"] for line in timing] == [0.5] * len(timing)
 
