@@ -84,7 +84,9 @@ def main() -> None:
     wanted = ((seed, name) for name in args.only or METHODS for seed in METHODS[name].seeds)
     for seed, name in sorted(wanted, key=itemgetter(0)):
         folder = args.runs / f"{name}-{seed}"
-        if not is_finished(folder):  # also one of another version of this package
+        if is_finished(folder):  # also one of another version of this package, or of other overrides
+            print(f"{folder} is finished and not repeated")
+        else:
             overrides = [f"data.root={args.data}", f"seed={seed}", "evaluate.control=false", *args.overrides]
             go_on(folder, METHODS[name], overrides)
         print_table(args.runs)
@@ -115,7 +117,8 @@ def minutes(folder: Path) -> float:
     without start-up and the looks at val in between."""
     seconds = 0.0
     for path in folder.rglob("timing.jsonl"):
-        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        found = map(json.loads, path.read_text().splitlines())
+        lines = {line["step"]: line for line in found}.values()  # what a kill repeated counts once
         pace = statistics.median(line["seconds"] / line["images"] for line in lines)
         seconds += pace * sum(line["images"] for line in lines)
     return seconds / 60

@@ -7,6 +7,7 @@ module and die with the agent. Exit codes are those of `pipeline.errors`; the me
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import logging
@@ -68,8 +69,11 @@ def guarded(run: Callable[[], None], out: Path) -> int:
     try:
         run()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        write_json(out / "error.json", {"message": str(error)})
+        # On a full disk neither can be written; the exit code still says what it was.
+        with contextlib.suppress(OSError):
+            print(f"error: {error}", file=sys.stderr, flush=True)
+        with contextlib.suppress(UserError):
+            write_json(out / "error.json", {"message": str(error)})
         return EXIT_USER_ERROR
     except Interrupted as request:
         print(f"interrupted: {request}", file=sys.stderr)

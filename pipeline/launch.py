@@ -12,6 +12,7 @@ import datetime
 import logging
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -36,6 +37,8 @@ GRACE_S = 15.0
 """From SIGTERM to SIGKILL. Less than the 30 s of Prefect's worker, which would leave ranks behind."""
 POLL_S = 0.2
 TAIL_LINES = 30
+_FULL = 2**16
+"""Free bytes below which a disk has no room for a message."""
 KEEP_FREED_MEMORY = {
     "MALLOC_TRIM_THRESHOLD_": str(10**11),
     "MALLOC_TOP_PAD_": str(2**28),
@@ -155,6 +158,8 @@ def run_child(
         message = read_json(error_path)["message"]
         error_path.unlink()
         raise UserError(message)
+    if code == EXIT_USER_ERROR and shutil.disk_usage(out).free < _FULL:
+        raise UserError(f"{title}: the disk that {out} is on is full; free space, and the same command goes on")
     if code == EXIT_INTERRUPTED:
         raise Interrupted(f"{title} was stopped and is saved")
     if stopped:

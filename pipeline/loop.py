@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from pipeline.config import (
     SPLITS,
     Config,
@@ -21,6 +23,7 @@ from pipeline.config import (
     load_config,
     unread_keys,
 )
+from pipeline.errors import UserError
 from pipeline.jobs import Role
 from pipeline.methods import METHODS
 from pipeline.methods.meta import shared_teacher
@@ -77,11 +80,11 @@ def run_loop(
         has_unlabeled = config.method == "uda" or any(r.role == "student" for r in rounds)
         control = _control(run, rounds, best) if config.evaluate.control and has_unlabeled else None
         models = {"teacher": rounds[0].train, "final": best.train, **({"control": control} if control else {})}
-        if "test" in data:
-            result |= _result(run, rounds, best, run.evaluate("test", models), control)
-            write_json(run_dir / "result.json", result)
-        else:
+        if "test" not in data:
             log.warning("the data has no test split: result.json has val figures only")
+        tests = run.evaluate("test", models) if "test" in data else {}
+        result |= _result(run, rounds, best, tests, control)
+        write_json(run_dir / "result.json", result)
     return result
 
 
@@ -126,14 +129,20 @@ def _finetune(run: Run, finetune: Finetune, role: Role, number: int, base_round:
 
 
 def _control(run: Run, rounds: list[RoundReport], best: RoundReport) -> Path:
-    """A supervised model at the final student's budget: its architecture, recipe, noise, optimizer steps and batch
+    """A supervised model at the final model's budget: its architecture, recipe, noise, optimizer steps and batch
     size, with labeled images in every slot; fine-tuned as well if the final model is.
 
     Where students start from their teacher's weights, the final one has the steps of all students before it behind it;
     the control then starts from the round-0 teacher and takes as many.
     """
-    last = max(best_of([r for r in rounds if r.role != "finetune"]).round, 1)
-    student = shared_teacher(run.config) if run.config.method == "uda" else _training(run.config, last)
+    if best.role == "finetune" and run.config.method == "meta":
+        base = next(r for r in rounds if r.role == "student")
+    else:
+        base = best_of([r for r in rounds if r.role != "finetune"])
+    # A teacher that saw unlabeled images is held against its own recipe, one that saw none against its students'.
+    saw_unlabeled = run.config.method in ("meta", "uda") and run.config.meta.teacher == "network"
+    last = max(base.round, 1)
+    student = shared_teacher(run.config) if base.round == 0 and saw_unlabeled else _training(run.config, last)
     inherits = run.config.method == "noisy_student" and run.config.rounds.start == "init"
     ancestors = [r.round for r in rounds if r.role == "student" and r.kept and r.round < last]
     steps = student.steps + sum(run.config.for_round(number).student.steps for number in ancestors)
@@ -195,7 +204,18 @@ def _check_data(config: Config) -> dict[Split, Dataset]:
     splits = [split for split in SPLITS if split != "test" or has_test(config.data)]
     datasets = {split: open_split(config.data, split) for split in splits}
     check_disjoint(datasets)
+    _check_classes(datasets["labeled"])
     for split, dataset in datasets.items():
         if dataset.num_skipped:
             log.warning("data.bad_images is skip: %d bad samples of %s are left out", dataset.num_skipped, split)
     return datasets
+
+
+def _check_classes(labeled: Dataset) -> None:
+    present = set(np.unique(labeled.labels).tolist())
+    empty = [name for number, name in enumerate(labeled.classes) if number not in present]
+    if empty:
+        raise UserError(
+            f"the labeled split has no image of {len(empty)} of {len(labeled.classes)} classes, such as {empty[0]!r}, "
+            "which no model could learn; label some, or pack without these classes"
+        )

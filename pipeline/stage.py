@@ -23,7 +23,7 @@ from pipeline.errors import UserError
 
 SCHEMA = 1
 StageKind = Literal["train", "meta", "moons", "label", "select", "evaluate"]
-FORMAT_VERSION: dict[StageKind, int] = {"train": 2, "meta": 3, "moons": 1, "label": 2, "select": 1, "evaluate": 2}
+FORMAT_VERSION: dict[StageKind, int] = {"train": 2, "meta": 3, "moons": 2, "label": 2, "select": 1, "evaluate": 2}
 """Raised when a stage's algorithm or files change, so that old outputs are not taken for new ones."""
 
 OWN_FILES = {"run.lock", "job.json", "output.log", "progress.json", "error.json", "warnings.jsonl"}

@@ -12,6 +12,7 @@ import textwrap
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -60,6 +61,22 @@ def test_exit_2_without_a_message_is_a_defect_even_beside_a_stale_message(tmp_pa
     (tmp_path / "error.json").write_text('{"message": "of an earlier attempt"}')
     with pytest.raises(RuntimeError, match="exit code 2"):
         run_child(script(tmp_path, "os._exit(2)"), tmp_path, title="stage")
+
+
+def test_on_a_full_disk_the_exit_code_is_the_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The child can write neither its message nor its log."""
+    code = """
+        import resource, sys
+        from pipeline.child import guarded
+        from pipeline.errors import UserError
+        def stage():
+            resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+            raise UserError("cannot write labels.arrow")
+        sys.exit(guarded(stage, pathlib.Path(".")))
+    """
+    monkeypatch.setattr(launch.shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
+    with pytest.raises(UserError, match="is full; free space"):
+        run_child(script(tmp_path, textwrap.dedent(code)), tmp_path, title="stage")
 
 
 def test_a_child_that_stopped_by_itself_is_interrupted(tmp_path: Path) -> None:

@@ -124,7 +124,15 @@ class TwoMoons(Section):
     """The feedback and the consistency loss."""
 
     @model_validator(mode="after")
-    def _teacher_is_a_network(self) -> TwoMoons:
+    def _meta_can_be_compared(self) -> TwoMoons:
         if self.meta.teacher != "network":
             raise ValueError("meta.teacher is adjuster, but points have no stored predictions; set it to network")
+        if self.meta.feedback == "off":
+            raise ValueError(
+                "meta.feedback is off, which is a method of its own here; set the feedback to compare it with"
+            )
+        if self.meta.student_wait >= self.steps:
+            raise ValueError(
+                f"meta.student_wait ({self.meta.student_wait}) leaves nothing of steps ({self.steps}); lower it"
+            )
         return self

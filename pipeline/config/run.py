@@ -150,6 +150,8 @@ class Config(Section):
                 f"student.accumulation is {self.student.accumulation}, but feedback is taken of whole batches; "
                 "set it to 1"
             )
+        if not self.student.unlabeled_batch_size:
+            raise ValueError("student.unlabeled_ratio leaves no unlabeled images in a step; raise it, e.g. to 7")
         if self.student.loss_normalization == "total":
             raise ValueError(
                 f"student.loss_normalization is total, but method {self.method} weighs its losses by meta.uda_weight; "
@@ -204,7 +206,10 @@ _UNREAD = {
     "noisy_student": ("meta", "two_moons"),
     "meta": ("select", "rounds", "two_moons"),
     "uda": ("label", "select", "student", "rounds", "two_moons"),
-    "two_moons": ("teacher", "label", "select", "student", "rounds", "meta", "finetune", "evaluate"),
+    "two_moons": (
+        *("teacher", "label", "select", "student", "rounds", "meta", "finetune", "evaluate", "two_moons.meta.adjuster"),
+        *("runtime.device", "runtime.precision", "runtime.processes", "runtime.compile"),
+    ),
 }
 """What a method does not read, beside `meta`'s keys. Of the student's section UDA reads what is SHARED."""
 

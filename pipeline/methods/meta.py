@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pipeline.config import SHARED, Config, Training
-from pipeline.methods.noisy_student import OnRound, train_teacher
+from pipeline.methods.noisy_student import OnRound, train_teacher, warn_of_chance
 from pipeline.run import RoundReport, Run
 
 
@@ -21,10 +21,12 @@ def meta_pseudo_labels(run: Run, on_round: OnRound) -> list[RoundReport]:
         teacher = train_teacher(run)
         on_round(teacher)
         labels = run.label(1, [teacher.train])
+        training = training.model_copy(update={"warmup_steps": config.student.warmup_steps})  # the adjuster's
         folder = run.train_meta(training, config.student, labels)
     else:
         folder = run.train_meta(training, config.student)
         teacher = run.report("teacher", 0, folder / TEACHER)
+        warn_of_chance(teacher, run)
         on_round(teacher)
     student = run.report("student", 1, folder, labels)
     on_round(student)
@@ -34,6 +36,7 @@ def meta_pseudo_labels(run: Run, on_round: OnRound) -> list[RoundReport]:
 def uda(run: Run, on_round: OnRound) -> list[RoundReport]:
     """Unsupervised Data Augmentation (Xie 2019): the teacher of Meta Pseudo Labels without a student."""
     teacher = run.report("teacher", 0, run.train_meta(shared_teacher(run.config), None))
+    warn_of_chance(teacher, run)
     on_round(teacher)
     return [teacher]
 

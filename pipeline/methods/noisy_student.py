@@ -15,6 +15,7 @@ log = logging.getLogger("selftrain.loop")
 
 OnRound = Callable[[RoundReport], None]
 """Called with every round when its model is trained and judged."""
+_FIX = "raise its steps, check teacher.optimizer.lr, or look at the labels in the report"
 
 
 def noisy_student(run: Run, on_round: OnRound) -> list[RoundReport]:
@@ -52,8 +53,30 @@ def train_teacher(run: Run) -> RoundReport:
         UserError: the teacher is at chance on val.
     """
     teacher = run.report("teacher", 0, run.train("teacher", 0, run.config.teacher, None, "rounds/0"))
-    _check_teacher(teacher, len(open_split(run.config.data, "labeled").classes))
+    num_classes = _num_classes(run)
+    if teacher.val_top1 <= 1 / num_classes:
+        raise UserError(
+            f"the round-0 teacher is at chance on val ({teacher.val_top1:.1%} of {num_classes} classes), so its labels "
+            f"would teach nothing; {_FIX}"
+        )
+    warn_of_chance(teacher, run)
     return teacher
+
+
+def warn_of_chance(teacher: RoundReport, run: Run) -> None:
+    """Warn of a teacher whose accuracy on val could be luck."""
+    num_classes = _num_classes(run)
+    if teacher.interval[0] <= 1 / num_classes:
+        log.warning(
+            "the round-0 teacher cannot be told from chance on val (%.1f%% of %d classes): too few val images, or %s",
+            100 * teacher.val_top1,
+            num_classes,
+            _FIX,
+        )
+
+
+def _num_classes(run: Run) -> int:
+    return len(open_split(run.config.data, "labeled").classes)
 
 
 def _student(config: Config, number: int, teacher: RoundReport) -> Training:
@@ -61,12 +84,3 @@ def _student(config: Config, number: int, teacher: RoundReport) -> Training:
     if config.rounds.start == "scratch":
         return student
     return student.model_copy(update={"start": Start(model=str(teacher.train), mode="init")})
-
-
-def _check_teacher(teacher: RoundReport, num_classes: int) -> None:
-    found = f"on val ({teacher.val_top1:.1%} of {num_classes} classes)"
-    fix = "raise teacher.steps, check teacher.optimizer.lr, or look at the labels in the report"
-    if teacher.val_top1 <= 1 / num_classes:
-        raise UserError(f"the round-0 teacher is at chance {found}, so its labels would teach nothing; {fix}")
-    if teacher.interval[0] <= 1 / num_classes:
-        log.warning("the round-0 teacher cannot be told from chance %s: too few val images, or %s", found, fix)

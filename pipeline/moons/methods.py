@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from pipeline.config import Meta, Training, TwoMoons
+from pipeline.errors import UserError
 from pipeline.moons.networks import Networks
 from pipeline.randomness import key_of, uniforms
 from pipeline.train.ema import Ema
@@ -142,4 +143,6 @@ def meta_pseudo_labels(
 def _model(network: Network) -> Networks:
     model = network.raw_model.eval()
     assert isinstance(model, Networks)
+    if not all(bool(parameter.isfinite().all()) for parameter in model.parameters()):
+        raise UserError("the weights of a network are not finite; lower two_moons.teacher_lr or two_moons.student_lr")
     return model

@@ -62,6 +62,8 @@ def draw(run: Run, details: Mapping[str, str]) -> Diagram:
         for column in (0, 1) if select is not None and label is not None else ():
             start = (column + 1) * BOX_WIDTH + column * GAP_X + 1
             arrows.append(f"M{start} {middle}H{start + GAP_X - 6}")
+        if label is not None and select is None and train.reads(label):
+            arrows.append(f"M{BOX_WIDTH + 1} {middle}H{2 * (BOX_WIDTH + GAP_X) - 5}")
         for teacher in [k for k, (_, _, t) in enumerate(rows) if label is not None and label.reads(t)]:
             arrows.append(_elbow(teacher, i))
             sentences.append(f"{title_of(rows[teacher][2])} labeled the images for {title_of(train).lower()}.")

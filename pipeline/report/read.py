@@ -91,6 +91,12 @@ class Trained(Stage):
         return str(self.record["config"]["training"]["model"])
 
     @property
+    def loss(self) -> str:
+        """The column of its own loss: beside a student trained with its teacher, `loss` is the teacher's."""
+        trained_together = self.record["kind"] == "meta" and self.role == "student"
+        return "student_loss" if trained_together else "loss"
+
+    @property
     def losses(self) -> tuple[Record, ...]:
         """Training lines of metrics.jsonl."""
         return tuple(line for line in self._lines if "loss" in line)
@@ -180,9 +186,9 @@ def read_run(path: Path) -> Run:
     config = load_config(path / "config.yaml")
     if config.method == "two_moons":
         raise UserError(f"{path} is a run of the two moons, whose report is its picture, moons-*/two_moons.png")
-    rounds = tuple(_rounds_of_result(path, result) if result else _rounds_on_disk(path / "rounds"))
+    rounds = tuple(_rounds_of_result(path, result) if result else _rounds_on_disk(path / "rounds", config))
     control_dir = result["final"]["control_dir"] if result else None
-    control = _open(path / control_dir) if control_dir else _newest(path / "control", "train")
+    control = _open(path / control_dir) if control_dir else _control_under_way(path) if result else None
     tests = result["final"]["test"] if result else {}
     evaluations = [_open(p.parent) for p in sorted(path.glob("evaluate-*/test.json"))]
     evaluation = next((e for e in evaluations if tests and read_json(e.path / "test.json") == tests), None)
@@ -229,19 +235,51 @@ def _rounds_of_result(path: Path, result: Record) -> Iterator[Round]:
         yield Round(entry["round"], Trained(train.path, train.record, entry["role"], entry["round"]), label, select)
 
 
-def _rounds_on_disk(folder: Path) -> Iterator[Round]:
-    """The rounds of an unfinished run. Other settings make sibling folders: those begun last are taken."""
-    for number in sorted(int(p.name) for p in folder.glob("*") if p.name.isdigit()):
-        label, select = (_newest(folder / str(number), kind) for kind in ("label", "select"))
-        train = _newest(folder / str(number), "train", "meta")
-        trains_student = select or (train and train.record["kind"] == "meta")
-        role = "teacher" if number == 0 else "student" if trains_student else "finetune"
-        yield Round(number, Trained(train.path, train.record, role, number) if train else None, label, select)
+def _rounds_on_disk(folder: Path, config: Config) -> Iterator[Round]:
+    """The rounds of an unfinished run, as its method makes them. Other settings make sibling folders: of each kind the
+    stage begun last is taken, if it reads the one before it."""
+    last = {"noisy_student": config.rounds.num_rounds, "meta": 1, "uda": 0}[config.method]
+    stores_labels = config.method == "noisy_student" or config.meta.teacher == "adjuster"
+    models: list[Stage] = []
+    for number in range(last + 2):
+        here = folder / str(number)
+        role, label, select, train = "student" if number else "teacher", None, None, None
+        if 0 < number <= last and stores_labels:
+            label = _newest(here, "label")
+        if label and config.method == "noisy_student":
+            select = _newest(here, "select", label)
+        if number == 0 and stores_labels:
+            train = _newest(here, "train")
+        elif number == 0 and config.method == "meta":
+            train = _teacher_of(_newest(folder / "1", "meta"))
+        elif number == last and config.method != "noisy_student":
+            train = _newest(here, "meta", label) if label or not stores_labels else None
+        elif select:
+            train = _newest(here, "train", select)
+        elif config.finetune and not label:  # after the last round, or earlier by rounds.patience
+            finetuned = _newest(here, "train")
+            role, train = "finetune", finetuned if finetuned and any(map(finetuned.starts_from, models)) else None
+        if train:
+            models.append(train)
+        if label or select or train:
+            yield Round(number, Trained(train.path, train.record, role, number) if train else None, label, select)
 
 
-def _newest(folder: Path, *kinds: str) -> Stage | None:
-    records = [record for kind in kinds for record in folder.glob(f"{kind}-*/stage.json")]
-    return _open(max(records, key=lambda p: p.stat().st_mtime_ns).parent) if records else None
+def _teacher_of(student: Stage | None) -> Stage | None:
+    """The teacher that a finished student was trained together with."""
+    path = student.path / "teacher" if student else None
+    return _open(path) if path and (path / "stage.json").exists() else None
+
+
+def _control_under_way(path: Path) -> Stage | None:
+    control = _newest(path / "control", "train")
+    return control if control and not control.complete else None
+
+
+def _newest(folder: Path, kind: str, before: Stage | None = None) -> Stage | None:
+    records = list(folder.glob(f"{kind}-*/stage.json"))
+    newest = _open(max(records, key=lambda p: p.stat().st_mtime_ns).parent) if records else None
+    return newest if newest and (before is None or newest.reads(before)) else None
 
 
 def _open(folder: Path) -> Stage:

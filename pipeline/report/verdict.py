@@ -49,6 +49,8 @@ def judge(run: Run) -> Verdict:
     round_, val = run.result["final"]["round"], run.result["final"]["val_top1"]
     if FINAL not in run.test:
         chosen = f"The final model is that of round {round_}, right on {100 * val:.1f}% of the val images."
+        if run.control is not None and not run.control.complete:
+            return Verdict((chosen, "This run is not finished: its control is under way."), {}, finished=False)
         if not _has_test(run.config.data):
             return Verdict((chosen, "The data has no test split, so this figure is optimistic."), {}, finished=True)
         return Verdict((chosen, "This run is not finished: test has not been evaluated."), {}, finished=False)

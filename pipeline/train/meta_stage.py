@@ -135,7 +135,6 @@ def _adjuster(job: MetaJob, setting: Setting) -> Network:
     training = job.teacher.model_copy(
         update={
             "optimizer": job.meta.adjuster.optimizer,
-            "warmup_steps": job.student.warmup_steps if job.student is not None else 0,
             "clip_norm": 0.0,
             "frozen_layers": 0,
         }

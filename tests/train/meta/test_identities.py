@@ -119,13 +119,24 @@ def test_the_step_teaches_where_soft_labels_of_its_own_would_teach_nothing(
     assert (weights(teacher) - before).norm() > 1e-5
 
 
-def update_of(labels: Tensor, batch: MetaBatch, meta: Meta, eta: float, student_clip: float = 0.0) -> Tensor:
+def update_of(
+    labels: Tensor,
+    batch: MetaBatch,
+    meta: Meta,
+    eta: float,
+    *,
+    student_clip: float = 0.0,
+    uda_weight: float = 0.0,
+    smoothing: tuple[float, float] = (0.0, 0.0),
+) -> Tensor:
     """What the step changes in the teacher's weights when its draws give these labels, with a baseline of 0.3."""
-    teacher, student, baseline = network(mlp(1)), network(mlp(2), clip_norm=student_clip), Baseline(0.99)
+    teacher = network(mlp(1), label_smoothing=smoothing[0])
+    student = network(mlp(2), student_clip, label_smoothing=smoothing[1])
+    baseline = Baseline(0.99)
     baseline.value = torch.tensor(0.3)
     before = weights(teacher)
     draws = draws_for(teacher.raw_model(batch.strong) / meta.label_temperature, labels)
-    rates = {"uda_weight": 0.0, "teacher_lr": 1.0, "student_lr": eta}
+    rates = {"uda_weight": uda_weight, "teacher_lr": 1.0, "student_lr": eta}
     meta_step(teacher, student, replace(batch, draws=draws), meta, baseline, **rates)
     return weights(teacher) - before
 
@@ -138,24 +149,36 @@ def expected_update(batch: MetaBatch, meta: Meta, eta: float) -> Tensor:
 
 @pytest.mark.parametrize("temperature", [1.0, 0.5])
 @pytest.mark.parametrize("clip_norm", [0.0, 0.1])
-def test_every_update_of_the_teacher_is_the_papers(batch: MetaBatch, temperature: float, clip_norm: float) -> None:
-    """Equations 4 and 12 by autograd alone, for every labeling. The student moves by its clipped gradient; the feedback
-    is of the gradient itself."""
-    meta = Meta(labeled_weight=0.0, label_temperature=temperature)
+@pytest.mark.parametrize("kind", ["exact", "cosine", "finite-difference"])
+def test_every_update_of_the_teacher_is_the_papers(
+    batch: MetaBatch, kind: str, temperature: float, clip_norm: float
+) -> None:
+    """Equations 4 and 12 by autograd alone, beside the teacher's own losses, for every labeling. The student moves by
+    its clipped gradient; the feedback is of the gradient itself. Labels are smoothed for the student, and for the
+    teacher where a person gave them."""
+    meta = Meta.model_validate({"feedback": kind, "labeled_weight": 0.7, "label_temperature": temperature})
     for labels in all_labels():
         teacher, student, eta = mlp(1), mlp(2), 0.3
-        unlabeled = torch.autograd.grad(F.cross_entropy(student(batch.strong), labels), list(student.parameters()))
+        loss = F.cross_entropy(student(batch.strong), labels, label_smoothing=0.2)
+        unlabeled = torch.autograd.grad(loss, list(student.parameters()))
+        before = F.cross_entropy(student(batch.labeled), batch.labels)
         norm = flat(unlabeled).norm()
         factor = clip_norm / (float(norm) + 1e-6) if clip_norm else 1.0  # as PyTorch clips
         assert not clip_norm or factor < 0.5
         with torch.no_grad():
             for parameter, gradient in zip(student.parameters(), unlabeled, strict=True):
                 parameter -= eta * factor * gradient
-        labeled = torch.autograd.grad(F.cross_entropy(student(batch.labeled), batch.labels), list(student.parameters()))
-        h = eta * flat(labeled) @ flat(unlabeled)
-        log_likelihood = -F.cross_entropy(teacher(batch.strong) / temperature, labels)
-        expected = (h - 0.3) * flat(torch.autograd.grad(log_likelihood, list(teacher.parameters())))
-        update = update_of(labels, batch, meta, eta, clip_norm)
+        after = F.cross_entropy(student(batch.labeled), batch.labels)
+        labeled = torch.autograd.grad(after, list(student.parameters()))
+        h = {
+            "exact": eta * flat(labeled) @ flat(unlabeled),
+            "cosine": F.cosine_similarity(flat(labeled), flat(unlabeled), dim=0),
+            "finite-difference": (before - after).detach(),
+        }[kind]
+        own = step.answer_batch(network(teacher, label_smoothing=0.3), batch, meta, uda_weight=2.0).loss
+        score = F.cross_entropy(teacher(batch.strong) / temperature, labels)
+        expected = -flat(torch.autograd.grad(own + (h - 0.3) * score, list(teacher.parameters())))
+        update = update_of(labels, batch, meta, eta, student_clip=clip_norm, uda_weight=2.0, smoothing=(0.3, 0.2))
         torch.testing.assert_close(update, expected, rtol=1e-8, atol=1e-14)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 
 import pytest
@@ -73,13 +74,26 @@ def test_the_teachers_own_loss_is_the_one_written_down_by_hand(batch: MetaBatch,
     torch.testing.assert_close(answer.logits, model(batch.strong))
 
 
+@pytest.mark.parametrize("joint_batch", [True, False])
+def test_a_joint_batch_shares_batchnorm_statistics(joint_batch: bool) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(SIZE, 6), nn.BatchNorm1d(6), nn.Linear(6, NUM_CLASSES)).train()
+    labeled, weak, strong = torch.randn(4, SIZE), 2 + torch.randn(2, SIZE), 5 * torch.randn(2, SIZE)
+    batch = MetaBatch(labeled, torch.tensor([0, 1, 2, 1]), weak, strong, torch.rand(2), torch.empty(2, 0))
+    seen = torch.cat([labeled, strong, weak] if joint_batch else [labeled, strong])
+    expected = copy.deepcopy(model)(seen)[4:6]
+    answer = step.answer_batch(network(model), batch, Meta(joint_batch=joint_batch), uda_weight=1.0)
+    torch.testing.assert_close(answer.logits, expected)
+
+
 def test_the_weight_of_consistency_rises_linearly() -> None:
     meta = Meta(uda_weight=8.0, uda_steps=4)
     assert [step.uda_weight_at(n, meta) for n in range(6)] == [0.0, 2.0, 4.0, 6.0, 8.0, 8.0]
     assert step.uda_weight_at(0, Meta(uda_weight=8.0, uda_steps=0)) == 8.0
 
 
-def test_networks_side_by_side_take_the_steps_that_each_would_alone(batch: MetaBatch) -> None:
+@pytest.mark.parametrize("kind", ["exact", "cosine"])
+def test_networks_side_by_side_take_the_steps_that_each_would_alone(kind: str, batch: MetaBatch) -> None:
     """With a leading dimension, as in the two moons: every network has its own feedback."""
 
     class Mlps(nn.Module):
@@ -95,9 +109,9 @@ def test_networks_side_by_side_take_the_steps_that_each_would_alone(batch: MetaB
             return hidden @ self.w2.mT + self.b2[:, None]
 
     def train(teacher: Network, student: Network, batch: MetaBatch) -> None:
-        baseline = Baseline(0.9)
+        meta, baseline = Meta.model_validate({"feedback": kind}), Baseline(0.9)
         for _ in range(3):
-            meta_step(teacher, student, batch, Meta(), baseline, uda_weight=0.5, teacher_lr=0.3, student_lr=0.3)
+            meta_step(teacher, student, batch, meta, baseline, uda_weight=0.5, teacher_lr=0.3, student_lr=0.3)
 
     seeds, draws = (1, 2, 3), torch.rand(3, NUM_UNLABELED)
     together = network(Mlps([mlp(s) for s in seeds])), network(Mlps([mlp(s + 10) for s in seeds]))
