@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from pipeline.config import Config
+from pipeline.config import Config, Training
 from pipeline.evaluate.metrics import wilson_interval
 from pipeline.evaluate.stage import evaluate_inputs
-from pipeline.jobs import Job, LabelJob, SelectJob, TrainJob
+from pipeline.jobs import Job, LabelJob, MetaJob, SelectJob, TrainJob
 from pipeline.labels.predict import label_inputs
 from pipeline.labels.select import select_inputs
 from pipeline.labels.store import label_path
 from pipeline.models.folder import ModelInfo
 from pipeline.shards.dataset import open_split
-from pipeline.stage import open_stage, write_bytes, write_json
+from pipeline.stage import StageFolder, open_stage, write_bytes, write_json
+from pipeline.train.meta_stage import TEACHER, meta_inputs
 from pipeline.train.stage import train_inputs
 
 NUM_VAL = 359
@@ -32,6 +33,8 @@ class FakeStages:
         self.jobs.append(job)
         if isinstance(job, TrainJob):
             self.train(job)
+        elif isinstance(job, MetaJob):
+            self.train_meta(job)
         elif isinstance(job, LabelJob):
             stage = open_stage(job.out, "label", *label_inputs(job), env={})
             for shard in open_split(job.data, "unlabeled").shards:
@@ -47,20 +50,32 @@ class FakeStages:
     def train(self, job: TrainJob) -> None:
         stage = open_stage(job.out, "train", *train_inputs(job), env={})
         val = self.finetune if job.out.parent.name == "control" or job.role == "finetune" else self.val[job.round]
-        write_json(job.out / "evaluation-val.json", self.metrics(val))
-        values = {name: getattr(job.training, name) for name in ("model_args", "mean", "std")}
+        self.write(stage, job, job.training, val)
+
+    def train_meta(self, job: MetaJob) -> None:
+        stage = open_stage(job.out, "meta", *meta_inputs(job), env={})
+        if job.student is not None:
+            teacher = open_stage(job.out / TEACHER, "train", *meta_inputs(job), env={})
+            self.write(teacher, job, job.teacher, self.val[0])
+        self.write(stage, job, job.student or job.teacher, self.val[-1])
+
+    def write(self, stage: StageFolder, job: TrainJob | MetaJob, training: Training, val: float) -> None:
+        """A model that has `val` on val."""
+        out = stage.path
+        write_json(out / "evaluation-val.json", self.metrics(val))
+        values = {name: getattr(training, name) for name in ("model_args", "mean", "std")}
         info = ModelInfo(
             schema=1,
-            architecture=job.training.model,
+            architecture=training.model,
             classes=open_split(job.data, "labeled").classes,
-            input_size=(3, job.training.image_size, job.training.image_size),
+            input_size=(3, training.image_size, training.image_size),
             metrics={},
             lineage={},
             **values,
         )
-        write_json(job.out / "model.json", info.model_dump(mode="json", by_alias=True))
-        write_bytes(job.out / "model.safetensors", stage.fingerprint.encode())
-        stage.finish(steps=job.training.steps)
+        write_json(out / "model.json", info.model_dump(mode="json", by_alias=True))
+        write_bytes(out / "model.safetensors", stage.fingerprint.encode())
+        stage.finish(steps=training.steps)
 
     @staticmethod
     def metrics(top1: float) -> dict[str, Any]:

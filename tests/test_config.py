@@ -93,6 +93,12 @@ def test_an_empty_file_is_the_defaults(tmp_path: Path) -> None:
             r"the round-0 teacher has no pseudo-labels to train on; set teacher\.unlabeled_ratio to 0",
         ),
         ("two_moons: {meta: {teacher: adjuster}}", r"meta\.teacher is adjuster, but points .* set it to network"),
+        ("two_moons: {meta: {feedback: off}}", r"meta\.feedback is off, which is a method of its own here"),
+        ("two_moons: {steps: 50, meta: {student_wait: 50}}", r"student_wait \(50\) leaves nothing of steps \(50\)"),
+        (
+            "method: uda\nrounds: {num_rounds: 0}\nstudent: {unlabeled_ratio: 0}",
+            r"student\.unlabeled_ratio leaves no unlabeled images",
+        ),
         ("- a\n- b", r"must be a mapping of sections, not list"),
         ("a: [", r"cannot be read as YAML"),
         ("student: {steps: 5}\nseed: 1\nstudent: {steps: 6}", r"(?s)`student` is given twice.* line 3"),
@@ -162,6 +168,8 @@ def test_a_malformed_set_is_an_error(tmp_path: Path, wrong: str) -> None:
         ("method: meta\nmeta: {teacher: adjuster, uda_weight: 2, adjuster: {hidden: 9}}", ["meta.uda_weight"]),
         ("method: meta\nmeta: {feedback: off, scale: 2.0, label_temperature: 0.5}", ["meta.scale"]),
         ("method: two_moons\nmeta: {feedback: off}", ["meta.feedback"]),
+        ("method: two_moons\nruntime: {device: cuda, threads: 1}", ["runtime.device"]),
+        ("method: two_moons\ntwo_moons: {meta: {adjuster: {hidden: 9}}}", ["two_moons.meta.adjuster.hidden"]),
     ],
 )
 def test_keys_that_a_method_does_not_read_are_known(tmp_path: Path, text: str, unread: list[str]) -> None:

@@ -66,7 +66,7 @@ def test_exit_2_without_a_message_is_a_defect_even_beside_a_stale_message(tmp_pa
 def test_on_a_full_disk_the_exit_code_is_the_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The child can write neither its message nor its log."""
     code = """
-        import resource, sys
+        import pathlib, resource, sys
         from pipeline.child import guarded
         from pipeline.errors import UserError
         def stage():

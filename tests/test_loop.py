@@ -11,7 +11,7 @@ import torch
 from fake_stages import FakeStages, changed
 from stages import run
 
-from pipeline.config import Config, Finetune, Optimizer, Start, WeakView, load_config
+from pipeline.config import Config, Finetune, Optimizer, Start, WeakView, load_config, parse
 from pipeline.jobs import EvaluateJob, Job
 from pipeline.loop import run_loop
 from pipeline.models.folder import read_info, read_state
@@ -191,6 +191,27 @@ def test_the_control_of_a_finetuned_model_is_finetuned_too(
         start = Start(model=str(controls[0].out), mode="init")
         assert controls[1].training == final.training.model_copy(update={"start": start})
         assert controls[1].round == final.round
+
+
+@pytest.mark.parametrize(("teacher", "student", "finetune"), [(0.9, 0.8, 0.7), (0.8, 0.9, 0.7), (0.8, 0.7, 0.9)])
+def test_the_control_has_the_recipe_of_the_one_of_two_that_is_final(
+    config: Config, tmp_path: Path, teacher: float, student: float, finetune: float
+) -> None:
+    """Else the network or its optimizer would be taken for what unlabeled images brought. Fine-tuned is the student."""
+    raw = {
+        "method": "meta",
+        "data": {"root": str(config.data.root)},
+        "teacher": {"model": "wide_resnet16_2", "warmup_steps": 5, "ema_decay": 0.99},
+        "student": {"model": "wide_resnet10_1", "image_size": 8, "steps": 40, "batch_size": 32, "unlabeled_ratio": 2},
+        "finetune": {"image_size": 8, "steps": 10},
+    }
+    stages = FakeStages(teacher, student, finetune=finetune)
+    result = run_loop(parse(Config, raw, "tests"), tmp_path, run_stage=stages)
+    (control,) = [job for job in stages.of("train", "control") if job.training.steps == 40]
+    wide = teacher == result["final"]["val_top1"]
+    assert control.training.model == ("wide_resnet16_2" if wide else "wide_resnet10_1")
+    assert control.training.ema_decay == (0.99 if wide else 0.999)
+    assert (control.training.batch_size, control.training.unlabeled_ratio) == (96, 0)
 
 
 def test_every_stage_is_told_that_another_environment_is_accepted(config: Config, tmp_path: Path) -> None:

@@ -13,15 +13,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 from fake_stages import NUM_VAL, FakeStages, changed
+from PIL import Image
 
 from pipeline import loop
-from pipeline.config import Config, Start
+from pipeline.config import Config, Split, Start
 from pipeline.errors import UserError
 from pipeline.evaluate.metrics import wilson_interval
 from pipeline.jobs import TrainJob
 from pipeline.loop import run_loop
 from pipeline.run_folder import absolute
 from pipeline.shards.dataset import open_split
+from pipeline.shards.pack import pack
 from pipeline.stage import run_lock
 
 
@@ -164,6 +166,36 @@ def test_without_a_test_split_the_result_has_val_figures(
     assert result["final"]["val_top1"] == 0.9
     assert result["final"]["test_top1"] is None
     assert "no test split" in caplog.text
+    (control,) = stages.of("train", "control")
+    assert result["final"]["control_dir"] == str(control.out.relative_to(tmp_path / "run"))
+    assert json.loads((tmp_path / "run" / "result.json").read_text()) == result
+
+
+@pytest.mark.parametrize("method", ["noisy_student", "uda"])
+def test_a_class_without_labeled_images_is_an_error_before_any_training(
+    config: Config, tmp_path: Path, method: str
+) -> None:
+    for number, path in enumerate(["labeled/cat", "unlabeled/any", "val/cat", "val/dog"]):
+        (tmp_path / path).mkdir(parents=True)
+        noise = np.random.default_rng(number).integers(0, 256, (8, 8, 3), np.uint8)
+        Image.fromarray(noise).save(tmp_path / path / "0.png")
+    (tmp_path / "classes.txt").write_text("cat\ndog\n")
+    splits: tuple[Split, ...] = ("labeled", "unlabeled", "val")
+    for split in splits:
+        pack(tmp_path / split, tmp_path / "packed", split=split, classes=tmp_path / "classes.txt")
+    config = changed(config, "data", root=tmp_path / "packed").model_copy(update={"method": method})
+    stages = FakeStages()
+    with pytest.raises(UserError, match=r"labeled split has no image of 1 of 2 classes, such as 'dog'"):
+        run_loop(config, tmp_path / "run", run_stage=stages)
+    assert not stages.jobs
+
+
+def test_a_teacher_trained_with_its_student_that_may_be_at_chance_is_a_warning(
+    config: Config, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    uda = config.model_copy(update={"method": "uda"})
+    run_loop(uda, tmp_path, run_stage=FakeStages(0.1))
+    assert "cannot be told from chance on val (10.0% of 10 classes)" in caplog.text
 
 
 def test_num_val_is_that_of_the_digits(config: Config) -> None:

@@ -53,6 +53,11 @@ def test_seeds_end_as_they_would_alone(points: Points) -> None:
     torch.testing.assert_close(together.weights[0][1], alone.weights[0][0], rtol=1e-4, atol=1e-6)
 
 
+def test_weights_that_are_not_finite_are_an_error(points: Points) -> None:
+    with pytest.raises(UserError, match=r"not finite; lower two_moons\.teacher_lr"):
+        supervised(points, TwoMoons(steps=20, activation="relu", init=1.0, teacher_lr=1e30), [0], lambda _: None)
+
+
 def test_supervised_networks_fit_the_labeled_points(points: Points) -> None:
     config = TwoMoons(steps=500, activation="tanh", init=1.0, teacher_lr=0.5)
     model = supervised(points, config, [0, 1], lambda _: None)

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 from collections.abc import Callable
@@ -188,14 +187,49 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_the_stage_that_was_begun_last_is_shown_whatever_its_kind(unfinished: Path) -> None:
-    """After a change of method, not the training of the method before."""
+@pytest.mark.parametrize(("method", "shown"), [("meta", [1]), ("uda", [])])
+def test_after_a_change_of_method_only_its_own_stages_are_shown(
+    unfinished: Path, method: str, shown: list[int]
+) -> None:
     folder = next(unfinished.glob("rounds/1/train-*"))
-    later = Path(shutil.copytree(folder, folder.with_name("meta-ffffffff")))
-    os.utime(later / "stage.json")
-    shown = read_run(unfinished).rounds[1].train
-    assert shown is not None
-    assert shown.path == later
+    together = Path(shutil.copytree(folder, folder.with_name("meta-ffffffff")))
+    edit(together / "stage.json", lambda r: r.update(kind="meta", complete=False))
+    root = read_run(unfinished).config.data.root
+    (unfinished / "config.yaml").write_text(f"method: {method}\ndata: {{root: {root}}}\n")
+    rounds = read_run(unfinished).rounds
+    assert [round_.number for round_ in rounds] == shown
+    for round_ in rounds:
+        assert round_.train is not None
+        assert (round_.train.path, round_.train.role) == (together, "student")
+        assert round_.label is None
+        assert round_.select is None
+
+
+def test_a_training_of_an_earlier_selection_is_not_shown_beside_a_new_one(unfinished: Path) -> None:
+    edit(next(unfinished.glob("rounds/1/select-*")) / "stage.json", lambda r: r.update(fingerprint="another"))
+    round_ = read_run(unfinished).rounds[1]
+    assert round_.select is not None
+    assert round_.train is None
+
+
+def test_the_control_of_an_earlier_config_is_not_shown(run: Path) -> None:
+    """Neither while the rounds are under way, nor where this config has none."""
+    edit(run / "result.json", lambda r: r["final"].update(control_dir=None))
+    edit(run / "result.json", lambda r: r["final"]["test"].pop("control"))
+    edit(next(run.glob("evaluate-*")) / "test.json", lambda t: t.pop("control"))
+    assert read_run(run).control is None
+    (run / "result.json").unlink()
+    assert read_run(run).control is None
+
+
+def test_a_control_under_way_is_shown_and_the_run_unfinished(run: Path) -> None:
+    edit(run / "result.json", lambda r: r["final"].update(control_dir=None, test={}))
+    edit(next(run.glob("control/train-*")) / "stage.json", lambda r: r.update(complete=False))
+    seen = read_run(run)
+    assert seen.control is not None
+    verdict = judge(seen)
+    assert not verdict.finished
+    assert "its control is under way" in verdict.sentences[-1]
 
 
 def test_two_moons_have_no_page_finished_or_not(tmp_path: Path) -> None:

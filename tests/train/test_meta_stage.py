@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,13 @@ from pipeline.loop import run_loop
 from pipeline.methods.meta import shared_teacher
 from pipeline.models.folder import load_model, model_digest
 from pipeline.report import plots, write_report
+from pipeline.report.lineage import draw
 from pipeline.report.read import read_run
 from pipeline.report.verdict import judge
 from pipeline.stage import stage_record
+from pipeline.train import meta_trainer
+from pipeline.train.meta import MetaBatch
+from pipeline.train.network import Network
 from pipeline.train.schedule import lr_at
 from train.test_ranks import in_two, run_ranks
 from train.test_resume import HAS_BF16
@@ -106,6 +111,29 @@ def test_metrics_show_the_feedback_and_both_accuracies(config: Config, whole: Pa
     evaluations = [line for line in lines(whole) if "val_top1" in line]
     assert len(evaluations) == 4
     assert all(0 <= line["teacher_val_top1"] <= 1 for line in evaluations)
+
+
+def record_draws(path: Path) -> None:
+    """Have the steps of this process append their draws to a file."""
+    register()
+    take = meta_trainer.meta_step
+
+    def recording(teacher: Network, student: Network | None, batch: MetaBatch, *rest: Any, **rates: Any) -> Any:
+        with open(path, "a") as file:
+            file.write(json.dumps(batch.draws.tolist()) + "\n")
+        return take(teacher, student, batch, *rest, **rates)
+
+    meta_trainer.meta_step = recording
+
+
+def test_every_image_of_every_step_has_a_draw_of_its_own(config: Config, tmp_path: Path) -> None:
+    job = meta_job(config, tmp_path / "job", tiny=True)
+    run(job, partial(record_draws, tmp_path / "draws.jsonl"))
+    draws = np.array([json.loads(line) for line in (tmp_path / "draws.jsonl").read_text().splitlines()])
+    assert draws.shape == (20, 64)
+    assert len(np.unique(draws)) > 0.99 * draws.size
+    assert abs(draws.mean() - 0.5) < 0.05
+    assert abs(draws.std() - 12**-0.5) < 0.03
 
 
 # --------------------------------------------------------------------------------------------------------------- resume
@@ -206,7 +234,9 @@ def run_here(config: Config, folder: Path) -> dict[str, Any]:
     return run_loop(config, folder, run_stage=run_job)
 
 
-def test_a_run_ends_with_teacher_student_and_finetune(config: Config, tmp_path: Path) -> None:
+def test_a_run_ends_with_teacher_student_and_finetune(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     raw = config.model_dump(mode="json")
     raw["finetune"] = {"image_size": 8, "steps": 10, "batch_size": 32}
     raw["student"]["keep"] = raw["teacher"]["keep"] = "best"
@@ -219,7 +249,17 @@ def test_a_run_ends_with_teacher_student_and_finetune(config: Config, tmp_path: 
     assert all(0 < final[key] <= 1 for key in ("test_top1", "teacher_test_top1", "control_test_top1"))
     record = stage_record(tmp_path / "run" / final["control_dir"])
     assert record["config"]["training"]["unlabeled_ratio"] == 0
+    shown: dict[str, list[float]] = {}
+
+    def learning_curves(losses: list[plots.Curve], _: object) -> bytes:
+        shown.update({name: list(values) for name, _, values in losses})
+        return b""
+
+    monkeypatch.setattr(plots, "learning_curves", learning_curves)
     page = write_report(tmp_path / "run").read_text()
+    measured = [line for line in lines(student) if "loss" in line]
+    assert shown["Round 0 teacher"] == [line["loss"] for line in measured]
+    assert shown["Round 1 student"] == [line["student_loss"] for line in measured if line["student_loss"] is not None]
     assert "Teacher and student" in page
     assert page.count("Curves of a teacher and a student") == 2
 
@@ -247,7 +287,8 @@ def test_uda_runs_alone_and_trains_the_teacher_of_a_run_without_feedback(
 
 def test_reduced_meta_adjusts_the_stored_labels_of_a_big_teacher(config: Config, tmp_path: Path) -> None:
     raw = config.model_dump(mode="json")
-    raw["teacher"] |= {"steps": 60, "unlabeled_ratio": 0.0, "noise_labeled": True}
+    warmup = 45  # longer than the whole of the student's training
+    raw["teacher"] |= {"steps": 60, "unlabeled_ratio": 0.0, "noise_labeled": True, "warmup_steps": warmup}
     raw["meta"] |= {"teacher": "adjuster"}
     result = run_here(parse(Config, raw, "tests"), tmp_path / "run")
     assert [r["role"] for r in result["rounds"]] == ["teacher", "student"]
@@ -256,6 +297,8 @@ def test_reduced_meta_adjusts_the_stored_labels_of_a_big_teacher(config: Config,
     feedback = [line["feedback"] for line in lines(student) if line.get("feedback") is not None]
     assert np.any(np.array(feedback) != 0)
     assert result["rounds"][1]["val_top1"] > 0.3
+    assert [line["teacher_lr"] for line in lines(student) if "loss" in line][1] > 0
+    assert len(draw(read_run(tmp_path / "run"), {}).arrows) == 2  # from the teacher to its labels to the student
 
 
 @pytest.mark.parametrize(
