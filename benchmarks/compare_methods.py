@@ -117,8 +117,9 @@ def minutes(folder: Path) -> float:
     without start-up and the looks at val in between."""
     seconds = 0.0
     for path in folder.rglob("timing.jsonl"):
-        found = map(json.loads, path.read_text().splitlines())
-        lines = {line["step"]: line for line in found}.values()  # what a kill repeated counts once
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        if (path.parent / "metrics.jsonl").exists():  # of steps, of which a kill repeats some
+            lines = list({line["step"]: line for line in lines}.values())
         pace = statistics.median(line["seconds"] / line["images"] for line in lines)
         seconds += pace * sum(line["images"] for line in lines)
     return seconds / 60

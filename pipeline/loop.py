@@ -140,9 +140,12 @@ def _control(run: Run, rounds: list[RoundReport], best: RoundReport) -> Path:
     else:
         base = best_of([r for r in rounds if r.role != "finetune"])
     # A teacher that saw unlabeled images is held against its own recipe, one that saw none against its students'.
-    saw_unlabeled = run.config.method in ("meta", "uda") and run.config.meta.teacher == "network"
     last = max(base.round, 1)
-    student = shared_teacher(run.config) if base.round == 0 and saw_unlabeled else _training(run.config, last)
+    student = (
+        shared_teacher(run.config)
+        if base.round == 0 and run.config.teacher_sees_unlabeled
+        else _training(run.config, last)
+    )
     inherits = run.config.method == "noisy_student" and run.config.rounds.start == "init"
     ancestors = [r.round for r in rounds if r.role == "student" and r.kept and r.round < last]
     steps = student.steps + sum(run.config.for_round(number).student.steps for number in ancestors)
@@ -204,7 +207,8 @@ def _check_data(config: Config) -> dict[Split, Dataset]:
     splits = [split for split in SPLITS if split != "test" or has_test(config.data)]
     datasets = {split: open_split(config.data, split) for split in splits}
     check_disjoint(datasets)
-    _check_classes(datasets["labeled"])
+    if config.method != "noisy_student" and config.teacher.start is None:  # selections check it, and may allow it
+        _check_classes(datasets["labeled"])
     for split, dataset in datasets.items():
         if dataset.num_skipped:
             log.warning("data.bad_images is skip: %d bad samples of %s are left out", dataset.num_skipped, split)
@@ -217,5 +221,5 @@ def _check_classes(labeled: Dataset) -> None:
     if empty:
         raise UserError(
             f"the labeled split has no image of {len(empty)} of {len(labeled.classes)} classes, such as {empty[0]!r}, "
-            "which no model could learn; label some, or pack without these classes"
+            "which nothing else could teach; label some, or pack without these classes"
         )

@@ -202,7 +202,10 @@ def test_the_control_has_the_recipe_of_the_one_of_two_that_is_final(
         "method": "meta",
         "data": {"root": str(config.data.root)},
         "teacher": {"model": "wide_resnet16_2", "warmup_steps": 5, "ema_decay": 0.99},
-        "student": {"model": "wide_resnet10_1", "image_size": 8, "steps": 40, "batch_size": 32, "unlabeled_ratio": 2},
+        "student": {
+            **{"model": "wide_resnet10_1", "image_size": 8, "steps": 40, "batch_size": 32, "unlabeled_ratio": 2},
+            "keep": "best",
+        },
         "finetune": {"image_size": 8, "steps": 10},
     }
     stages = FakeStages(teacher, student, finetune=finetune)
@@ -211,6 +214,7 @@ def test_the_control_has_the_recipe_of_the_one_of_two_that_is_final(
     wide = teacher == result["final"]["val_top1"]
     assert control.training.model == ("wide_resnet16_2" if wide else "wide_resnet10_1")
     assert control.training.ema_decay == (0.99 if wide else 0.999)
+    assert control.training.keep == ("last" if wide else "best")
     assert (control.training.batch_size, control.training.unlabeled_ratio) == (96, 0)
 
 

@@ -108,6 +108,11 @@ class Config(Section):
     runtime: Runtime = Runtime()
     """The machine."""
 
+    @property
+    def teacher_sees_unlabeled(self) -> bool:
+        """Whether the teacher is trained on unlabeled images as well, beside its student or alone."""
+        return self.method in ("meta", "uda") and self.meta.teacher == "network"
+
     def for_round(self, number: int) -> Config:
         """The config with the overrides of a round (1 is the first student's)."""
         overrides = self.rounds.overrides
@@ -208,7 +213,7 @@ _UNREAD = {
     "uda": ("label", "select", "student", "rounds", "two_moons"),
     "two_moons": (
         *("teacher", "label", "select", "student", "rounds", "meta", "finetune", "evaluate", "two_moons.meta.adjuster"),
-        *("runtime.device", "runtime.precision", "runtime.processes", "runtime.compile"),
+        *("runtime.device", "runtime.precision", "runtime.compile"),
     ),
 }
 """What a method does not read, beside `meta`'s keys. Of the student's section UDA reads what is SHARED."""

@@ -16,7 +16,7 @@ def meta_pseudo_labels(run: Run, on_round: OnRound) -> list[RoundReport]:
     from pipeline.train.meta_stage import TEACHER
 
     config, labels = run.config, None
-    training = shared_teacher(config).model_copy(update={"keep": "last"})
+    training = shared_teacher(config)
     if config.meta.teacher == "adjuster":
         teacher = train_teacher(run)
         on_round(teacher)
@@ -42,5 +42,6 @@ def uda(run: Run, on_round: OnRound) -> list[RoundReport]:
 
 
 def shared_teacher(config: Config) -> Training:
-    """The teacher's section, with what it shares with the student."""
-    return config.teacher.model_copy(update={name: getattr(config.student, name) for name in SHARED})
+    """The teacher's section, with what it shares with the student; beside one its weights are its last."""
+    shared = {name: getattr(config.student, name) for name in SHARED}
+    return config.teacher.model_copy(update=shared | ({"keep": "last"} if config.method == "meta" else {}))

@@ -15,7 +15,6 @@ log = logging.getLogger("selftrain.loop")
 
 OnRound = Callable[[RoundReport], None]
 """Called with every round when its model is trained and judged."""
-_FIX = "raise its steps, check teacher.optimizer.lr, or look at the labels in the report"
 
 
 def noisy_student(run: Run, on_round: OnRound) -> list[RoundReport]:
@@ -57,7 +56,7 @@ def train_teacher(run: Run) -> RoundReport:
     if teacher.val_top1 <= 1 / num_classes:
         raise UserError(
             f"the round-0 teacher is at chance on val ({teacher.val_top1:.1%} of {num_classes} classes), so its labels "
-            f"would teach nothing; {_FIX}"
+            f"would teach nothing; {_fix(run)}"
         )
     warn_of_chance(teacher, run)
     return teacher
@@ -71,8 +70,13 @@ def warn_of_chance(teacher: RoundReport, run: Run) -> None:
             "the round-0 teacher cannot be told from chance on val (%.1f%% of %d classes): too few val images, or %s",
             100 * teacher.val_top1,
             num_classes,
-            _FIX,
+            _fix(run),
         )
+
+
+def _fix(run: Run) -> str:
+    section = "student" if run.config.teacher_sees_unlabeled else "teacher"
+    return f"raise {section}.steps, check teacher.optimizer.lr, or look at the labels in the report"
 
 
 def _num_classes(run: Run) -> int:

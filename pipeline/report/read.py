@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -188,8 +188,10 @@ def read_run(path: Path) -> Run:
         raise UserError(f"{path} is a run of the two moons, whose report is its picture, moons-*/two_moons.png")
     rounds = tuple(_rounds_of_result(path, result) if result else _rounds_on_disk(path / "rounds", config))
     control_dir = result["final"]["control_dir"] if result else None
-    control = _open(path / control_dir) if control_dir else _control_under_way(path) if result else None
     tests = result["final"]["test"] if result else {}
+    control = _open(path / control_dir) if control_dir else None
+    if result and not control and not tests and config.evaluate.control:
+        control = _control_under_way(path)
     evaluations = [_open(p.parent) for p in sorted(path.glob("evaluate-*/test.json"))]
     evaluation = next((e for e in evaluations if tests and read_json(e.path / "test.json") == tests), None)
     found = {name: read_predictions(evaluation.path / f"predictions-{name}.npz") for name in tests if evaluation}
@@ -199,7 +201,7 @@ def read_run(path: Path) -> Run:
         config_text=(path / "config.yaml").read_text(),
         result=result,
         rounds=rounds,
-        control=Trained(control.path, control.record, "control", None) if control else None,
+        control=_trained(control, "control", None),
         evaluation=evaluation,
         test={name: Metrics.from_json(value) for name, value in tests.items()},
         test_predictions={name: p for name, p in found.items() if p is not None},
@@ -237,38 +239,53 @@ def _rounds_of_result(path: Path, result: Record) -> Iterator[Round]:
 
 def _rounds_on_disk(folder: Path, config: Config) -> Iterator[Round]:
     """The rounds of an unfinished run, as its method makes them. Other settings make sibling folders: of each kind the
-    stage begun last is taken, if it reads the one before it."""
-    last = {"noisy_student": config.rounds.num_rounds, "meta": 1, "uda": 0}[config.method]
-    stores_labels = config.method == "noisy_student" or config.meta.teacher == "adjuster"
-    models: list[Stage] = []
-    for number in range(last + 2):
+    stage begun last is taken, if it reads one of those before it."""
+    rounds = list(_rounds_of_students(folder, config) if config.method == "noisy_student" else _shared(folder, config))
+    yield from rounds
+    if config.finetune and rounds:
+        number, trained = rounds[-1].number + 1, [r.train for r in rounds if r.train]
+        finetune = _newest(folder / str(number), "train")
+        if finetune and any(map(finetune.starts_from, trained)):
+            yield Round(number, _trained(finetune, "finetune", number), None, None)
+
+
+def _rounds_of_students(folder: Path, config: Config) -> Iterator[Round]:
+    teacher = _trained(_newest(folder / "0", "train"), "teacher", 0)
+    teachers = [teacher] if teacher else []
+    if teacher:
+        yield Round(0, teacher, None, None)
+    for number in range(1, config.rounds.num_rounds + 1):
         here = folder / str(number)
-        role, label, select, train = "student" if number else "teacher", None, None, None
-        if 0 < number <= last and stores_labels:
-            label = _newest(here, "label")
-        if label and config.method == "noisy_student":
-            select = _newest(here, "select", label)
-        if number == 0 and stores_labels:
-            train = _newest(here, "train")
-        elif number == 0 and config.method == "meta":
-            train = _teacher_of(_newest(folder / "1", "meta"))
-        elif number == last and config.method != "noisy_student":
-            train = _newest(here, "meta", label) if label or not stores_labels else None
-        elif select:
-            train = _newest(here, "train", select)
-        elif config.finetune and not label:  # after the last round, or earlier by rounds.patience
-            finetuned = _newest(here, "train")
-            role, train = "finetune", finetuned if finetuned and any(map(finetuned.starts_from, models)) else None
-        if train:
-            models.append(train)
-        if label or select or train:
-            yield Round(number, Trained(train.path, train.record, role, number) if train else None, label, select)
+        label = _newest(here, "label", teachers)
+        select = _newest(here, "select", [label]) if label else None
+        student = _trained(_newest(here, "train", [select]), "student", number) if select else None
+        if label:
+            yield Round(number, student, label, select)
+        if student:
+            teachers.append(student)
 
 
-def _teacher_of(student: Stage | None) -> Stage | None:
-    """The teacher that a finished student was trained together with."""
-    path = student.path / "teacher" if student else None
-    return _open(path) if path and (path / "stage.json").exists() else None
+def _shared(folder: Path, config: Config) -> Iterator[Round]:
+    """Of a teacher and a student that share a training, or of a teacher alone."""
+    label = student = None
+    if config.method == "uda":
+        teacher = _newest(folder / "0", "meta")
+    elif config.teacher_sees_unlabeled:
+        student = _newest(folder / "1", "meta")
+        path = student.path / "teacher" if student else None  # written at the end
+        teacher = _open(path) if path and (path / "stage.json").exists() else None
+    else:
+        teacher = _newest(folder / "0", "train")
+        label = _newest(folder / "1", "label", [teacher]) if teacher else None
+        student = _newest(folder / "1", "meta", [label]) if label else None
+    if teacher:
+        yield Round(0, _trained(teacher, "teacher", 0), None, None)
+    if label or student:
+        yield Round(1, _trained(student, "student", 1), label, None)
+
+
+def _trained(stage: Stage | None, role: str, number: int | None) -> Trained | None:
+    return Trained(stage.path, stage.record, role, number) if stage else None
 
 
 def _control_under_way(path: Path) -> Stage | None:
@@ -276,10 +293,10 @@ def _control_under_way(path: Path) -> Stage | None:
     return control if control and not control.complete else None
 
 
-def _newest(folder: Path, kind: str, before: Stage | None = None) -> Stage | None:
+def _newest(folder: Path, kind: str, before: Sequence[Stage] | None = None) -> Stage | None:
     records = list(folder.glob(f"{kind}-*/stage.json"))
     newest = _open(max(records, key=lambda p: p.stat().st_mtime_ns).parent) if records else None
-    return newest if newest and (before is None or newest.reads(before)) else None
+    return newest if newest and (before is None or any(map(newest.reads, before))) else None
 
 
 def _open(folder: Path) -> Stage:

@@ -115,7 +115,7 @@ def _standing(run: Run, train: Trained) -> plots.Standing:
 
 def _curves_plot(run: Run) -> bytes | None:
     losses = [_measured(t, t.loss) for t in run.trainings if t.losses]
-    if run.config.method == "meta" and run.config.meta.teacher == "network":
+    if run.config.teacher_sees_unlabeled:
         teachers = [_measured(t, "loss") for t in run.trainings if t.loss != "loss" and t.losses]
         losses = [*(("Round 0 teacher", steps, values) for _, steps, values in teachers), *losses]
     accuracies = [_curve(t, t.evaluations, "val_top1") for t in run.trainings if t.evaluations]

@@ -59,7 +59,7 @@ def judge(run: Run) -> Verdict:
     final_model = next(train for train in run.trainings if train.round == round_)
     is_finetuned = final_model.role == "finetune"
     base = next((t for t in run.trainings if is_finetuned and final_model.starts_from(t)), final_model)
-    if base.round == 0 and (run.config.method == "noisy_student" or run.config.meta.teacher == "adjuster"):
+    if base.round == 0 and not run.config.teacher_sees_unlabeled:
         had_students = any(train.role == "student" for train in run.trainings)
         name = "the teacher, fine-tuned," if is_finetuned else "the teacher"
         why = f"No student beat the round 0 teacher on val, so {name} is the final model; it" if had_students else "It"

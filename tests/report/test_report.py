@@ -222,6 +222,21 @@ def test_the_control_of_an_earlier_config_is_not_shown(run: Path) -> None:
     assert read_run(run).control is None
 
 
+def test_a_control_that_an_earlier_config_left_unfinished_is_not_shown(run: Path) -> None:
+    edit(run / "result.json", lambda r: r["final"].update(control_dir=None, test={}))
+    edit(next(run.glob("control/train-*")) / "stage.json", lambda r: r.update(complete=False))
+    config = run / "config.yaml"
+    config.write_text(config.read_text().replace("control: true", "control: false"))
+    assert not read_run(run).config.evaluate.control
+    assert read_run(run).control is None
+
+
+def test_labels_of_an_earlier_teacher_are_not_shown_beside_a_new_one(unfinished: Path) -> None:
+    record = next(unfinished.glob("rounds/0/train-*")) / "stage.json"
+    edit(record, lambda r: r.update(fingerprint="another", complete=False, outputs={}))
+    assert [round_.number for round_ in read_run(unfinished).rounds] == [0]
+
+
 def test_a_control_under_way_is_shown_and_the_run_unfinished(run: Path) -> None:
     edit(run / "result.json", lambda r: r["final"].update(control_dir=None, test={}))
     edit(next(run.glob("control/train-*")) / "stage.json", lambda r: r.update(complete=False))
