@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +21,7 @@ from pipeline.evaluate.metrics import compute_metrics
 from pipeline.jobs import SelectJob
 from pipeline.labels.select import run_select
 from pipeline.labels.store import LabelRows, label_path, label_provenance, summarize, write_labels
+from pipeline.report.html import write_report
 from pipeline.shards.carve import Carve
 from pipeline.shards.dataset import Dataset, open_split
 from pipeline.shards.pack import pack
@@ -26,6 +30,30 @@ from pipeline.stage import StageFolder, digest, fingerprint, open_stage, write_j
 CLASSES = ("zero", "one", "two", "three", "<b>four", "five $x$", "six & 7", "seven", '"eight"', "nine")
 SKILL = (1.3, 2.0, 2.5)
 """How much larger the true class's logit is, a round."""
+
+
+EditJson = Callable[[dict], object]
+
+
+@pytest.fixture
+def run(finished_run: Path, tmp_path: Path) -> Path:
+    """A copy that a test may spoil."""
+    return Path(shutil.copytree(finished_run, tmp_path / "run"))
+
+
+@pytest.fixture
+def unfinished(unfinished_run: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(unfinished_run, tmp_path / "unfinished"))
+
+
+def edit(path: Path, change: EditJson) -> None:
+    value = json.loads(path.read_text())
+    change(value)
+    path.write_text(json.dumps(value))
+
+
+def text_of(run: Path) -> str:
+    return re.sub(r"data:image/png;base64,[A-Za-z0-9+/=]*", "", write_report(run).read_text())
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,76 @@
+"""What a report concludes, and when it does not."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.config import Data
+from pipeline.report.read import read_run
+from pipeline.report.verdict import judge
+
+from .conftest import edit, text_of
+
+
+def test_the_verdict_follows_the_interval_over_the_control(run: Path) -> None:
+    assert judge(read_run(run)).sentences[-1] == "So the pseudo-labels helped."
+    answers = {p.stem: p for p in next(run.glob("evaluate-*")).glob("*.npz")}
+    shutil.copy(answers["predictions-final"], answers["predictions-control"])
+    assert "within chance" in judge(read_run(run)).sentences[-1]
+    shutil.copy(answers["predictions-teacher"], answers["predictions-final"])
+    shutil.copy(answers["predictions-final"], answers["predictions-control"])
+    with np.load(answers["predictions-final"]) as arrays:
+        values = dict(arrays)
+    np.savez(answers["predictions-control"], **{**values, "pred": values["label"]})
+    assert judge(read_run(run)).sentences[-1] == "So the pseudo-labels did harm."
+
+
+def test_without_control_the_verdict_says_what_is_open(run: Path) -> None:
+    evaluation = next(run.glob("evaluate-*"))
+    edit(evaluation / "test.json", lambda t: t.pop("control"))
+    edit(run / "result.json", lambda r: r["final"]["test"].pop("control"))
+    assert "The control is missing" in judge(read_run(run)).sentences[-1]
+    assert "not measured" in text_of(run)
+
+
+def test_a_teacher_that_no_student_beats_is_no_gain(run: Path) -> None:
+    edit(run / "result.json", lambda r: r["final"].update(round=0))
+    verdict = judge(read_run(run))
+    assert "No student beat the round 0 teacher" in verdict.sentences[0]
+    assert not verdict.gains
+
+
+def test_a_fine_tuned_teacher_has_learned_from_no_pseudo_label(run: Path) -> None:
+    """Round 2 made a fine-tune of round 0's model: its lead is not the pseudo-labels'."""
+
+    def finetune(result: dict) -> None:
+        result["rounds"][2].update(role="finetune", label_dir=None, select_dir=None)
+
+    edit(run / "result.json", finetune)
+    teacher = read_run(run).rounds[0].train
+    assert teacher is not None
+    digest = teacher.record["outputs"]["model_sha256"]
+    edit(next(run.glob("rounds/2/train-*")) / "stage.json", lambda r: r["inputs"].update(start=digest))
+    verdict = judge(read_run(run))
+    assert "so the teacher, fine-tuned, is the final model" in verdict.sentences[0]
+    assert not verdict.gains
+
+
+def test_a_teacher_trained_together_with_its_student_is_held_against_the_control(run: Path) -> None:
+    edit(run / "result.json", lambda r: r["final"].update(round=0))
+    seen = read_run(run)
+    config = seen.config.model_copy(update={"method": "meta"})
+    verdict = judge(type(seen)(**{**vars(seen), "config": config}))
+    assert set(verdict.gains) == {"control"}
+    assert "a control trained as long" in verdict.sentences[0]
+
+
+def test_without_a_test_split_the_run_is_finished_all_the_same(run: Path) -> None:
+    edit(run / "result.json", lambda r: r["final"].update(test={}))
+    seen = read_run(run)
+    config = seen.config.model_copy(update={"data": Data(labeled=(Path("a.tar"),))})
+    verdict = judge(type(seen)(**{**vars(seen), "config": config}))
+    assert verdict.finished
+    assert "no test split" in verdict.sentences[-1]
