@@ -37,12 +37,12 @@ install-dev: .venv/installed-dev
 	touch .venv/installed $@
 
 demo: install
-	$(BIN)/python -m pipeline.shards.digits shards/digits
+	$(BIN)/python -m pipeline.demos.digits shards/digits
 	$(BIN)/selftrain run configs/digits.yaml --run-dir runs/demo
 
 moons: install
-	$(BIN)/python -m pipeline.moons.data shards/two_moons
-	$(BIN)/selftrain run configs/two_moons.yaml
+	$(BIN)/python -m pipeline.demos.moons.data shards/two_moons
+	$(BIN)/python -m pipeline.demos.moons configs/two_moons.yaml --out runs/two_moons
 
 # A file stays in one process, so that its fixtures are made once.
 test: install-dev

@@ -16,16 +16,16 @@ import time
 from collections.abc import Callable
 
 import torch
+from pipeline.train.meta import Baseline, MetaBatch, meta_step
+from pipeline.train.setting import make_accelerator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.config import Meta, Runtime, Training
-from pipeline.models import build
-from pipeline.runtime import resolve
-from pipeline.train.meta import Baseline, MetaBatch, meta_step
+from pipeline.models import registry as build
+from pipeline.stages.machine import resolve
+from pipeline.stages.ranks import Ranks
 from pipeline.train.network import Network, prepare
-from pipeline.train.ranks import Ranks
-from pipeline.train.setting import make_accelerator
 
 
 def main() -> None:

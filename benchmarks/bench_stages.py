@@ -26,13 +26,13 @@ from PIL import Image
 from torch.nn import functional as F
 
 from pipeline.config import Config, Runtime, parse
-from pipeline.jobs import LabelJob, SelectJob, TrainJob
-from pipeline.labels.predict import run_label
-from pipeline.labels.select import run_select
-from pipeline.models import build
-from pipeline.runtime import resolve
-from pipeline.shards.carve import Carve
-from pipeline.shards.pack import pack
+from pipeline.labels.stage import run_label
+from pipeline.models import registry as build
+from pipeline.packing.carve import Carve
+from pipeline.packing.pack import pack
+from pipeline.selection.stage import run_select
+from pipeline.stages.jobs import LabelJob, SelectJob, TrainJob
+from pipeline.stages.machine import resolve
 from pipeline.train.ema import Ema
 from pipeline.train.stage import run_train
 

@@ -29,7 +29,7 @@ from torch import nn
 
 import pipeline.models  # noqa: F401  (cures torchvision beside a torch without CUDA, before theirs imports it)
 from pipeline.config import Runtime
-from pipeline.runtime import resolve
+from pipeline.stages.machine import resolve
 
 THEIRS = "MPL-pytorch, fp32"
 

@@ -73,7 +73,7 @@ class Checkout:
             _git(self.code, "checkout", "--quiet", "--detach", self.commit)
         self.is_old = not (self.code / "pipeline" / "config" / "methods.py").exists()
         self.data = self.folder / "digits"
-        module = "pipeline.demos.digits" if (self.code / "pipeline" / "demos").exists() else "pipeline.shards.digits"
+        module = "pipeline.demos.digits" if (self.code / "pipeline" / "demos").exists() else "pipeline.demos.digits"
         self._python("-m", module, str(self.data))
 
     def run(self, case: str) -> Path:

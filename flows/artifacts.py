@@ -22,12 +22,14 @@ from prefect.artifacts import (
 from prefect.settings import PREFECT_API_REQUEST_TIMEOUT, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
 from pipeline.errors import Interrupted
-from pipeline.progress import Progress
+from pipeline.report.plots import per_class
+from pipeline.selection.selection import read_selection
+from pipeline.stages.progress import Progress
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from pipeline.run import RoundReport
+    from pipeline.methods.method import Round
 
 UPDATE_S = 5.0
 _logger = logging.getLogger("selftrain.flows")
@@ -57,10 +59,10 @@ class ProgressArtifact:
             self._next_update = time.monotonic() + UPDATE_S
 
 
-def show_rounds(rounds: Sequence[RoundReport]) -> None:
+def show_rounds(rounds: Sequence[Round]) -> None:
     """Show the rounds so far: the leaderboard, and a page for the newest one."""
     with never_fatal("create the leaderboard"):
-        rows = [dict(zip(COLUMNS, cells(report), strict=True)) for report in rounds]
+        rows = [dict(zip(COLUMNS, cells(round_), strict=True)) for round_ in rounds]
         create_table_artifact(rows, key="leaderboard", description="Val accuracy of every round, with a 95% interval")
     with never_fatal("create the round report"):
         newest = rounds[-1]
@@ -72,21 +74,21 @@ def show_rounds(rounds: Sequence[RoundReport]) -> None:
 COLUMNS = ("round", "role", "model", "val accuracy", "95% interval", "pseudo-labels kept", "verdict")
 
 
-def cells(report: RoundReport) -> tuple[str, ...]:
+def cells(round_: Round) -> tuple[str, ...]:
     """A round as text, a cell a column."""
-    low, high = report.interval
+    low, high = round_.interval
     return (
-        str(report.round),
-        report.role,
-        report.model,
-        f"{100 * report.val_top1:.2f}%",
+        str(round_.round),
+        round_.role,
+        round_.model,
+        f"{100 * round_.val_top1:.2f}%",
         f"{100 * low:.2f}-{100 * high:.2f}%",
-        "" if report.num_selected is None else f"{report.num_selected:,}",
-        "kept" if report.kept else "worse than its teacher",
+        "" if round_.num_selected is None else f"{round_.num_selected:,}",
+        "kept" if round_.kept else "worse than its teacher",
     )
 
 
-def round_page(rounds: Sequence[RoundReport]) -> str:
+def round_page(rounds: Sequence[Round]) -> str:
     """The newest round as markdown, with its plots inside as data URIs."""
     newest = rounds[-1]
     lines = [
@@ -94,14 +96,14 @@ def round_page(rounds: Sequence[RoundReport]) -> str:
         "",
         f"| {' | '.join(COLUMNS)} |",
         f"|{' --- |' * len(COLUMNS)}",
-        *(f"| {' | '.join(cells(report))} |" for report in rounds),
+        *(f"| {' | '.join(cells(round_))} |" for round_ in rounds),
         "",
         image("accuracy by round", _accuracy_plot(rounds)),
         "",
     ]
-    plot = newest.select / "selection.png" if newest.select else None
-    if plot is not None and plot.exists():
-        lines += ["## Selection", "", image("pseudo-labels a class", plot.read_bytes()), ""]
+    if newest.select is not None:
+        summary = read_selection(newest.select).summary
+        lines += ["## Selection", "", image("pseudo-labels per class", per_class(summary)), ""]
     lines += ["## Folders", "", *(f"- {name}: `{path}`" for name, path in _folders(newest))]
     return "\n".join(lines) + "\n"
 
@@ -124,18 +126,18 @@ def never_fatal(what: str) -> Iterator[None]:
         _logger.warning("cannot %s in Prefect (%s: %s); the run goes on", what, type(error).__name__, error)
 
 
-def _accuracy_plot(rounds: Sequence[RoundReport]) -> bytes:
+def _accuracy_plot(rounds: Sequence[Round]) -> bytes:
     from pipeline.report.plots import Point, accuracy_by_round
-    from pipeline.report.read import read_metrics
+    from pipeline.report.record import read_metrics
 
     points = []
-    for report in rounds:
-        if (val := read_metrics(report.train / "evaluation-val.json")) is not None:
-            points.append(Point(f"{report.role} {report.round}", val, "kept" if report.kept else "not kept"))
+    for round_ in rounds:
+        if (val := read_metrics(round_.train / "evaluation-val.json")) is not None:
+            points.append(Point(f"{round_.role} {round_.round}", val, "kept" if round_.kept else "not kept"))
     return accuracy_by_round(points)
 
 
-def _folders(report: RoundReport) -> Iterator[tuple[str, Path]]:
-    for name, path in (("train", report.train), ("label", report.label), ("select", report.select)):
+def _folders(round_: Round) -> Iterator[tuple[str, Path]]:
+    for name, path in (("train", round_.train), ("label", round_.label), ("select", round_.select)):
         if path is not None:
             yield name, path

@@ -42,18 +42,14 @@ def run(
     from rich.console import Console
 
     from pipeline.config import load_config
-    from pipeline.report.html import write_report
-    from pipeline.run_folder import check_run_folder
+    from pipeline.report.page import write_report
+    from pipeline.runs.folder import check_run_folder
 
     settings = load_config(config, set_ or ())
     folder = run_dir or Path("runs") / config.stem
     check_run_folder(folder, config)
     result = _run_loop(settings, folder, accept_environment, watched=not no_prefect)
     console = Console(markup=False, emoji=False, highlight=False)  # paths may hold brackets
-    if settings.method == "two_moons":
-        console.print(moons_table(result["final"]))
-        console.print(f"Decision boundaries: {folder / result['final']['picture']}", soft_wrap=True)
-        return
     console.print(summary(result))
     try:
         report = write_report(folder)
@@ -73,19 +69,19 @@ def run(
 def _run_loop(config: Config, run_dir: Path, accept_environment: bool, *, watched: bool) -> dict[str, Any]:
     from functools import partial
 
-    from pipeline.launch import run_job
-    from pipeline.loop import run_loop
-    from pipeline.progress import show_progress, terminal
+    from pipeline.runs.loop import run_loop
+    from pipeline.stages.launch import run_job
+    from pipeline.stages.progress import show_progress, terminal
 
     if watched:
-        from flows.env import prepare
+        from flows.settings import prepare
 
         if prepare(run_dir):
             from flows.server import start_server
 
             with terminal().status("starting Prefect's embedded server"):
                 os.environ["PREFECT_API_URL"] = start_server()
-        from flows.rounds import ServerGone, run_watched
+        from flows.watch import ServerGone, run_watched
 
         try:
             return run_watched(config, run_dir, accept_environment)
@@ -122,17 +118,6 @@ def summary(result: Mapping[str, Any]) -> Table:
     return table
 
 
-def moons_table(final: Mapping[str, Any]) -> Table:
-    """How many seeds each method separates, and its mean accuracy."""
-    from rich.table import Table
-
-    table = Table("method", "seeds separated", "mean accuracy on test")
-    for name, values in final["accuracy"].items():
-        separated = f"{final[f'{name}_separated']} of {final['num_seeds']}"
-        table.add_row(name.replace("_", " "), separated, f"{100 * sum(values) / len(values):.1f}%")
-    return table
-
-
 # ---------------------------------------------------------------------------------------------------- the entry point
 
 
@@ -149,7 +134,7 @@ def main() -> NoReturn:
     except Interrupted as request:
         code = _say(f"{request}. Type the same command to go on.", EXIT_INTERRUPTED)
     except Exception as error:
-        from pipeline.launch import StageFailed
+        from pipeline.stages.launch import StageFailed
 
         if not isinstance(error, StageFailed):
             raise
@@ -162,7 +147,7 @@ def _interrupt(_signum: int, _frame: object) -> NoReturn:
 
 
 def _say(message: str, code: int) -> int:
-    from pipeline.progress import terminal
+    from pipeline.stages.progress import terminal
 
     color = "yellow" if code == EXIT_INTERRUPTED else "red"
     terminal().print(message, style=color, markup=False, highlight=False, soft_wrap=True)
@@ -173,7 +158,7 @@ class _Terminal(logging.Handler):
     """Warnings, printed above the progress bars."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        from pipeline.progress import terminal
+        from pipeline.stages.progress import terminal
 
         text = f"{record.levelname.lower()}: {record.getMessage()}"
         terminal().print(text, style="yellow", markup=False, highlight=False, soft_wrap=True)

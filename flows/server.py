@@ -17,9 +17,9 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-from pipeline.child import die_with_parent
 from pipeline.errors import UserError
-from pipeline.launch import child_variables
+from pipeline.stages.launch import child_variables
+from pipeline.stages.owner import die_with_parent
 
 VARIABLES = {
     "PREFECT__SERVER_EPHEMERAL": "1",  # without the services that schedule and clean up
@@ -32,7 +32,7 @@ STOP_S = 5.0
 def start_server() -> str:
     """Start the server for the rest of this process; returns the URL of its API.
 
-    Reads PREFECT_HOME and PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS (see flows.env).
+    Reads PREFECT_HOME and PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS (see flows.settings).
 
     Raises:
         UserError: it did not start in time.

@@ -15,12 +15,12 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.config import SPLITS, Config, Evaluate, Runtime, Split, Start, load_config
+from pipeline.config import SPLITS, Config, Evaluate, Runtime, Split, Start, changed, load_config
 from pipeline.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
-    from pipeline.jobs import Job
-    from pipeline.shards.pack import PackReport
+    from pipeline.packing.pack import PackReport
+    from pipeline.stages.jobs import Job
 
 app = typer.Typer(
     name="selftrain",
@@ -73,8 +73,8 @@ def pack(
 
     [bold]Example[/bold]: selftrain pack photos/ --out shards/birds --labels 400 --val-fraction 0.1 --test-fraction 0.1
     """
-    from pipeline.shards.carve import Carve
-    from pipeline.shards.pack import pack as pack_images
+    from pipeline.packing.carve import Carve
+    from pipeline.packing.pack import pack as pack_images
 
     given = {"--val-fraction": val_fraction, "--test-fraction": test_fraction, "--seed": seed}
     carve = None
@@ -106,7 +106,7 @@ def verify(folder: Annotated[Path, typer.Argument(metavar="DIR", help="A packed 
 
     [bold]Example[/bold]: selftrain verify shards/birds
     """
-    from pipeline.shards.verify import verify as verify_folder
+    from pipeline.packing.verify import verify as verify_folder
 
     with _bar("verifying") as progress:
         report = verify_folder(folder, progress=progress)
@@ -123,7 +123,7 @@ def init(folder: Annotated[Path, typer.Argument(metavar="DIR", help="A packed fo
 
     [bold]Example[/bold]: selftrain init shards/birds > birds.yaml
     """
-    from pipeline.starter import starting_config
+    from pipeline.starter.plan import starting_config
 
     print(starting_config(folder), end="")
 
@@ -150,27 +150,26 @@ def train(
 
     [bold]Example[/bold]: selftrain train birds.yaml --out work/teacher
     """
-    from pipeline.jobs import TrainJob
+    from pipeline.methods import METHODS
+    from pipeline.stages.jobs import Role, TrainJob
 
     settings = _load(config, overrides)
-    if settings.method != "noisy_student":
+    if not METHODS[settings.method].reads("select"):
         raise UserError(
             f"{config} has `method: {settings.method}`, which `selftrain run` trains; for a supervised training set "
             "method to noisy_student"
         )
+    role: Role = "student" if selection else "teacher"
     training = settings.for_round(1).student if selection else settings.teacher
     if start is not None:
         mode = training.start.mode if training.start else "init"
-        training = training.model_copy(update={"start": Start(model=start, mode=mode)})
-    job = TrainJob(
-        out=out.absolute(),
-        role="student" if selection else "teacher",
-        round=1 if selection else 0,
-        seed=settings.seed,
-        data=settings.data,
-        training=training,
-        evaluate=settings.evaluate,
-        runtime=settings.runtime,
+        training = changed(training, start=Start(model=start, mode=mode))
+    job = TrainJob.of(
+        settings,
+        out.absolute(),
+        role,
+        1 if selection else 0,
+        training,
         selection=selection.absolute() if selection else None,
         accept_environment=accept_environment,
     )
@@ -192,24 +191,15 @@ def label(
 
     [bold]Example[/bold]: selftrain label birds.yaml --teacher work/teacher --out work/labels
     """
-    from pipeline.jobs import LabelJob
+    from pipeline.stages.jobs import LabelJob
 
     settings = _load(config, overrides)
-    labeling = settings.for_round(1).label
-    if labeling.ensemble > 1:
+    if (ensemble := settings.for_round(1).label.ensemble) > 1:
         raise UserError(
-            f"label.ensemble is {labeling.ensemble}, but this verb takes one teacher; pass --set label.ensemble=1, or "
-            "use selftrain run"
+            f"label.ensemble is {ensemble}, but this verb takes one teacher; pass --set label.ensemble=1, or use "
+            "selftrain run"
         )
-    job = LabelJob(
-        out=out.absolute(),
-        round=1,
-        data=settings.data,
-        label=labeling,
-        runtime=settings.runtime,
-        teachers=(teacher.absolute(),),
-        accept_environment=accept_environment,
-    )
+    job = LabelJob.of(settings, out.absolute(), 1, [teacher.absolute()], accept_environment=accept_environment)
     _run(job)
     console.print(f"{out}: labels of {json.loads((out / 'stage.json').read_text())['outputs']['num_samples']} images")
 
@@ -226,19 +216,14 @@ def select(
 
     [bold]Example[/bold]: selftrain select birds.yaml --labels work/labels --out work/selection
     """
-    from pipeline.jobs import SelectJob
+    from pipeline.files import write_bytes
+    from pipeline.report.plots import per_class
+    from pipeline.selection.selection import read_selection
+    from pipeline.stages.jobs import SelectJob
 
     settings = _load(config, overrides)
-    job = SelectJob(
-        out=out.absolute(),
-        round=1,
-        seed=settings.seed,
-        data=settings.data,
-        select=settings.for_round(1).select,
-        labels=labels.absolute(),
-        accept_environment=accept_environment,
-    )
-    _run(job)
+    _run(SelectJob.of(settings, out.absolute(), 1, labels.absolute(), accept_environment=accept_environment))
+    write_bytes(out / "selection.png", per_class(read_selection(out).summary))
 
 
 # ------------------------------------------------------------------------------------------------------------- models
@@ -255,9 +240,9 @@ def evaluate(
 
     [bold]Example[/bold]: selftrain evaluate runs/birds shards/birds --split test
     """
-    from pipeline.evaluate.any_data import evaluate_on
-    from pipeline.runtime import precision_here, resolve
-    from pipeline.stage import find_run
+    from pipeline.evaluate.on_demand import evaluate_on
+    from pipeline.stages.lock import find_run
+    from pipeline.stages.machine import precision_here, resolve
 
     how, runtime = Evaluate(), Runtime()
     if (run := find_run(model)) is not None:  # a run's models are measured the way it measured itself
@@ -284,7 +269,7 @@ def export(
     [bold]Example[/bold]: selftrain export runs/birds --out birds.safetensors
     """
     from pipeline.models import list_own_models
-    from pipeline.models.folder import export_model
+    from pipeline.models.format import export_model
 
     info = export_model(run, out)
     arguments = "".join(f", {k}={v!r}" for k, v in info.model_args.items())
@@ -310,18 +295,18 @@ def report(run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder
 
 
 def _load(path: Path, overrides: list[str] | None) -> Config:
-    from pipeline.run_folder import absolute
-    from pipeline.runtime import resolve
+    from pipeline.runs.folder import absolute
+    from pipeline.stages.machine import resolve
 
     config = load_config(path, overrides or [])
-    return absolute(config.model_copy(update={"runtime": resolve(config.runtime)}))
+    return absolute(changed(config, runtime=resolve(config.runtime)))
 
 
 def _run(job: Job) -> None:
     """Run one stage by hand: in child processes, under the lock of its folder, with a progress bar."""
-    from pipeline.launch import run_job
-    from pipeline.progress import show_progress
-    from pipeline.stage import run_lock
+    from pipeline.stages.launch import run_job
+    from pipeline.stages.lock import run_lock
+    from pipeline.stages.progress import show_progress
 
     with run_lock(job.out) as lock_fd, show_progress() as on_progress:
         run_job(job, lock_fd=lock_fd, on_progress=on_progress)

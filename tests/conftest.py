@@ -17,7 +17,7 @@ from hypothesis import settings
 from stages import label_job, run, select_job, train_job
 
 from pipeline.config import Config, parse
-from pipeline.shards.digits import pack_digits
+from pipeline.demos.digits import pack_digits
 
 settings.register_profile("selftrain", deadline=None)  # the first call of a test imports and compiles
 settings.load_profile("selftrain")

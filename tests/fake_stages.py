@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from pipeline.train.meta_stage import TEACHER, meta_inputs
+
 from pipeline.config import Config, Training
 from pipeline.evaluate.metrics import wilson_interval
 from pipeline.evaluate.stage import evaluate_inputs
-from pipeline.jobs import Job, LabelJob, MetaJob, SelectJob, TrainJob
-from pipeline.labels.predict import label_inputs
-from pipeline.labels.select import select_inputs
+from pipeline.files import write_bytes, write_json
+from pipeline.labels.stage import label_inputs
 from pipeline.labels.store import label_path
-from pipeline.models.folder import ModelInfo
+from pipeline.models.format import ModelInfo
+from pipeline.selection.stage import select_inputs
 from pipeline.shards.dataset import open_split
-from pipeline.stage import StageFolder, open_stage, write_bytes, write_json
-from pipeline.train.meta_stage import TEACHER, meta_inputs
+from pipeline.stages.folder import StageFolder, open_stage
+from pipeline.stages.jobs import Job, LabelJob, MetaJob, SelectJob, TrainJob
 from pipeline.train.stage import train_inputs
 
 NUM_VAL = 359

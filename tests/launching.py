@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 
-from pipeline import launch
+from pipeline.stages import launch
 
 ROOT = Path(launch.__file__).parent.parent
 
@@ -51,7 +51,7 @@ def parent(folder: Path, child_code: str, *, grace_s: float = 10.0) -> subproces
     code = f"""
         from pathlib import Path
         from pipeline.errors import Interrupted
-        from pipeline.launch import run_child
+        from pipeline.stages.launch import run_child
         try:
             run_child({command!r}, Path({str(folder)!r}), title="stage", grace_s={grace_s})
         except Interrupted:

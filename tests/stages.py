@@ -1,7 +1,7 @@
 """Stages in real child processes, which tests run, stop and kill, and the bytes that they leave.
 
 Children are forked from a server that has imported torch already, so that a kill costs a second and not five. What they
-run is what `python -m pipeline.child` runs; tests of the launcher use the real command.
+run is what `python -m pipeline.stages.child` runs; tests of the launcher use the real command.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from pipeline.child import guarded, stage_function
 from pipeline.config import Config, Training
 from pipeline.errors import EXIT_INTERRUPTED, EXIT_USER_ERROR, Interrupted, UserError
-from pipeline.jobs import Job, LabelJob, SelectJob, TrainJob, read_job
-from pipeline.stage import read_json, write_bytes
+from pipeline.files import read_json, write_bytes
+from pipeline.stages.child import guarded, stage_function
+from pipeline.stages.jobs import Job, LabelJob, SelectJob, TrainJob, read_job
 
 _FORKS = multiprocessing.get_context("forkserver")
-_FORKS.set_forkserver_preload(["pipeline.train.stage", "pipeline.labels.predict", "pipeline.labels.select"])
+_FORKS.set_forkserver_preload(["pipeline.train.stage", "pipeline.labels.stage", "pipeline.selection.rules"])
 _NOT_COMPARED = {"timing.jsonl", "output.log", "job.json", "progress.json", "run.lock"}
 """Wall-clock times, absolute paths and what is for people."""
 

@@ -25,8 +25,8 @@ from typer.testing import CliRunner
 
 from flows.cli import app
 from pipeline.config import Config, dump_yaml, load_config, parse
+from pipeline.demos.digits import pack_digits
 from pipeline.errors import UserError
-from pipeline.shards.digits import pack_digits
 
 ROOT = Path(__file__).parents[1]
 METRICS = {"top1", "top5", "nll", "ece", "num_samples"}

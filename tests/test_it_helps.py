@@ -22,11 +22,11 @@ import pytest
 from stages import run, select_job, train_job
 
 from pipeline.config import load_config
-from pipeline.jobs import EvaluateJob
+from pipeline.demos.digits import pack_digits
+from pipeline.files import read_json
 from pipeline.labels.store import read_labels, write_labels
-from pipeline.loop import run_loop
-from pipeline.shards.digits import pack_digits
-from pipeline.stage import read_json
+from pipeline.runs.loop import run_loop
+from pipeline.stages.jobs import EvaluateJob
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 

@@ -18,12 +18,12 @@ import psutil
 import pytest
 from launching import FAILS_ON_SIGTERM, IGNORES_SIGTERM, ROOT, SAVES_ON_SIGTERM, parent, running, script, wait_for
 
-from pipeline import launch
 from pipeline.config import Data, Label, Runtime
 from pipeline.errors import Interrupted, UserError
-from pipeline.jobs import LabelJob
-from pipeline.launch import run_child, run_job
-from pipeline.progress import Progress
+from pipeline.stages import launch
+from pipeline.stages.jobs import LabelJob
+from pipeline.stages.launch import run_child, run_job
+from pipeline.stages.progress import Progress
 
 # ---------------------------------------------------------------------------------------------------------- outcomes
 
@@ -67,7 +67,7 @@ def test_on_a_full_disk_the_exit_code_is_the_message(tmp_path: Path, monkeypatch
     """The child can write neither its message nor its log."""
     code = """
         import pathlib, resource, sys
-        from pipeline.child import guarded
+        from pipeline.stages.child import guarded
         from pipeline.errors import UserError
         def stage():
             resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
@@ -87,7 +87,7 @@ def test_a_child_that_stopped_by_itself_is_interrupted(tmp_path: Path) -> None:
 def test_run_job_runs_the_stage_function_of_the_job_in_a_child(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The whole path through pipeline.child, with a fake stage in its table."""
+    """The whole path through pipeline.stages.child, with a fake stage in its table."""
     out = tmp_path / "label-0"
     code = f"""
         import sys; sys.path.insert(0, {str(tmp_path)!r})
@@ -174,7 +174,7 @@ def test_ctrl_c_in_the_terminal_lets_the_child_save_and_exits_75(tmp_path: Path)
 def test_sigkill_of_the_parent_ends_the_child(tmp_path: Path) -> None:
     code = """
         import pathlib, signal, time
-        from pipeline.child import die_with_parent
+        from pipeline.stages.child import die_with_parent
         die_with_parent(signal.SIGKILL)
         pathlib.Path("ready").touch()
         time.sleep(60)
@@ -187,7 +187,7 @@ def test_sigkill_of_the_parent_ends_the_child(tmp_path: Path) -> None:
 
 
 def test_a_parent_killed_before_the_child_began_ends_the_child(tmp_path: Path) -> None:
-    code = "from pipeline.child import die_with_parent; import signal; die_with_parent(signal.SIGTERM); print('alive')"
+    code = "from pipeline.stages.child import die_with_parent; import signal; die_with_parent(signal.SIGTERM); print('alive')"
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "SELFTRAIN_PARENT": "1"}
     result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, check=False)
     assert result.returncode == -signal.SIGKILL
@@ -255,7 +255,7 @@ def test_stop_is_polled_and_works_in_a_thread(tmp_path: Path) -> None:
 def test_an_error_in_the_progress_display_leaves_no_child(tmp_path: Path) -> None:
     code = """
         import pathlib, time
-        from pipeline.progress import report
+        from pipeline.stages.progress import report
         report(pathlib.Path("."), 1, 2, "steps")
         time.sleep(60)
     """

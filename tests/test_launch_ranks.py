@@ -11,12 +11,12 @@ import pytest
 from launching import running, script, wait_for
 
 from pipeline.errors import Interrupted, UserError
-from pipeline.launch import run_child
+from pipeline.stages.launch import run_child
 
-AGENT = "import sys; from pipeline.child import run_ranks; sys.exit(run_ranks(2, [{rank!r}]))"
+AGENT = "import sys; from pipeline.stages.child import run_ranks; sys.exit(run_ranks(2, [{rank!r}]))"
 RANK_HEAD = """
     import datetime, os, pathlib, signal, sys, time
-    from pipeline.child import die_with_parent
+    from pipeline.stages.child import die_with_parent
     die_with_parent(signal.SIGKILL)
     import torch
     import torch.distributed as dist

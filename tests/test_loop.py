@@ -12,11 +12,11 @@ from fake_stages import FakeStages, changed
 from stages import run
 
 from pipeline.config import Config, Finetune, Optimizer, Start, WeakView, load_config, parse
-from pipeline.jobs import EvaluateJob, Job
-from pipeline.loop import run_loop
-from pipeline.models.folder import read_info, read_state
-from pipeline.run import RoundReport
-from pipeline.shards.digits import pack_digits
+from pipeline.demos.digits import pack_digits
+from pipeline.models.format import read_info, read_state
+from pipeline.runs.loop import run_loop
+from pipeline.runs.run import Round
+from pipeline.stages.jobs import EvaluateJob, Job
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def everything(folder: Path) -> dict[str, bytes]:
 
 
 def test_every_round_trains_on_the_labels_of_the_round_before(config: Config, tmp_path: Path) -> None:
-    stages, seen = FakeStages(0.6, 0.7, 0.8, 0.9), list[RoundReport]()
+    stages, seen = FakeStages(0.6, 0.7, 0.8, 0.9), list[Round]()
     result = run_loop(config, tmp_path / "run", run_stage=stages, on_round=seen.append)
     assert [job.kind for job in stages.jobs] == ["train", *["label", "select", "train"] * 3, "train", "evaluate"]
     trained = [tmp_path / "run" / entry["train_dir"] for entry in result["rounds"]]

@@ -15,16 +15,16 @@ import pytest
 from fake_stages import NUM_VAL, FakeStages, changed
 from PIL import Image
 
-from pipeline import loop
 from pipeline.config import Config, Split, Start
 from pipeline.errors import UserError
 from pipeline.evaluate.metrics import wilson_interval
-from pipeline.jobs import TrainJob
-from pipeline.loop import run_loop
-from pipeline.run_folder import absolute
+from pipeline.packing.pack import pack
+from pipeline.runs import loop
+from pipeline.runs.folder import absolute
+from pipeline.runs.loop import run_loop
 from pipeline.shards.dataset import open_split
-from pipeline.shards.pack import pack
-from pipeline.stage import run_lock
+from pipeline.stages.jobs import TrainJob
+from pipeline.stages.lock import run_lock
 
 
 @pytest.fixture

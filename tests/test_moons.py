@@ -11,13 +11,13 @@ import torch
 
 from flows.cli import moons_table
 from pipeline.config import Config, TwoMoons, load_config, parse
+from pipeline.demos.moons.data import moons, pack_moons
+from pipeline.demos.moons.methods import Batches, Points, meta_pseudo_labels, supervised
+from pipeline.demos.moons.networks import Networks
 from pipeline.errors import UserError
-from pipeline.launch import run_job
-from pipeline.loop import run_loop
-from pipeline.moons.data import moons, pack_moons
-from pipeline.moons.methods import Batches, Points, meta_pseudo_labels, supervised
-from pipeline.moons.networks import Networks
-from pipeline.shards.pack import pack
+from pipeline.packing.pack import pack
+from pipeline.runs.loop import run_loop
+from pipeline.stages.launch import run_job
 
 CONFIG = Path(__file__).parents[1] / "configs" / "two_moons.yaml"
 

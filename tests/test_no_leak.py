@@ -12,8 +12,8 @@ from stages import outputs, run, train_job
 
 from pipeline.config import SHARED, Config, parse
 from pipeline.errors import UserError
-from pipeline.launch import run_job
-from pipeline.loop import run_loop
+from pipeline.runs.loop import run_loop
+from pipeline.stages.launch import run_job
 
 
 @pytest.fixture

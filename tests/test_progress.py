@@ -6,14 +6,14 @@ from pathlib import Path
 
 from launching import script
 
-from pipeline.launch import run_child
-from pipeline.progress import Progress, read_progress, report, show_progress
+from pipeline.stages.launch import run_child
+from pipeline.stages.progress import Progress, read_progress, report, show_progress
 
 
 def test_progress_of_the_child_reaches_the_parent_in_order(tmp_path: Path) -> None:
     code = """
         import pathlib, time
-        from pipeline.progress import report
+        from pipeline.stages.progress import report
         for step in range(1, 5):
             report(pathlib.Path("."), step, 4, "steps", f"loss {step}")
             time.sleep(0.3)

@@ -17,19 +17,11 @@ from hypothesis import strategies as st
 from pipeline import stage
 from pipeline.config import Runtime
 from pipeline.errors import UserError
-from pipeline.runtime import environment
-from pipeline.stage import (
-    append_json,
-    atomic_path,
-    digest,
-    fingerprint,
-    open_stage,
-    read_json,
-    run_lock,
-    stage_record,
-    write_bytes,
-    write_json,
-)
+from pipeline.files import append_json, atomic_path, read_json, write_bytes, write_json
+from pipeline.stages.fingerprint import digest, fingerprint
+from pipeline.stages.folder import open_stage, stage_record
+from pipeline.stages.lock import run_lock
+from pipeline.stages.machine import environment
 
 ENVIRONMENT = {"torch": "2", "threads": 1}
 JSON = st.recursive(

@@ -11,10 +11,10 @@ from PIL import Image
 
 from pipeline.config import Config, load_config, parse
 from pipeline.errors import UserError
-from pipeline.models import build
-from pipeline.shards.carve import Carve
-from pipeline.shards.pack import pack
-from pipeline.starter import recipe, starting_config
+from pipeline.models import registry as build
+from pipeline.packing.carve import Carve
+from pipeline.packing.pack import pack
+from pipeline.starter.plan import recipe, starting_config
 
 
 def packed(folder: Path, side: int, num_per_class: tuple[int, ...] = (30, 30), carve: bool = True) -> Path:

@@ -1,20 +1,25 @@
-"""The whole configuration tree: frozen pydantic models in which an unknown key is an error.
+"""The whole configuration tree: frozen pydantic models in which an unknown key is an error; one file per section.
 
 Precedence: defaults < YAML < `--set key.path=value`. A field is semantic (it changes results and so enters the
-fingerprints of the stages that read it) unless it is declared `operational()`. Of `runtime`, precision and compile
-enter; device, threads and processes are part of a stage's environment, which a resume must meet. The same models are
-the parameters of the Prefect flows.
+fingerprints of the stages that read it) unless it is declared `operational()`; one that is declared `technique()` enters
+them unless it is off. Of `runtime`, precision and compile enter; device, threads and processes are part of a stage's
+environment, which a resume must meet. The same models are the parameters of the Prefect flow.
 """
 
+from pipeline.config.base import Precision, Scalar, Section, changed, dump_yaml, parse, semantic
+from pipeline.config.config import Config, Rounds
 from pipeline.config.data import SPLITS, Data, Split
-from pipeline.config.labels import Label, Select
-from pipeline.config.meta import SHARED, Adjuster, Meta, TwoMoons
-from pipeline.config.run import Config, Evaluate, Rounds, Runtime, load_config, unread_keys
-from pipeline.config.section import Precision, Scalar, Section, dump_yaml, parse, semantic
-from pipeline.config.training import Finetune, Optimizer, Start, StrongView, Training, WeakView
+from pipeline.config.evaluate import Evaluate
+from pipeline.config.label import Label
+from pipeline.config.load import load, load_config
+from pipeline.config.methods import Adjuster, Meta, Uda, unread_keys
+from pipeline.config.network import NetworkSettings, Optimizer, Start
+from pipeline.config.runtime import Runtime
+from pipeline.config.selection import Select
+from pipeline.config.training import Finetune, Training
+from pipeline.config.views import StrongView, WeakView
 
 __all__ = [
-    "SHARED",
     "SPLITS",
     "Adjuster",
     "Config",
@@ -23,6 +28,7 @@ __all__ = [
     "Finetune",
     "Label",
     "Meta",
+    "NetworkSettings",
     "Optimizer",
     "Precision",
     "Rounds",
@@ -34,9 +40,11 @@ __all__ = [
     "Start",
     "StrongView",
     "Training",
-    "TwoMoons",
+    "Uda",
     "WeakView",
+    "changed",
     "dump_yaml",
+    "load",
     "load_config",
     "parse",
     "semantic",

@@ -7,7 +7,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from pipeline.errors import UserError
-from pipeline.stage import atomic_path
+from pipeline.files import atomic_path
 
 
 def write_arrow(path: Path, batch: pa.RecordBatch) -> None:

@@ -15,9 +15,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from pipeline.arrays import F32Array, I32Array, U64Array
 from pipeline.errors import UserError
 from pipeline.labels.arrow import read_arrow, write_arrow
-from pipeline.stage import stage_record
+from pipeline.stages.folder import stage_record
 
 if TYPE_CHECKING:
     import torch
@@ -25,10 +26,6 @@ if TYPE_CHECKING:
     from pipeline.shards.dataset import Dataset
 
 FORMAT = "selftrain-labels-1"
-
-I32Array = npt.NDArray[np.int32]
-U64Array = npt.NDArray[np.uint64]
-F32Array = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,22 @@
-"""The algorithms: what a run does between its data and its result."""
+"""The methods: how teacher and student learn from each other. Each is a folder with its rounds and its learner.
 
-from pipeline.methods.meta import meta_pseudo_labels, uda
-from pipeline.methods.noisy_student import noisy_student
+Nothing outside asks for a method by its name.
+"""
 
-METHODS = {"noisy_student": noisy_student, "meta": meta_pseudo_labels, "uda": uda}
-"""`method` of the config -> its rounds."""
+from pipeline.config.methods import METHOD_CONFIGS, MethodConfig
+from pipeline.methods.meta.rounds import META
+from pipeline.methods.method import Method
+from pipeline.methods.noisy_student.rounds import NOISY_STUDENT
+from pipeline.methods.uda.rounds import UDA
 
-__all__ = ["METHODS"]
+METHODS: dict[str, Method] = {method.name: method for method in (NOISY_STUDENT, UDA, META)}
+"""`method` of the config -> the method."""
+
+
+def register_method(method: Method, config: MethodConfig) -> None:
+    """Make a method known: to the config, to runs and to reports."""
+    METHOD_CONFIGS[method.name] = config
+    METHODS[method.name] = method
+
+
+__all__ = ["METHODS", "Method", "register_method"]

@@ -3,11 +3,11 @@
 `timm.create_model("wide_resnet28_2", num_classes=10)` works after `import pipeline.models`.
 """
 
-from pipeline.models.torchvision_ops import declare_missing_ops
+from pipeline.models.compat import declare_missing_ops
 
 declare_missing_ops()  # before anything imports timm, and through it torchvision
 
 from pipeline.models import resnet9, wide_resnet  # noqa: E402 - register their architectures
-from pipeline.models.build import build, list_own_models, num_frozen, set_trainable  # noqa: E402
+from pipeline.models.registry import build, list_own_models, num_frozen, set_trainable  # noqa: E402
 
 __all__ = ["build", "list_own_models", "num_frozen", "resnet9", "set_trainable", "wide_resnet"]

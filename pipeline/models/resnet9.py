@@ -14,10 +14,10 @@ from timm.models import register_model
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.models.entry import create
+from pipeline.models.registry import create
 
 
-class Stage(nn.Module):
+class Block(nn.Module):
     """Conv, max-pool by 2, norm, act; then a residual conv, norm, act, on [B, C, H, W]."""
 
     def __init__(self, in_channels: int, channels: int, drop_path: float, bn_momentum: float) -> None:
@@ -59,7 +59,7 @@ class ResNet9(nn.Module):
         channels = 24
         for index in range(3):
             # Linear decay over the residual branches: half a rate on average (Huang 2016).
-            self.stages.append(Stage(channels, width * 2**index, drop_path_rate * (index + 1) / 3, bn_momentum))
+            self.stages.append(Block(channels, width * 2**index, drop_path_rate * (index + 1) / 3, bn_momentum))
             channels = width * 2**index
         self.fc = nn.Linear(channels, num_classes, bias=False)
 

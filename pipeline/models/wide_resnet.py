@@ -11,7 +11,7 @@ from timm.models import register_model
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.models.entry import create
+from pipeline.models.registry import create
 
 
 class Block(nn.Module):

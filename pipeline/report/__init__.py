@@ -1,5 +1,5 @@
 """The report of a run: plots and images in one HTML page."""
 
-from pipeline.report.html import write_report
+from pipeline.report.page import write_report
 
 __all__ = ["write_report"]

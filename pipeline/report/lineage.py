@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from pipeline.report.read import Round, Run, Stage, Trained
+from pipeline.report.record import RoundRecord, RunRecord, StageRecord, TrainRecord
 
 BOX_WIDTH, BOX_HEIGHT, GAP_X, GAP_Y = 300, 58, 46, 38
 WIDTH = 3 * BOX_WIDTH + 2 * GAP_X + 24
@@ -40,9 +40,9 @@ class Diagram:
     width: int = WIDTH
 
 
-def draw(run: Run, details: Mapping[str, str]) -> Diagram:
+def draw(run: RunRecord, details: Mapping[str, str]) -> Diagram:
     """Lay the run out, a row a round. `details` has a line for each stage fingerprint."""
-    rows: list[tuple[Stage | None, Stage | None, Trained]] = [
+    rows: list[tuple[StageRecord | None, StageRecord | None, TrainRecord]] = [
         (r.label, r.select, r.train) for r in run.rounds if r.train is not None
     ]
     if run.control is not None:
@@ -74,14 +74,14 @@ def draw(run: Run, details: Mapping[str, str]) -> Diagram:
     return Diagram(height, tuple(boxes), tuple(arrows), " ".join(sentences))
 
 
-def title_of(train: Trained) -> str:
+def title_of(train: TrainRecord) -> str:
     """What a training is called in the report."""
     if train.role == "finetune":
         return "Fine-tune"
     return train.role.capitalize() if train.round is None else f"Round {train.round} {train.role}"
 
 
-def teachers_of(round_: Round, run: Run) -> list[Trained]:
+def teachers_of(round_: RoundRecord, run: RunRecord) -> list[TrainRecord]:
     """The trainings whose models labeled the images of a round."""
     return [t for t in run.trainings if round_.label is not None and round_.label.reads(t)]
 

@@ -13,15 +13,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 
+from pipeline.arrays import F64Array
 from pipeline.evaluate.metrics import Metrics, ReliabilityBins
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from pipeline.labels.selection import Histogram, Report
+    from pipeline.selection.summary import Histogram, Summary
 
 ACCENT = "#0072B2"
 SECOND = "#E69F00"
@@ -131,8 +131,15 @@ def accuracy_by_round(points: Sequence[Point]) -> bytes:
     return drawing.png
 
 
-Curve = tuple[str, npt.NDArray[np.float64], npt.NDArray[np.float64]]
+Curve = tuple[str, F64Array, F64Array]
 """Name, x, y."""
+
+
+def curve(name: str, lines: Sequence[Mapping[str, float | None]], key: str) -> Curve:
+    """A column of metrics.jsonl over its steps, where it was measured."""
+    found = [(line["step"], line[key]) for line in lines if line.get(key) is not None]
+    steps, values = zip(*found, strict=True) if found else ((), ())
+    return name, np.array(steps, float), np.array(values, float)
 
 
 def learning_curves(losses: Sequence[Curve], accuracies: Sequence[Curve]) -> bytes:
@@ -203,7 +210,7 @@ def _legends(axes: Sequence[Axes]) -> None:
             ax.legend(fontsize=8.5)
 
 
-def smoothed(y: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+def smoothed(y: F64Array) -> F64Array:
     """A centred moving mean over a twentieth of the curve; shorter at the ends."""
     half = max(1, len(y) // 40)
     sums = np.concatenate([[0.0], np.cumsum(y)])
@@ -242,9 +249,9 @@ def confidence_histogram(histogram: Histogram, threshold: float) -> bytes:
     return drawing.png
 
 
-def per_class(report: Report) -> bytes:
+def per_class(summary: Summary) -> bytes:
     """Pseudo-labels a class: predicted, kept, with their copies, and what the labeled images' mix would give."""
-    classes = report["classes"]
+    classes = summary["classes"]
     names = [shortened(c["name"]) for c in classes]
     with canvas(width=WIDTH_IN * 0.58, height=PAIR_HEIGHT_IN) as drawing:
         (ax,) = drawing.axes
@@ -252,7 +259,7 @@ def per_class(report: Report) -> bytes:
         ax.bar(x, [c["predicted"] for c in classes], 0.86, color=PALE, label="predicted")
         ax.bar(x, [c["kept"] for c in classes], 0.54, color=ACCENT, label="kept", zorder=3)
         ax.bar(x, [c["copied"] for c in classes], 0.54, color=SECOND, label="copies")
-        expected = [c["labeled_prior"] * report["num_rows"] for c in classes]
+        expected = [c["labeled_prior"] * summary["num_rows"] for c in classes]
         ax.plot(x, expected, "_", ms=min(14, 200 / len(x)), mew=1.6, color=INK, label="labeled mix", zorder=4)
         if len(classes) > MAX_NAMED_CLASSES:
             ax.set_xticks([])

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from pipeline.errors import UserError
 from pipeline.evaluate.metrics import Metrics, reliability
-from pipeline.labels.selection import Report
+from pipeline.files import read_json
+from pipeline.methods import METHODS
 from pipeline.report import plots
-from pipeline.report.images import PseudoLabels, inspect_pseudo_labels
+from pipeline.report.gallery import PseudoLabels, inspect_pseudo_labels
 from pipeline.report.lineage import Diagram, draw, teachers_of, title_of
-from pipeline.report.read import Round, Run, Stage, Trained
-from pipeline.report.verdict import CONTROL, FINAL, TEACHER, judge
+from pipeline.report.panels import method_panels
+from pipeline.report.record import RoundRecord, RunRecord, StageRecord, TrainRecord
+from pipeline.report.verdict import judge
+from pipeline.runs.result import CONTROL, FINAL, TEACHER
+from pipeline.selection.summary import Summary
 from pipeline.shards.dataset import Dataset, open_split
-from pipeline.stage import read_json
 
 
 @dataclass(frozen=True)
@@ -49,9 +49,9 @@ class TimingRow:
 class RoundSection:
     """The pseudo-labels of a round."""
 
-    round: Round
+    round: RoundRecord
     teachers: str
-    report: Report
+    summary: Summary
     histogram: bytes
     bars: bytes
     inspected: PseudoLabels | None
@@ -59,7 +59,7 @@ class RoundSection:
     """Why images and truth are not shown; empty if they are."""
 
 
-def sections(run: Run) -> dict[str, Any]:
+def sections(run: RunRecord) -> dict[str, Any]:
     """The template's variables."""
     verdict = judge(run)
     return {
@@ -70,7 +70,8 @@ def sections(run: Run) -> dict[str, Any]:
         "test_rows": [(text, run.test.get(name), verdict.gains.get(name)) for name, text in _test_names(run)],
         "accuracy_plot": _accuracy_plot(run),
         "curves_plot": _curves_plot(run),
-        "meta_plots": _meta_plots(run),
+        "panels": method_panels(run),
+        "title": METHODS[run.config.method].title,
         "calibration_plot": _calibration_plot(run),
         "round_sections": _round_sections(run),
         "lineage": _lineage(run),
@@ -78,84 +79,57 @@ def sections(run: Run) -> dict[str, Any]:
     }
 
 
-def _test_names(run: Run) -> list[tuple[str, str]]:
+def _test_names(run: RunRecord) -> list[tuple[str, str]]:
     round_ = run.result["final"]["round"] if run.result else None
     final = "Final model" if round_ is None else f"Final model (round {round_})"
-    return [(FINAL, final), (TEACHER, "Round 0 teacher"), (CONTROL, "Supervised control")]
+    has_teacher = any(train.role == "teacher" for train in run.trainings)
+    teacher = [(TEACHER, "Round 0 teacher")] if has_teacher else []
+    return [(FINAL, final), *teacher, (CONTROL, "Supervised control")]
 
 
-def _headline(run: Run, train: Trained) -> HeadlineRow:
+def _headline(run: RunRecord, train: TrainRecord) -> HeadlineRow:
     said = run.result_of(train.round) if train.round is not None else {}
     status = "" if train.complete else "under way"
     if run.result is not None and run.result["final"]["round"] == train.round:
         status = "final"
-    elif train.role == "student" and said and run.config.method == "noisy_student":
+    elif said and any(r.train is train and r.select is not None for r in run.rounds):
         status = "next teacher" if said["kept"] else "not kept: worse on val than its teacher"
     return HeadlineRow(title_of(train), train.architecture, train.val, _num_selected(run, train), status)
 
 
-def _num_selected(run: Run, train: Trained) -> int | None:
-    report = next((r.selection for r in run.rounds if r.train is train), None)
-    return report["num_selected"] if report else None
+def _num_selected(run: RunRecord, train: TrainRecord) -> int | None:
+    summary = next((r.summary for r in run.rounds if r.train is train), None)
+    return summary["num_selected"] if summary else None
 
 
 # ----------------------------------------------------------------------------------------------------------- plots
 
 
-def _accuracy_plot(run: Run) -> bytes | None:
+def _accuracy_plot(run: RunRecord) -> bytes | None:
     shown = [plots.Point(title_of(t), t.val, _standing(run, t)) for t in run.trainings if t.val is not None]
     return plots.accuracy_by_round(shown) if len(shown) > 1 else None
 
 
-def _standing(run: Run, train: Trained) -> plots.Standing:
+def _standing(run: RunRecord, train: TrainRecord) -> plots.Standing:
     if train.round is None:
         return "control"
     return "kept" if run.result_of(train.round).get("kept", True) else "not kept"
 
 
-def _curves_plot(run: Run) -> bytes | None:
+def _curves_plot(run: RunRecord) -> bytes | None:
     losses = [_measured(t, t.loss) for t in run.trainings if t.losses]
-    if run.config.teacher_sees_unlabeled:
-        teachers = [_measured(t, "loss") for t in run.trainings if t.loss != "loss" and t.losses]
-        losses = [*(("Round 0 teacher", steps, values) for _, steps, values in teachers), *losses]
-    accuracies = [_curve(t, t.evaluations, "val_top1") for t in run.trainings if t.evaluations]
-    return plots.learning_curves(losses, accuracies) if losses or accuracies else None
+    together = [t for t in run.trainings if t.loss != "loss" and any("labeled_loss" in line for line in t.losses)]
+    teachers = [("Round 0 teacher", *_measured(t, "loss")[1:]) for t in together]
+    accuracies = [plots.curve(title_of(t), t.evaluations, "val_top1") for t in run.trainings if t.evaluations]
+    return plots.learning_curves([*teachers, *losses], accuracies) if losses or accuracies else None
 
 
-def _curve(train: Trained, lines: Sequence[Mapping[str, float]], key: str) -> plots.Curve:
-    return title_of(train), np.array([line["step"] for line in lines], float), np.array([x[key] for x in lines], float)
-
-
-def _meta_plots(run: Run) -> list[bytes]:
-    """Of a teacher with a consistency loss, or of a student that was trained together with one."""
-    train = next(
-        (t for t in run.trainings if any({"student_loss", "mask_rate"} & line.keys() for line in t.losses)), None
-    )
-    if train is None:
-        return []
-    curves = {name: _measured(train, name) for name in ("feedback", "baseline", "cosine")}
-    found = {name: curve for name, curve in curves.items() if len(curve[1])}
-    used = [line for line in train.losses if line.get("uda_gradient")]
-    if used:
-        ratio = [line["feedback_gradient"] / line["uda_gradient"] for line in used]
-        found["ratio"] = ("ratio", np.array([line["step"] for line in used], float), np.array(ratio, float))
-    names = {"mask_rate": "sure enough for UDA", "student_agreement": "student agrees with the sampled label"}
-    shares = [(text, *_measured(train, name)[1:]) for name, text in names.items()]
-    of_both = {"val_top1": train.role, "teacher_val_top1": "teacher"}
-    lines = train.evaluations
-    accuracies = [_curve(train, [x for x in lines if key in x], key) for key in of_both]
-    named = [(text, *curve[1:]) for text, curve in zip(of_both.values(), accuracies, strict=True) if len(curve[1])]
-    both = plots.teacher_and_student([s for s in shares if len(s[1])], named)
-    unit = "cosine of gradients" if run.config.meta.feedback == "cosine" else "fall of the labeled loss (nats)"
-    return [plots.feedback_curves(found, unit), both] if "feedback" in found else [both]
-
-
-def _measured(train: Trained, name: str) -> plots.Curve:
+def _measured(train: TrainRecord, name: str) -> plots.Curve:
     """A training's metric where it was measured."""
-    return _curve(train, [line for line in train.losses if line.get(name) is not None], name)
+    return plots.curve(title_of(train), train.losses, name)
 
 
-def _calibration_plot(run: Run) -> bytes | None:
+def _calibration_plot(run: RunRecord) -> bytes | None:
     shown = [(title_of(t), t.predictions) for t in run.trainings if t.predictions]
     bins = [reliability(p.confidence, p.right) for _, p in shown if p is not None]
     return plots.calibration([name for name, _ in shown], bins) if shown else None
@@ -164,18 +138,20 @@ def _calibration_plot(run: Run) -> bytes | None:
 # --------------------------------------------------------------------------------------------------- pseudo-labels
 
 
-def _round_sections(run: Run) -> list[RoundSection]:
-    shown = [r for r in run.rounds if r.selection is not None]
+def _round_sections(run: RunRecord) -> list[RoundSection]:
+    shown = [r for r in run.rounds if r.summary is not None]
     dataset, problem = None, ""
     if shown:
         try:
             dataset = open_split(run.config.data, "unlabeled")
         except UserError as error:
             problem = str(error)
-    return [_round_section(run, r, r.selection, dataset, problem) for r in shown if r.selection is not None]
+    return [_round_section(run, r, r.summary, dataset, problem) for r in shown if r.summary is not None]
 
 
-def _round_section(run: Run, round_: Round, report: Report, dataset: Dataset | None, problem: str) -> RoundSection:
+def _round_section(
+    run: RunRecord, round_: RoundRecord, summary: Summary, dataset: Dataset | None, problem: str
+) -> RoundSection:
     data, inspected = run.config.data, None
     if dataset is not None and round_.label is not None and round_.select is not None:
         try:
@@ -187,9 +163,9 @@ def _round_section(run: Run, round_: Round, report: Report, dataset: Dataset | N
     return RoundSection(
         round=round_,
         teachers=", ".join(title_of(t) for t in teachers_of(round_, run)) or "a model from outside the run",
-        report=report,
-        histogram=plots.confidence_histogram(report["histogram"], threshold),
-        bars=plots.per_class(report),
+        summary=summary,
+        histogram=plots.confidence_histogram(summary["histogram"], threshold),
+        bars=plots.per_class(summary),
         inspected=inspected,
         problem=problem,
     )
@@ -198,11 +174,11 @@ def _round_section(run: Run, round_: Round, report: Report, dataset: Dataset | N
 # ------------------------------------------------------------------------------------------------ lineage and timing
 
 
-def _lineage(run: Run) -> Diagram:
+def _lineage(run: RunRecord) -> Diagram:
     details: dict[str, str] = {}
     for round_ in run.rounds:
-        if round_.select is not None and round_.selection is not None:
-            kept, rows = round_.selection["num_selected"], round_.selection["num_rows"]
+        if round_.select is not None and round_.summary is not None:
+            kept, rows = round_.summary["num_selected"], round_.summary["num_rows"]
             details[round_.select.fingerprint] = f"{kept:,} of {rows:,} kept"
         if round_.label is not None:
             names = ", ".join(title_of(t) for t in teachers_of(round_, run))
@@ -213,7 +189,7 @@ def _lineage(run: Run) -> Diagram:
     return draw(run, details)
 
 
-def _timing(run: Run, stage: Stage) -> TimingRow:
+def _timing(run: RunRecord, stage: StageRecord) -> TimingRow:
     lines = stage.timing
     name = str(stage.path.relative_to(run.path))
     if not lines:

@@ -10,12 +10,11 @@ import numpy as np
 from pipeline.config import Data
 from pipeline.errors import UserError
 from pipeline.evaluate.metrics import Metrics, paired_difference
-from pipeline.progress import read_progress
-from pipeline.report.read import Predictions, Run, Stage
+from pipeline.report.record import Predictions, RunRecord, StageRecord
+from pipeline.runs.result import CONTROL, FINAL, TEACHER
 from pipeline.shards.dataset import has_test
+from pipeline.stages.progress import read_progress
 
-FINAL, TEACHER, CONTROL = "final", "teacher", "control"
-"""Names of the models in test.json."""
 _NAMES = {TEACHER: "the round 0 teacher", CONTROL: "a control trained as long on labeled images alone"}
 
 
@@ -42,7 +41,7 @@ class Verdict:
     finished: bool
 
 
-def judge(run: Run) -> Verdict:
+def judge(run: RunRecord) -> Verdict:
     """Compare the final model with the round-0 teacher and with the control."""
     if run.result is None:
         return Verdict(_unfinished(run), {}, finished=False)
@@ -59,7 +58,7 @@ def judge(run: Run) -> Verdict:
     final_model = next(train for train in run.trainings if train.round == round_)
     is_finetuned = final_model.role == "finetune"
     base = next((t for t in run.trainings if is_finetuned and final_model.starts_from(t)), final_model)
-    if base.round == 0 and not run.config.teacher_sees_unlabeled:
+    if not base.saw_unlabeled:
         had_students = any(train.role == "student" for train in run.trainings)
         name = "the teacher, fine-tuned," if is_finetuned else "the teacher"
         why = f"No student beat the round 0 teacher on val, so {name} is the final model; it" if had_students else "It"
@@ -108,7 +107,7 @@ def _conclude(gain: Gain) -> str:
     return "So the pseudo-labels helped." if gain.points > 0 else "So the pseudo-labels did harm."
 
 
-def _unfinished(run: Run) -> tuple[str, ...]:
+def _unfinished(run: RunRecord) -> tuple[str, ...]:
     stages = list(run.stages)
     done = sum(stage.complete for stage in stages)
     sentences = [f"This run is not finished: {done} of the {len(stages)} stages it began are complete."]
@@ -120,7 +119,7 @@ def _unfinished(run: Run) -> tuple[str, ...]:
     return (*sentences, "Figures on test come last.")
 
 
-def _where(run: Run, stage: Stage) -> str:
+def _where(run: RunRecord, stage: StageRecord) -> str:
     progress = read_progress(stage.path, stage.path.name)
     done = f" ({progress.done:,} of {progress.total:,} {progress.unit})" if progress else ""
     return f"{stage.path.relative_to(run.path)}{done}"

@@ -12,14 +12,13 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.arrays import I32Array, I64Array, U64Array
 from pipeline.config import SPLITS, Data, Split
 from pipeline.errors import UserError
 from pipeline.shards.index import Index, keep_rows, load_index
 from pipeline.shards.manifest import MANIFEST, read_classes, read_manifest
-from pipeline.stage import digest, digest_file
+from pipeline.stages.fingerprint import digest, digest_file
 
-I32Array = npt.NDArray[np.int32]
-I64Array = npt.NDArray[np.int64]
 Progress = Callable[[str, int, int], None]
 """Called with the shard's name, samples done and samples in all while an index is made."""
 
@@ -75,7 +74,7 @@ class Dataset:
         return np.concatenate([shard.index.content for shard in self.shards])
 
     @functools.cached_property
-    def ids(self) -> npt.NDArray[np.uint64]:
+    def ids(self) -> U64Array:
         """Sample ids [N]: blake2b-64 of `split/shard/key`."""
         ids = np.empty(len(self), np.uint64)
         for shard in self.shards:

@@ -12,7 +12,6 @@ import os
 import re
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Literal
@@ -20,12 +19,13 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.arrays import I32Array, I64Array, U8Array
 from pipeline.errors import UserError
-from pipeline.runtime import num_cores
+from pipeline.files import atomic_path
 from pipeline.shards.decode import DECODER_VERSION, content_hash, decode_sample
-from pipeline.shards.source import inside_path
-from pipeline.shards.tar import CutTarError, open_shard, walk
-from pipeline.stage import atomic_path, digest_file
+from pipeline.shards.tar import CutTarError, inside_path, open_shard, walk
+from pipeline.stages.fingerprint import digest_file
+from pipeline.threads import map_chunks
 
 FORMAT = 1
 BadImages = Literal["error", "skip"]
@@ -35,21 +35,20 @@ _SAMPLE = re.compile(
     r"((?:.*/)?[^./]+)\.([^/]+)", re.DOTALL
 )  # webdataset: the key ends at the first dot of the file name
 _IMAGES = frozenset({"jpg", "jpeg", "png", "webp", "npy"})
-_CHUNK = 64  # samples a task: large enough to hide the pool, small enough to balance it
 
 
 @dataclass(frozen=True)
 class Index:
     """The samples of one tar in file order, a row each."""
 
-    offset: npt.NDArray[np.int64]
-    size: npt.NDArray[np.int64]
-    label: npt.NDArray[np.int32]
+    offset: I64Array
+    size: I64Array
+    label: I32Array
     """-1 where there is no .cls."""
     content: npt.NDArray[np.bytes_]
     """S16, see decode.content_hash; empty where the image is bad."""
-    key_end: npt.NDArray[np.int64]
-    key_bytes: npt.NDArray[np.uint8]
+    key_end: I64Array
+    key_bytes: U8Array
     """The keys one after another in UTF-8; key i ends at key_end[i]."""
     problems: Mapping[int, str]
     """Row -> why the sample is bad."""
@@ -155,7 +154,7 @@ def read_sample(descriptor: int, index: Index, row: int) -> bytes:
     return os.pread(descriptor, int(index.size[row]), int(index.offset[row]))
 
 
-def keep_rows(index: Index, keep: npt.NDArray[np.int64]) -> Index:
+def keep_rows(index: Index, keep: I64Array) -> Index:
     """The index of some of the samples, in the order of `keep`."""
     encoded = [index.key(int(row)).encode("utf-8", "surrogateescape") for row in keep]
     return replace(
@@ -230,30 +229,31 @@ def _set_label(sample: _Sample, data: bytes) -> None:
 
 def _hash_all(
     tar: Path,
-    offset: npt.NDArray[np.int64],
-    size: npt.NDArray[np.int64],
+    offset: I64Array,
+    size: I64Array,
     keys: Sequence[str],
     problems: dict[int, str],
     workers: int,
     progress: Progress | None,
 ) -> list[bytes]:
-    contents = [b""] * len(keys)
     descriptor = open_shard(tar)
 
-    def hash_chunk(begin: int) -> None:
-        for row in range(begin, min(begin + _CHUNK, len(keys))):
-            if row not in problems:
-                try:
-                    data = os.pread(descriptor, int(size[row]), int(offset[row]))
-                    contents[row] = content_hash(decode_sample(data, "the sample"))
-                except UserError as error:
-                    problems[row] = str(error)
+    def hash_one(row: int) -> bytes:
+        if row in problems:
+            return b""
+        try:
+            data = os.pread(descriptor, int(size[row]), int(offset[row]))
+            return content_hash(decode_sample(data, "the sample"))
+        except UserError as error:
+            problems[row] = str(error)
+            return b""
 
+    contents: list[bytes] = []
     try:
-        with ThreadPoolExecutor(workers or num_cores()) as pool:
-            for done, _ in enumerate(pool.map(hash_chunk, range(0, len(keys), _CHUNK)), start=1):
-                if progress:
-                    progress(min(done * _CHUNK, len(keys)), len(keys))
+        for hashes in map_chunks(range(len(keys)), hash_one, workers=workers):
+            contents += hashes
+            if progress:
+                progress(len(contents), len(keys))
     finally:
         os.close(descriptor)
     return contents

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from pipeline.config import Section, Split, parse
 from pipeline.errors import UserError
-from pipeline.stage import read_json, write_json
+from pipeline.files import read_json, write_json
 
 MANIFEST = "manifest.json"
 

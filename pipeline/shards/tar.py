@@ -10,11 +10,11 @@ import io
 import os
 import tarfile
 from collections.abc import Iterable, Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from pipeline.errors import UserError
-from pipeline.stage import atomic_path
+from pipeline.files import atomic_path
 
 _BLOCK = 512
 _COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")  # gzip, bzip2, xz, zstd
@@ -41,6 +41,14 @@ def open_shard(path: Path) -> int:
         raise UserError(f"{path} does not exist") from error
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}; fix its permissions (chmod +r)") from error
+
+
+def inside_path(name: str, archive: Path) -> str:
+    """Normalize a member's name. Raises UserError when it is absolute or leaves the archive."""
+    parts = PurePosixPath(name).parts
+    if not parts or parts[0].startswith("/") or ".." in parts:
+        raise UserError(f"{archive}: member `{name}` points outside the archive; make it again with relative names")
+    return "/".join(parts)
 
 
 def walk(path: Path) -> Iterator[Member]:

@@ -10,16 +10,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from pipeline.arrays import I64Array, U64Array
 from pipeline.errors import UserError
-from pipeline.labels.targets import Targets
-from pipeline.prefetch import read_ahead
+from pipeline.selection.targets import Targets
 from pipeline.shards.dataset import Dataset
 from pipeline.shards.order import Order
-from pipeline.shards.read import Reader
+from pipeline.shards.reader import Reader
+from pipeline.threads import read_ahead
 
 UNLABELED_POSITIONS = np.uint64(1 << 62)
 """Added to positions of the unlabeled stream, so that no two images of a step share their noise."""
@@ -34,7 +34,7 @@ class Stream:
     order: Order
     batch_size: int
 
-    def rows(self, step: int, slot: int, num_slots: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint64]]:
+    def rows(self, step: int, slot: int, num_slots: int) -> tuple[I64Array, U64Array]:
         """Rows and stream positions of one slot of a step."""
         size = self.batch_size // num_slots
         start = step * self.batch_size + slot * size
@@ -47,7 +47,7 @@ class Batch:
 
     images: Tensor
     """uint8 [B, S, S, 3]"""
-    positions: npt.NDArray[np.uint64]
+    positions: U64Array
     labels: Tensor
     """int64 [num_labeled]"""
     targets: Tensor
@@ -73,15 +73,12 @@ class Batches:
         targets: Targets | None,
         *,
         num_classes: int,
-        label_smoothing: float,
         accumulation: int,
         rank: int,
         num_ranks: int,
         pin: bool = False,
     ) -> None:
         self.labeled, self.unlabeled, self.targets = labeled, unlabeled, targets
-        # Hard pseudo-labels are smoothed like labels, soft ones never (Noisy Student's code).
-        self.smoothing = label_smoothing if targets is not None and targets.hard else 0.0
         self.num_classes, self.accumulation, self.rank, self.num_ranks = num_classes, accumulation, rank, num_ranks
         self.num_slots, self.pin = accumulation * num_ranks, pin
         for name, stream in (("batch_size", labeled), ("batch_size * unlabeled_ratio", unlabeled)):
@@ -102,15 +99,10 @@ class Batches:
             more_rows, more_positions = self.unlabeled.rows(step, slot, self.num_slots)
             images = np.concatenate([images, self.unlabeled.reader.read(more_rows)])
             positions = np.concatenate([positions, more_positions | UNLABELED_POSITIONS])
-            targets = self._targets(more_rows)
+            nothing = np.empty((len(more_rows), 0), np.float32)
+            targets = nothing if self.targets is None else self.targets.of_rows(more_rows)
         batch = Batch(torch.from_numpy(images), positions, torch.from_numpy(labels), torch.from_numpy(targets))
         return batch.pinned() if self.pin else batch
-
-    def _targets(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-        if self.targets is None:
-            return np.empty((len(rows), 0), np.float32)
-        targets = self.targets.targets(rows)
-        return targets * np.float32(1 - self.smoothing) + np.float32(self.smoothing / self.num_classes)
 
     def from_step(self, start: int, stop: int) -> Iterator[Batch]:
         """The micro-batches of steps [start, stop); the next one is read while one is trained on."""

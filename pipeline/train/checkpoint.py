@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from pipeline.errors import UserError
-from pipeline.stage import write_bytes
+from pipeline.files import write_bytes
 
 State = dict[str, Any]
 _NAME = re.compile(r"step-(\d{9})\.pt")

@@ -36,3 +36,11 @@ def combine(
 def num_correct(logits_BC: Tensor, labels_B: Tensor) -> Tensor:
     """How many argmaxes equal the labels, on the device."""
     return (logits_BC.argmax(1) == labels_B).sum(dtype=torch.float32)
+
+
+def mean_cross_entropy(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
+    """Mean cross-entropy over images, [...], of logits [..., N, C] and labels int64 [..., N]; leading dimensions are
+    independent networks side by side."""
+    labels = labels.expand(logits.shape[:-1])
+    losses = F.cross_entropy(logits.flatten(0, -2), labels.flatten(), reduction="none", label_smoothing=smoothing)
+    return losses.view(labels.shape).mean(-1)

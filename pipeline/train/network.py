@@ -1,4 +1,4 @@
-"""A model in training: as Accelerate prepared it, with its optimizer and its average."""
+"""A network in training: the model as Accelerate prepared it, with its optimizer and its average."""
 
 from __future__ import annotations
 
@@ -10,26 +10,29 @@ from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 from torch import Tensor, nn
 
-from pipeline.config import Training
+from pipeline.config import NetworkSettings
 from pipeline.errors import UserError
 from pipeline.models import set_trainable
+from pipeline.models.format import ModelInfo
+from pipeline.stages.ranks import Ranks
 from pipeline.train.ema import Ema
 from pipeline.train.optimizer import load_optimizer, make_optimizer, set_lr
-from pipeline.train.ranks import Ranks
 
 
 @dataclass
 class Network:
-    """What one loss trains. A training has one of these; Meta Pseudo Labels has two."""
+    """A model with its optimizer and its average. Most trainings have one of these, Meta Pseudo Labels has two."""
 
     accelerator: Accelerator
     ranks: Ranks
-    training: Training
+    settings: NetworkSettings
     model: nn.Module
     """As Accelerate prepared it; `raw_model` is the same without wrappers."""
     raw_model: nn.Module
     optimizer: AcceleratedOptimizer
     ema: Ema
+    info: ModelInfo | None = None
+    """The model.json of what it becomes; None for a network that does not classify images."""
 
     def unscale(self) -> None:
         """Bring fp16's gradients to their true scale; once a step, before `clip`."""
@@ -39,8 +42,8 @@ class Network:
         """Clip the gradient, unless clipping is off; returns its norm before. The norm takes under 1% of a step."""
         gradients = [p.grad for p in self.raw_model.parameters() if p.grad is not None]
         norm = nn.utils.get_total_norm(gradients)
-        if self.training.clip_norm:
-            nn.utils.clip_grads_with_norm_(self.raw_model.parameters(), self.training.clip_norm, norm)
+        if self.settings.clip_norm:
+            nn.utils.clip_grads_with_norm_(self.raw_model.parameters(), self.settings.clip_norm, norm)
         return norm
 
     def update(self, lr: float) -> bool:
@@ -64,7 +67,7 @@ class Network:
     def train_mode(self) -> None:
         """Train mode, with the frozen layers as they must be."""
         self.model.train()
-        set_trainable(self.raw_model, self.training.frozen_layers)
+        set_trainable(self.raw_model, self.settings.frozen_layers)
 
     def is_finite(self) -> Tensor:
         """Whether all weights and statistics are, on the device: a finite loss can have a gradient that is not."""
@@ -89,22 +92,28 @@ class Network:
 
 
 def prepare(
-    model: nn.Module, training: Training, accelerator: Accelerator, ranks: Ranks, *, compiled: bool = False
+    model: nn.Module,
+    settings: NetworkSettings,
+    accelerator: Accelerator,
+    ranks: Ranks,
+    *,
+    info: ModelInfo | None = None,
+    compiled: bool = False,
 ) -> Network:
     """Make a network of a model that is on its device, with its weights in place.
 
     Raises:
         UserError: all of its layers are frozen.
     """
-    ema = Ema(model, training.ema_decay)  # before Accelerate, which patches `forward` for autocast
-    set_trainable(model, training.frozen_layers)  # before DDP, which would wait for gradients of frozen layers
+    ema = Ema(model, settings.ema_decay)  # before Accelerate, which patches `forward` for autocast
+    set_trainable(model, settings.frozen_layers)  # before DDP, which would wait for gradients of frozen layers
     if not any(p.requires_grad for p in model.parameters()):
         raise UserError(
-            f"`frozen_layers`: {training.frozen_layers} freezes all of {training.model}, which leaves nothing to "
+            f"`frozen_layers`: {settings.frozen_layers} freezes all of {settings.model}, which leaves nothing to "
             "train; set it lower"
         )
-    optimizer = make_optimizer(model, training.optimizer)
+    optimizer = make_optimizer(model, settings.optimizer)
     wrapped = torch.compile(model) if compiled else model
     prepared, prepared_optimizer = accelerator.prepare(wrapped, optimizer)
     ema.model.load_state_dict(model.state_dict())  # DDP has just given every rank the first one's weights
-    return Network(accelerator, ranks, training, prepared, model, prepared_optimizer, ema)
+    return Network(accelerator, ranks, settings, prepared, model, prepared_optimizer, ema, info)

@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import math
 
-from pipeline.config import Training
+from pipeline.config import NetworkSettings
 
 
-def peak_lr(training: Training) -> float:
+def peak_lr(settings: NetworkSettings, num_images: int) -> float:
     """The peak learning rate: linear in the images that a step's loss averages over (Goyal 2017, section 2.1)."""
-    batch = training.batch_size
-    if training.loss_normalization == "total":
-        batch += training.unlabeled_batch_size
-    return training.optimizer.lr * batch / training.optimizer.lr_batch_size
+    return settings.optimizer.lr * num_images / settings.optimizer.lr_batch_size
 
 
-def lr_at(step: int, training: Training) -> float:
+def lr_at(step: int, settings: NetworkSettings, *, steps: int, num_images: int) -> float:
     """Linear warm-up from 0, then half a cosine to 0 at the last step (Bag of Tricks, sections 3.1 and 5.1).
 
     Step s gets the value at its middle, so neither the first nor the last step is spent at a rate of 0.
+
+    Args:
+        step: The step, from 0.
+        settings: The network's optimizer and warm-up.
+        steps: Number of steps in all.
+        num_images: Images per step that the peak is scaled with.
     """
-    peak, warmup = peak_lr(training), training.warmup_steps
+    peak, warmup = peak_lr(settings, num_images), settings.warmup_steps
     if step < warmup:
         return peak * (step + 1) / (warmup + 1)
-    progress = (step - warmup + 0.5) / max(training.steps - warmup, 1)
+    progress = (step - warmup + 0.5) / max(steps - warmup, 1)
     return peak * 0.5 * (1 + math.cos(math.pi * progress))

@@ -1,132 +1,141 @@
-"""The train stage: from labeled images, a selection and a start to one model folder."""
+"""The train stage: from labeled images, pseudo-labels and a start to one model folder."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from pipeline.config import semantic
+from pipeline.config import Split, semantic
 from pipeline.errors import UserError
-from pipeline.jobs import TrainJob
-from pipeline.labels.targets import open_targets
-from pipeline.models.folder import TIMM, ModelInfo, has_info, read_info
+from pipeline.models.format import find_weights, model_digest
+from pipeline.models.weights import semantic_settings, start_inputs
 from pipeline.shards.dataset import open_split
-from pipeline.stage import StageFolder, stage_record
-from pipeline.train.batches import Batches
+from pipeline.stages.fingerprint import StageInputs
+from pipeline.stages.folder import finish_folder, open_folder, stage_record
+from pipeline.stages.jobs import TrainJob
+from pipeline.stages.kinds import KINDS, load_object
+from pipeline.stages.machine import environment
+from pipeline.stages.preamble import Stage
 from pipeline.train.checkpoint import Checkpoints
-from pipeline.train.interrupt import StopRequest
-from pipeline.train.setting import Setting, open_setting
-from pipeline.train.start import continue_training, semantic_training
-from pipeline.train.trainer import Trainer
+from pipeline.train.learner import Learner
+from pipeline.train.loop import Loop
+from pipeline.train.network import Network
+from pipeline.train.setup import Setup
+from pipeline.train.validation import MODEL_FILES, Validation
+
+_KEPT = ("optimizer.name", "frozen_layers", "image_size", "mean", "std")
+"""What `start.mode: continue` cannot change: the first two shape the optimizer's state, the others are the model's input.
+Another architecture shows in the weights."""
 
 
-def train_inputs(job: TrainJob) -> tuple[dict[str, Any], dict[str, str]]:
-    """What the stage's output is a function of: its semantic config and the fingerprints of its inputs."""
-    training = semantic_training(job.training)
+def train_inputs(job: TrainJob) -> StageInputs:
+    """What the stage's output is a function of: its semantic config and the fingerprints of its inputs.
+
+    What a learner reads beside `training` is told only where there is some, so that a new method changes no fingerprint.
+    """
     config: dict[str, Any] = {
         "seed": job.seed,
         "round": job.round,
-        "training": training,
+        "method": job.method,
+        "training": semantic_settings(job.training),
+        **{name: semantic(section) for name, section in job.settings.items()},
         "data": semantic(job.data),
         "flip": job.evaluate.flip,
         "eval_batch_size": job.evaluate.batch_size,
         "precision": job.runtime.precision,
         "compile": job.runtime.compile,
     }
-    inputs = {
-        "labeled": open_split(job.data, "labeled").fingerprint,
-        "val": open_split(job.data, "val").fingerprint,
-    }
+    learner: type[Learner] = load_object(job.learner)
+    splits: tuple[Split, ...] = ("labeled", "unlabeled", "val") if learner.reads_unlabeled else ("labeled", "val")
+    inputs: dict[str, str] = {split: open_split(job.data, split).fingerprint for split in splits}
+    inputs |= start_inputs(job.training)
+    if job.teacher is not None:
+        config["teacher"] = semantic_settings(job.teacher)
     if job.selection is not None:
         inputs["selection"] = stage_record(job.selection)["fingerprint"]
-    start = job.training.start
-    if start is not None and not start.model.startswith(TIMM):
-        inputs["start"] = training["start"]["model"]
-    return config, inputs
+    if job.labels is not None:
+        inputs["labels"] = stage_record(job.labels)["fingerprint"]
+    return StageInputs(config, inputs)
 
 
-def run_train(job: TrainJob) -> None:
+def run_train(job: TrainJob, stage: Stage) -> None:
     """Train one model, or take it as it is with `start.mode: use`; resumes where it was killed.
 
     Raises:
         UserError: bad data, config or start; a loss that is not finite.
         Interrupted: stopped by a signal, with everything saved.
     """
-    stop = StopRequest()
-    config, inputs = train_inputs(job)
-    setting, stage = open_setting(job, "train", config, inputs)
-    if stage.complete:
-        return
-    info = _info(job, setting, inputs)
-    trainer = _set_up(job, stage, setting, info, stop)
-    if job.training.start is None or job.training.start.mode != "use":
-        trainer.resume()
-        trainer.train()
+    setup = Setup(job, stage.ranks, dict(stage.inputs.inputs))
+    learner: Learner = load_object(job.learner)(setup)
+    validation = Validation(setup)
+    checkpoints = Checkpoints(job.out, stage.fingerprint, job.runtime.keep_checkpoints)
+    loop = Loop(stage, job, learner, checkpoints, lambda: validation.evaluate(learner.networks))
+    start = job.training.start
+    if start is not None and start.mode == "continue":
+        continue_training(loop, start.model)
+    if start is None or start.mode != "use":
+        loop.resume()
+        loop.run()
         if job.training.keep == "best":
-            trainer.ema.load_state_dict(trainer.checkpoints.load_best()["ema"])
-    model_sha256 = setting.write(job.out, trainer.ema, info)
-    if setting.accelerator.is_main_process:
-        best_top1, best_step = trainer.best
-        stage.finish(model_sha256=model_sha256, steps=trainer.step, best_step=best_step, best_top1=max(best_top1, 0.0))
-    setting.end()
+            learner.model.ema.model.load_state_dict(checkpoints.load_best()["ema"])
+    for name, network in list(learner.networks.items())[1:]:
+        _write_beside(name, network, job, stage, validation)
+    assert learner.model.info is not None
+    validation.write(job.out, learner.model.ema.model, learner.model.info)
+    digest = model_digest(job.out) if stage.ranks.is_main else ""
+    best_top1, best_step = loop.best
+    stage.finish(MODEL_FILES, model_sha256=digest, steps=loop.step, best_step=best_step, best_top1=max(best_top1, 0.0))
 
 
-def _info(job: TrainJob, setting: Setting, inputs: dict[str, str]) -> ModelInfo:
-    training, classes = job.training, setting.labeled.classes
-    if training.start is not None and training.start.mode != "init" and has_info(training.start.model):
-        info = read_info(Path(training.start.model))
-        if info.classes != classes:
+def _write_beside(name: str, network: Network, job: TrainJob, stage: Stage, validation: Validation) -> None:
+    """A network that was trained along, as a stage of its own below, which whatever takes a model can read."""
+    if network.info is None:
+        return
+    out = job.out / name
+    if stage.ranks.is_main:
+        config = {**stage.inputs.config, "training": semantic_settings(network.settings)}
+        version, env = KINDS["train"].version, environment(job.runtime)
+        inputs = StageInputs(config, stage.inputs.inputs)
+        open_folder(out, "train", version, inputs, env, accept_environment=job.accept_environment)
+    validation.write(out, network.ema.model, network.info)
+    if stage.ranks.is_main:
+        finish_folder(out, MODEL_FILES, model_sha256=model_digest(out), steps=job.training.steps)
+
+
+def continue_training(loop: Loop, source: str) -> None:
+    """Take over step, optimizer, averages and best weights of another training's last checkpoint.
+
+    What the config says of the learning rate, weight decay and momentum holds from then on.
+
+    Raises:
+        UserError: there is no checkpoint, it has come to `steps` already, or the config differs in what must stay.
+    """
+    folder, training = find_weights(Path(source)).parent, loop.job.training
+    if Checkpoints(folder, "", keep=1).last_path() is None:
+        raise UserError(f"`start.model`: {source} has no checkpoint to continue; use mode: init")
+    record = stage_record(folder)
+    theirs, ours = record["config"]["training"], semantic(training)
+    for key in _KEPT:
+        a, b = _at(theirs, key), _at(ours, key)
+        if a != b:
             raise UserError(
-                f"`start.model`: {training.start.model} knows other classes than the data "
-                f"({', '.join(info.classes[:5])}, ...); use mode: init to train it on these"
+                f"`{key}`: {source} was trained with {a}, which `start.mode: continue` cannot change to {b}; set it to "
+                f"{a}, or use mode: init"
             )
-        if training.start.mode == "use":
-            return info
-    return setting.new_info(training, role=job.role, **inputs)
+    checkpoints = Checkpoints(folder, record["fingerprint"], keep=1)
+    state = checkpoints.load_last() or {}
+    if not set(loop.learner.networks) <= set(state):
+        raise UserError(f"`start.model`: {source} is no train stage of this method or version; use mode: init")
+    loop.load(state)
+    if loop.step >= training.steps:
+        raise UserError(
+            f"`start.model`: {source} was trained for {loop.step} steps already; set steps above that to continue"
+        )
+    if loop.ranks.is_main and loop.checkpoints.last_path() is None:
+        loop.checkpoints.save_best(loop.best[1], checkpoints.load_best())
 
 
-def _set_up(job: TrainJob, stage: StageFolder, setting: Setting, info: ModelInfo, stop: StopRequest) -> Trainer:
-    training, accelerator = job.training, setting.accelerator
-    network = setting.network(training, info)
-    trainer = Trainer(
-        out=job.out,
-        seed=job.seed,
-        round=job.round,
-        training=training,
-        runtime=job.runtime,
-        accelerator=accelerator,
-        ranks=setting.ranks,
-        network=network,
-        batches=_batches(job, setting),
-        views=setting.views(training),
-        checkpoints=Checkpoints(job.out, stage.fingerprint, job.runtime.keep_checkpoints),
-        evaluate=lambda: setting.evaluate(network.ema.model, info),
-        stop=stop,
-    )
-    if training.start is not None and training.start.mode == "continue":
-        continue_training(trainer, Path(training.start.model))
-    return trainer
-
-
-def _batches(job: TrainJob, setting: Setting) -> Batches:
-    training, accelerator = job.training, setting.accelerator
-    unlabeled = targets = None
-    if job.selection is not None:
-        unlabeled_set = open_split(job.data, "unlabeled")
-        selection, targets = open_targets(job.selection, unlabeled_set)
-        copies = np.zeros(len(unlabeled_set), selection.copies.dtype)
-        copies[selection.rows] = selection.copies
-        unlabeled = setting.stream(unlabeled_set, "unlabeled", training, training.unlabeled_batch_size, copies)
-    return Batches(
-        setting.stream(setting.labeled, "labeled", training, training.batch_size),
-        unlabeled,
-        targets,
-        num_classes=len(setting.labeled.classes),
-        label_smoothing=training.label_smoothing,
-        accumulation=training.accumulation,
-        rank=accelerator.process_index,
-        num_ranks=accelerator.num_processes,
-        pin=accelerator.device.type == "cuda",
-    )
+def _at(values: Any, key: str) -> Any:
+    for part in key.split("."):
+        values = values.get(part) if isinstance(values, dict) else None
+    return values

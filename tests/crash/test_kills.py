@@ -17,10 +17,10 @@ import psutil
 import pytest
 from stages import kill, outputs, run, start
 
-import pipeline.loop
+import pipeline.runs.loop
 from pipeline.config import SHARED, Config, dump_yaml, parse
-from pipeline.jobs import Job
-from pipeline.loop import run_loop
+from pipeline.runs.loop import run_loop
+from pipeline.stages.jobs import Job
 
 ROOT = Path(pipeline.loop.__file__).parent.parent
 

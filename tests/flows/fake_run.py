@@ -15,7 +15,7 @@ from typing import Any
 
 from pipeline.config import Config, Data, Label, Runtime
 from pipeline.errors import UserError
-from pipeline.jobs import Job, LabelJob
+from pipeline.stages.jobs import Job, LabelJob
 
 NUM_ROUNDS = 2
 METRICS = {"top1": 0.8, "top5": 0.9, "nll": 0.5, "ece": 0.1, "num_samples": 100, "interval": [0.7, 0.9]}
@@ -36,8 +36,8 @@ def fake_loop(
     on_round: Callable[[Any], None] | None = None,
     accept_environment: bool = False,
 ) -> dict[str, Any]:
-    from pipeline.run import RoundReport
-    from pipeline.stage import run_lock
+    from pipeline.runs.run import Round
+    from pipeline.stages.lock import run_lock
 
     if config.seed == 13:
         raise UserError("data.root: nothing there; pack first")
@@ -48,7 +48,7 @@ def fake_loop(
             if not (out / "done").exists():
                 run_stage(job(run_dir, number), lock_fd)
             rounds.append(
-                RoundReport(number, "student", "tiny", 0.8, (0.7, 0.9), 5 * number, True, out, out, None),
+                Round(number, "student", "tiny", 0.8, (0.7, 0.9), 5 * number, True, out, out, None),
             )
             if on_round:
                 on_round(rounds[-1])
@@ -63,8 +63,8 @@ def fake_loop(
 
 def fake_stage(out: Path, seconds: float) -> int:
     """Takes its time; saves and exits 75 on SIGTERM."""
-    from pipeline.child import die_with_parent
-    from pipeline.progress import report
+    from pipeline.stages.child import die_with_parent
+    from pipeline.stages.progress import report
 
     stopped: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, _: stopped.append(number))
@@ -86,8 +86,9 @@ def fake_stage(out: Path, seconds: float) -> int:
 
 def install(seconds: float) -> None:
     """Put the fakes where the run command finds them."""
-    from pipeline import launch, loop
-    from pipeline.report import html
+    from pipeline.report import page as html
+    from pipeline.runs import loop
+    from pipeline.stages import launch
 
     launch.CHILD = (sys.executable, __file__, "stage", str(seconds))
     loop.run_loop = fake_loop

@@ -85,7 +85,7 @@ def prefect_server(home: Path, **variables: str) -> Iterator[dict[str, str]]:
 
 
 DEPLOY = """
-    from flows.rounds import self_train
+    from flows.flow import self_train
     from prefect.deployments.runner import EntrypointType
     how = {"cron": "0 3 * * 0", "parameters": {"config": {}, "run_dir": "run"}}
     self_train.to_deployment("weekly", entrypoint_type=EntrypointType.MODULE_PATH, **how).apply()

@@ -152,7 +152,7 @@ def test_a_terminated_run_without_prefect_exits_75(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("variable", ["PREFECT_API_URL", "PREFECT_PROFILE"])
 def test_a_prefect_of_the_user_is_left_as_it_is(variable: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from flows import env
+    from flows import settings as env
 
     environment = {variable: "theirs"}
     monkeypatch.setattr(env.os, "environ", environment)
@@ -163,7 +163,7 @@ def test_a_prefect_of_the_user_is_left_as_it_is(variable: str, tmp_path: Path, m
 def test_the_embedded_server_lives_in_the_run_folder_and_settings_of_the_user_stay(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from flows import env
+    from flows import settings as env
 
     environment = {"PREFECT_LOGGING_LEVEL": "DEBUG", "DO_NOT_TRACK": "0", "no_proxy": "intranet"}
     monkeypatch.setattr(env.os, "environ", environment)

@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from flows import cli
-from pipeline.report import html
+from pipeline.report import page as html
 
 ROUND = {"role": "student", "model": "wide_resnet28_2", "val_top1": 0.9, "interval": [0.885, 0.9125]}
 RESULT: dict[str, Any] = {

@@ -14,10 +14,10 @@ from sklearn.datasets import load_digits
 
 from pipeline.config import Data
 from pipeline.labels.store import LabelRows, label_path, label_provenance, summarize, write_labels
-from pipeline.shards.carve import Carve
+from pipeline.packing.carve import Carve
+from pipeline.packing.pack import pack
 from pipeline.shards.dataset import Dataset, open_split
-from pipeline.shards.pack import pack
-from pipeline.stage import open_stage
+from pipeline.stages.folder import open_stage
 
 CLASSES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "[eight]", "nine $9$")
 

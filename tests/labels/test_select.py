@@ -11,11 +11,15 @@ from rich.console import Console
 
 from pipeline.config import Data, Select
 from pipeline.errors import UserError
-from pipeline.jobs import SelectJob
-from pipeline.labels.select import check_report, run_select, select, select_inputs
-from pipeline.labels.selection import Selection, read_selection, report_table, write_selection
+from pipeline.files import read_json
+from pipeline.selection.rules import select
+from pipeline.selection.selection import Selection, read_selection, write_selection
+from pipeline.selection.stage import check_summary, run_select, select_inputs
+from pipeline.selection.summary import summary_table
 from pipeline.shards.dataset import Dataset, open_split
-from pipeline.stage import fingerprint, read_json, stage_record
+from pipeline.stages.fingerprint import fingerprint
+from pipeline.stages.folder import stage_record
+from pipeline.stages.jobs import SelectJob
 
 from .conftest import CLASSES, WriteStage
 
@@ -153,14 +157,14 @@ def test_a_vanished_class_is_shown_then_refused(
 def test_nothing_selected_is_an_error_that_names_the_threshold() -> None:
     config = Select(threshold=0.99, allow_empty_classes=True)
     with pytest.raises(UserError, match=r"select\.threshold 0\.99 leaves none of 2 .*at least 0\.90\); lower"):
-        check_report(select_some([0, 1], [0.9, 0.6], config).report, config)
+        check_summary(select_some([0, 1], [0.9, 0.6], config).report, config)
 
 
 def test_a_class_that_the_prior_excludes_may_vanish() -> None:
     config = Select(balance="prior", prior=(1.0, 1.0, 0.0))
     selection = select_some([0, 1, 2], [0.9, 0.6, 0.7], config)
     assert selection.rows.tolist() == [0, 1]
-    check_report(selection.report, config)
+    check_summary(selection.report, config)
 
 
 @pytest.mark.parametrize("prior", [(0.5, 0.5), (1.0, -0.5, 0.5), (0.0, 0.0, 0.0)])
@@ -179,11 +183,11 @@ def test_nan_and_labels_out_of_range_are_refused() -> None:
 def test_a_class_mix_unlike_the_labeled_one_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
     label = [0] * 8 + [1, 2]
     with caplog.at_level(logging.WARNING, "selftrain.select"):
-        check_report(select_some(label, [0.9] * 10, Select()).report, Select())
+        check_summary(select_some(label, [0.9] * 10, Select()).report, Select())
         assert "total variation 0.47; most for `c0`: 80.0% predicted, 33.3% labeled" in caplog.text
         assert "select.balance" in caplog.text
         caplog.clear()
-        check_report(select_some([0, 1, 2], [0.9] * 3, Select()).report, Select())
+        check_summary(select_some([0, 1, 2], [0.9] * 3, Select()).report, Select())
         assert not caplog.records
 
 
@@ -220,5 +224,5 @@ def test_a_thousand_classes_fit_the_table_and_the_plot(tmp_path: Path) -> None:
         assert image.width < 3000
     console = Console(width=120)
     with console.capture() as capture:
-        console.print(report_table(selection.report))
+        console.print(summary_table(selection.report))
     assert "40 of 1000 classes" in capture.get()

@@ -12,9 +12,9 @@ from stages import kill, label_job, outputs, run, select_job, start, wait_for
 
 from pipeline.config import Config
 from pipeline.errors import EXIT_INTERRUPTED, UserError
-from pipeline.jobs import LabelJob, SelectJob
-from pipeline.models.folder import export_model
+from pipeline.models.format import export_model
 from pipeline.shards.dataset import open_split
+from pipeline.stages.jobs import LabelJob, SelectJob
 
 
 @pytest.fixture

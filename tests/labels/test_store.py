@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from pipeline.errors import UserError
 from pipeline.labels.store import LabelRows, LabelStore, label_path, read_labels, summarize, write_labels
 from pipeline.shards.dataset import Dataset
-from pipeline.stage import open_stage
+from pipeline.stages.folder import open_stage
 
 from .conftest import WriteStage, provenance_of, rows_of
 

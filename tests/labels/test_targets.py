@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 
 from pipeline.config import Data, Select
 from pipeline.errors import UserError
-from pipeline.jobs import SelectJob
-from pipeline.labels.select import run_select
+from pipeline.files import read_json, write_json
 from pipeline.labels.store import LabelStore
-from pipeline.labels.targets import Targets, open_targets, sharpen
+from pipeline.selection.stage import run_select
+from pipeline.selection.targets import Targets, open_targets, sharpen
 from pipeline.shards.dataset import Dataset, open_split
-from pipeline.stage import read_json, write_json
+from pipeline.stages.jobs import SelectJob
 
 from .conftest import WriteStage
 

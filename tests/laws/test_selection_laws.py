@@ -13,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.config import Select
-from pipeline.labels import select as select_module
-from pipeline.labels.select import select
-from pipeline.labels.selection import Selection
 from pipeline.randomness import key_of, uniforms
+from pipeline.selection import rules as select_module
+from pipeline.selection.rules import select
+from pipeline.selection.selection import Selection
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,11 @@ from torch import nn
 import pipeline.models
 from pipeline.config import Config, Training
 from pipeline.errors import UserError
-from pipeline.evaluate.predict import Predictor
-from pipeline.models import build, list_own_models, num_frozen, set_trainable
-from pipeline.models import torchvision_ops as ops
-from pipeline.models.folder import export_model, find_weights, init_from, load_model, model_digest
+from pipeline.evaluate.predictor import Predictor
+from pipeline.models import compat as ops
+from pipeline.models import list_own_models, num_frozen, set_trainable
+from pipeline.models import registry as build
+from pipeline.models.format import export_model, find_weights, init_from, load_model, model_digest
 
 import timm  # isort: skip - after pipeline.models, which lets it be imported beside a CPU-only torch
 

@@ -14,8 +14,8 @@ from torch import nn
 
 from pipeline.config import Config, Start, Training
 from pipeline.errors import UserError
-from pipeline.models import build
-from pipeline.models.folder import ModelInfo, init_from, read_state, start_state
+from pipeline.models import registry as build
+from pipeline.models.format import ModelInfo, init_from, read_state, start_state
 
 import timm  # isort: skip - after pipeline.models, which lets it be imported beside a CPU-only torch
 

@@ -18,14 +18,16 @@ from sklearn.datasets import load_digits
 
 from pipeline.config import Config, Data, Evaluate, Rounds, Select, Training, dump_yaml, semantic
 from pipeline.evaluate.metrics import compute_metrics
-from pipeline.jobs import SelectJob
-from pipeline.labels.select import run_select
+from pipeline.files import write_json
 from pipeline.labels.store import LabelRows, label_path, label_provenance, summarize, write_labels
-from pipeline.report.html import write_report
-from pipeline.shards.carve import Carve
+from pipeline.packing.carve import Carve
+from pipeline.packing.pack import pack
+from pipeline.report.page import write_report
+from pipeline.selection.stage import run_select
 from pipeline.shards.dataset import Dataset, open_split
-from pipeline.shards.pack import pack
-from pipeline.stage import StageFolder, digest, fingerprint, open_stage, write_json
+from pipeline.stages.fingerprint import digest, fingerprint
+from pipeline.stages.folder import StageFolder, open_stage
+from pipeline.stages.jobs import SelectJob
 
 CLASSES = ("zero", "one", "two", "three", "<b>four", "five $x$", "six & 7", "seven", '"eight"', "nine")
 SKILL = (1.3, 2.0, 2.5)

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.report.html import write_report
+from pipeline.report.page import write_report
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Debian's package chromium")

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import progress
 from pipeline.errors import UserError
-from pipeline.report.html import write_report
-from pipeline.report.read import read_run
+from pipeline.report.page import write_report
+from pipeline.report.record import read_run
 from pipeline.report.verdict import judge
+from pipeline.stages import progress
 
 from .conftest import edit, text_of
 

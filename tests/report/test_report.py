@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.evaluate.metrics import Metrics
-from pipeline.report.html import number, percent, points, write_report
-from pipeline.report.images import make_sprite, spread_over_classes
+from pipeline.report.gallery import make_sprite, spread_over_classes
 from pipeline.report.lineage import draw, teachers_of
-from pipeline.report.read import read_run
+from pipeline.report.page import number, percent, points, write_report
+from pipeline.report.record import read_run
 
 from .conftest import edit, text_of
 
@@ -178,8 +178,8 @@ def test_percentages_never_round_up_to_certainty() -> None:
 
 
 def test_plots_draw_class_names_of_any_script() -> None:
-    from pipeline.labels.selection import Tally
     from pipeline.report import plots
+    from pipeline.selection.summary import Tally
 
     tally = Tally(3)
     names = ["猫" * 40, "$\\frac$", "a" * 200]

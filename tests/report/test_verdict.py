@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.config import Data
-from pipeline.report.read import read_run
+from pipeline.report.record import read_run
 from pipeline.report.verdict import judge
 
 from .conftest import edit, text_of

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from pipeline.config import SPLITS
 from pipeline.errors import UserError
-from pipeline.shards.carve import Carve, carve_splits
+from pipeline.packing.carve import Carve, carve_splits
 
 CLASSES = ("cat", "dog", "emu")
 

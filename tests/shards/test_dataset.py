@@ -13,10 +13,10 @@ import webdataset
 
 from pipeline.config import Data
 from pipeline.errors import UserError
-from pipeline.shards.carve import Carve
+from pipeline.packing.carve import Carve
+from pipeline.packing.pack import pack
 from pipeline.shards.dataset import check_disjoint, open_split
 from pipeline.shards.index import index_path, load_index
-from pipeline.shards.pack import pack
 
 from .conftest import class_files, picture, png, snapshot, write_files, write_raw_tar
 from .test_source import as_nobody

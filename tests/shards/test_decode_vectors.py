@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from pipeline.config import Data
+from pipeline.demos.moons.data import NUM_LABELED, NUM_TRAIN, moons, pack_moons
 from pipeline.errors import UserError
-from pipeline.moons.data import NUM_LABELED, NUM_TRAIN, moons, pack_moons
+from pipeline.packing.pack import pack
+from pipeline.packing.verify import verify
 from pipeline.shards.dataset import check_disjoint, open_split
-from pipeline.shards.pack import pack
-from pipeline.shards.read import Reader, read_vectors
-from pipeline.shards.verify import verify
+from pipeline.shards.reader import Reader, read_vectors
 
 
 def write(folder: Path, vectors: dict[str, object]) -> Path:

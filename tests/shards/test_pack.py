@@ -17,12 +17,12 @@ from PIL import Image
 
 from pipeline.config import SPLITS, Data
 from pipeline.errors import UserError
-from pipeline.shards.carve import Carve
+from pipeline.packing.carve import Carve
+from pipeline.packing.pack import pack
+from pipeline.packing.verify import verify
 from pipeline.shards.dataset import check_disjoint, open_split
 from pipeline.shards.manifest import read_manifest
-from pipeline.shards.pack import pack
-from pipeline.shards.verify import verify
-from pipeline.stage import run_lock
+from pipeline.stages.lock import run_lock
 
 from .conftest import class_files, picture, png, snapshot, write_files, write_raw_tar, write_zip
 from .test_source import as_nobody
@@ -254,7 +254,7 @@ def test_a_full_disk_is_a_clear_error_and_loses_nothing(source: Path, tmp_path: 
     pack(write_files(tmp_path / "first", class_files(1, first=70_000)), out, split="labeled")
     before = snapshot(out)
     code = (
-        "import resource, sys; from pathlib import Path; from pipeline.shards.pack import pack\n"
+        "import resource, sys; from pathlib import Path; from pipeline.packing.pack import pack\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))\n"
         "pack(Path(sys.argv[1]), Path(sys.argv[2]), split='labeled')"
     )

@@ -9,18 +9,18 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.shards.carve import Carve
+from pipeline.packing.carve import Carve
+from pipeline.packing.pack import pack
+from pipeline.packing.verify import verify
 from pipeline.shards.manifest import MANIFEST
-from pipeline.shards.pack import pack
-from pipeline.shards.verify import verify
 
 from .conftest import class_files, snapshot, write_files
 
 PACK = """
 import os, signal, sys
 from pathlib import Path
-from pipeline.shards.carve import Carve
-from pipeline.shards.pack import pack
+from pipeline.packing.carve import Carve
+from pipeline.packing.pack import pack
 kill_after = int(sys.argv[3])
 events = 0
 def audit(event, arguments):

@@ -16,10 +16,10 @@ from PIL import Image
 
 from pipeline.config import Data
 from pipeline.errors import UserError
+from pipeline.packing.pack import pack
 from pipeline.shards.dataset import Dataset, open_split
 from pipeline.shards.decode import decode, resize_to
-from pipeline.shards.pack import pack
-from pipeline.shards.read import Reader, wants_cache
+from pipeline.shards.reader import Reader, wants_cache
 
 from .conftest import class_files, write_raw_tar
 
@@ -107,7 +107,7 @@ def progress(done, total):
         os.kill(os.getpid(), signal.SIGKILL)
 from pipeline.config import Data
 from pipeline.shards.dataset import open_split
-from pipeline.shards.read import Reader
+from pipeline.shards.reader import Reader
 data = Data(root=Path(sys.argv[1]), cache_dir=Path(sys.argv[2]), cache="always")
 reader = Reader(open_split(data, "unlabeled"), 64, data, progress=progress)
 print(hashlib.sha256(reader.read(np.arange(60)).tobytes()).hexdigest())

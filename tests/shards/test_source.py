@@ -13,7 +13,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import UserError
-from pipeline.shards.source import arrange, open_source, sample_key
+from pipeline.packing.source import arrange, open_source, sample_key
 
 from .conftest import class_files, png, write_files, write_raw_tar, write_zip
 

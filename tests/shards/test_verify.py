@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from pipeline.errors import UserError
-from pipeline.shards.carve import Carve
+from pipeline.packing.carve import Carve
+from pipeline.packing.pack import pack
+from pipeline.packing.verify import verify
 from pipeline.shards.index import index_path
 from pipeline.shards.manifest import read_manifest, write_manifest
-from pipeline.shards.pack import pack
-from pipeline.shards.verify import verify
 
 from .conftest import png, write_raw_tar
 

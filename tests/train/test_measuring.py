@@ -12,19 +12,19 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
+from pipeline.train.trainer import METRICS
 from stages import run, train_job
 
 from pipeline.config import Config, Data, Training, WeakView
 from pipeline.errors import UserError
-from pipeline.prefetch import read_ahead
 from pipeline.shards.dataset import open_split
 from pipeline.shards.order import Order
-from pipeline.shards.read import Reader
+from pipeline.shards.reader import Reader
+from pipeline.threads import read_ahead
 from pipeline.train import setting
 from pipeline.train.ema import Ema
 from pipeline.train.meter import Meter
 from pipeline.train.network import Network
-from pipeline.train.trainer import METRICS
 
 BAD_STEP = 7
 

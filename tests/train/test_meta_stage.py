@@ -11,23 +11,23 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from pipeline.train.meta import MetaBatch
 from safetensors.torch import load_file
 from stages import kill, outputs, run, start, wait_for
 
 from pipeline.config import Config, Meta, Training, parse
 from pipeline.errors import EXIT_INTERRUPTED, UserError
-from pipeline.jobs import MetaJob
-from pipeline.launch import run_job
-from pipeline.loop import run_loop
 from pipeline.methods.meta import shared_teacher
-from pipeline.models.folder import load_model, model_digest
+from pipeline.models.format import load_model, model_digest
 from pipeline.report import plots, write_report
 from pipeline.report.lineage import draw
-from pipeline.report.read import read_run
+from pipeline.report.record import read_run
 from pipeline.report.verdict import judge
-from pipeline.stage import stage_record
+from pipeline.runs.loop import run_loop
+from pipeline.stages.folder import stage_record
+from pipeline.stages.jobs import MetaJob
+from pipeline.stages.launch import run_job
 from pipeline.train import meta_trainer
-from pipeline.train.meta import MetaBatch
 from pipeline.train.network import Network
 from pipeline.train.schedule import lr_at
 from train.test_ranks import in_two, run_ranks

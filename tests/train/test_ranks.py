@@ -20,15 +20,16 @@ import torch
 from accelerate import Accelerator
 from stages import label_job, outputs, run, start, train_job, wait_for
 
-from pipeline import launch
 from pipeline.config import Config, Training
 from pipeline.errors import EXIT_INTERRUPTED, UserError
-from pipeline.jobs import Job, TrainJob
-from pipeline.labels import predict
-from pipeline.launch import run_job
-from pipeline.models import build, set_trainable
-from pipeline.models.folder import read_state
-from pipeline.stage import stage_record
+from pipeline.labels import stage as predict
+from pipeline.models import registry as build
+from pipeline.models import set_trainable
+from pipeline.models.format import read_state
+from pipeline.stages import launch
+from pipeline.stages.folder import stage_record
+from pipeline.stages.jobs import Job, TrainJob
+from pipeline.stages.launch import run_job
 from pipeline.train.checkpoint import Checkpoints
 from train.tiny import register
 
@@ -216,7 +217,7 @@ def test_two_ranks_under_torchrun_resume_bit_exact_after_kill(
     def kill_a_rank() -> bool:
         lines = cut.out / "metrics.jsonl"
         if not killed and lines.exists() and '"step": 15' in lines.read_text():
-            ranks = [p for p in psutil.Process().children(recursive=True) if "pipeline.child" in p.cmdline()]
+            ranks = [p for p in psutil.Process().children(recursive=True) if "pipeline.stages.child" in p.cmdline()]
             killed.append(random.Random(0).choice(ranks[1:]).pid)
             os.kill(killed[0], signal.SIGKILL)
         return False

@@ -16,11 +16,11 @@ import pytest
 import torch
 from stages import kill, outputs, run, start, stopwatch, train_job, wait_for
 
-from pipeline import launch
 from pipeline.config import Config
 from pipeline.errors import EXIT_INTERRUPTED, EXIT_OK, Interrupted, UserError
-from pipeline.jobs import TrainJob
-from pipeline.launch import run_job
+from pipeline.stages import launch
+from pipeline.stages.jobs import TrainJob
+from pipeline.stages.launch import run_job
 
 Train = Callable[..., TrainJob]
 HAS_BF16 = torch.cpu._is_avx512_bf16_supported()
@@ -56,7 +56,7 @@ def steps_logged(folder: Path) -> list[tuple[int, bool]]:
 
 
 def test_resume_is_bit_exact_after_kill(job: TrainJob, student: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Through the launcher and `python -m pipeline.child`: the parent is told that its child was killed."""
+    """Through the launcher and `python -m pipeline.stages.child`: the parent is told that its child was killed."""
     moment = random.Random(0).uniform(0.0, 0.3)
     killed: list[int] = []
     reached = has_line(job, 15)
@@ -71,7 +71,7 @@ def test_resume_is_bit_exact_after_kill(job: TrainJob, student: Path, monkeypatc
     def pid_of_child() -> int:
         import psutil
 
-        return next(p.pid for p in psutil.Process().children() if "pipeline.child" in p.cmdline())
+        return next(p.pid for p in psutil.Process().children() if "pipeline.stages.child" in p.cmdline())
 
     monkeypatch.setattr(launch, "POLL_S", 0.01)
     with pytest.raises(launch.StageFailed, match="killed by SIGKILL"):

@@ -15,9 +15,9 @@ from stages import kill, outputs, run, start, train_job, wait_for
 
 from pipeline.config import Config, Data, Split, Start, Training
 from pipeline.errors import UserError
-from pipeline.jobs import TrainJob
-from pipeline.models.folder import export_model, read_state
-from pipeline.shards.pack import pack
+from pipeline.models.format import export_model, read_state
+from pipeline.packing.pack import pack
+from pipeline.stages.jobs import TrainJob
 
 StartFrom = Callable[..., TrainJob]
 

@@ -13,7 +13,8 @@ from torch import nn
 
 from pipeline.config import Optimizer, Training
 from pipeline.errors import UserError
-from pipeline.models import build, set_trainable
+from pipeline.models import registry as build
+from pipeline.models import set_trainable
 from pipeline.train.checkpoint import Checkpoints
 from pipeline.train.ema import Ema
 from pipeline.train.losses import combine, hard_cross_entropy, soft_cross_entropy

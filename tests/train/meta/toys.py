@@ -9,9 +9,9 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from pipeline.config import Training
+from pipeline.stages.ranks import Ranks
 from pipeline.train.ema import Ema
 from pipeline.train.network import Network
-from pipeline.train.ranks import Ranks
 
 NUM_CLASSES, NUM_UNLABELED, NUM_LABELED, SIZE = 3, 2, 4, 5
 

@@ -1,0 +1,54 @@
+"""The self-training loop as a Prefect flow, one task per stage.
+
+Prefect only watches: the loop, what is done already and what a stage writes are the pipeline's, so the outputs are the
+same bits with and without it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from prefect import flow, task
+from prefect.cache_policies import NO_CACHE
+
+from flows.artifacts import ProgressArtifact, show_rounds
+from pipeline.config import Config
+from pipeline.methods.method import Round
+from pipeline.runs.loop import run_loop
+from pipeline.stages.jobs import Job
+from pipeline.stages.launch import run_job
+from pipeline.stages.progress import Progress, show_progress
+
+
+@flow(name="self-train", persist_result=False)
+def self_train(config: Config, run_dir: Path, accept_environment: bool = False) -> dict[str, Any]:
+    """Train by the config's method, from labeled and unlabeled images to a final model that is measured on test once.
+
+    Returns the content of result.json. Goes on where a stopped run was.
+    """
+    rounds: list[Round] = []
+
+    def on_round(new: Round) -> None:
+        rounds.append(new)
+        show_rounds(rounds)
+
+    with show_progress() as show:
+
+        def run_stage(job: Job, lock_fd: int) -> None:
+            stage(job.title, job, lock_fd, show)
+
+        return run_loop(config, run_dir, run_stage=run_stage, on_round=on_round, accept_environment=accept_environment)
+
+
+@task(name="stage", task_run_name="{title}", cache_policy=NO_CACHE, persist_result=False)
+def stage(title: str, job: Job, lock_fd: int, show: Callable[[Progress], None]) -> None:
+    """Run one stage. Called directly, never submitted: signals reach the main thread only."""
+    artifact = ProgressArtifact(f"{job.kind}-progress")
+
+    def on_progress(progress: Progress) -> None:
+        show(progress)
+        artifact.show(progress)
+
+    run_job(job, lock_fd, on_progress=on_progress)

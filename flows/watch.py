@@ -1,0 +1,56 @@
+"""Call the flow on a Prefect server, and tell its absence from what the loop raises."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import httpx
+from prefect.client.orchestration import get_client
+
+from flows.flow import self_train
+from pipeline.config import Config
+from pipeline.errors import Interrupted, UserError
+
+
+class ServerGone(Exception):
+    """Prefect's server stopped answering while the flow ran."""
+
+
+def run_watched(config: Config, run_dir: Path, accept_environment: bool = False) -> dict[str, Any]:
+    """Call the flow on the server of PREFECT_API_URL.
+
+    Raises:
+        UserError: no server answers at the beginning, or what the loop raises.
+        Interrupted: what the loop raises.
+        ServerGone: the server stopped answering later; whatever was finished by then is in the run folder.
+    """
+    with get_client(sync_client=True) as client:
+        problem = client.api_healthcheck()
+    if problem is not None:
+        url = os.environ.get("PREFECT_API_URL")
+        raise UserError(
+            f"no Prefect server answers at PREFECT_API_URL={url} ({problem}); start it, unset the variable to use the "
+            "embedded one, or pass --no-prefect"
+        )
+    if "PREFECT_LOGGING_LEVEL" not in os.environ:
+        for name in ("prefect.flow_runs", "prefect.task_runs"):  # they go to the server; whoever called us tells people
+            logging.getLogger(name).propagate = False
+        logging.getLogger("EventsWorker").setLevel(logging.ERROR)  # it counts the events left to send at exit
+    try:
+        return self_train(config, run_dir, accept_environment)
+    except httpx.HTTPError as error:
+        for outcome in _chain(error):
+            if isinstance(outcome, UserError | Interrupted):  # Prefect could not tell the server of it
+                raise outcome from error
+        raise ServerGone(str(error) or type(error).__name__) from error
+
+
+def _chain(error: BaseException) -> list[BaseException]:
+    """The error and what was being handled when it was raised, and so on."""
+    chain = [error]
+    while (earlier := chain[-1].__cause__ or chain[-1].__context__) is not None and earlier not in chain:
+        chain.append(earlier)
+    return chain

@@ -1,0 +1,152 @@
+"""What every section of the config is: a frozen pydantic model, its errors in plain words, its semantic part."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic.fields import FieldInfo
+
+from pipeline.errors import UserError, did_you_mean
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Probability = Annotated[float, Field(ge=0, lt=1)]
+Positive = Annotated[int, Field(gt=0)]
+NonNegative = Annotated[int, Field(ge=0)]
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+Scalar = bool | int | float | str
+
+
+def operational(default: Any, **kwargs: Any) -> Any:
+    """A field that cannot change results (paths, workers, intervals), so it is left out of fingerprints."""
+    return Field(default, json_schema_extra={"operational": True}, **kwargs)
+
+
+def technique(default: Any, *, off: Any = None, **kwargs: Any) -> Any:
+    """A field that turns a technique on.
+
+    While it has the value `off`, fingerprints leave it out: so a new technique, which is off by default, invalidates no
+    run that was ever made.
+    """
+    return Field(default, json_schema_extra={"off": off}, **kwargs)
+
+
+def is_operational(field: FieldInfo) -> bool:
+    """Whether a field was declared `operational()`."""
+    extra = field.json_schema_extra
+    return isinstance(extra, dict) and bool(extra.get("operational"))
+
+
+def is_technique(field: FieldInfo) -> bool:
+    """Whether a field was declared `technique()`."""
+    return isinstance(field.json_schema_extra, dict) and "off" in field.json_schema_extra
+
+
+def off_value(field: FieldInfo) -> Any:
+    """The value that turns a `technique()` field off."""
+    assert isinstance(field.json_schema_extra, dict)
+    return field.json_schema_extra["off"]
+
+
+class Section(BaseModel):
+    """A frozen part of the configuration; unknown keys are errors."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True, protected_namespaces=()
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _beside_defaults(cls, raw: Any) -> Any:
+        """What a given section leaves out is as in its field's default, which may differ from its class's."""
+        if not isinstance(raw, Mapping):
+            return raw
+        defaults = {name: field.default for name, field in cls.model_fields.items()}
+        given = {
+            name: {**default.model_dump(exclude_unset=True), **raw[name]}
+            for name, default in defaults.items()
+            if isinstance(default, Section) and isinstance(raw.get(name), Mapping)
+        }
+        return {**raw, **given}
+
+
+S = TypeVar("S", bound=Section)
+
+
+def changed(section: S, **values: Any) -> S:
+    """The section with other values, which are checked as if they had been read from a file.
+
+    Raises:
+        pydantic.ValidationError: no file could say so.
+    """
+    return type(section).model_validate({**dict(section), **values})
+
+
+def off_is_a_word(value: Any) -> Any:
+    """The word `off`, of which YAML makes False without quotes. For validators."""
+    return "off" if value is False else value
+
+
+def parse(section: type[S], raw: Mapping[str, Any], where: str) -> S:
+    """Validate a mapping as a config section; errors become one UserError that lists every wrong key."""
+    try:
+        return section.model_validate(raw)
+    except ValidationError as error:
+        lines = [_explain(section, dict(details)) for details in error.errors()]
+        raise UserError(f"{where}: " + "; ".join(lines)) from error
+
+
+def dump_yaml(section: Section) -> str:
+    """The section as YAML with every default written out."""
+    return yaml.safe_dump(section.model_dump(mode="json"), sort_keys=False)
+
+
+def semantic(section: Section) -> dict[str, Any]:
+    """The section's semantic fields as JSON: what its results depend on. A technique that is off is left out."""
+    values = section.model_dump(mode="json")
+    result: dict[str, Any] = {}
+    for name, field in type(section).model_fields.items():
+        value = getattr(section, name)
+        if is_operational(field) or (is_technique(field) and value == off_value(field)):
+            continue
+        result[name] = semantic(value) if isinstance(value, Section) else values[name]
+    for name, value in (section.model_extra or {}).items():
+        result[name] = semantic(value)
+    return result
+
+
+def set_key(raw: dict[str, Any], key: str, value: Any, where: str) -> None:
+    """Set `a.b.c` in nested mappings; `where` begins the error's message."""
+    *parents, last = key.split(".")
+    node = raw
+    for parent in parents:
+        child = node.get(parent)
+        if child is None:
+            child = node[parent] = {}
+        if not isinstance(child, dict):
+            raise UserError(f"{where} {key}: `{parent}` is a value, not a section")
+        node = child
+    node[last] = value
+
+
+def _explain(section: type[Section], details: dict[str, Any]) -> str:
+    location: tuple[int | str, ...] = details["loc"]
+    key = ".".join(str(part) for part in location)
+    if details["type"] == "extra_forbidden":
+        siblings = _fields_at(section, location[:-1])
+        return f"unknown key `{key}`, {did_you_mean(str(location[-1]), siblings)}"
+    value = details.get("input")
+    shown = "" if isinstance(value, dict | BaseModel) else f" (got {value!r})"
+    message = f"{details['msg'].removeprefix('Value error, ')}{shown}"
+    return f"`{key}`: {message}" if key else message
+
+
+def _fields_at(section: type[Section], location: Sequence[int | str]) -> list[str]:
+    current: type[Section] = section
+    for part in location:
+        annotation = current.model_fields[str(part)].annotation
+        options = [annotation, *getattr(annotation, "__args__", ())]
+        current = next(o for o in options if isinstance(o, type) and issubclass(o, Section))
+    return list(current.model_fields)

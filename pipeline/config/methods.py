@@ -1,0 +1,263 @@
+"""The sections of the methods, and what each method asks of the config.
+
+A method of yours registers itself here and in `pipeline.methods` (docs/extend.md). Nothing else asks for the method.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field, field_validator
+
+from pipeline.config.base import (
+    Fraction,
+    NonNegative,
+    Positive,
+    Probability,
+    Section,
+    off_is_a_word,
+    semantic,
+    technique,
+)
+from pipeline.config.network import NetworkSettings, Optimizer
+from pipeline.config.training import Training
+
+if TYPE_CHECKING:
+    from pipeline.config.config import Config
+
+
+class Uda(Section):
+    """The consistency loss of UDA, with `method: uda`, and of the teacher with `method: meta` (Xie 2019)."""
+
+    weight: Annotated[float, Field(ge=0)] = technique(8.0, off=0.0)
+    """Weight of the consistency loss between the predictions on the weak and the strong view of an unlabeled image."""
+    ramp_steps: NonNegative = technique(5000, off=0)
+    """Steps over which `weight` rises from 0. Lower it for short trainings."""
+    temperature: Annotated[float, Field(gt=0)] = technique(0.7, off=1.0)
+    """The prediction on the weak view is sharpened by this temperature."""
+    threshold: Fraction = technique(0.6, off=0.0)
+    """Sharpened predictions whose confidence is below this do not count."""
+    labeled_weight: Annotated[float, Field(ge=0)] = 1.0
+    """Weight of the supervised loss. With 0 and `method: meta`, labels reach the teacher by feedback only."""
+    joint_batch: bool = True
+    """Whether labeled images and both views of the unlabeled ones share one forward pass, and with it their BatchNorm
+    statistics, as in the code of Meta Pseudo Labels. Without, weak views are passed by themselves without gradients,
+    which is 15 to 20% faster."""
+
+
+class Adjuster(Section):
+    """The small network of Reduced Meta Pseudo Labels, which adjusts a big teacher's stored predictions (Pham 2021,
+    appendix E)."""
+
+    hidden: Positive = 128
+    """Units of its hidden layer."""
+    optimizer: Optimizer = Optimizer(name="adamw", lr=1e-3, weight_decay=0.0)
+    """Its optimizer and learning rate."""
+
+
+class Meta(Section):
+    """Meta Pseudo Labels, with `method: meta` (Pham 2021).
+
+    Teacher and student take their steps together. The section `student` says how many, and on which images and views.
+    The section `teacher` says the teacher's network and optimization, and `uda` its consistency loss.
+    """
+
+    feedback: Literal["exact", "cosine", "finite-difference", "off"] = technique("exact", off="off")
+    """How the student's progress on labeled images is measured. `exact` is the inner product of two gradients (eq. 12),
+    `cosine` their cosine (appendix C.3), `finite-difference` the labeled loss before and after the student's step. With
+    `off` the teacher learns nothing from its student, which still learns from it."""
+    teacher: Literal["network", "adjuster"] = "network"
+    """`network` trains the teacher along with the student. `adjuster` trains a small network on the stored predictions
+    of a round-0 teacher, so that only one big network is in memory (Reduced Meta Pseudo Labels)."""
+    adjuster: Adjuster = Adjuster()
+    """The small network with `teacher: adjuster`."""
+    scale: float = 1.0
+    """Factor on the loss of the feedback, which is a mean over the unlabeled images of a step; with their number as
+    factor it would be the gradient through the student's step. Controls: 0 measures feedback without using it, -1 has
+    the wrong sign."""
+    baseline_decay: Probability = 0.99
+    """Decay of the moving average that is subtracted from the feedback."""
+    label_temperature: Annotated[float, Field(gt=0)] = technique(1.0, off=1.0)
+    """Labels are sampled from softmax(logits / temperature)."""
+    student_wait: NonNegative = technique(0, off=0)
+    """Steps of the teacher before the student takes its first."""
+
+    _off = field_validator("feedback", mode="before")(off_is_a_word)
+
+
+# ------------------------------------------------------------------------------------------- what a method asks for
+
+
+def _nothing(config: Config) -> Iterable[str]:
+    return ()
+
+
+@dataclass(frozen=True)
+class MethodConfig:
+    """What a method asks of the config."""
+
+    reads: tuple[str, ...]
+    """The sections that it reads, beside those that every method reads."""
+    settings: Mapping[str, type[Section]] = field(default_factory=dict)
+    """Those of them that belong to its learner: name -> class."""
+    defaults: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Section -> key -> value, where a default differs from the section's own."""
+    unread: Callable[[Config], Iterable[str]] = _nothing
+    """Keys inside these sections that it does not read. If they are changed, that is a warning."""
+    check: Callable[[Config], None] = _nothing  # type: ignore[assignment]
+    """Raises ValueError if the config cannot be trained so; names the key, the value and the fix."""
+
+
+EVERY_METHOD_READS = ("seed", "method", "data", "evaluate", "runtime", "finetune")
+_TARGETS = ("targets", "target_temperature")
+_WITH_UNLABELED = {"unlabeled_ratio": 7.0, "noise_labeled": False, "loss_normalization": "labeled"}
+"""A student that learns from unlabeled images as they are: labeled ones without noise, the loss as a sum of means."""
+
+
+def unread_keys(config: Config) -> list[str]:
+    """Keys that differ from their defaults and that the config's method does not read, such as `select.threshold`."""
+    asked = METHOD_CONFIGS[config.method]
+    read, unread = {*EVERY_METHOD_READS, *asked.reads}, list(asked.unread(config))
+    changed = _changed(semantic(config), semantic(type(config).model_validate({"method": config.method})))
+    return [key for key in changed if key.split(".")[0] not in read or _is_below(key, unread)]
+
+
+def settings_of(config: Config) -> dict[str, Section]:
+    """The sections of the method's learner. Keys that it does not read have their defaults, so that a change of them
+    repeats nothing."""
+    asked = METHOD_CONFIGS[config.method]
+    unread = list(asked.unread(config))
+    result = {}
+    for name, section in asked.settings.items():
+        own = {key.removeprefix(f"{name}.") for key in unread if key.startswith(f"{name}.")}
+        given: Section = getattr(config, name)
+        result[name] = section.model_validate({key: value for key, value in dict(given).items() if key not in own})
+    return result
+
+
+def _is_below(key: str, sections: Iterable[str]) -> bool:
+    return any(f"{key}.".startswith(f"{section}.") for section in sections)
+
+
+def _changed(value: Any, default: Any, key: str = "") -> list[str]:
+    if isinstance(value, dict) and isinstance(default, dict):
+        names = [*value, *(name for name in default if name not in value)]
+        parts = (_changed(value.get(name), default.get(name), f"{key}.{name}" if key else name) for name in names)
+        return [changed for part in parts for changed in part]
+    return [] if value == default else [key]
+
+
+# ------------------------------------------------------------------------------------------------ the methods' demands
+
+
+def _of_noisy_student(config: Config) -> Iterable[str]:
+    return [f"teacher.{key}" for key in _TARGETS]
+
+
+def _check_noisy_student(config: Config) -> None:
+    _check_supervised_teacher(config)
+    if config.rounds.num_rounds and not config.student.unlabeled_batch_size:
+        raise ValueError("student.unlabeled_ratio is 0, so students would see no pseudo-labels; set it, e.g. to 4")
+    if config.rounds.start == "init" and config.student.start is not None:
+        raise ValueError(
+            f"student.start is {config.student.start.model}, but with rounds.start: init students start from their "
+            "teacher; drop student.start, or set rounds.start to scratch"
+        )
+
+
+def _of_uda(config: Config) -> Iterable[str]:
+    return [f"student.{key}" for key in _TARGETS]
+
+
+def _check_uda(config: Config) -> None:
+    _check_joint_training(config)
+
+
+def _of_meta(config: Config) -> Iterable[str]:
+    keys = [f"student.{key}" for key in _TARGETS]
+    if config.meta.feedback == "off":
+        keys += ["meta.scale", "meta.baseline_decay"]
+    if config.meta.teacher == "adjuster":
+        return [*keys, "uda", *(f"teacher.{key}" for key in _TARGETS)]
+    stream = [key for key in Training.model_fields if key not in NetworkSettings.model_fields]
+    return [*keys, "meta.adjuster", "label", *(f"teacher.{key}" for key in stream)]
+
+
+def _check_meta(config: Config) -> None:
+    _check_joint_training(config)
+    waits = config.meta.student_wait + config.student.warmup_steps
+    if waits >= config.student.steps:
+        raise ValueError(
+            f"meta.student_wait ({config.meta.student_wait}) and student.warmup_steps ({config.student.warmup_steps}) "
+            f"leave nothing of student.steps ({config.student.steps}); lower them"
+        )
+    if config.meta.teacher == "adjuster":
+        _check_supervised_teacher(config)
+    else:
+        _check_start("teacher", config.teacher)
+        if config.teacher.warmup_steps >= config.student.steps:
+            raise ValueError(
+                f"teacher.warmup_steps is {config.teacher.warmup_steps}, not below student.steps "
+                f"({config.student.steps}), which are the teacher's too; lower it"
+            )
+
+
+def _check_supervised_teacher(config: Config) -> None:
+    if config.teacher.unlabeled_ratio:
+        raise ValueError("the round-0 teacher has no pseudo-labels to train on; set teacher.unlabeled_ratio to 0")
+
+
+def _check_joint_training(config: Config) -> None:
+    """A network that sees labeled and unlabeled images, without pseudo-labels from a round before."""
+    student = config.student
+    _check_start("student", student)
+    if config.rounds.overrides:
+        raise ValueError(f"rounds.overrides is set, but method {config.method} has no rounds; drop it")
+    if student.accumulation > 1:
+        raise ValueError(
+            f"student.accumulation is {student.accumulation}, but method {config.method} needs whole batches; set it "
+            "to 1"
+        )
+    if not student.unlabeled_batch_size:
+        raise ValueError("student.unlabeled_ratio leaves no unlabeled images in a step; raise it, e.g. to 7")
+    if student.loss_normalization == "total":
+        raise ValueError(
+            f"student.loss_normalization is total, but method {config.method} weighs its losses by a key of its own; "
+            "drop it"
+        )
+
+
+def _check_start(name: str, settings: NetworkSettings) -> None:
+    if settings.start is not None and settings.start.mode != "init":
+        raise ValueError(f"{name}.start.mode is {settings.start.mode}, but here it can be init only")
+
+
+METHOD_CONFIGS: dict[str, MethodConfig] = {
+    "noisy_student": MethodConfig(
+        reads=("teacher", "label", "select", "student", "rounds"),
+        unread=_of_noisy_student,
+        check=_check_noisy_student,
+    ),
+    "uda": MethodConfig(
+        reads=("student", "uda"),
+        settings={"uda": Uda},
+        defaults={"student": _WITH_UNLABELED},
+        unread=_of_uda,
+        check=_check_uda,
+    ),
+    "meta": MethodConfig(
+        reads=("teacher", "label", "student", "uda", "meta"),
+        settings={"uda": Uda, "meta": Meta},
+        defaults={"student": _WITH_UNLABELED},
+        unread=_of_meta,
+        check=_check_meta,
+    ),
+}
+"""`method` of the config -> what it asks of the config."""
+
+
+def sections() -> dict[str, type[Section]]:
+    """The sections of every method's learner: name -> class."""
+    return {name: section for asked in METHOD_CONFIGS.values() for name, section in asked.settings.items()}

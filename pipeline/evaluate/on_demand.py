@@ -1,0 +1,91 @@
+"""Evaluate a model on whatever images a user has: a packed folder, or a folder, tar or zip of class folders."""
+
+from __future__ import annotations
+
+import datetime
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from pipeline.config import Data, Evaluate, Runtime, Split
+from pipeline.errors import UserError, did_you_mean
+from pipeline.evaluate.metrics import Metrics, compute_metrics
+from pipeline.evaluate.predictor import Predictor, predict
+from pipeline.files import append_json
+from pipeline.models.format import load_model
+from pipeline.packing.pack import pack
+from pipeline.shards.dataset import Dataset, open_split
+from pipeline.shards.manifest import MANIFEST
+from pipeline.shards.reader import Reader
+from pipeline.stages.lock import find_run
+from pipeline.stages.machine import device_of
+
+TEST_READS = "test_reads.jsonl"
+
+
+def evaluate_on(model_path: Path, data_path: Path, split: Split, evaluate: Evaluate, runtime: Runtime) -> Metrics:
+    """Metrics of a model on a split of a packed folder, or on all images of an unpacked one.
+
+    Classes are matched by name. A read of test with a model that is in a run is logged in the run's test_reads.jsonl.
+
+    Raises:
+        UserError: no model or no images there, the data has a class that the model does not know, or a read of test
+            cannot be logged, in which case nothing is read.
+    """
+    if split == "unlabeled":
+        raise UserError("--split unlabeled has no labels to evaluate against; use val or test")
+    run = find_run(model_path) if split == "test" else None
+    if run is not None:
+        _check_writable(run / TEST_READS)
+    model, info = load_model(model_path)
+    torch.set_num_threads(max(runtime.threads, 1))
+    predictor = Predictor(model, info, device=device_of(runtime), precision=runtime.precision, flip=evaluate.flip)
+
+    def measure(data: Data) -> Metrics:
+        dataset = open_split(data, split)
+        labels = _match(dataset, info.classes, data_path)
+        reader = Reader(dataset, info.input_size[-1], data)
+        return compute_metrics(predict(predictor, reader, len(dataset), evaluate.batch_size), labels)
+
+    if (data_path / MANIFEST).exists():
+        metrics = measure(Data(root=data_path))
+    else:
+        with tempfile.TemporaryDirectory(prefix="selftrain-") as folder:
+            pack(data_path, Path(folder) / "packed", split=split)
+            metrics = measure(Data(root=Path(folder) / "packed", cache="never"))
+    if run is not None:
+        _log_test_read(run, model_path, data_path, metrics)
+    return metrics
+
+
+def _match(dataset: Dataset, classes: tuple[str, ...], data_path: Path) -> np.ndarray:
+    """The dataset's labels as class ids of the model."""
+    present = np.unique(dataset.labels)
+    unknown = [dataset.classes[i] for i in present if dataset.classes[i] not in classes]
+    if unknown:
+        hint = did_you_mean(unknown[0], classes)
+        raise UserError(f"{data_path} has class {unknown[0]!r}, unknown to the model; {hint}")
+    ids = np.array([classes.index(name) if name in classes else -1 for name in dataset.classes], np.int32)
+    return np.asarray(ids[dataset.labels])
+
+
+def _check_writable(path: Path) -> None:
+    try:
+        path.touch()
+    except OSError as error:
+        raise UserError(
+            f"this read of test cannot be logged in {path}: {error.strerror}; fix permissions, or evaluate on val"
+        ) from error
+
+
+def _log_test_read(run: Path, model: Path, data: Path, metrics: Metrics) -> None:
+    line = {
+        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "model": str(model.absolute().relative_to(run)),
+        "data": str(data.absolute()),
+        "top1": metrics.top1,
+        "num_samples": metrics.num_samples,
+    }
+    append_json(run / TEST_READS, line)

@@ -1,0 +1,93 @@
+"""Forward passes without noise: what labels and evaluates."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pipeline.arrays import F32Array, I64Array
+from pipeline.config import StrongView, WeakView
+from pipeline.files import atomic_path
+from pipeline.models.format import ModelInfo
+from pipeline.shards.reader import Reader
+from pipeline.threads import read_ahead
+from pipeline.views import Views
+
+
+class Predictor:
+    """A model in eval mode on a device, with its own view of the images: centre crop at its input size, no noise."""
+
+    def __init__(self, model: nn.Module, info: ModelInfo, *, device: torch.device, precision: str, flip: bool) -> None:
+        # Always channels_last, so that a model predicts the same bits in training, labeling and evaluation.
+        self.model = model.to(device=device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+        self.info = info
+        self.device = device
+        self.dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
+        self.flip = flip
+        # timm's two halves of `forward`.
+        self._features: Callable[[Tensor], Tensor] = self.model.forward_features
+        self._head: Callable[[Tensor], Tensor] = self.model.forward_head
+        self.views = Views(WeakView(), StrongView(), info.input_size[-1], mean=info.mean, std=info.std, device=device)
+
+    def read(self, reader: Reader, rows: I64Array) -> Tensor:
+        """Images on the host, uint8 [len(rows), S, S, 3]; pinned for a GPU, which then copies them by itself."""
+        images = torch.from_numpy(reader.read(rows))
+        return images.pin_memory() if self.device.type == "cuda" else images
+
+    @torch.inference_mode()
+    def logits(self, images_BHWC: Tensor) -> Tensor:
+        """uint8 images [B, S, S, 3] -> fp32 log-probabilities or logits [B, C] on the device.
+
+        With flip averaging the result is the log of the mean probability of image and mirror, which serves as logits.
+        """
+        views = self.views.center(images_BHWC.to(self.device, non_blocking=True))
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
+            seen = [views, views.flip(3)] if self.flip else [views]
+            features = [self._features(view) for view in seen]
+        # The head in fp32: log-odds of bf16 logits, with 8 bits, would leave ranking to ties.
+        return mean_logits([self._head(f.float()) for f in features])
+
+
+def mean_logits(logits: list[Tensor]) -> Tensor:
+    """The log of the mean of the softmaxes: logits of the averaged prediction. One element is returned as it is."""
+    if len(logits) == 1:
+        return logits[0]
+    stacked = torch.stack([torch.log_softmax(z, dim=1) for z in logits])
+    return torch.logsumexp(stacked, dim=0) - float(np.log(len(logits)))
+
+
+def predict(
+    predictor: Predictor,
+    reader: Reader,
+    num_rows: int,
+    batch_size: int,
+    *,
+    rank: int = 0,
+    num_ranks: int = 1,
+    check_stop: Callable[[], None] = lambda: None,
+) -> F32Array:
+    """Log-probabilities [N, C] of a whole dataset. A rank fills every num_ranks-th batch and leaves zeros elsewhere,
+    so that a sum over ranks is the whole. `check_stop` is called before each batch and may raise."""
+    result = np.zeros((num_rows, len(predictor.info.classes)), np.float32)
+    starts = range(rank * batch_size, num_rows, num_ranks * batch_size)
+    batches = (np.arange(start, min(start + batch_size, num_rows), dtype=np.int64) for start in starts)
+    for rows, images in read_ahead(batches, partial(predictor.read, reader)):
+        check_stop()
+        result[rows] = torch.log_softmax(predictor.logits(images), dim=1).cpu().numpy()
+    return result
+
+
+def write_predictions(path: Path, log_probs: np.ndarray, labels: np.ndarray) -> None:
+    """Label, prediction and confidence of every sample, for the report's calibration plots."""
+    with atomic_path(path) as temporary, open(temporary, "wb") as file:
+        np.savez(
+            file,
+            label=labels.astype(np.int32),
+            pred=log_probs.argmax(1).astype(np.int32),
+            confidence=np.exp(log_probs.max(1)).astype(np.float32),
+        )

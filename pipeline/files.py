@@ -1,0 +1,111 @@
+"""Files that appear whole or not at all, JSON, and files of JSON lines that survive a kill."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import UserError
+
+Json = Any
+
+
+@contextlib.contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; when the block succeeds it is fsynced and renamed onto `path`.
+
+    After a crash or a full disk `path` is either what it was or complete; the temporary file of a failed block is
+    removed. Raises UserError when the disk is full or the folder cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        fsync(path.parent)
+    except OSError as error:
+        raise _cannot_write(path, error) from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def _cannot_write(path: Path, error: OSError) -> UserError:
+    return UserError(f"cannot write {path}: {error.strerror or error}; free space or fix permissions")
+
+
+def fsync(path: Path) -> None:
+    """Bring a file to the disk, or the names of a folder's files: a rename is safe only then."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file atomically."""
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def write_json(path: Path, value: Json) -> None:
+    """Write JSON atomically, with stable formatting. NaN is refused: it is not JSON."""
+    write_bytes(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
+
+
+def append_json(path: Path, value: Json) -> None:
+    """Add a line to a file of JSON lines. A kill can cut the last line short, and no other."""
+    try:
+        with open(path, "a") as file:
+            file.write(json.dumps(value) + "\n")
+    except OSError as error:
+        raise _cannot_write(path, error) from error
+
+
+def read_json(path: Path) -> Json:
+    """Read a JSON file. Raises UserError that names the file when it is missing or broken."""
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise UserError(f"{path} does not exist") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read as JSON: {error}") from error
+
+
+def read_lines(path: Path, *, torn: bool = False) -> tuple[dict[str, Json], ...]:
+    """The lines of a JSONL file, none if there is no such file. A half line at the end, being written, is left out.
+
+    With `torn`, so are lines in the middle that are no JSON: a kill cuts a line, and the next process appends to it.
+    """
+    if not path.exists():
+        return ()
+    lines = []
+    for line in path.read_text().split("\n")[:-1]:
+        try:
+            lines.append(json.loads(line))
+        except ValueError as error:
+            if not torn:
+                raise UserError(f"{path} holds a line that is not JSON ({line[:80]!r}); delete that line") from error
+    return tuple(lines)
+
+
+def sync_lines(path: Path) -> None:
+    """Bring JSON lines to the disk: a checkpoint that survives a power cut must find the lines that it goes on from."""
+    if path.exists():
+        fsync(path)
+    fsync(path.parent)
+
+
+def cut_lines(path: Path, step: int | None = None) -> None:
+    """Drop a last line that a kill cut short and, given a step, the lines of later steps."""
+    if path.exists():
+        lines = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+        kept = [line for line in lines if step is None or json.loads(line)["step"] <= step]
+        write_bytes(path, "".join(kept).encode())

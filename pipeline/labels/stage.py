@@ -1,0 +1,147 @@
+"""The label stage: a teacher's pass over the unlabeled images, one label file a shard."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline.arrays import I64Array
+from pipeline.config import semantic
+from pipeline.errors import UserError
+from pipeline.evaluate.predictor import Predictor, mean_logits
+from pipeline.files import atomic_path
+from pipeline.labels.store import LabelRows, label_path, label_provenance, read_labels, summarize, write_labels
+from pipeline.models.format import load_model, model_digest
+from pipeline.shards.dataset import Dataset, Shard, open_split
+from pipeline.shards.reader import Reader
+from pipeline.stages import progress
+from pipeline.stages.fingerprint import StageInputs
+from pipeline.stages.folder import append_timing
+from pipeline.stages.jobs import LabelJob
+from pipeline.stages.machine import device_of
+from pipeline.stages.preamble import Stage
+from pipeline.threads import read_ahead
+
+
+def label_inputs(job: LabelJob) -> StageInputs:
+    """What the stage's output is a function of. Round and ranks are not: the same teacher gives the same rows."""
+    config = {**semantic(job.label), "precision": job.runtime.precision, "data": semantic(job.data)}
+    inputs = {f"teacher{i}": model_digest(path) for i, path in enumerate(job.teachers)}
+    inputs["unlabeled"] = open_split(job.data, "unlabeled").fingerprint
+    return StageInputs(config, inputs)
+
+
+def run_label(job: LabelJob, stage: Stage) -> None:
+    """Label every unlabeled image with EMA weights, in eval mode, at each teacher's own resolution, without noise.
+
+    A batch never crosses a shard and ranks take whole shards, so the rows are the same for any number of ranks (of
+    equal threads). A shard whose label file exists is not labeled again, be it in this folder, in a sibling from before
+    new shards came, or in another round's.
+
+    Raises:
+        UserError: a teacher is missing or knows other classes; labels there were made by another teacher.
+        Interrupted: stopped by a signal between two batches; finished shards stay.
+    """
+    dataset = open_split(job.data, "unlabeled")
+    predictors = _predictors(job, dataset)
+    provenance = label_provenance(
+        teachers=[stage.inputs.inputs[f"teacher{i}"] for i in range(len(job.teachers))],
+        view="center",
+        precision=job.runtime.precision,
+        flip=job.label.flip,
+        batch_size=job.label.batch_size,
+        top_k=job.label.top_k,
+        num_classes=len(dataset.classes),
+    )
+    readers = {size: Reader(dataset, size, job.data) for size in {p.info.input_size[-1] for p in predictors}}
+    mine = list(dataset.shards)[stage.ranks.rank :: stage.ranks.number]
+    done = 0
+    for shard in mine:
+        started = time.monotonic()
+        path = label_path(job.out, shard.name)
+        expected = {**provenance, "shard": shard.sha256}
+        if path.exists():
+            read_labels(path, expected)
+        elif not _adopt(path, expected):
+            rows = _label_shard(job, stage, dataset, shard, predictors, readers)
+            write_labels(path, rows, expected)
+        done += shard.num_rows
+        seconds = (time.monotonic() - started) / stage.ranks.number  # ranks work at the same time, and lines add up
+        append_timing(job.out, done, seconds, shard.num_rows)
+        progress.report(job.out, done, sum(s.num_rows for s in mine), "images")
+    files = [label_path(job.out, shard.name).name for shard in dataset.shards]
+    stage.finish(files, provenance=provenance, num_samples=len(dataset))
+
+
+def _predictors(job: LabelJob, dataset: Dataset) -> list[Predictor]:
+    result = []
+    for path in job.teachers:
+        model, info = load_model(path)
+        if info.classes != dataset.classes:
+            raise UserError(
+                f"teacher {path} knows other classes than the data ({', '.join(info.classes[:5])}, ... against "
+                f"{', '.join(dataset.classes[:5])}, ...); label with a teacher trained on these classes"
+            )
+        result.append(
+            Predictor(
+                model,
+                info,
+                device=device_of(job.runtime),
+                precision=job.runtime.precision,
+                flip=job.label.flip,
+            )
+        )
+    return result
+
+
+def _adopt(path: Path, expected: dict[str, str]) -> bool:
+    """Take over the file of another label stage, of this round or another, with the same provenance: neither new shards
+    nor a teacher that stays for another round label an image again."""
+    folder = path.parent.absolute()
+    rounds = folder.parent.parent
+    others = rounds.glob("*/label-*") if rounds.name == "rounds" else folder.parent.glob("label-*")
+    for other in sorted(others):
+        candidate = other / path.name
+        if other == folder or not candidate.exists():
+            continue
+        try:
+            read_labels(candidate, expected)
+        except UserError:  # another teacher's, or another shard of that name
+            continue
+        try:
+            os.link(candidate, path)
+        except OSError:  # not every file system has links
+            with atomic_path(path) as temporary:
+                shutil.copyfile(candidate, temporary)
+        return True
+    return False
+
+
+def _label_shard(
+    job: LabelJob,
+    stage: Stage,
+    dataset: Dataset,
+    shard: Shard,
+    predictors: list[Predictor],
+    readers: dict[int, Reader],
+) -> LabelRows:
+    summaries: list[dict[str, Tensor]] = []
+    rows = np.arange(shard.start, shard.start + shard.num_rows, dtype=np.int64)
+    batches = (rows[start : start + job.label.batch_size] for start in range(0, len(rows), job.label.batch_size))
+
+    def read(batch: I64Array) -> dict[int, Tensor]:
+        return {size: predictors[0].read(reader, batch) for size, reader in readers.items()}
+
+    for _, images in read_ahead(batches, read):
+        stage.check_stop(f"in shard {shard.name}; the shards before it are labeled")
+        logits = [p.logits(images[p.info.input_size[-1]]) for p in predictors]
+        summaries.append(summarize(mean_logits(logits), job.label.top_k))
+    # The only host sync of a shard: until here a GPU has work queued.
+    columns = {k: torch.cat([s[k] for s in summaries]).cpu().numpy() for k in summaries[0]}
+    return LabelRows(keys=[dataset.key(int(row)) for row in rows], ids=dataset.ids[rows], **columns)

@@ -1,0 +1,124 @@
+"""The training of a teacher and its student together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+
+from pipeline.config import Meta, NetworkSettings, Uda
+from pipeline.labels.store import LabelStore
+from pipeline.methods.meta.adjuster import Adjuster
+from pipeline.methods.meta.step import BELOW_1, Baseline, MetaBatch, meta_step
+from pipeline.methods.uda.learner import METRICS as TEACHER_METRICS
+from pipeline.methods.uda.learner import uda_weight_at
+from pipeline.randomness import key_of, reseed_torch, uniforms
+from pipeline.selection.targets import Targets
+from pipeline.train.batches import Batch
+from pipeline.train.checkpoint import State
+from pipeline.train.joint import see
+from pipeline.train.learner import Learner
+from pipeline.train.network import Network, prepare
+from pipeline.train.schedule import lr_at
+from pipeline.train.setup import Setup
+
+TEACHER = "teacher"
+"""The teacher's name in checkpoints, and its folder in the stage's."""
+
+
+class MetaLearner(Learner):
+    """Both networks, and the baseline of the feedback."""
+
+    reads_unlabeled = True
+
+    def __init__(self, setup: Setup) -> None:
+        meta, uda = setup.job.settings["meta"], setup.job.settings["uda"]
+        assert isinstance(meta, Meta)
+        assert isinstance(uda, Uda)
+        self.meta, self.uda = meta, uda
+        self.metrics = _metrics(meta)
+        super().__init__(setup)
+        self.teacher = _teacher(setup, meta)
+        self.student = setup.network(self.training, "student")
+        self.networks = {"student": self.student, TEACHER: self.teacher}
+        self.baseline = Baseline(meta.baseline_decay)
+        self.batches = setup.batches(unlabeled=True, targets=_stored(setup))
+        self.views = setup.views()
+
+    def update(self, step: int, batches: Iterable[Batch]) -> int:
+        """One step of both."""
+        (batch,) = batches
+        self.reseed(step)
+        measured = meta_step(
+            self.teacher,
+            self.student,
+            self._see(batch),
+            self.meta,
+            self.uda,
+            self.baseline,
+            uda_weight=uda_weight_at(step, self.uda),
+            teacher_lr=self.teacher_lr(step),
+            student_lr=self.lr(step),
+        )
+        self.meter.add(step, measured)
+        return len(batch.images)
+
+    def rates(self, step: int) -> dict[str, float]:
+        """The student's learning rate, and its teacher's."""
+        return {"lr": self.lr(step), "teacher_lr": self.teacher_lr(step)}
+
+    def lr(self, step: int) -> float:
+        """The student's: 0 while it waits; its schedule takes the steps that are left."""
+        wait, training = self.meta.student_wait, self.training
+        if step < wait:
+            return 0.0
+        return lr_at(step - wait, training, steps=training.steps - wait, num_images=training.peak_images)
+
+    def teacher_lr(self, step: int) -> float:
+        """The teacher's, on the student's stream."""
+        training = self.training
+        return lr_at(step, self.teacher.settings, steps=training.steps, num_images=training.peak_images)
+
+    def extra(self) -> State:
+        """The baseline."""
+        return {"baseline": self.baseline.value}
+
+    def load_extra(self, state: State) -> None:
+        """Take the baseline over."""
+        value = state["baseline"]
+        self.baseline.value = value.to(self.accelerator.device) if value is not None else None
+
+    def _see(self, batch: Batch) -> MetaBatch:
+        job = self.setup.job
+        draws = uniforms(key_of(job.seed, "sample", job.round), batch.positions[batch.num_labeled :])[:, 0]
+        below_1 = torch.from_numpy(draws).float().clamp_(max=BELOW_1)
+        images, labels, draws_U, stored = self.to_device(batch.images, batch.labels, below_1, batch.targets)
+        joint = see(batch, images, labels, self.views, self.training)
+        return MetaBatch(**vars(joint), draws=draws_U, stored=stored)
+
+
+def _metrics(meta: Meta) -> tuple[str, ...]:
+    """What a step of this kind measures."""
+    of_teacher = TEACHER_METRICS if meta.teacher == "network" else ()
+    feedback = ("feedback", "baseline", "feedback_gradient", "uda_gradient") if meta.feedback != "off" else ()
+    cosine = ("cosine",) if meta.feedback in ("exact", "cosine") else ()
+    return ("loss", *of_teacher, "student_loss", "student_agreement", *feedback, *cosine, "grad_norm")
+
+
+def _teacher(setup: Setup, meta: Meta) -> Network:
+    """The teacher's network or, on a big teacher's stored predictions, the adjuster."""
+    if meta.teacher == "network":
+        assert setup.job.teacher is not None
+        return setup.network(setup.job.teacher, TEACHER, role="teacher")
+    reseed_torch(key_of(setup.job.seed, "init", setup.job.round, "adjuster"))
+    model = Adjuster(len(setup.labeled.classes), meta.adjuster.hidden).to(setup.accelerator.device)
+    student = setup.job.training
+    settings = NetworkSettings(
+        optimizer=meta.adjuster.optimizer, warmup_steps=student.warmup_steps, ema_decay=student.ema_decay
+    )
+    return prepare(model, settings, setup.accelerator, setup.ranks)
+
+
+def _stored(setup: Setup) -> Targets | None:
+    labels = setup.job.labels
+    return Targets(LabelStore(labels, setup.unlabeled), "soft") if labels is not None else None

@@ -1,0 +1,1 @@
+"""Noisy Student (Xie 2020): rounds of label, select and train."""

@@ -1,0 +1,89 @@
+"""The step of teacher and student alike: one network, labeled and pseudo-labeled images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import nullcontext
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline.selection.targets import Targets, open_selection
+from pipeline.train.batches import Batch, Batches
+from pipeline.train.learner import Learner
+from pipeline.train.losses import combine, hard_cross_entropy, num_correct, soft_cross_entropy
+from pipeline.train.setup import Setup
+
+
+class PseudoLabelLearner(Learner):
+    """One network on labeled images and, with a selection, on pseudo-labeled ones (Noisy Student, section 2).
+
+    Without a selection it is a supervised training: the teacher's, the control's, the fine-tune's.
+    """
+
+    metrics = ("loss", "labeled_loss", "unlabeled_loss", "labeled_top1", "unlabeled_agreement", "grad_norm")
+
+    def __init__(self, setup: Setup) -> None:
+        super().__init__(setup)
+        self.network = setup.network(self.training)
+        self.networks = {"network": self.network}
+        self.batches = _batches(setup)
+        self.views = setup.views()
+
+    def update(self, step: int, batches: Iterable[Batch]) -> int:
+        """Gradients of every micro-batch, then one update."""
+        network, accumulation, num_images = self.network, self.training.accumulation, 0
+        for micro, batch in enumerate(batches):
+            self.reseed(step, micro)
+            is_last = micro == accumulation - 1
+            with nullcontext() if is_last else self.accelerator.no_sync(network.model):
+                loss, measured = self._loss(batch)
+                self.accelerator.backward(loss / accumulation)
+            self.meter.add(step, measured)
+            num_images += len(batch.images)
+        network.unscale()
+        grad_norm = network.clip()
+        if network.update(self.lr(step)):
+            self.meter.add(step, {"grad_norm": grad_norm})
+        return num_images
+
+    def _loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of one micro-batch, and what it measured."""
+        training, num_labeled = self.training, batch.num_labeled
+        images, labels, targets = self.to_device(batch.images, batch.labels, batch.targets)
+        if training.noise_labeled:
+            views = self.views.strong(images, batch.positions)
+        else:
+            weak = self.views.weak(images[:num_labeled], batch.positions[:num_labeled])
+            strong = self.views.strong(images[num_labeled:], batch.positions[num_labeled:])
+            views = torch.cat([weak, strong])
+        logits = self.network.model(views)  # one forward: BatchNorm sees the mixed batch (Noisy Student's code)
+        labeled = hard_cross_entropy(logits[:num_labeled], labels, training.label_smoothing)
+        unlabeled = soft_cross_entropy(logits[num_labeled:], targets)
+        loss = combine(
+            labeled, unlabeled, training.loss_normalization, num_labeled=num_labeled, num_total=len(batch.images)
+        )
+        with torch.no_grad():
+            num_unlabeled = max(len(batch.targets), 1)
+            measured = {
+                "loss": loss.detach(),
+                "labeled_loss": labeled.mean(),
+                "unlabeled_loss": unlabeled.sum() / num_unlabeled,
+                "labeled_top1": num_correct(logits[:num_labeled], labels) / num_labeled,
+                "unlabeled_agreement": num_correct(logits[num_labeled:], targets.argmax(1)) / num_unlabeled,
+            }
+        return loss, measured
+
+
+def _batches(setup: Setup) -> Batches:
+    job, training = setup.job, setup.job.training
+    if job.selection is None:
+        return setup.batches()
+    selection, store = open_selection(job.selection, setup.unlabeled)
+    copies = np.zeros(len(setup.unlabeled), selection.copies.dtype)
+    copies[selection.rows] = selection.copies
+    targets = Targets(
+        store, training.targets, temperature=training.target_temperature, smoothing=training.label_smoothing
+    )
+    return setup.batches(unlabeled=True, copies=copies, targets=targets)

@@ -1,0 +1,1 @@
+"""UDA (Xie 2019): one network that is consistent between views of unlabeled images."""

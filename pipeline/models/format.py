@@ -1,0 +1,144 @@
+"""The one model format: `model.safetensors` (EMA weights) beside `model.json` (everything needed to use them).
+
+An exported file is the same pair under another name, FILE.safetensors and FILE.json, and opens in plain timm:
+`timm.create_model(architecture, num_classes=C, checkpoint_path=FILE, **model_args)`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any, Literal
+
+import timm
+from pydantic import Field
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+
+from pipeline.config import Scalar, Section, changed, parse
+from pipeline.errors import UserError
+from pipeline.files import read_json, write_bytes, write_json
+from pipeline.models.registry import build
+from pipeline.stages.fingerprint import digest, digest_file
+
+log = logging.getLogger("selftrain.models")
+
+Numbers = tuple[float, float, float]
+
+
+class ModelInfo(Section):
+    """The content of model.json."""
+
+    schema_version: int = Field(1, alias="schema")
+    architecture: str
+    model_args: dict[str, Scalar]
+    classes: tuple[str, ...]
+    input_size: tuple[int, int, int]
+    """Channels, height, width."""
+    mean: Numbers
+    """Of RGB in [0, 1]."""
+    std: Numbers
+    crop: Literal["center"] = "center"
+    interpolation: Literal["bicubic"] = "bicubic"
+    metrics: dict[str, Any]
+    lineage: dict[str, Any]
+
+    def with_metrics(self, metrics: dict[str, Any]) -> ModelInfo:
+        """The same model with its figures."""
+        return changed(self, metrics=metrics)
+
+
+def save_model(weights_path: Path, state: Mapping[str, Tensor], info: ModelInfo) -> None:
+    """Write the pair: weights first, then the JSON that makes them a model. Each file is atomic."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    write_bytes(weights_path, save(tensors, metadata={"format": "pt"}))
+    write_json(weights_path.with_suffix(".json"), info.model_dump(mode="json", by_alias=True))
+
+
+def find_weights(path: Path) -> Path:
+    """The .safetensors file that a run folder, a stage folder or a file stands for."""
+    if path.is_file():
+        return path
+    if (path / "model.safetensors").exists():
+        return path / "model.safetensors"
+    if (path / "result.json").exists():
+        final: str | None = read_json(path / "result.json")["final"].get("model_dir")
+        if final is None:
+            raise UserError(f"no model at {path}: a run of the two moons leaves none")
+        return path / final / "model.safetensors"
+    if not path.exists():
+        raise UserError(f"no model at {path}: it does not exist")
+    raise UserError(f"no model at {path}: expected a finished run, a train stage, or an exported .safetensors file")
+
+
+def read_info(path: Path) -> ModelInfo:
+    """The model.json of a run folder, a stage folder or an exported file."""
+    weights = find_weights(path)
+    return parse(ModelInfo, read_json(weights.with_suffix(".json")), str(weights.with_suffix(".json")))
+
+
+def read_state(path: Path) -> dict[str, Tensor]:
+    """The weights, of a .safetensors file or of a .pth file as timm writes it. Raises UserError when it is broken."""
+    weights = find_weights(path)
+    try:
+        if weights.suffix == ".safetensors":
+            state: dict[str, Tensor] = load_file(weights)
+        else:
+            state = timm.models.load_state_dict(str(weights), weights_only=True)
+    except (SafetensorError, OSError, UnpicklingError, RuntimeError, EOFError) as error:
+        kind = "safetensors file" if weights.suffix == ".safetensors" else "file of PyTorch weights"
+        raise UserError(f"{weights} is not a readable {kind}: {error}") from error
+    return state
+
+
+def load_model(path: Path) -> tuple[nn.Module, ModelInfo]:
+    """Build the architecture and load its weights exactly; eval mode, on the CPU.
+
+    Raises:
+        UserError: no model there, or weights and architecture disagree.
+    """
+    info = read_info(path)
+    model = build(info.architecture, len(info.classes), model_args=info.model_args)
+    try:
+        model.load_state_dict(read_state(path))
+    except RuntimeError as error:
+        raise UserError(f"{find_weights(path)} does not fit {info.architecture}: {error}") from error
+    return model.eval(), info
+
+
+_PREDICTS_BY = {"architecture", "model_args", "classes", "input_size", "mean", "std", "crop", "interpolation"}
+
+
+def model_digest(path: Path) -> str:
+    """Digest of what a model's predictions depend on: the weights and, where there is a model.json, how it sees images.
+
+    Equal for a stage and a file that was exported from it.
+    """
+    weights = find_weights(path)
+    sha256 = digest_file(weights)
+    if not weights.with_suffix(".json").exists():
+        return sha256
+    return digest({"weights": sha256, **read_info(path).model_dump(mode="json", include=_PREDICTS_BY)})
+
+
+def export_model(source: Path, out: Path) -> ModelInfo:
+    """Write the model of a run or a stage as OUT and its JSON beside it.
+
+    Raises:
+        UserError: no model there, `out` is no .safetensors name, or it exists with other content.
+    """
+    if out.suffix != ".safetensors":
+        raise UserError(f"--out {out} must end in .safetensors")
+    weights = find_weights(source)
+    info = read_info(source)
+    if out.exists() and digest_file(out) != digest_file(weights):
+        raise UserError(f"{out} exists and holds another model; choose another name, or delete it")
+    beside, content = out.with_suffix(".json"), info.model_dump(mode="json", by_alias=True)
+    if beside.exists() and read_json(beside) != content:
+        raise UserError(f"{beside} exists and is not of this model; choose another name, or delete it")
+    write_bytes(out, weights.read_bytes())
+    write_json(beside, content)
+    return info

@@ -1,0 +1,117 @@
+"""Where weights come from: another model's, a file's or timm's, as a `start` of the config names them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import timm
+from torch import Tensor, nn
+
+from pipeline.config import NetworkSettings, Start, semantic
+from pipeline.errors import UserError
+from pipeline.models.format import find_weights, model_digest, read_state
+from pipeline.models.registry import suggest
+
+log = logging.getLogger("selftrain.models")
+
+TIMM = "timm:"
+"""Prefix of `start.model` that names pretrained weights of timm."""
+MIN_SHARE = 0.9
+"""Smallest share of the weights before the classifier that must match."""
+
+
+def semantic_settings(settings: NetworkSettings) -> dict[str, Any]:
+    """What a network's training depends on, with the start told by what it is and not by where it lies."""
+    values, start = semantic(settings), settings.start
+    if start is not None:
+        is_file = not start.model.startswith(TIMM)
+        values["start"] = {"mode": start.mode, "model": model_digest(Path(start.model)) if is_file else start.model}
+    return values
+
+
+def start_inputs(settings: NetworkSettings) -> dict[str, str]:
+    """The start as an input of a stage, if it is a file."""
+    start = settings.start
+    return {} if start is None or start.model.startswith(TIMM) else {"start": model_digest(Path(start.model))}
+
+
+def load_start(model: nn.Module, settings: NetworkSettings) -> None:
+    """Load the weights of `settings.start`, if there is one.
+
+    Raises:
+        UserError: there is no such model, or it does not fit.
+    """
+    if settings.start is None:
+        return
+    source = settings.start.model
+    state = start_state(source)
+    if settings.start.mode == "init":
+        init_from(model, state, source)
+        return
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        raise UserError(
+            f"`start.model`: {source} does not fit {settings.model} {settings.model_args or ''} of "
+            f"{model.num_classes} classes; set model and model_args to what it was trained as, or use mode: init"
+        ) from error
+
+
+def has_info(start: Start) -> bool:
+    """Whether a start's model says by its model.json what it is. timm's weights do not."""
+    return not start.model.startswith(TIMM) and find_weights(Path(start.model)).with_suffix(".json").exists()
+
+
+def start_state(source: str) -> dict[str, Tensor]:
+    """The weights that a training starts from: of a run folder, a stage folder, a file, or `timm:NAME`.
+
+    Raises:
+        UserError: there are none, or timm's cannot be had.
+    """
+    if not source.startswith(TIMM):
+        return read_state(Path(source))
+    name = source.removeprefix(TIMM)
+    if not timm.is_model(name):
+        raise UserError(f"`start.model`: timm has no architecture {name!r}, {suggest(name)}")
+    try:
+        state: dict[str, Tensor] = timm.create_model(name, pretrained=True).state_dict()
+    except (OSError, RuntimeError, ValueError) as error:
+        raise UserError(
+            f"`start.model`: the weights of {source} cannot be had ({error}); where there is no network, get the "
+            "file elsewhere and set start.model to its path; timm.list_pretrained() names all that have weights"
+        ) from error
+    return state
+
+
+def init_from(model: nn.Module, state: Mapping[str, Tensor], source: str) -> int:
+    """Copy the weights whose names and shapes agree; returns how many tensors were copied.
+
+    A classifier of other classes stays as it is. Whatever else is left out is logged.
+
+    Raises:
+        UserError: under 90% of the weights before the classifier agree, so the source is of another architecture.
+    """
+    own = model.state_dict()
+    matching = {k: v for k, v in state.items() if k in own and own[k].shape == v.shape}
+    missing = [k for k in own if k not in matching and not _is_classifier(model, own[k], state.get(k))]
+    num_missing = sum(own[k].numel() for k in missing)
+    share = 1 - num_missing / max(num_missing + sum(v.numel() for v in matching.values()), 1)
+    some = ", ".join(missing[:4]) + (f" and {len(missing) - 4} more" if len(missing) > 4 else "")
+    if share < MIN_SHARE:
+        raise UserError(
+            f"`start.model`: {source} has {share:.0%} of the weights of this {type(model).__name__} (not: {some}); set "
+            "model and model_args to what it was trained as, or start from scratch"
+        )
+    if missing:
+        log.warning("start.model: %s lacks %s, which stay at random", source, some)
+    model.load_state_dict(matching, strict=False)
+    return len(matching)
+
+
+def _is_classifier(model: nn.Module, own: Tensor, other: Tensor | None) -> bool:
+    """Whether two tensors differ in the number of classes alone."""
+    num_classes = getattr(model, "num_classes", None)
+    return other is not None and own.shape[:1] == (num_classes,) and own.shape[1:] == other.shape[1:]

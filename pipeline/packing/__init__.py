@@ -1,0 +1,1 @@
+"""Anyone's images to shards: sources, scan, carve, write, verify."""

@@ -1,0 +1,78 @@
+"""The report of a run: one HTML file that needs nothing else, not even a network."""
+
+from __future__ import annotations
+
+import base64
+from pathlib import Path
+from typing import Any
+
+from pipeline import __version__
+from pipeline.files import write_bytes
+from pipeline.report.plots import css_width
+from pipeline.report.record import RunRecord, read_run
+from pipeline.report.sections import sections
+
+
+def write_report(run_dir: Path) -> Path:
+    """Write RUN/report.html from what the run has left so far; returns its path.
+
+    Raises:
+        UserError: `run_dir` is no run folder, or a file in it is broken.
+    """
+    path = run_dir / "report.html"
+    write_bytes(path, render(read_run(run_dir)).encode())
+    return path
+
+
+def render(run: RunRecord) -> str:
+    """The report as HTML. Everything that users can name (classes, folders, models) is escaped."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("pipeline.report", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(percent=percent, points=points, number=number, duration=duration)
+    environment.filters.update(data_uri=data_uri, css_width=css_width)
+    return environment.get_template("report.html.j2").render(version=__version__, run=run, **sections(run))
+
+
+def percent(fraction: float | None, digits: int = 1) -> str:
+    """0.8731 -> 87.3%. Never rounds up to 100%: 0.99999 -> >99.9%."""
+    if fraction is None:
+        return "\u2013"
+    nearly = 1 - 10.0 ** -(digits + 2) / 2
+    if nearly <= fraction < 1:
+        return f">{100 - 10.0**-digits:.{digits}f}%"
+    return f"{100 * fraction:.{digits}f}%"
+
+
+def points(difference: float) -> str:
+    """A difference of two accuracies in percentage points, with its sign."""
+    rounded = round(100 * difference, 1)
+    return f"{rounded:+.1f}".replace("-", "\u2212") if rounded else "0.0"
+
+
+def number(value: Any) -> str:
+    """Digits in groups, a dash for nothing."""
+    if value is None:
+        return "\u2013"
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.3g}" if abs(value) < 1000 else f"{value:,.0f}"
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds as people say them."""
+    if seconds is None:
+        return "\u2013"
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes = round(seconds / 60)
+    return f"{seconds / 60:.1f} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def data_uri(png: bytes) -> str:
+    """A PNG inside the page."""
+    return "data:image/png;base64," + base64.b64encode(png).decode()

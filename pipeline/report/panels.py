@@ -1,0 +1,71 @@
+"""Plots of what one method alone measures; a method names its panels in its row."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from pipeline.methods import METHODS
+from pipeline.report import plots
+from pipeline.report.record import RunRecord, TrainRecord
+
+_FEEDBACK = (
+    "The feedback is how much the student's step on the teacher's labels lowered its labeled loss, to first order (with "
+    "meta.feedback: cosine, the cosine of the two gradients). The teacher makes labels likelier whose feedback is above "
+    "the baseline."
+)
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One plot."""
+
+    png: bytes
+    caption: str = ""
+
+
+def method_panels(run: RunRecord) -> list[Panel]:
+    """The plots of the run's method; none before there is something to plot."""
+    drawn = [PANELS[name](run) for name in METHODS[run.config.method].panels]
+    return [panel for panel in drawn if panel is not None]
+
+
+def _feedback(run: RunRecord) -> Panel | None:
+    """What a student's progress told its teacher."""
+    train = _that_measured(run, "feedback")
+    if train is None:
+        return None
+    curves = {name: plots.curve(name, train.losses, name) for name in ("feedback", "baseline", "cosine")}
+    found = {name: curve for name, curve in curves.items() if len(curve[1])}
+    used = [line for line in train.losses if line.get("uda_gradient")]
+    if used:
+        ratio = [line["feedback_gradient"] / line["uda_gradient"] for line in used]
+        found["ratio"] = ("ratio", np.array([line["step"] for line in used], float), np.array(ratio, float))
+    unit = "cosine of gradients" if run.config.meta.feedback == "cosine" else "fall of the labeled loss (nats)"
+    return Panel(plots.feedback_curves(found, unit), _FEEDBACK)
+
+
+def _consistency(run: RunRecord) -> Panel | None:
+    """How many predictions are sure enough to teach, and what came of it."""
+    train = _that_measured(run, "mask_rate") or _that_measured(run, "student_loss")
+    if train is None:
+        return None
+    names = {"mask_rate": "sure enough to teach", "student_agreement": "student agrees with the sampled label"}
+    shares = [plots.curve(text, train.losses, name) for name, text in names.items()]
+    of_both = {"val_top1": train.role, "teacher_val_top1": "teacher"}
+    accuracies = [plots.curve(text, train.evaluations, name) for name, text in of_both.items()]
+    return Panel(plots.teacher_and_student(_not_empty(shares), _not_empty(accuracies)))
+
+
+PANELS: Mapping[str, Callable[[RunRecord], Panel | None]] = {"feedback": _feedback, "consistency": _consistency}
+"""Panel -> the plot."""
+
+
+def _that_measured(run: RunRecord, name: str) -> TrainRecord | None:
+    return next((t for t in run.trainings if any(line.get(name) is not None for line in t.losses)), None)
+
+
+def _not_empty(curves: Sequence[plots.Curve]) -> list[plots.Curve]:
+    return [curve for curve in curves if len(curve[1])]

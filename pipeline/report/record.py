@@ -1,0 +1,247 @@
+"""A run folder as values: what every stage left behind, finished or not. The report shows nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+
+from pipeline.arrays import BoolArray, F32Array, I32Array
+from pipeline.config import Config, load_config
+from pipeline.errors import UserError
+from pipeline.evaluate.metrics import Metrics
+from pipeline.files import read_json, read_lines
+from pipeline.runs.ledger import Entry, read_ledger
+from pipeline.selection.summary import Summary
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """One model's answers on one split, [N] each."""
+
+    label: I32Array
+    pred: I32Array
+    confidence: F32Array
+
+    @property
+    def right(self) -> BoolArray:
+        """Where the answer is the label, [N]."""
+        return np.equal(self.label, self.pred)
+
+
+@dataclass(frozen=True)
+class StageRecord:
+    """A stage folder."""
+
+    path: Path
+    record: Json
+
+    @property
+    def complete(self) -> bool:
+        """Whether it finished."""
+        return bool(self.record["complete"])
+
+    @property
+    def fingerprint(self) -> str:
+        """What its output is a function of."""
+        return str(self.record["fingerprint"])
+
+    @property
+    def names(self) -> frozenset[str]:
+        """What later stages call it among their inputs: its fingerprint, or the digest of its model."""
+        model = self.record.get("outputs", {}).get("model_sha256")
+        return frozenset({self.fingerprint} if model is None else {self.fingerprint, str(model)})
+
+    def reads(self, other: StageRecord) -> bool:
+        """Whether the other stage's output is among its inputs."""
+        return any(name in str(value) for value in self.record["inputs"].values() for name in other.names)
+
+    def starts_from(self, other: StageRecord) -> bool:
+        """Whether this training began with the other stage's weights."""
+        return str(self.record["inputs"].get("start")) in other.names
+
+    @cached_property
+    def timing(self) -> tuple[Json, ...]:
+        """Lines of timing.jsonl."""
+        return read_lines(self.path / "timing.jsonl", torn=True)
+
+
+@dataclass(frozen=True)
+class TrainRecord(StageRecord):
+    """A train stage."""
+
+    role: str
+    round: int | None
+    """None for the control."""
+
+    @cached_property
+    def _lines(self) -> tuple[Json, ...]:
+        return read_lines(self.path / "metrics.jsonl")
+
+    @property
+    def architecture(self) -> str:
+        """What it trains: its model.json's word once there is one, for `start.mode: use` takes another's model."""
+        if (self.path / "model.json").exists():
+            return str(read_json(self.path / "model.json")["architecture"])
+        return str(self.record["config"]["training"]["model"])
+
+    @property
+    def loss(self) -> str:
+        """The column of its own loss: of a student that was trained with its teacher, `loss` is the teacher's."""
+        return "student_loss" if any("student_loss" in line for line in self._lines) else "loss"
+
+    @property
+    def saw_unlabeled(self) -> bool:
+        """Whether it was trained on unlabeled images."""
+        return bool({"unlabeled", "selection"} & self.record["inputs"].keys())
+
+    @property
+    def losses(self) -> tuple[Json, ...]:
+        """Training lines of metrics.jsonl."""
+        return tuple(line for line in self._lines if "loss" in line)
+
+    @property
+    def evaluations(self) -> tuple[Json, ...]:
+        """Evaluation lines of metrics.jsonl."""
+        return tuple(line for line in self._lines if "val_top1" in line)
+
+    @cached_property
+    def val(self) -> Metrics | None:
+        """Figures on val, once the stage is finished."""
+        return read_metrics(self.path / "evaluation-val.json")
+
+    @cached_property
+    def predictions(self) -> Predictions | None:
+        """Answers on val, once the stage is finished."""
+        return read_predictions(self.path / "predictions-val.npz")
+
+
+@dataclass(frozen=True)
+class RoundRecord:
+    """What one round left behind. RoundRecord 0 has no labels and no selection."""
+
+    number: int
+    train: TrainRecord | None
+    label: StageRecord | None
+    select: StageRecord | None
+
+    @cached_property
+    def summary(self) -> Summary | None:
+        """The summary of the selection, once there is one."""
+        path = self.select.path / "selection.json" if self.select else None
+        return cast(Summary, read_json(path)) if path and path.exists() else None
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """A run folder."""
+
+    path: Path
+    config: Config
+    config_text: str
+    result: Json | None
+    """result.json; None while the run is not finished."""
+    rounds: tuple[RoundRecord, ...]
+    control: TrainRecord | None
+    evaluation: StageRecord | None
+    test: Mapping[str, Metrics]
+    """Model name (final, teacher, control) -> figures on test."""
+    test_predictions: Mapping[str, Predictions]
+    other_evaluations: tuple[StageRecord, ...]
+    """Evaluations of what earlier configs of this run folder ended with."""
+    test_reads: tuple[Json, ...]
+    """Evaluations on test that somebody asked for outside of the run."""
+    num_siblings: int
+    """Stages of other settings that lie beside the ones shown."""
+
+    @property
+    def trainings(self) -> Iterator[TrainRecord]:
+        """Every train stage, in order."""
+        stages = [*(r.train for r in self.rounds), self.control]
+        return (stage for stage in stages if stage is not None)
+
+    @property
+    def stages(self) -> Iterator[StageRecord]:
+        """Every stage, in order."""
+        for round_ in self.rounds:
+            yield from (s for s in (round_.label, round_.select, round_.train) if s is not None)
+        yield from (s for s in (self.control, self.evaluation) if s is not None)
+
+    def result_of(self, round_: int) -> Json:
+        """What result.json says about a round; empty while it says nothing."""
+        rounds: list[Json] = (self.result or {}).get("rounds", [])
+        return next((r for r in rounds if r["round"] == round_), {})
+
+
+def read_run(path: Path) -> RunRecord:
+    """Read a run folder.
+
+    Raises:
+        UserError: it is no run folder, or a file in it is broken.
+    """
+    if not (path / "config.yaml").is_file():
+        raise UserError(f"{path} is not a run folder: it has no config.yaml; give the --run-dir of `selftrain run`")
+    result: Json | None = read_json(path / "result.json") if (path / "result.json").exists() else None
+    begun = [entry for entry in read_ledger(path) if (path / entry.folder / "stage.json").exists()]
+    tests = result["final"]["test"] if result else {}
+    control = next((e for e in reversed(begun) if e.role == "control"), None)
+    evaluations = [_open(p.parent) for p in sorted(path.glob("evaluate-*/test.json"))]
+    evaluation = next((e for e in evaluations if tests and read_json(e.path / "test.json") == tests), None)
+    found = {name: read_predictions(evaluation.path / f"predictions-{name}.npz") for name in tests if evaluation}
+    return RunRecord(
+        path=path,
+        config=load_config(path / "config.yaml"),
+        config_text=(path / "config.yaml").read_text(),
+        result=result,
+        rounds=tuple(_rounds(path, begun)),
+        control=_open_training(path, control) if control else None,
+        evaluation=evaluation,
+        test={name: Metrics.from_json(value) for name, value in tests.items()},
+        test_predictions={name: p for name, p in found.items() if p is not None},
+        other_evaluations=tuple(e for e in evaluations if e is not evaluation),
+        test_reads=read_lines(path / "test_reads.jsonl"),
+        num_siblings=len(
+            {file.parent for file in path.glob("rounds/*/*/stage.json")} - {path / entry.folder for entry in begun}
+        ),
+    )
+
+
+def read_metrics(path: Path) -> Metrics | None:
+    """The figures in a JSON file, None if there is no such file."""
+    return Metrics.from_json(read_json(path)) if path.exists() else None
+
+
+def read_predictions(path: Path) -> Predictions | None:
+    """The answers in an npz file, None if there is no such file."""
+    if not path.exists():
+        return None
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return Predictions(arrays["label"], arrays["pred"], arrays["confidence"])
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
+
+
+def _rounds(path: Path, begun: Sequence[Entry]) -> Iterator[RoundRecord]:
+    of_rounds = [entry for entry in begun if entry.round is not None and entry.role != "control"]
+    for number in sorted({entry.round for entry in of_rounds if entry.round is not None}):
+        of = {entry.kind: entry for entry in of_rounds if entry.round == number}
+        label, select = (_open(path / of[kind].folder) if kind in of else None for kind in ("label", "select"))
+        train = _open_training(path, of["train"]) if "train" in of else None
+        yield RoundRecord(number, train, label, select)
+
+
+def _open_training(path: Path, entry: Entry) -> TrainRecord:
+    stage = _open(path / entry.folder)
+    number = None if entry.role == "control" else entry.round
+    return TrainRecord(stage.path, stage.record, str(entry.role), number)
+
+
+def _open(folder: Path) -> StageRecord:
+    return StageRecord(folder, read_json(folder / "stage.json"))

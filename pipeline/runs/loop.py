@@ -1,0 +1,104 @@
+"""A whole run: data, the method's rounds, fine-tune, control, test, result. Plain Python, which the flow calls too."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.config import SPLITS, Config, Split, dump_yaml, load_config, semantic, unread_keys
+from pipeline.errors import UserError
+from pipeline.files import write_bytes, write_json
+from pipeline.methods import METHODS
+from pipeline.methods.method import Method, OnRound, best_of
+from pipeline.runs.control import train_control
+from pipeline.runs.finetune import finetune
+from pipeline.runs.folder import check_run_folder, resolve_config, set_aside
+from pipeline.runs.ledger import Ledger
+from pipeline.runs.result import models_of, result_of
+from pipeline.runs.run import Run, RunStage
+from pipeline.shards.dataset import Dataset, check_disjoint, has_test, open_split
+from pipeline.stages.fingerprint import digest
+from pipeline.stages.kinds import KINDS
+from pipeline.stages.lock import run_lock
+
+log = logging.getLogger("selftrain.loop")
+
+
+def run_loop(
+    config: Config,
+    run_dir: Path,
+    *,
+    run_stage: RunStage,
+    on_round: OnRound = lambda _: None,
+    accept_environment: bool = False,
+) -> dict[str, Any]:
+    """Run or resume the whole loop in `run_dir`; returns the content of its result.json.
+
+    Args:
+        config: As the user wrote it; it is resolved for this machine and written into the run folder.
+        run_dir: The run folder. What is finished there is reused, what was begun is resumed, nothing is overwritten.
+        run_stage: Runs one stage, such as `launch.run_job`.
+        on_round: Called with every round when its model is trained and judged.
+        accept_environment: Resume stages that were begun in another environment.
+
+    Raises:
+        UserError: bad config or data, a teacher at chance, another process in this run folder.
+        Interrupted: stopped by a signal; the same call goes on.
+    """
+    run_dir = run_dir.resolve()
+    check_run_folder(run_dir)
+    method = METHODS[config.method]
+    if unread := unread_keys(config):
+        log.warning("method %s does not read %s", method.name, ", ".join(unread))
+    with run_lock(run_dir) as lock_fd:
+        earlier = load_config(run_dir / "config.yaml") if (run_dir / "config.yaml").exists() else None
+        config = resolve_config(config, earlier)
+        datasets = _check_data(config, method)
+        data = {split: dataset.fingerprint for split, dataset in datasets.items()}
+        skipped: dict[str, int] = {split: dataset.num_skipped for split, dataset in datasets.items() if dataset.num_skipped}
+        if earlier is not None:
+            set_aside(run_dir, earlier, config, digest(data))
+        versions = {name: kind.version for name, kind in KINDS.items()}
+        ledger = Ledger(run_dir, digest([semantic(config), data, versions]))
+        write_bytes(run_dir / "config.yaml", dump_yaml(config).encode())  # whose folder has a ledger, then
+
+        run = Run(config, run_dir, run_stage, lock_fd, accept_environment, data, ledger)
+        rounds = finetune(run, method, method.run_rounds(run, on_round), on_round)
+        final = best_of(rounds)
+        result = result_of(run, rounds, final, skipped=skipped)
+        write_json(run_dir / "result.json", result)  # every choice is fixed and written before test is read
+
+        sees_unlabeled = any(r.role == "student" for r in rounds)
+        control = train_control(run, method, rounds, final) if config.evaluate.control and sees_unlabeled else None
+        if "test" not in data:
+            log.warning("the data has no test split: result.json has val figures only")
+        tests = run.evaluate("test", models_of(rounds, final, control)) if "test" in data else {}
+        result = result_of(run, rounds, final, control=control, tests=tests, skipped=skipped)
+        write_json(run_dir / "result.json", result)
+    return result
+
+
+def _check_data(config: Config, method: Method) -> dict[Split, Dataset]:
+    """Open every split, and refuse overlapping ones."""
+    splits = [split for split in SPLITS if split != "test" or has_test(config.data)]
+    datasets = {split: open_split(config.data, split) for split in splits}
+    check_disjoint(datasets)
+    if method.needs_every_class and method.recipe(config, 0).start is None:
+        _check_classes(datasets["labeled"])
+    for split, dataset in datasets.items():
+        if dataset.num_skipped:
+            log.warning("data.bad_images is skip: %d bad samples of %s are left out", dataset.num_skipped, split)
+    return datasets
+
+
+def _check_classes(labeled: Dataset) -> None:
+    present = set(np.unique(labeled.labels).tolist())
+    empty = [name for number, name in enumerate(labeled.classes) if number not in present]
+    if empty:
+        raise UserError(
+            f"the labeled split has no image of {len(empty)} of {len(labeled.classes)} classes, such as {empty[0]!r}, "
+            "which nothing else could teach; label some, or pack without these classes"
+        )

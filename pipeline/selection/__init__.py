@@ -1,0 +1,1 @@
+"""What a student sees: rules, the selection, its summary, and targets."""

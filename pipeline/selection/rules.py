@@ -1,0 +1,189 @@
+"""The choice of pseudo-labels: threshold, exact top N a class, balance by duplication (Noisy Student, section 2).
+
+Unlike the paper's code the top N is exact (it cut at confidences rounded to 0.01) and copies are capped. The result is
+a function of the rows as a set: it does not depend on their order, on shards or on processes.
+Shape legend: N rows, C classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.arrays import BoolArray, F32Array, F64Array, I32Array, I64Array, U64Array
+from pipeline.config import Select
+from pipeline.errors import UserError
+from pipeline.randomness import key_of, uniforms
+from pipeline.selection.selection import Selection
+from pipeline.selection.summary import Tally
+
+_CHUNK = 1 << 12  # rows at a time: temporaries stay under 1 MB, whatever N
+
+
+def select(
+    label: I32Array,
+    confidence: F32Array,
+    log_odds: F32Array,
+    ids: U64Array,
+    *,
+    config: Select,
+    classes: Sequence[str],
+    labeled_prior: F64Array,
+    seed: int,
+) -> Selection:
+    """Select among N rows; `ids` are unique. Takes at most 8 bytes a row, and 1 MB, of memory beside its inputs.
+
+    Kept are the rows whose confidence is at least the threshold, of each predicted class the first by (log-odds
+    descending, id ascending) up to the class's target. A class below its target is duplicated: with r = min(target /
+    kept, max_copies) a row has floor(r) copies, and one more if a uniform number keyed by (seed, id) is below r's
+    fraction.
+
+    Targets: `per_class` rows (0: no limit) with balance `off`, without duplication; with `uniform`, `per_class` for
+    every class (0: the size of the largest). With `prior` the targets are proportional to it and sum up to `per_class`
+    * C (0: they are scaled so that the class with the largest ratio of rows to prior is kept whole, undoubled).
+
+    Raises:
+        UserError: a log-odds is NaN, a label is no class, or the prior does not fit the classes.
+    """
+    num_classes = len(classes)
+    threshold = np.float32(config.threshold)
+    predicted, passing = _count(label, confidence, log_odds, threshold, num_classes)
+    target = _targets(passing, config, labeled_prior)
+    keep = np.minimum(passing, target)
+    keeps = _keep_rule(label, confidence, log_odds, ids, threshold, passing, keep)
+    ratio = np.minimum(target / np.maximum(keep, 1), config.max_copies)
+    whole, fraction = np.floor(ratio), ratio - np.floor(ratio)
+
+    rows = np.empty(keep.sum(), np.uint32)
+    copies = np.empty(len(rows), np.min_scalar_type(config.max_copies))
+    tally = Tally(num_classes)
+    key = key_of(seed, "select")
+    end = 0
+    for part in _chunks(len(label)):
+        kept = np.flatnonzero(keeps(part))
+        kept_label, kept_confidence = label[part][kept], confidence[part][kept]
+        extra = uniforms(key, ids[part][kept])[:, 0] < fraction[kept_label]
+        begin, end = end, end + len(kept)
+        if end > len(rows):
+            raise UserError("two unlabeled images share an id; are the same shards given twice in data.unlabeled?")
+        rows[begin:end] = kept + part.start
+        copies[begin:end] = whole[kept_label] + extra
+        tally.add(confidence[part], kept_label, kept_confidence, copies[begin:end])
+    return Selection(rows, copies, tally.summary(classes, predicted, labeled_prior))
+
+
+def _chunks(length: int) -> Iterator[slice]:
+    return (slice(start, min(start + _CHUNK, length)) for start in range(0, length, _CHUNK))
+
+
+def _count(
+    label: I32Array, confidence: F32Array, log_odds: F32Array, threshold: np.float32, num_classes: int
+) -> tuple[I64Array, I64Array]:
+    """Rows a predicted class, [C]: all of them, and those that pass the threshold."""
+    predicted, passing = np.zeros(num_classes, np.int64), np.zeros(num_classes, np.int64)
+    for part in _chunks(len(label)):
+        if np.isnan(log_odds[part]).any() or np.isnan(confidence[part]).any():
+            row = part.start + int(np.argmax(np.isnan(log_odds[part]) | np.isnan(confidence[part])))
+            raise UserError(f"the pseudo-label of row {row} has NaN log-odds; delete the label stage and label again")
+        if not 0 <= label[part].min() <= label[part].max() < num_classes:
+            raise UserError(
+                f"pseudo-labels must be in 0..{num_classes - 1}, found {label[part].min()}..{label[part].max()}"
+            )
+        predicted += np.bincount(label[part], minlength=num_classes)
+        passing += np.bincount(label[part][confidence[part] >= threshold], minlength=num_classes)
+    return predicted, passing
+
+
+def _targets(passing: I64Array, config: Select, labeled_prior: F64Array) -> I64Array:
+    """Rows wanted of each class, copies included, [C]."""
+    if config.balance == "off":
+        return np.minimum(passing, config.per_class or passing)
+    if config.balance == "uniform":
+        return np.full_like(passing, config.per_class or passing.max())
+    prior = np.asarray(config.prior or labeled_prior, np.float64)
+    if len(prior) != len(passing) or prior.min() < 0 or not np.isfinite(prior).all() or prior.sum() == 0:
+        raise UserError(
+            f"select.prior needs {len(passing)} shares, one a class and none negative, not {[float(p) for p in prior]}"
+        )
+    prior = prior / prior.sum()
+    wanted = prior > 0
+    total = config.per_class * len(prior) or (passing[wanted] / prior[wanted]).max()
+    return np.where(wanted, np.maximum(np.rint(total * prior), 1), 0).astype(np.int64)
+
+
+def _keep_rule(
+    label: I32Array,
+    confidence: F32Array,
+    log_odds: F32Array,
+    ids: U64Array,
+    threshold: np.float32,
+    passing: I64Array,
+    keep: I64Array,
+) -> Callable[[slice], BoolArray]:
+    """The rule that tells which rows of a slice are kept.
+
+    The first rows of a class in the order (log-odds descending, id ascending) are those up to its last kept one, so a
+    pair (log-odds, id) a class describes the exact top N, and no sorted order of all rows is held.
+    """
+
+    def passes(part: slice) -> BoolArray:
+        return confidence[part] >= threshold
+
+    # NaN keeps nothing, -inf and the largest id keep all.
+    last_odds = np.where(keep > 0, -np.inf, np.nan).astype(np.float32)
+    last_id = np.full(len(keep), np.iinfo(np.uint64).max)
+    cut = (keep > 0) & (keep < passing)
+    ties = np.zeros_like(keep)  # rows whose log-odds equal the last
+    room = np.zeros_like(keep)  # how many of them are kept
+
+    def find_last_odds(c: int, odds: npt.NDArray[Any]) -> None:
+        nth = len(odds) - keep[c]
+        odds.partition(nth)
+        last_odds[c] = odds[nth]
+        ties[c] = np.count_nonzero(odds == odds[nth])
+        room[c] = keep[c] - np.count_nonzero(odds > odds[nth])
+
+    def find_last_id(c: int, tied_ids: npt.NDArray[Any]) -> None:
+        tied_ids.partition(room[c] - 1)
+        last_id[c] = tied_ids[room[c] - 1]
+
+    def is_tied(part: slice) -> BoolArray:
+        tied: BoolArray = passes(part) & (room < ties)[label[part]] & (log_odds[part] == last_odds[label[part]])
+        return tied
+
+    sizes = np.where(cut, passing, 0)
+    _visit_classes(log_odds, label, lambda part: passes(part) & cut[label[part]], sizes, find_last_odds)
+    _visit_classes(ids, label, is_tied, np.where(room < ties, ties, 0), find_last_id)
+
+    def keeps(part: slice) -> BoolArray:
+        odds, last = log_odds[part], last_odds[label[part]]
+        first: BoolArray = (odds > last) | ((odds == last) & (ids[part] <= last_id[label[part]]))
+        return passes(part) & first
+
+    return keeps
+
+
+def _visit_classes(
+    values: npt.NDArray[Any],
+    label: I32Array,
+    members: Callable[[slice], BoolArray],
+    sizes: I64Array,
+    visit: Callable[[int, npt.NDArray[Any]], None],
+) -> None:
+    """Call visit(class, its members' values) for each class; `sizes` counts the members. Copies each value once."""
+    starts = np.cumsum(sizes) - sizes
+    grouped = np.empty(sizes.sum(), values.dtype)
+    next_free = starts.copy()
+    for part in _chunks(len(label)) if len(grouped) else ():
+        inside = np.flatnonzero(members(part))
+        inside = inside[np.argsort(label[part][inside], kind="stable")]
+        classes = label[part][inside]
+        counts = np.bincount(classes, minlength=len(sizes))
+        rank_in_class = np.arange(len(inside)) - (np.cumsum(counts) - counts)[classes]
+        grouped[next_free[classes] + rank_in_class] = values[part][inside]
+        next_free += counts
+    for c in np.flatnonzero(sizes):
+        visit(int(c), grouped[starts[c] : starts[c] + sizes[c]])

@@ -1,0 +1,113 @@
+"""The select stage: from a teacher's labels to a selection and its summary."""
+
+from __future__ import annotations
+
+import logging
+import os
+
+import numpy as np
+
+from pipeline.arrays import F64Array
+from pipeline.config import Select, semantic
+from pipeline.errors import UserError
+from pipeline.labels.store import LabelStore
+from pipeline.selection.rules import select
+from pipeline.selection.selection import SELECTION_FILES, write_selection
+from pipeline.selection.summary import Summary, summary_table
+from pipeline.shards.dataset import Dataset, open_split
+from pipeline.stages.fingerprint import StageInputs
+from pipeline.stages.folder import stage_record
+from pipeline.stages.jobs import SelectJob
+from pipeline.stages.preamble import Stage
+
+log = logging.getLogger("selftrain.select")
+
+GROSS_DEVIATION = 0.3
+"""Total variation between predicted and labeled prior above which we warn."""
+
+
+def select_inputs(job: SelectJob) -> StageInputs:
+    """What the stage's output is a function of. The label stage must be finished."""
+    config = {**semantic(job.select), "seed": job.seed, "round": job.round}
+    inputs = {
+        "labels": str(stage_record(job.labels)["fingerprint"]),
+        "labeled": open_split(job.data, "labeled").fingerprint,
+        "unlabeled": open_split(job.data, "unlabeled").fingerprint,
+    }
+    return StageInputs(config, inputs)
+
+
+def run_select(job: SelectJob, stage: Stage) -> None:
+    """Write a selection and print its summary per class.
+
+    Raises:
+        UserError: stale or damaged labels, nothing selected, or a class vanished that may not.
+    """
+    from rich import get_console
+
+    unlabeled = open_split(job.data, "unlabeled")
+    store = LabelStore(job.labels, unlabeled)
+    selection = select(
+        store.label,
+        store.confidence,
+        store.log_odds,
+        unlabeled.ids,
+        config=job.select,
+        classes=unlabeled.classes,
+        labeled_prior=_prior_of(open_split(job.data, "labeled")),
+        seed=job.seed,
+    )
+    summary = selection.summary
+    get_console().print(summary_table(summary))
+    check_summary(summary, job.select)
+    write_selection(job.out, selection)
+    stage.finish(
+        SELECTION_FILES,
+        labels=os.path.relpath(job.labels, job.out),
+        num_rows=summary["num_rows"],
+        num_selected=summary["num_selected"],
+        num_copies=summary["num_copies"],
+    )
+
+
+def check_summary(summary: Summary, config: Select) -> None:
+    """Refuse a selection that is empty or lost a class; warn of one whose teacher sees quite another class mix.
+
+    Raises:
+        UserError: names the classes, the keys and the fix.
+    """
+    classes = summary["classes"]
+    surest = max(
+        (edge for edge, n in zip(summary["histogram"]["edges"], summary["histogram"]["all"], strict=False) if n),
+        default=0.0,
+    )
+    if not summary["num_selected"]:
+        raise UserError(
+            f"select.threshold {config.threshold} leaves none of {summary['num_rows']} pseudo-labels (the surest has a "
+            f"confidence of at least {surest:.2f}); lower select.threshold or train a better teacher"
+        )
+    unwanted = {i for i, share in enumerate(config.prior) if share == 0} if config.balance == "prior" else set()
+    lost = [c for i, c in enumerate(classes) if not c["kept"] and i not in unwanted]
+    if lost and not config.allow_empty_classes:
+        names = ", ".join(f"`{c['name']}` ({c['predicted']} predicted)" for c in lost[:5])
+        more = f" and {len(lost) - 5} more" if len(lost) > 5 else ""
+        raise UserError(
+            f"no pseudo-label of class {names}{more} is left at select.threshold {config.threshold}; lower "
+            "select.threshold, train a better teacher, or set select.allow_empty_classes to true"
+        )
+    if summary["total_variation"] > GROSS_DEVIATION:
+        worst = max(classes, key=lambda c: abs(c["predicted_prior"] - c["labeled_prior"]))
+        log.warning(
+            "the teacher's predictions are spread over the classes quite unlike the labeled images (total variation "
+            "%.2f; most for `%s`: %.1f%% predicted, %.1f%% labeled). If the unlabeled images are not really so, train "
+            "a better teacher; if they are, consider select.balance `off` or `prior`",
+            summary["total_variation"],
+            worst["name"],
+            100 * worst["predicted_prior"],
+            100 * worst["labeled_prior"],
+        )
+
+
+def _prior_of(labeled: Dataset) -> F64Array:
+    known = labeled.labels[labeled.labels >= 0]
+    return np.bincount(known, minlength=len(labeled.classes)) / max(len(known), 1)

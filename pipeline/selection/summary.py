@@ -1,0 +1,160 @@
+"""The summary of a selection: its figures per class, and how they are printed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, TypedDict
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.arrays import F32Array, F64Array, I32Array, I64Array
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+SCHEMA = 1
+NUM_BINS = 20
+_TABLE_ROWS = 40
+
+
+class ClassSummary(TypedDict):
+    """One class of a selection. Shares are fractions of all rows; counts are images."""
+
+    name: str
+    predicted: int
+    predicted_prior: float
+    labeled_prior: float
+    kept: int
+    copied: int
+    """Rows after duplication."""
+    threshold: float | None
+    """The lowest confidence kept; none if nothing is."""
+    mean_confidence: float | None
+    """Of the kept images."""
+
+
+class Histogram(TypedDict):
+    """Counts of confidences in equal bins of [0, 1]."""
+
+    edges: list[float]
+    all: list[int]
+    kept: list[int]
+
+
+class Summary(TypedDict):
+    """What `selection.json` holds."""
+
+    schema: int
+    num_rows: int
+    num_selected: int
+    num_copies: int
+    effective_size: float
+    """(sum of copies)^2 / sum of copies^2: so many images without copies give means of the same variance (Kish)."""
+    total_variation: float
+    """Distance of the predicted from the labeled prior: 0 equal, 1 disjoint."""
+    classes: list[ClassSummary]
+    histogram: Histogram
+
+
+class Tally:
+    """Running sums that make a summary."""
+
+    def __init__(self, num_classes: int) -> None:
+        self.num_classes = num_classes
+        self.kept = np.zeros(num_classes, np.int64)
+        self.copied = np.zeros(num_classes, np.int64)
+        self.confidence = np.zeros(num_classes)
+        self.lowest = np.full(num_classes, np.inf)
+        self.squares = 0
+        self.bins_all = np.zeros(NUM_BINS, np.int64)
+        self.bins_kept = np.zeros(NUM_BINS, np.int64)
+
+    def add(
+        self,
+        confidence: F32Array,
+        label: I32Array,
+        kept: F32Array,
+        copies: npt.NDArray[np.unsignedinteger],
+    ) -> None:
+        """Count a chunk: all its confidences, and the labels, confidences and copies of its kept rows."""
+        self.kept += np.bincount(label, minlength=self.num_classes)
+        self.copied += np.bincount(label, copies, self.num_classes).astype(np.int64)
+        self.confidence += np.bincount(label, kept, self.num_classes)
+        np.minimum.at(self.lowest, label, kept)
+        self.squares += int((copies.astype(np.int64) ** 2).sum())
+        self.bins_all += _histogram(confidence)
+        self.bins_kept += _histogram(kept)
+
+    def summary(self, classes: Sequence[str], predicted: I64Array, labeled_prior: F64Array) -> Summary:
+        """The summary of all that was added. Priors and counts are [C]."""
+        prior = predicted / max(predicted.sum(), 1)
+        num_copies = int(self.copied.sum())
+        lines = [
+            ClassSummary(
+                name=name,
+                predicted=int(predicted[c]),
+                predicted_prior=float(prior[c]),
+                labeled_prior=float(labeled_prior[c]),
+                kept=int(self.kept[c]),
+                copied=int(self.copied[c]),
+                threshold=float(self.lowest[c]) if self.kept[c] else None,
+                mean_confidence=float(self.confidence[c] / self.kept[c]) if self.kept[c] else None,
+            )
+            for c, name in enumerate(classes)
+        ]
+        return Summary(
+            schema=SCHEMA,
+            num_rows=int(predicted.sum()),
+            num_selected=int(self.kept.sum()),
+            num_copies=num_copies,
+            effective_size=num_copies**2 / max(self.squares, 1),
+            total_variation=float(np.abs(prior - labeled_prior).sum() / 2),
+            classes=lines,
+            histogram={
+                "edges": [i / NUM_BINS for i in range(NUM_BINS + 1)],
+                "all": self.bins_all.tolist(),
+                "kept": self.bins_kept.tolist(),
+            },
+        )
+
+
+def _histogram(confidence: F32Array) -> I64Array:
+    bins = np.clip(confidence * NUM_BINS, 0, NUM_BINS - 1).astype(np.int64)
+    return np.bincount(bins, minlength=NUM_BINS)
+
+
+def summary_table(summary: Summary) -> Table:
+    """The summary as a rich table, a line a class; of very many classes, those with the fewest and the most kept."""
+    from rich.table import Table
+    from rich.text import Text
+
+    classes: Sequence[ClassSummary] = summary["classes"]
+    shown, note = classes, ""
+    if len(classes) > _TABLE_ROWS:
+        ordered = sorted(classes, key=lambda c: c["kept"])
+        shown = ordered[: _TABLE_ROWS // 2] + ordered[-_TABLE_ROWS // 2 :]
+        note = f"; {_TABLE_ROWS} of {len(classes)} classes shown, all are in selection.json"
+    caption = (
+        f"{summary['num_selected']:,} of {summary['num_rows']:,} images selected, {summary['num_copies']:,} with copies, "
+        f"effective size {summary['effective_size']:,.0f}{note}; lowest and mean are confidences"
+    )
+    table = Table(title="Selected pseudo-labels", caption=caption)
+    table.add_column("class", no_wrap=True)
+    for heading in ("predicted", "share", "labeled", "kept", "copies", "lowest", "mean"):  # short: for 80 columns
+        table.add_column(heading, justify="right", no_wrap=True)
+    for c in shown:
+        counts = f"{c['predicted']:,}", f"{c['predicted_prior']:.1%}", f"{c['labeled_prior']:.1%}"
+        table.add_row(
+            Text(c["name"]),
+            *counts,
+            f"{c['kept']:,}",
+            f"{c['copied']:,}",
+            _fraction(c["threshold"]),
+            _fraction(c["mean_confidence"]),
+        )
+    return table
+
+
+def _fraction(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"

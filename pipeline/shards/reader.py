@@ -1,0 +1,190 @@
+"""Decoded images of a data set at one size: from memory-mapped files of uint8, or decoded as they are asked for."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import psutil
+
+from pipeline.arrays import F32Array, I64Array
+from pipeline.config import Data
+from pipeline.errors import UserError
+from pipeline.files import atomic_path
+from pipeline.shards.dataset import Dataset, Shard
+from pipeline.shards.decode import DECODER_VERSION, Pixels, Vector, decode, decode_sample, resize_to
+from pipeline.shards.index import cache_folder, read_sample
+from pipeline.shards.tar import open_shard
+from pipeline.threads import num_cores
+
+Progress = Callable[[int, int], None]
+_CHUNK = 16  # images a decoding task
+_AUTO_SHARE = 0.25  # of memory, up to which `data.cache: auto` caches
+
+
+class Reader:
+    """Decoded images of a data set, uint8 [size, size, 3] each.
+
+    With a cache, a read is one gather from memory-mapped files (over 100,000 CIFAR images a second); making the cache
+    decodes everything once, and several processes share the work and the result. Without, every read is a pread and
+    a decoding in a thread pool.
+
+    Raises:
+        UserError: the cache cannot be written (full disk, read-only folder).
+    """
+
+    def __init__(self, dataset: Dataset, size: int, data: Data, *, progress: Progress | None = None) -> None:
+        self._dataset = dataset
+        self._size = size
+        self._pool = ThreadPoolExecutor(data.decode_workers or num_cores(), "decode")
+        self._cached: list[Pixels] | None = None
+        if wants_cache(len(dataset), size, data):
+            folder = cache_folder(data.cache_dir) / "decoded"
+            self._cached = self._open_cache(folder, progress)
+
+    def read(self, rows: npt.NDArray[np.integer]) -> Pixels:
+        """Images of these rows, uint8 [len(rows), size, size, 3]; any order, duplicates allowed."""
+        if len(rows) and not 0 <= rows.min() <= rows.max() < len(self._dataset):
+            raise IndexError(f"rows {rows.min()} to {rows.max()} of {len(self._dataset)}")
+        images = np.empty((len(rows), self._size, self._size, 3), np.uint8)
+        tasks = []
+        for shard, where, local in self._by_shard(np.asarray(rows, np.int64)):
+            if self._cached is not None:
+                images[where] = self._cached[shard][local]
+                continue
+            for begin in range(0, len(local), _CHUNK):
+                part = slice(begin, begin + _CHUNK)
+                source = self._dataset.shards[shard]
+                tasks.append(self._pool.submit(self._decode, source, local[part], images, where[part]))
+        for task in tasks:
+            task.result()
+        return images
+
+    def _by_shard(self, rows: I64Array) -> Iterator[tuple[int, I64Array, I64Array]]:
+        """Yield (shard, places in `rows`, rows within the shard)."""
+        if not len(rows):
+            return
+        starts = self._dataset.shard_starts
+        shard_of = np.searchsorted(starts, rows, side="right") - 1
+        places = np.argsort(shard_of, kind="stable")
+        shards, begins = np.unique(shard_of[places], return_index=True)
+        for shard, where in zip(shards, np.split(places, begins[1:]), strict=True):
+            yield int(shard), where, rows[where] - starts[shard]
+
+    def _decode(self, shard: Shard, local: I64Array, out: Pixels, where: I64Array) -> None:
+        descriptor = open_shard(shard.path)
+        try:
+            for row, place in zip(local, where, strict=True):
+                data = read_sample(descriptor, shard.index, int(row))
+                name = f"{shard.path}: {shard.index.key(int(row))}"
+                # Twice the target leaves the resize enough to antialias.
+                out[place] = resize_to(decode(data, name, at_least=2 * self._size), self._size)
+        finally:
+            os.close(descriptor)
+
+    # ------------------------------------------------------------------------------------------------------- the cache
+
+    def _open_cache(self, folder: Path, progress: Progress | None) -> list[Pixels]:
+        paths = [folder / f"{_cache_name(shard, self._size)}.npy" for shard in self._dataset.shards]
+        # First take the shards that nobody is at, then wait for those that other processes are making.
+        for wait in (False, True):
+            for shard, path in zip(self._dataset.shards, paths, strict=True):
+                if self._map(path, shard) is None:
+                    with _locked(path.with_suffix(".lock"), wait=wait) as locked:
+                        if locked and self._map(path, shard) is None:
+                            self._build(path, shard, progress)
+        return [self._map_or_raise(path, shard) for path, shard in zip(paths, self._dataset.shards, strict=True)]
+
+    def _map(self, path: Path, shard: Shard) -> Pixels | None:
+        try:
+            images: Pixels = np.load(path, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError, EOFError):
+            return None  # absent or damaged: made anew
+        fits = images.dtype == np.uint8 and images.shape == (shard.num_rows, self._size, self._size, 3)
+        return images if fits else None
+
+    def _map_or_raise(self, path: Path, shard: Shard) -> Pixels:
+        images = self._map(path, shard)
+        if images is None:
+            raise UserError(f"{path} vanished while it was in use; keep data.cache_dir, or set data.cache to never")
+        return images
+
+    def _build(self, path: Path, shard: Shard, progress: Progress | None) -> None:
+        # Written in sequence and never through a mapping: on a full disk that would be SIGBUS, not an error.
+        block = max(_CHUNK * 64, 1)
+        for left in path.parent.glob(f".{path.name}.*.tmp"):  # of killed builders: a living one would have the lock
+            left.unlink(missing_ok=True)
+        header = {"descr": "|u1", "fortran_order": False, "shape": (shard.num_rows, self._size, self._size, 3)}
+        with atomic_path(path) as temporary, open(temporary, "wb") as file:
+            np.lib.format.write_array_header_1_0(file, header)
+            for begin in range(0, shard.num_rows, block):
+                end = min(begin + block, shard.num_rows)
+                images = np.empty((end - begin, self._size, self._size, 3), np.uint8)
+                places = np.arange(end - begin)
+                parts = [places[i : i + _CHUNK] for i in range(0, len(places), _CHUNK)]
+                for task in [self._pool.submit(self._decode, shard, begin + part, images, part) for part in parts]:
+                    task.result()
+                file.write(images.data)
+                if progress:
+                    progress(shard.start + end, len(self._dataset))
+
+
+def read_vectors(dataset: Dataset) -> F32Array:
+    """All samples of a data set of vectors, [N, D].
+
+    Raises:
+        UserError: a sample is an image, or a vector of another length than the first.
+    """
+    rows: list[Vector] = []
+    for shard in dataset.shards:
+        descriptor = open_shard(shard.path)
+        try:
+            for row in range(shard.num_rows):
+                name = f"{shard.path}: {shard.index.key(row)}"
+                vector = decode_sample(read_sample(descriptor, shard.index, row), name)
+                if vector.ndim != 1 or (rows and len(vector) != len(rows[0])):
+                    raise UserError(f"{name} has shape {list(vector.shape)}; expected vectors of one length (.npy)")
+                rows.append(vector.astype(np.float32))
+        finally:
+            os.close(descriptor)
+    return np.stack(rows)
+
+
+def wants_cache(num_images: int, size: int, data: Data) -> bool:
+    """Whether `data.cache` asks for a decoded cache of this many images."""
+    if data.cache != "auto":
+        return data.cache == "always"
+    return num_images * size * size * 3 < _AUTO_SHARE * psutil.virtual_memory().total
+
+
+def _cache_name(shard: Shard, size: int) -> str:
+    # The offsets tell which samples of the tar are used: skipping bad images changes them, not the tar.
+    state = hashlib.blake2b(shard.index.offset.tobytes(), digest_size=16)
+    state.update(f"{shard.sha256} {size} {DECODER_VERSION}".encode())
+    return f"{shard.sha256[:16]}-{size}-{state.hexdigest()}"
+
+
+@contextlib.contextmanager
+def _locked(path: Path, *, wait: bool) -> Iterator[bool]:
+    """Hold an flock; yields False if another process has it and `wait` is not set. It dies with its process."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}; set data.cache_dir, or data.cache to never") from error
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+    finally:
+        os.close(descriptor)

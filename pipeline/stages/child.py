@@ -1,0 +1,81 @@
+"""The child process that runs one stage: `python -m pipeline.stages.child JOB.json`.
+
+It dies with its parent. With more than one training process it becomes torchrun's agent, whose ranks run this same
+module and die with the agent. Exit codes are those of `pipeline.errors`; the message of a UserError is left in
+`error.json` beside the job.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from pipeline.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_USER_ERROR, Interrupted, UserError
+from pipeline.stages.owner import die_with_parent
+from pipeline.stages.ranks import env_rank
+
+WARNINGS = "warnings.jsonl"
+
+
+def main() -> int:
+    """Run the job named on the command line; returns the exit code."""
+    die_with_parent(signal.SIGKILL)  # before the slow imports
+    path = Path(sys.argv[1])
+    return guarded(lambda: _run(path), path.parent)
+
+
+def _run(path: Path) -> int:
+    from pipeline.stages.kinds import kind_of, read_job
+    from pipeline.stages.plugins import load_plugins
+    from pipeline.stages.preamble import run_stage
+
+    load_plugins()
+    job = read_job(path)
+    if kind_of(job).ranks and job.runtime.processes > 1 and "RANK" not in os.environ:
+        from pipeline.stages.torchrun import run_ranks
+
+        return run_ranks(job.runtime.processes, ["-m", "pipeline.stages.child", str(path)])
+    run_stage(job)
+    return EXIT_OK
+
+
+def guarded(run: Callable[[], int], out: Path) -> int:
+    """Call `run` and turn its outcome into an exit code; other exceptions pass through with their traceback."""
+    from pipeline.files import write_json
+
+    if env_rank() == 0:
+        logging.getLogger("selftrain").addHandler(_WarningFile(out / WARNINGS))
+    try:
+        return run()
+    except UserError as error:
+        # On a full disk neither can be written; the exit code still says what it was.
+        with contextlib.suppress(OSError):
+            print(f"error: {error}", file=sys.stderr, flush=True)
+        with contextlib.suppress(UserError):
+            write_json(out / "error.json", {"message": str(error)})
+        return EXIT_USER_ERROR
+    except Interrupted as request:
+        print(f"interrupted: {request}", file=sys.stderr)
+        return EXIT_INTERRUPTED
+
+
+class _WarningFile(logging.Handler):
+    """Warnings as lines of JSON, for the parent to show."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(logging.WARNING)
+        self.path = path
+
+    def emit(self, record: logging.LogRecord) -> None:
+        from pipeline.files import append_json
+
+        append_json(self.path, {"message": record.getMessage()})
+
+
+if __name__ == "__main__":
+    sys.exit(main())

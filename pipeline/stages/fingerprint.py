@@ -1,0 +1,58 @@
+"""What a stage's output is a function of, as one digest."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from pipeline.files import Json
+
+
+class StageInputs(NamedTuple):
+    """What a stage's output is a function of, beside the version of its kind."""
+
+    config: Mapping[str, Json]
+    """The semantic part of its settings."""
+    inputs: Mapping[str, str]
+    """Name -> fingerprint or digest of what it reads."""
+
+
+def digest(value: Json) -> str:
+    """A hex digest of any JSON value: equal values give equal digests, whatever their key order."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False, default=str)
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def digest_file(path: Path) -> str:
+    """sha256 of a file's bytes, in hex."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def fingerprint(kind: str, version: int, inputs: StageInputs) -> str:
+    """The digest of what a stage's output is a function of: semantic config, inputs, and the version of the kind."""
+    return digest({"kind": kind, "version": version, "config": dict(inputs.config), "inputs": dict(inputs.inputs)})
+
+
+@functools.cache
+def code_version(checkout: Path) -> str:
+    """The last commit that changed pipeline/ in a source checkout, with "-dirty" if it was edited since.
+
+    Other commits change no bits. "unknown" where there is no checkout, or git cannot tell; the release says it then.
+    """
+    if not (checkout / ".git").exists():
+        return "unknown"
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(checkout), *arguments, "--", "pipeline"]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return git("log", "-1", "--format=%H")[:12] + ("-dirty" if git("status", "--porcelain") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"

@@ -1,0 +1,110 @@
+"""A stage's folder: reused if finished, resumed if begun, refused if it is another's."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from pipeline.errors import UserError
+from pipeline.files import Json, append_json, read_json, write_json
+from pipeline.stages.fingerprint import StageInputs, fingerprint
+
+SCHEMA = 2
+OWN_FILES = {"run.lock", "job.json", "output.log", "progress.json", "error.json", "warnings.jsonl"}
+"""What a launcher writes into a stage folder before the stage opens it."""
+RECORD = "stage.json"
+
+
+def open_folder(
+    path: Path,
+    kind: str,
+    version: int,
+    inputs: StageInputs,
+    env: Mapping[str, Json],
+    *,
+    accept_environment: bool = False,
+) -> bool:
+    """Open `path` for one stage; returns whether its finished output is there to be reused.
+
+    A folder in which the same stage began is resumed. A finished one of which a file was deleted is taken up again.
+
+    Raises:
+        UserError: the folder holds another stage's output, or a resume in another environment was not accepted.
+    """
+    wanted = fingerprint(kind, version, inputs)
+    config, read = dict(inputs.config), dict(inputs.inputs)
+    if not (path / RECORD).exists():
+        check_stage_folder(path, kind)
+        record = {"schema": SCHEMA, "kind": kind, "fingerprint": wanted, "config": config, "inputs": read}
+        write_json(path / RECORD, {**record, "environment": dict(env), "complete": False})
+        return False
+    record = read_json(path / RECORD)
+    if record["fingerprint"] != wanted:
+        changed = _changes({**record["config"], **record["inputs"]}, {**config, **read})
+        raise UserError(f"{path} holds a {record['kind']} stage with other settings ({changed}); choose another folder")
+    if is_finished(path):
+        return True
+    if record["environment"] != dict(env):
+        changed = _changes(record["environment"], env)
+        if not accept_environment:
+            raise UserError(
+                f"{path} was begun in another environment ({changed}), so its continuation would not be bit-exact; "
+                "go back to that environment, or pass --accept-environment"
+            )
+        history = [*record.get("earlier_environments", []), record["environment"]]
+        write_json(path / RECORD, {**record, "environment": dict(env), "earlier_environments": history})
+    return False
+
+
+def finish_folder(path: Path, files: Sequence[str], **outputs: Json) -> None:
+    """Mark a folder complete, which is the last write of a stage. `files` are those that it cannot be reused without."""
+    record = read_json(path / RECORD)
+    write_json(path / RECORD, {**record, "outputs": outputs, "files": list(files), "complete": True})
+
+
+def is_finished(path: Path) -> bool:
+    """Whether a folder holds a finished stage with all of its files; a user may have deleted some."""
+    if not (path / RECORD).exists():
+        return False
+    record = read_json(path / RECORD)
+    return bool(record["complete"]) and all((path / name).exists() for name in record["files"])
+
+
+def check_stage_folder(path: Path, kind: str) -> None:
+    """Refuse a folder with files of the user's. A launcher's own files are recognised by a valid job.json.
+
+    Raises:
+        UserError: it is no stage folder and not empty.
+    """
+    if not path.exists() or (path / RECORD).exists():
+        return
+    names = {p.name for p in path.iterdir() if p.name[0] != "."}
+    begun = "job.json" in names and _is_job(path / "job.json")
+    if names - (OWN_FILES if begun else {"run.lock"}):
+        raise UserError(f"{path} is not empty and not a {kind} stage; choose another output folder")
+
+
+def _is_job(path: Path) -> bool:
+    try:
+        return {"kind", "out"} <= set(json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError):
+        return False
+
+
+def stage_record(path: Path) -> dict[str, Json]:
+    """The stage.json of a finished stage. Raises UserError when the folder is no stage or is unfinished."""
+    record: dict[str, Json] = read_json(path / RECORD)
+    if not record.get("complete"):
+        raise UserError(f"{path} is an unfinished stage; type the command that began it again to go on")
+    return record
+
+
+def append_timing(stage: Path, step: int, seconds: float, images: int) -> None:
+    """Add a line to a stage's timing.jsonl: what it took, which is never compared or resumed."""
+    append_json(stage / "timing.jsonl", {"step": step, "seconds": round(seconds, 6), "images": images})
+
+
+def _changes(before: Mapping[str, Json], after: Mapping[str, Json]) -> str:
+    keys = [k for k in sorted({*before, *after}) if before.get(k) != after.get(k)]
+    return ", ".join(f"{k}: {before.get(k)!r} -> {after.get(k)!r}" for k in keys[:4]) or "stage format"

@@ -1,0 +1,21 @@
+"""SIGTERM and SIGINT as a request to stop at the next boundary."""
+
+from __future__ import annotations
+
+import signal
+from types import FrameType
+
+
+class StopRequest:
+    """Set by SIGTERM or SIGINT from its making on; a stage reads it at its boundaries, saves and exits with code 75.
+
+    Without `listen` it is never set: signals stay what they are in this process.
+    """
+
+    def __init__(self, *, listen: bool = True) -> None:
+        self.requested = False
+        for number in (signal.SIGTERM, signal.SIGINT) if listen else ():
+            signal.signal(number, self._on_signal)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self.requested = True

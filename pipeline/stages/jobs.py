@@ -1,0 +1,179 @@
+"""What the process of one stage is told: a frozen job, read from the `job.json` in its output folder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, SerializeAsAny
+
+from pipeline.config import (
+    Config,
+    Data,
+    Evaluate,
+    Label,
+    NetworkSettings,
+    Runtime,
+    Section,
+    Select,
+    Split,
+    Training,
+)
+from pipeline.config.methods import sections
+
+Role = Literal["teacher", "student", "control", "finetune"]
+
+
+class Job(Section):
+    """What every job has."""
+
+    kind: str
+    """The kind of stage, a name in `kinds.KINDS`."""
+    out: Path
+    """The stage folder."""
+    data: Data
+    runtime: Runtime
+    accept_environment: bool = False
+
+    @property
+    def title(self) -> str:
+        """A short name for people, such as `train teacher (round 0)`."""
+        return self.kind
+
+
+def _as_sections(raw: Any) -> Any:
+    known = sections()
+    return {name: known[name].model_validate(value) for name, value in raw.items()}
+
+
+class TrainJob(Job):
+    """Train one model, or several together, on labeled images and what else its learner sees."""
+
+    kind: Literal["train"] = "train"
+    role: Role
+    round: int
+    seed: int
+    training: Training
+    """The stage's model, and the stream of images that it sees."""
+    method: str = "noisy_student"
+    """The method whose learner takes the steps."""
+    learner: str = "pipeline.methods.noisy_student.learner:PseudoLabelLearner"
+    """Where that learner is, as `module:class`."""
+    settings: Annotated[dict[str, SerializeAsAny[Section]], BeforeValidator(_as_sections)] = {}
+    """The sections of the config that the learner reads beside `training`, by their names."""
+    teacher: NetworkSettings | None = None
+    """Another network that is trained along."""
+    evaluate: Evaluate
+    selection: Path | None = None
+    """A finished select stage; its record names the label stage it was made from."""
+    labels: Path | None = None
+    """A finished label stage, for learners that read stored predictions without a selection."""
+
+    @property
+    def title(self) -> str:
+        """Says both roles where a teacher is trained along."""
+        who = f"teacher and {self.role}" if self.teacher is not None and self.role == "student" else self.role
+        return f"train {who} (round {self.round})"
+
+    @classmethod
+    def of(cls, config: Config, out: Path, role: Role, round: int, training: Training, **values: Any) -> TrainJob:
+        """The job of one training of a run."""
+        return cls(
+            out=out,
+            role=role,
+            round=round,
+            seed=config.seed,
+            data=config.data,
+            training=training,
+            evaluate=config.evaluate,
+            runtime=config.runtime,
+            **values,
+        )
+
+
+class LabelJob(Job):
+    """Predict every unlabeled image with one teacher, or with the mean of several."""
+
+    kind: Literal["label"] = "label"
+    round: int
+    label: Label
+    teachers: tuple[Path, ...]
+    """Stage folders or exported files; the newest first."""
+
+    @property
+    def title(self) -> str:
+        """Says the round."""
+        return f"label (round {self.round})"
+
+    @classmethod
+    def of(cls, config: Config, out: Path, round: int, teachers: Sequence[Path], **values: Any) -> LabelJob:
+        """The job of a teacher's pass; of more teachers than `label.ensemble` the newest count."""
+        label = config.for_round(round).label
+        return cls(
+            out=out,
+            round=round,
+            data=config.data,
+            label=label,
+            runtime=config.runtime,
+            teachers=tuple(teachers[: label.ensemble]),
+            **values,
+        )
+
+
+class SelectJob(Job):
+    """Choose pseudo-labels and their multiplicities."""
+
+    kind: Literal["select"] = "select"
+    round: int
+    seed: int
+    select: Select
+    labels: Path
+    """A finished label stage."""
+
+    @property
+    def title(self) -> str:
+        """Says the round."""
+        return f"select (round {self.round})"
+
+    @classmethod
+    def of(cls, config: Config, out: Path, round: int, labels: Path, **values: Any) -> SelectJob:
+        """The job of a selection from a round's labels."""
+        return cls(
+            out=out,
+            round=round,
+            seed=config.seed,
+            data=config.data,
+            runtime=config.runtime,
+            select=config.for_round(round).select,
+            labels=labels,
+            **values,
+        )
+
+
+class EvaluateJob(Job):
+    """Evaluate models on a split."""
+
+    kind: Literal["evaluate"] = "evaluate"
+    split: Split
+    models: dict[str, Path]
+    """Name -> stage folder."""
+    evaluate: Evaluate
+
+    @property
+    def title(self) -> str:
+        """Says the split."""
+        return f"evaluate on {self.split}"
+
+    @classmethod
+    def of(cls, config: Config, out: Path, split: Split, models: dict[str, Path], **values: Any) -> EvaluateJob:
+        """The job of an evaluation of some of a run's models."""
+        return cls(
+            out=out,
+            data=config.data,
+            split=split,
+            models=models,
+            evaluate=config.evaluate,
+            runtime=config.runtime,
+            **values,
+        )

@@ -1,0 +1,87 @@
+"""The kinds of stages: a table that says what runs a job, and how.
+
+A kind of yours is one more row (docs/extend.md). Functions are named by strings, so that reading the table imports none
+of them.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.errors import UserError, did_you_mean
+from pipeline.stages.fingerprint import StageInputs, fingerprint
+from pipeline.stages.jobs import EvaluateJob, Job, LabelJob, SelectJob, TrainJob
+
+if TYPE_CHECKING:
+    from pipeline.stages.preamble import Stage
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of stage."""
+
+    job: type[Job]
+    """What its process is told."""
+    inputs_of: str
+    """`module:function` from the job to what the output is a function of."""
+    function: str
+    """`module:function` that fills the folder of an open stage: (job, stage) -> None."""
+    version: int
+    """Raised when the algorithm or the files change, so that old outputs are not taken for new ones."""
+    ranks: bool = False
+    """Whether it runs as `runtime.processes` processes."""
+    process: bool = True
+    """Whether it runs in child processes; without, in the process that asks for it, which then needs no torch."""
+
+    def inputs(self, job: Job) -> StageInputs:
+        """What the output of this job is a function of. The stages that it reads must be finished."""
+        result: StageInputs = load_object(self.inputs_of)(job)
+        return result
+
+    def run(self, job: Job, stage: Stage) -> None:
+        """Fill the folder of the open stage."""
+        load_object(self.function)(job, stage)
+
+
+KINDS: dict[str, Kind] = {
+    "train": Kind(TrainJob, "pipeline.train.stage:train_inputs", "pipeline.train.stage:run_train", 3, ranks=True),
+    "label": Kind(LabelJob, "pipeline.labels.stage:label_inputs", "pipeline.labels.stage:run_label", 3, ranks=True),
+    "select": Kind(
+        SelectJob, "pipeline.selection.stage:select_inputs", "pipeline.selection.stage:run_select", 2, process=False
+    ),
+    "evaluate": Kind(EvaluateJob, "pipeline.evaluate.stage:evaluate_inputs", "pipeline.evaluate.stage:run_evaluate", 3),
+}
+
+
+def kind_of(job: Job) -> Kind:
+    """The row of a job's kind."""
+    return KINDS[job.kind]
+
+
+def fingerprint_of(job: Job, inputs: StageInputs | None = None) -> str:
+    """The fingerprint of the stage that a job fills; `inputs` saves asking for them again."""
+    kind = kind_of(job)
+    return fingerprint(job.kind, kind.version, inputs or kind.inputs(job))
+
+
+def read_job(path: Path) -> Job:
+    """Read a job.json.
+
+    Raises:
+        UserError: it is of a kind that is not registered here.
+    """
+    text = path.read_text()
+    kind = json.loads(text)["kind"]
+    if kind not in KINDS:
+        raise UserError(f"{path} is of kind {kind!r}, {did_you_mean(kind, KINDS)}; a plugin's needs its --plugin")
+    return KINDS[kind].job.model_validate_json(text)
+
+
+def load_object(name: str) -> Any:
+    """The object that `module:name` stands for."""
+    module, _, attribute = name.partition(":")
+    return getattr(import_module(module), attribute)

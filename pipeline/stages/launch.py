@@ -1,0 +1,281 @@
+"""Run a stage in a child process that never outlives its parent, stops on request, and explains its failure.
+
+A stage in its own process cannot take its parent with it (CUDA errors, out of memory), gives all of its memory back,
+and can be several ranks. The child gets a process group of its own, in the same session: signals of a terminal or of a
+scheduler reach the parent, which passes exactly one SIGTERM on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import logging
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+
+from pipeline.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_USER_ERROR, Interrupted, UserError
+from pipeline.files import read_json, read_lines, write_bytes
+from pipeline.stages.child import WARNINGS
+from pipeline.stages.folder import check_stage_folder
+from pipeline.stages.jobs import Job
+from pipeline.stages.kinds import kind_of
+from pipeline.stages.owner import LOCK_VARIABLE, PARENT_VARIABLE
+from pipeline.stages.preamble import run_stage
+from pipeline.stages.progress import Progress, read_progress
+from pipeline.threads import num_cores
+
+log = logging.getLogger("selftrain.launch")
+
+CHILD: tuple[str, ...] = (sys.executable, "-m", "pipeline.stages.child")
+GRACE_S = 15.0
+"""From SIGTERM to SIGKILL. Less than the 30 s of Prefect's worker, which would leave ranks behind."""
+POLL_S = 0.2
+TAIL_LINES = 30
+_FULL = 2**16
+"""Free bytes below which a disk has no room for a message."""
+KEEP_FREED_MEMORY = {
+    "MALLOC_TRIM_THRESHOLD_": str(10**11),
+    "MALLOC_TOP_PAD_": str(2**28),
+    "MALLOC_MMAP_THRESHOLD_": str(2**32),
+}
+"""Settings of glibc for CPU stages: every step allocates the same large tensors, and handing them back to the kernel in
+between costs page faults (training 7 to 19%, labeling 50% faster, docs/log.md). A user's own values win."""
+
+
+class StageFailed(RuntimeError):
+    """A defect, or a lack of memory, ended a stage's process. The message holds the end of its log."""
+
+
+def run_job(
+    job: Job,
+    lock_fd: int | None = None,
+    *,
+    on_progress: Callable[[Progress], None] | None = None,
+    stop: Callable[[], bool] | None = None,
+) -> None:
+    """Run one stage to completion in child processes, or in this one where its kind needs none.
+
+    Args:
+        job: What to run; it is written to job.json in the stage folder.
+        lock_fd: The run lock, which the children hold too.
+        on_progress: Called with every new report of the stage.
+        stop: Polled; once it is true the stage is asked to save and stop.
+
+    Raises:
+        UserError: bad input, with the child's message.
+        Interrupted: the stage was stopped by SIGTERM, SIGINT or `stop`; the message tells whether its state is saved.
+        StageFailed: the child failed; the message holds the end of its log.
+    """
+    check_stage_folder(job.out, job.kind)
+    for left in job.out.glob(".*.tmp"):  # of killed writes: whoever is alive would have the lock
+        left.unlink(missing_ok=True)
+    write_bytes(job.out / "job.json", job.model_dump_json(indent=2).encode())
+    if not kind_of(job).process:
+        if on_progress:
+            on_progress(Progress(job.title, 0, 1, job.kind, ""))
+        run_stage(job)
+        if on_progress:
+            on_progress(Progress(job.title, 1, 1, job.kind, ""))
+        return
+    run_child(
+        [*CHILD, str(job.out / "job.json")],
+        job.out,
+        title=job.title,
+        env=_environment(job.runtime.device, job.runtime.threads, job.runtime.processes),
+        lock_fd=lock_fd,
+        on_progress=on_progress,
+        stop=stop,
+    )
+
+
+def run_child(
+    command: Sequence[str],
+    out: Path,
+    *,
+    title: str,
+    env: Mapping[str, str] | None = None,
+    lock_fd: int | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
+    stop: Callable[[], bool] | None = None,
+    grace_s: float = GRACE_S,
+) -> None:
+    """Run one command to its end, with its output appended to `out/output.log`. See run_job for the outcomes.
+
+    Whatever happens, nothing that the command started in its process group or below it is left running.
+    """
+    for stale in ("error.json", "progress.json", WARNINGS):
+        (out / stale).unlink(missing_ok=True)
+    log_path = out / "output.log"
+    with open(log_path, "ab") as log, _stop_signals() as signalled:
+        log.write(f"--- {datetime.datetime.now():%Y-%m-%d %H:%M:%S} {shlex.join(command)}\n".encode())
+        log.flush()
+        log_start = log.tell()
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=child_variables(env or {}, lock_fd),
+            pass_fds=() if lock_fd is None else (lock_fd,),
+            process_group=0,
+        )
+
+        def asked() -> bool:
+            return signalled() or bool(stop and stop())
+
+        try:
+            stopped = _watch(process, out, title, grace_s, on_progress, asked)
+        finally:
+            _kill_rest(process)
+            _tell_warnings(out)
+        if process.returncode == EXIT_OK and (stopped or asked()):  # too late for the stage, in time for the next
+            raise Interrupted(f"{title} is finished; stopped before the next stage")
+    code = process.returncode
+    if code == EXIT_OK:
+        return
+    error_path = out / "error.json"
+    # A rank that cannot save when it is asked to stop leaves its message; torchrun's agent knows of the stop alone.
+    if code in (EXIT_USER_ERROR, EXIT_INTERRUPTED) and error_path.exists():
+        message = read_json(error_path)["message"]
+        error_path.unlink()
+        raise UserError(message)
+    if code == EXIT_USER_ERROR and shutil.disk_usage(out).free < _FULL:
+        raise UserError(f"{title}: the disk that {out} is on is full; free space, and the same command goes on")
+    if code == EXIT_INTERRUPTED:
+        raise Interrupted(f"{title} was stopped and is saved")
+    if stopped:
+        how = f"killed {grace_s:g} s after it was asked to stop" if code == -signal.SIGKILL else _cause(code)
+        raise Interrupted(f"{title} was stopped without saving ({how}); the same command goes on from what is saved")
+    raise StageFailed(f"{title} failed ({_cause(code)}). The end of {log_path}:\n{_tail(log_path, log_start)}")
+
+
+# ------------------------------------------------------------------------------------------------------- environment
+
+
+def _environment(device: str, threads: int, processes: int) -> dict[str, str]:
+    threads = threads or max(1, num_cores() // processes)
+    variables = {"OMP_NUM_THREADS": str(threads)}
+    if device == "cpu":
+        variables["ACCELERATE_USE_CPU"] = "true"
+        variables |= {name: os.environ.get(name, value) for name, value in KEEP_FREED_MEMORY.items()}
+    return variables
+
+
+def child_variables(env: Mapping[str, str], lock_fd: int | None = None) -> dict[str, str]:
+    """The environment of a child: ours, what makes it find this package and its parent, and `env` on top."""
+    variables = {
+        **os.environ,
+        "PYTHONUNBUFFERED": "1",
+        "PYTHONFAULTHANDLER": "1",
+        "PYTHONSAFEPATH": "1",  # a folder `pipeline` where the user works must not take the place of ours
+        PARENT_VARIABLE: str(os.getpid()),
+        **env,
+    }
+    root = Path(__file__).resolve().parents[2]
+    if root.name not in {"site-packages", "dist-packages"}:  # run from a source tree
+        variables["PYTHONPATH"] = os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")]))
+    if lock_fd is not None:
+        variables[LOCK_VARIABLE] = str(lock_fd)
+    return variables
+
+
+# ------------------------------------------------------------------------------------------------ watching, stopping
+
+
+@contextlib.contextmanager
+def _stop_signals() -> Iterator[Callable[[], bool]]:
+    """Turn SIGTERM and SIGINT into a flag while the block runs; yields the flag's reader.
+
+    In a thread other than the main one, where handlers cannot be set, only `stop` can ask for a stop.
+    """
+    received: list[int] = []
+    previous = {}
+    if threading.current_thread() is threading.main_thread():
+        for signum in (signal.SIGTERM, signal.SIGINT):
+            previous[signum] = signal.signal(signum, lambda number, _frame: received.append(number))
+    try:
+        yield lambda: bool(received)
+    finally:
+        for signum, handler in previous.items():
+            signal.signal(signum, handler if handler is not None else signal.SIG_DFL)
+
+
+def _watch(
+    process: subprocess.Popen[bytes],
+    out: Path,
+    title: str,
+    grace_s: float,
+    on_progress: Callable[[Progress], None] | None,
+    stop: Callable[[], bool],
+) -> bool:
+    """Wait for the end of the child or of its grace, passing progress and a stop on; returns if it was stopped."""
+    shown: Progress | None = None
+    deadline: float | None = None
+    while True:
+        ended = _has_ended(process)
+        now = read_progress(out, title)
+        if now and deadline is not None:
+            now = replace(now, text="saving, then stopping")
+        if on_progress and now and now != shown:
+            on_progress(now)
+            shown = now
+        if ended or (deadline is not None and time.monotonic() > deadline):
+            return deadline is not None
+        if deadline is None and stop():
+            process.send_signal(signal.SIGTERM)
+            deadline = time.monotonic() + grace_s
+        time.sleep(POLL_S)
+
+
+def _has_ended(process: subprocess.Popen[bytes]) -> bool:
+    """Without reaping it: as long as the dead child is there, its process group's id cannot be another's."""
+    return os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+
+
+def _kill_rest(process: subprocess.Popen[bytes]) -> None:
+    """Kill what is left of the child: its process group, and its descendants in other sessions (torchrun's ranks)."""
+    try:
+        descendants = psutil.Process(process.pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        descendants = []
+    os.killpg(process.pid, signal.SIGKILL)
+    for descendant in descendants:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            descendant.kill()
+    process.wait()
+    psutil.wait_procs(descendants, timeout=5)
+
+
+# ---------------------------------------------------------------------------------------------------- explaining
+
+
+def _tell_warnings(out: Path) -> None:
+    """Log what the child warned of."""
+    for line in read_lines(out / WARNINGS):
+        log.warning("%s", line["message"])
+    (out / WARNINGS).unlink(missing_ok=True)
+
+
+def _cause(code: int) -> str:
+    if code >= 0:
+        return f"exit code {code}"
+    hint = "; out of memory?" if -code == signal.SIGKILL else ""
+    return f"killed by {signal.Signals(-code).name}{hint}"
+
+
+def _tail(log: Path, start: int) -> str:
+    with open(log, "rb") as file:
+        file.seek(max(start, log.stat().st_size - 16_384))
+        lines = file.read().decode(errors="replace").splitlines()
+    return "\n".join(lines[-TAIL_LINES:])

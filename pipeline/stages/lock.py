@@ -1,0 +1,56 @@
+"""The lock of a run folder, and the run folder that a path lies in."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from pipeline.errors import UserError
+
+
+def find_run(path: Path) -> Path | None:
+    """The run folder that a path is or lies in, if there is one."""
+    path = path.absolute()
+    return next((f for f in (path, *path.parents) if (f / "run.lock").exists() and (f / "config.yaml").exists()), None)
+
+
+@contextlib.contextmanager
+def run_lock(folder: Path, *, wait_s: float = 20.0) -> Iterator[int]:
+    """Hold the lock of a run folder; yields its file descriptor, which child processes inherit.
+
+    The lock is gone when the last process that holds it ends, however it ends. A command typed again right after a
+    kill therefore waits for the old children.
+
+    Raises:
+        UserError: another process still holds it after `wait_s` seconds, or the folder cannot be written.
+    """
+    path = folder / "run.lock"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise UserError(
+            f"cannot write in {folder}: {error.strerror}; choose another folder or fix permissions"
+        ) from error
+    try:
+        deadline = time.monotonic() + wait_s
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    owner = os.pread(descriptor, 64, 0).decode(errors="replace").strip() or "unknown"
+                    raise UserError(
+                        f"{folder} is in use by process {owner}; wait for it, stop it, or choose another folder"
+                    ) from None
+                time.sleep(0.1)
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+        yield descriptor
+    finally:
+        os.close(descriptor)

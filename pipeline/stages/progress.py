@@ -1,0 +1,98 @@
+"""Progress of a stage: the child process reports it into a small file, the parent process polls and shows it."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline.stages.ranks import env_rank
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+INTERVAL_S = 0.2
+_last_report: dict[Path, float] = {}
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a stage is: `done` of `total` (0 = unknown) in `unit`, and a short text such as the last loss."""
+
+    stage: str
+    done: int
+    total: int
+    unit: str
+    text: str
+
+
+def report(out: Path, done: int, total: int, unit: str, text: str = "") -> None:
+    """Report progress of the stage in folder `out`: at most every 0.2 s, except the last.
+
+    Cheap enough for every step. Only rank 0 reports. The file is renamed into place but not fsynced, and a full disk is
+    ignored: it is a display, and the stage's own writes tell of a full disk.
+    """
+    now = time.monotonic()
+    if env_rank() != 0 or (done < total and now - _last_report.get(out, -1.0) < INTERVAL_S):
+        return
+    _last_report[out] = now
+    temporary = out / ".progress.json.tmp"
+    with contextlib.suppress(OSError):
+        temporary.write_text(json.dumps({"done": done, "total": total, "unit": unit, "text": text}))
+        os.replace(temporary, out / "progress.json")
+
+
+def read_progress(out: Path, stage: str) -> Progress | None:
+    """The last report of the stage in folder `out`; None before the first."""
+    try:
+        return Progress(stage=stage, **json.loads((out / "progress.json").read_bytes()))
+    except FileNotFoundError:
+        return None
+
+
+@functools.cache
+def terminal() -> Console:
+    """The one console for people (stderr): bars, warnings and errors must share it to keep out of each other's way."""
+    from rich.console import Console
+
+    return Console(stderr=True)
+
+
+@contextlib.contextmanager
+def show_progress(console: Console | None = None) -> Iterator[Callable[[Progress], None]]:
+    """Show every stage that reports as a line with a bar; yields the function that takes the reports.
+
+    Where the output is no terminal, a line is printed when a stage begins.
+    """
+    from rich import progress as bars
+
+    console = console or terminal()
+    columns = (
+        bars.TextColumn("{task.description}"),
+        bars.BarColumn(bar_width=24),
+        bars.TextColumn("{task.completed:,.0f}/{task.total:,.0f} {task.fields[unit]}"),
+        bars.TimeElapsedColumn(),
+        bars.TextColumn("{task.fields[text]}"),
+    )
+    tasks: dict[str, bars.TaskID] = {}
+    with bars.Progress(*columns, console=console, disable=not console.is_terminal) as display:
+
+        def show(now: Progress) -> None:
+            if now.stage not in tasks:
+                for earlier in tasks.values():
+                    display.stop_task(earlier)
+                tasks[now.stage] = display.add_task(now.stage, total=now.total, unit=now.unit, text=now.text)
+                if not console.is_terminal:
+                    console.print(now.stage, highlight=False)
+            task = tasks[now.stage]
+            display.update(task, completed=now.done, total=now.total, unit=now.unit, text=now.text)
+            if now.done >= now.total > 0:
+                display.stop_task(task)
+
+        yield show

@@ -1,0 +1,98 @@
+"""What the ranks of a stage tell each other beside their gradients."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import os
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.distributed import ProcessGroup
+
+WAIT = datetime.timedelta(days=7)
+"""For a collective. A rank may decode a large data set or label for hours while others wait, and a wait that is given up
+loses the run; a rank that fails ends the others through torchrun, not through this."""
+
+
+def env_rank() -> int:
+    """The rank of this process, which torchrun tells; 0 without it."""
+    return int(os.environ.get("RANK", "0"))
+
+
+class Ranks:
+    """All ranks of a stage. Of one rank, every call is free and needs no torch."""
+
+    def __init__(self, rank: int = 0, number: int = 1, hosts: ProcessGroup | None = None) -> None:
+        self.rank, self.number = rank, number
+        self._hosts = hosts
+
+    @classmethod
+    def join(cls, device: str) -> Ranks:
+        """Join the ranks that torchrun started; all of them call this at the same time."""
+        number = int(os.environ.get("WORLD_SIZE", "1"))
+        if number == 1:
+            return cls()
+        from torch import distributed
+
+        # Accelerate takes a group that is there. Host tensors always travel by gloo, whatever the device.
+        backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
+        distributed.init_process_group(backend, timeout=WAIT)
+        # Flags travel between hosts: an all-reduce on the devices would make every step wait for them.
+        return cls(env_rank(), number, distributed.new_group(backend="gloo", timeout=WAIT))
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this rank writes."""
+        return self.rank == 0
+
+    @contextlib.contextmanager
+    def main_first(self) -> Iterator[None]:
+        """The main rank runs the block, then the others do."""
+        if not self.is_main:
+            self.wait()
+        yield
+        if self.is_main:
+            self.wait()
+
+    def wait(self) -> None:
+        """Return when every rank has called this."""
+        if self._hosts is not None:
+            from torch import distributed
+
+            distributed.barrier(group=self._hosts)
+
+    def leave(self) -> None:
+        """Let go of each other, once nothing is left to say."""
+        if self._hosts is not None:
+            from torch import distributed
+
+            self.wait()
+            distributed.destroy_process_group()
+
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is set on one of the ranks. All of them must ask."""
+        if self._hosts is None:
+            return flag
+        import torch
+        from torch import distributed
+
+        vote = torch.tensor(int(flag))
+        distributed.all_reduce(vote, distributed.ReduceOp.MAX, group=self._hosts)
+        return bool(vote.item())
+
+    def average(self, tensors: Sequence[Tensor]) -> None:
+        """Replace the tensors by their means over ranks, in one all-reduce on their device."""
+        if self.number == 1 or not tensors:
+            return
+        import torch
+        from torch import distributed
+
+        with torch.no_grad():
+            flat = torch.cat([t.reshape(-1) for t in tensors])
+            distributed.all_reduce(flat)
+            flat /= self.number
+            for tensor, mean in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
+                tensor.copy_(mean.view_as(tensor))

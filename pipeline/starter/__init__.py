@@ -1,0 +1,1 @@
+"""The config that `selftrain init` prints."""

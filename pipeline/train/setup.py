@@ -1,0 +1,174 @@
+"""What a learner is made of: networks, batches and views of one train stage's job."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from torch import Tensor
+
+from pipeline.config import NetworkSettings, Runtime, StrongView, Training, WeakView
+from pipeline.errors import UserError
+from pipeline.models import build
+from pipeline.models.format import ModelInfo, read_info
+from pipeline.models.weights import has_info, load_start
+from pipeline.randomness import key_of, reseed_torch
+from pipeline.selection.targets import Targets
+from pipeline.shards.dataset import Dataset, open_split
+from pipeline.shards.order import Order
+from pipeline.shards.reader import Reader
+from pipeline.stages.jobs import TrainJob
+from pipeline.stages.ranks import Ranks
+from pipeline.train.batches import Batches, Stream
+from pipeline.train.network import Network, prepare
+from pipeline.views import Views
+
+NUM_FIRST_IMAGES = 1000
+
+
+class Setup:
+    """Makes what a learner needs. Every rank has one."""
+
+    def __init__(self, job: TrainJob, ranks: Ranks, lineage: dict[str, str]) -> None:
+        self.job = job
+        self.ranks = ranks
+        self.lineage = lineage
+        self.accelerator = make_accelerator(job.runtime)
+
+    @cached_property
+    def labeled(self) -> Dataset:
+        """The labeled split."""
+        return open_split(self.job.data, "labeled")
+
+    @cached_property
+    def unlabeled(self) -> Dataset:
+        """The unlabeled split."""
+        return open_split(self.job.data, "unlabeled")
+
+    def network(self, settings: NetworkSettings, *name: str, role: str = "") -> Network:
+        """A network to be trained, from random weights or from `settings.start`.
+
+        Args:
+            settings: The network.
+            name: Tells networks of one stage apart, which begin with random weights of their own.
+            role: What its model.json says that it is; by default the job's role.
+
+        Raises:
+            UserError: the architecture or the start is not there or does not fit.
+        """
+        info = self._info(settings, role or self.job.role)
+        reseed_torch(key_of(self.job.seed, "init", self.job.round, *name))
+        model = build(
+            info.architecture,
+            len(self.labeled.classes),
+            dropout=settings.dropout,
+            stochastic_depth=settings.stochastic_depth,
+            model_args=info.model_args,
+        ).to(device=self.accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if hasattr(model, "init_from_images"):
+            model.init_from_images(self._first_images(info))
+        load_start(model, settings)
+        return prepare(model, settings, self.accelerator, self.ranks, info=info, compiled=self.job.runtime.compile)
+
+    def views(self) -> Views:
+        """The views of the training's images."""
+        training = self.job.training
+        return Views(
+            training.weak,
+            training.strong,
+            training.image_size,
+            mean=training.mean,
+            std=training.std,
+            device=self.accelerator.device,
+            key_coordinates=(self.job.seed, self.job.round),
+        )
+
+    def batches(
+        self,
+        *,
+        unlabeled: bool = False,
+        copies: npt.NDArray[np.integer] | None = None,
+        targets: Targets | None = None,
+    ) -> Batches:
+        """The batches of the training.
+
+        Args:
+            unlabeled: Whether there are unlabeled images among them.
+            copies: How often each of these occurs per epoch, [N]; None for once.
+            targets: Their targets, if they have some.
+        """
+        training = self.job.training
+        stream = self._stream(self.unlabeled, training.unlabeled_batch_size, copies) if unlabeled else None
+        return Batches(
+            self._stream(self.labeled, training.batch_size),
+            stream,
+            targets,
+            num_classes=len(self.labeled.classes),
+            accumulation=training.accumulation,
+            rank=self.accelerator.process_index,
+            num_ranks=self.accelerator.num_processes,
+            pin=self.accelerator.device.type == "cuda",
+        )
+
+    def _info(self, settings: NetworkSettings, role: str) -> ModelInfo:
+        """The model.json of what a network becomes: its own, or that of the model that it goes on with."""
+        job, classes, start = self.job, self.labeled.classes, settings.start
+        if start is not None and start.mode != "init" and has_info(start):
+            info = read_info(Path(start.model))
+            if info.classes != classes:
+                raise UserError(
+                    f"`start.model`: {start.model} knows other classes than the data "
+                    f"({', '.join(info.classes[:5])}, ...); use mode: init to train it on these"
+                )
+            if start.mode == "use":
+                return info
+        return ModelInfo(
+            schema=1,
+            architecture=settings.model,
+            model_args=settings.model_args,
+            classes=classes,
+            input_size=(3, job.training.image_size, job.training.image_size),
+            mean=job.training.mean,
+            std=job.training.std,
+            metrics={},
+            lineage={"role": role, **self.lineage, "round": job.round, "seed": job.seed},
+        )
+
+    def _first_images(self, info: ModelInfo) -> Tensor:
+        """Labeled images from all over the data set, normalized: for data-dependent initialization."""
+        training, device, num = self.job.training, self.job.runtime.device, len(self.labeled)
+        rows = np.linspace(0, num - 1, min(num, NUM_FIRST_IMAGES)).astype(np.int64)  # sorted by class
+        images = torch.from_numpy(Reader(self.labeled, read_size(training), self.job.data).read(rows)).to(device)
+        size = training.image_size
+        return Views(WeakView(), StrongView(), size, mean=info.mean, std=info.std, device=device).center(images)
+
+    def _stream(self, dataset: Dataset, batch_size: int, copies: npt.NDArray[np.integer] | None = None) -> Stream:
+        """An endless stream of a data set's rows, each as often per epoch as `copies` says."""
+        job = self.job
+        order = Order(
+            dataset.shard_starts,
+            copies,
+            seed=job.seed,
+            stream=dataset.name,
+            round=job.round,
+            window_shards=job.data.window_shards,
+        )
+        return Stream(dataset, Reader(dataset, read_size(job.training), job.data), order, batch_size)
+
+
+def make_accelerator(runtime: Runtime) -> Accelerator:
+    """Accelerate, for the device and precision that a run was resolved to; it takes the ranks that have joined."""
+    precision = {"fp32": "no"}.get(runtime.precision, runtime.precision)
+    # DDP would copy rank 0's BatchNorm statistics to the others before each step, which the loop has averaged already.
+    handlers = [DistributedDataParallelKwargs(broadcast_buffers=False)]
+    return Accelerator(cpu=runtime.device == "cpu", mixed_precision=precision, kwargs_handlers=handlers)
+
+
+def read_size(training: Training) -> int:
+    """The side at which training images are read: 8/7 of the view's for resized crops, which so have more pixels to
+    sample than the view shows (256 for 224, the usual ratio)."""
+    return round(training.image_size * 8 / 7) if training.weak.crop == "resized" else training.image_size

@@ -1,0 +1,73 @@
+"""How the networks of a training are judged on val, while they are trained and at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch import nn
+
+from pipeline.arrays import F32Array
+from pipeline.evaluate.metrics import compute_metrics
+from pipeline.evaluate.predictor import Predictor, predict, write_predictions
+from pipeline.files import write_json
+from pipeline.models.format import ModelInfo, save_model
+from pipeline.shards.dataset import open_split
+from pipeline.shards.reader import Reader
+from pipeline.train.network import Network
+from pipeline.train.setup import Setup
+
+MODEL_FILES = ("model.safetensors", "model.json", "evaluation-val.json", "predictions-val.npz")
+"""What `Validation.write` leaves."""
+
+
+class Validation:
+    """The split that every choice is made on, shared by the ranks."""
+
+    def __init__(self, setup: Setup) -> None:
+        self.setup = setup
+        self.val = open_split(setup.job.data, "val")
+        self._readers: dict[int, Reader] = {}
+
+    def evaluate(self, networks: Mapping[str, Network]) -> dict[str, float]:
+        """Figures of the averaged weights as metrics.jsonl has them; of networks beside the first, their accuracy."""
+        values: dict[str, float] = {}
+        for number, (name, network) in enumerate(networks.items()):
+            if network.info is None:
+                continue
+            metrics = compute_metrics(self._predict(network.ema.model, network.info), self.val.labels)
+            values |= (
+                {f"{name}_val_top1": metrics.top1} if number else {"val_top1": metrics.top1, "val_nll": metrics.nll}
+            )
+        return values
+
+    def write(self, out: Path, model: nn.Module, info: ModelInfo) -> None:
+        """Judge a model and write it into a stage folder. Every rank takes part, the main one writes."""
+        log_probs = self._predict(model, info)
+        if not self.setup.ranks.is_main:
+            return
+        metrics = compute_metrics(log_probs, self.val.labels).to_json()
+        write_json(out / "evaluation-val.json", metrics)
+        write_predictions(out / "predictions-val.npz", log_probs, self.val.labels)
+        save_model(out / "model.safetensors", model.state_dict(), info.with_metrics({"val": metrics}))
+
+    def _predict(self, model: nn.Module, info: ModelInfo) -> F32Array:
+        """Log-probabilities [N, C]."""
+        job, accelerator, size = self.setup.job, self.setup.accelerator, info.input_size[-1]
+        if size not in self._readers:
+            self._readers[size] = Reader(self.val, size, job.data)
+        precision, flip = job.runtime.precision, job.evaluate.flip
+        mine = predict(
+            Predictor(model, info, device=accelerator.device, precision=precision, flip=flip),
+            self._readers[size],
+            len(self.val),
+            job.evaluate.batch_size,
+            rank=accelerator.process_index,
+            num_ranks=accelerator.num_processes,
+        )
+        if accelerator.num_processes == 1:
+            return mine
+        total = accelerator.reduce(torch.from_numpy(mine).to(accelerator.device), "sum")
+        return cast(F32Array, total.cpu().numpy())
