@@ -1,0 +1,1 @@
+"""A run: its rounds and control, its fine-tune, its result, its folder."""

@@ -1,0 +1,42 @@
+"""The fine-tune: a last, short training of a model at a higher resolution, on labeled images as they are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from pipeline.config import Finetune, Start, StrongView, Training, WeakView
+from pipeline.methods.method import Method, OnRound, Round, best_of
+from pipeline.models.format import read_info
+from pipeline.runs.run import Run
+
+
+def finetune(run: Run, method: Method, rounds: Sequence[Round], on_round: OnRound) -> list[Round]:
+    """All rounds and, if the config asks for it, the fine-tune of the best of them.
+
+    Of a method whose student meets no labeled image, the student's instead (Pham 2021).
+    """
+    settings = run.config.finetune
+    if settings is None:
+        return list(rounds)
+    number, base = rounds[-1].round + 1, rounds[-1] if method.finetunes == "student" else best_of(rounds)
+    training = finetuning(settings, base.train, flip=method.recipe(run.config, base.round).weak.flip)
+    tuned = run.judge("finetune", number, run.train("finetune", number, training, f"rounds/{number}"))
+    on_round(tuned)
+    return [*rounds, tuned]
+
+
+def finetuning(settings: Finetune, model: Path, *, flip: bool) -> Training:
+    """The training that fine-tunes a model; `flip` says whether its own training mirrored images."""
+    info = read_info(model)
+    return Training(
+        model=info.architecture,
+        model_args=info.model_args,
+        mean=info.mean,
+        std=info.std,
+        weak=WeakView(crop="none", flip=flip),
+        strong=StrongView(num_ops=0),
+        noise_labeled=False,
+        start=Start(model=str(model), mode="init"),
+        **dict(settings),
+    )

@@ -1,0 +1,54 @@
+"""result.json: what a run came to, for scripts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline.methods.method import Round
+from pipeline.runs.run import Run
+from pipeline.stages.fingerprint import digest
+
+SCHEMA = 2
+FINAL, TEACHER, CONTROL = "final", "teacher", "control"
+"""Names of the models in test.json."""
+
+
+def models_of(rounds: Sequence[Round], final: Round, control: Path | None) -> dict[str, Path]:
+    """The models that test measures: the round-0 teacher where there is one, the final model, the control."""
+    teacher = {TEACHER: rounds[0].train} if rounds[0].role == "teacher" else {}
+    return {**teacher, FINAL: final.train, **({CONTROL: control} if control else {})}
+
+
+def result_of(
+    run: Run,
+    rounds: Sequence[Round],
+    final: Round,
+    *,
+    control: Path | None = None,
+    tests: Mapping[str, Any] | None = None,
+    skipped: Mapping[str, int] | None = None,
+) -> dict[str, Any]:
+    """The content of result.json. Accuracies are fractions; what is not there (yet) is null."""
+
+    def top1(name: str) -> float | None:
+        return tests[name]["top1"] if tests and name in tests else None
+
+    return {
+        "schema": SCHEMA,
+        "method": run.config.method,
+        "data": digest(run.data),
+        "rounds": [r.to_json(run.folder) for r in rounds],
+        "final": {
+            "round": final.round,
+            "val_top1": final.val_top1,
+            "test_top1": top1(FINAL),
+            "teacher_test_top1": top1(TEACHER),
+            "control_test_top1": top1(CONTROL),
+            "model_dir": str(final.train.relative_to(run.folder)),
+            "control_dir": str(control.relative_to(run.folder)) if control else None,
+            "test": dict(tests or {}),
+        },
+        "skipped": dict(skipped or {}),
+    }
