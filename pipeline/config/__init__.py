@@ -1,9 +1,9 @@
 """The whole configuration tree: frozen pydantic models in which an unknown key is an error; one file per section.
 
 Precedence: defaults < YAML < `--set key.path=value`. A field is semantic (it changes results and so enters the
-fingerprints of the stages that read it) unless it is declared `operational()`; one that is declared `technique()` enters
-them unless it is off. Of `runtime`, precision and compile enter; device, threads and processes are part of a stage's
-environment, which a resume must meet. The same models are the parameters of the Prefect flow.
+fingerprints of the stages that read it) unless it is declared `operational()`; one that is declared `technique()`
+enters them unless it is off. Of `runtime`, precision and compile enter; device, threads and processes are part of a
+stage's environment, which a resume must meet. The same models are the parameters of the Prefect flow.
 """
 
 from pipeline.config.base import Precision, Scalar, Section, changed, dump_yaml, parse, semantic

@@ -81,7 +81,9 @@ def changed(section: S, **values: Any) -> S:
     Raises:
         pydantic.ValidationError: no file could say so.
     """
-    return type(section).model_validate({**dict(section), **values})
+    fields = type(section).model_fields
+    names = {name: (fields[name].alias if name in fields else None) or name for name, _ in section}
+    return type(section).model_validate({names.get(name, name): value for name, value in [*section, *values.items()]})
 
 
 def off_is_a_word(value: Any) -> Any:

@@ -48,8 +48,8 @@ class Config(Section):
     data: Data = Data()
     """The images."""
     teacher: Training = Training()
-    """The round-0 teacher, which sees labeled images only. `method: meta` reads its network and optimization, and trains
-    it on the student's stream."""
+    """The round-0 teacher, which sees labeled images only. `method: meta` reads its network and optimization, and
+    trains it on the student's stream."""
     label: Label = Label()
     """The teacher's pass over the unlabeled images."""
     select: Select = Select()
@@ -63,8 +63,8 @@ class Config(Section):
     meta: Meta = Meta()
     """The feedback, with `method: meta`."""
     finetune: Finetune | None = None
-    """An optional last training on labeled images: of the best model, at a higher resolution; with `method: meta` of the
-    student, which has met none yet."""
+    """An optional last training on labeled images: of the best model, at a higher resolution; with `method: meta` of
+    the student, which has met none yet."""
     evaluate: Evaluate = Evaluate()
     """How models are evaluated."""
     runtime: Runtime = Runtime()

@@ -32,7 +32,8 @@ class Data(Section):
     bad_images: Literal["error", "skip"] = "error"
     """What to do with images that cannot be decoded: stop, or count and skip them."""
     cache: Literal["auto", "always", "never"] = operational("auto")
-    """Whether to keep decoded uint8 images in memory-mapped files. `auto` does so while they take under 25% of memory."""
+    """Whether to keep decoded uint8 images in memory-mapped files. `auto` does so while they take under 25% of
+    memory."""
     cache_dir: Path | None = operational(None)
     """Folder of decoded images and of indexes of read-only tars. The default is `selftrain` below `$XDG_CACHE_HOME`, or
     below `~/.cache`."""

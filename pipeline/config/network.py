@@ -54,8 +54,8 @@ class NetworkSettings(Section):
     """Freeze the stem and this many blocks, with their BatchNorm in eval mode (Noisy Student's resolution fix). 0
     freezes nothing."""
     label_smoothing: Probability = technique(0.1, off=0.0)
-    """Probability that hard targets spread evenly over all classes. Soft pseudo-labels are never smoothed. 0 turns label
-    smoothing off."""
+    """Probability that hard targets spread evenly over all classes. Soft pseudo-labels are never smoothed. 0 turns
+    label smoothing off."""
     optimizer: Optimizer = Optimizer()
     """The optimizer and its learning rate."""
     warmup_steps: NonNegative = technique(0, off=0)
@@ -63,5 +63,5 @@ class NetworkSettings(Section):
     clip_norm: Annotated[float, Field(ge=0)] = technique(0.0, off=0.0)
     """Clip the global norm of the gradient to this. 0 turns clipping off."""
     ema_decay: Probability = technique(0.999, off=0.0)
-    """Decay of the weight average (EMA). The averaged weights are evaluated and produce labels. The decay is warmed up as
-    min(decay, (1 + n) / (10 + n)). Lower it for trainings of under 10,000 steps. 0 turns the average off."""
+    """Decay of the weight average (EMA). The averaged weights are evaluated and produce labels. The decay is warmed up
+    as min(decay, (1 + n) / (10 + n)). Lower it for trainings of under 10,000 steps. 0 turns the average off."""

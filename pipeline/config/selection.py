@@ -17,8 +17,8 @@ class Select(Section):
     per_class: NonNegative = technique(0, off=0)
     """Keep at most this many images per class, the surest first. 0 keeps all."""
     balance: Literal["off", "uniform", "prior"] = technique("uniform", off="off")
-    """Duplicate images of rare classes up to `per_class` images, or up to the size of the largest class. `uniform` gives
-    every class the same number, `prior` a number in proportion to `prior`, `off` duplicates nothing."""
+    """Duplicate images of rare classes up to `per_class` images, or up to the size of the largest class. `uniform`
+    gives every class the same number, `prior` a number in proportion to `prior`, `off` duplicates nothing."""
     prior: tuple[float, ...] = ()
     """Share of each class with `balance: prior`. Empty means the shares among the labeled images."""
     max_copies: Positive = 5

@@ -18,10 +18,11 @@ class WeakView(Section):
     padding: NonNegative = 4
     """Pixels of reflection on each side with `crop: pad`. An eighth of the image's side is usual."""
     min_area: Annotated[float, Field(gt=0, le=1)] = 0.25
-    """Smallest share of the image's area with `crop: resized`. The aspect ratio is between 3/4 and 4/3. Lower it to 0.08
-    for trainings of many epochs on large images."""
+    """Smallest share of the image's area with `crop: resized`. The aspect ratio is between 3/4 and 4/3. Lower it to
+    0.08 for trainings of many epochs on large images."""
     flip: bool = technique(True, off=False)
-    """Mirror each image with probability 1/2. Turn it off where left and right mean something, as in digits and text."""
+    """Mirror each image with probability 1/2. Turn it off where left and right mean something, as in digits and
+    text."""
 
 
 class StrongView(Section):

@@ -12,9 +12,9 @@ from pipeline.report import plots
 from pipeline.report.record import RunRecord, TrainRecord
 
 _FEEDBACK = (
-    "The feedback is how much the student's step on the teacher's labels lowered its labeled loss, to first order (with "
-    "meta.feedback: cosine, the cosine of the two gradients). The teacher makes labels likelier whose feedback is above "
-    "the baseline."
+    "The feedback is how much the student's step on the teacher's labels lowered its labeled loss, to first order "
+    "(with meta.feedback: cosine, the cosine of the two gradients). The teacher makes labels likelier whose feedback "
+    "is above the baseline."
 )
 
 

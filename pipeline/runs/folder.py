@@ -8,9 +8,9 @@ from typing import Any
 
 from pipeline.config import SPLITS, Config, Data, Training, changed, semantic
 from pipeline.errors import UserError
-from pipeline.stages.machine import resolve
 from pipeline.files import read_json
 from pipeline.stages.fingerprint import digest
+from pipeline.stages.machine import resolve
 
 log = logging.getLogger("selftrain.loop")
 

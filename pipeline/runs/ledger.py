@@ -29,8 +29,8 @@ class Ledger:
     """The stages that a run asked for so far.
 
     Args:
-        run_dir: The run folder.
-        purpose: A digest of config, data and stage versions. The same command typed again adds to what is there; another
+        run_dir: The run folder. purpose: A digest of config, data and stage versions. The same command typed again adds
+        to what is there; another
             begins anew.
     """
 

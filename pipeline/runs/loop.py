@@ -58,7 +58,6 @@ def run_loop(
         config = resolve_config(config, earlier)
         datasets = _check_data(config, method)
         data = {split: dataset.fingerprint for split, dataset in datasets.items()}
-        skipped: dict[str, int] = {split: dataset.num_skipped for split, dataset in datasets.items() if dataset.num_skipped}
         if earlier is not None:
             set_aside(run_dir, earlier, config, digest(data))
         versions = {name: kind.version for name, kind in KINDS.items()}
@@ -68,6 +67,7 @@ def run_loop(
         run = Run(config, run_dir, run_stage, lock_fd, accept_environment, data, ledger)
         rounds = finetune(run, method, method.run_rounds(run, on_round), on_round)
         final = best_of(rounds)
+        skipped: dict[str, int] = {split: d.num_skipped for split, d in datasets.items() if d.num_skipped}
         result = result_of(run, rounds, final, skipped=skipped)
         write_json(run_dir / "result.json", result)  # every choice is fixed and written before test is read
 

@@ -27,7 +27,8 @@ RunStage = Callable[[Job, int], None]
 
 @dataclass
 class Run:
-    """A run in progress: the resolved config, and how to run a stage in its folder. It is what methods call `Stages`."""
+    """A run in progress: the resolved config, and how to run a stage in its folder. It is what methods call
+    `Stages`."""
 
     config: Config
     folder: Path

@@ -136,8 +136,8 @@ def summary_table(summary: Summary) -> Table:
         shown = ordered[: _TABLE_ROWS // 2] + ordered[-_TABLE_ROWS // 2 :]
         note = f"; {_TABLE_ROWS} of {len(classes)} classes shown, all are in selection.json"
     caption = (
-        f"{summary['num_selected']:,} of {summary['num_rows']:,} images selected, {summary['num_copies']:,} with copies, "
-        f"effective size {summary['effective_size']:,.0f}{note}; lowest and mean are confidences"
+        f"{summary['num_selected']:,} of {summary['num_rows']:,} images selected, {summary['num_copies']:,} with "
+        f"copies, effective size {summary['effective_size']:,.0f}{note}; lowest and mean are confidences"
     )
     table = Table(title="Selected pseudo-labels", caption=caption)
     table.add_column("class", no_wrap=True)

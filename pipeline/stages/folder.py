@@ -58,7 +58,8 @@ def open_folder(
 
 
 def finish_folder(path: Path, files: Sequence[str], **outputs: Json) -> None:
-    """Mark a folder complete, which is the last write of a stage. `files` are those that it cannot be reused without."""
+    """Mark a folder complete, which is the last write of a stage. `files` are those that it cannot be reused
+    without."""
     record = read_json(path / RECORD)
     write_json(path / RECORD, {**record, "outputs": outputs, "files": list(files), "complete": True})
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, SerializeAsAny
+from pydantic import BeforeValidator, Field, SerializeAsAny
 
 from pipeline.config import (
     Config,
@@ -60,7 +60,7 @@ class TrainJob(Job):
     """The method whose learner takes the steps."""
     learner: str = "pipeline.methods.noisy_student.learner:PseudoLabelLearner"
     """Where that learner is, as `module:class`."""
-    settings: Annotated[dict[str, SerializeAsAny[Section]], BeforeValidator(_as_sections)] = {}
+    settings: Annotated[dict[str, SerializeAsAny[Section]], BeforeValidator(_as_sections)] = Field(default_factory=dict)
     """The sections of the config that the learner reads beside `training`, by their names."""
     teacher: NetworkSettings | None = None
     """Another network that is trained along."""

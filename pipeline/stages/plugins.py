@@ -49,7 +49,8 @@ def load_plugins() -> None:
         if found is not None and Path(found.origin or "").resolve() != path:
             raise UserError(f"--plugin {path}: a module {path.stem!r} exists already; rename the file")
         spec = importlib.util.spec_from_file_location(path.stem, path)
-        assert spec is not None and spec.loader is not None
+        assert spec is not None
+        assert spec.loader is not None
         module = importlib.util.module_from_spec(spec)
         sys.modules[path.stem] = module
         try:

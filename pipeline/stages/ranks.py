@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 WAIT = datetime.timedelta(days=7)
-"""For a collective. A rank may decode a large data set or label for hours while others wait, and a wait that is given up
-loses the run; a rank that fails ends the others through torchrun, not through this."""
+"""For a collective. A rank may decode a large data set or label for hours while others wait, and a wait that is given
+up loses the run; a rank that fails ends the others through torchrun, not through this."""
 
 
 def env_rank() -> int:

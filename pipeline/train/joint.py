@@ -1,4 +1,4 @@
-"""What a step sees whose unlabeled images come without pseudo-labels: each of them twice, weakly and strongly noised."""
+"""What a step sees of unlabeled images without pseudo-labels: two views of each, weak and strong."""
 
 from __future__ import annotations
 

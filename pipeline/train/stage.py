@@ -24,14 +24,15 @@ from pipeline.train.setup import Setup
 from pipeline.train.validation import MODEL_FILES, Validation
 
 _KEPT = ("optimizer.name", "frozen_layers", "image_size", "mean", "std")
-"""What `start.mode: continue` cannot change: the first two shape the optimizer's state, the others are the model's input.
-Another architecture shows in the weights."""
+"""What `start.mode: continue` cannot change: the first two shape the optimizer's state, the others are the model's
+input. Another architecture shows in the weights."""
 
 
 def train_inputs(job: TrainJob) -> StageInputs:
     """What the stage's output is a function of: its semantic config and the fingerprints of its inputs.
 
-    What a learner reads beside `training` is told only where there is some, so that a new method changes no fingerprint.
+    What a learner reads beside `training` is told only where there is some, so that a new method changes no
+    fingerprint.
     """
     config: dict[str, Any] = {
         "seed": job.seed,
