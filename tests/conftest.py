@@ -14,29 +14,13 @@ os.environ["GIT_DIR"] = os.devnull  # a stage notes the checkout's commit, which
 
 import pytest
 from hypothesis import settings
-from stages import label_job, run, select_job, train_job
+from support.digits import digits_config
+from support.processes import label_job, run, select_job, train_job
 
-from pipeline.config import Config, parse
-from pipeline.demos.digits import pack_digits
+from pipeline.config import Config
 
 settings.register_profile("selftrain", deadline=None)  # the first call of a test imports and compiles
 settings.load_profile("selftrain")
-
-TRAINING = {
-    "model": "wide_resnet10_1",
-    "model_args": {"bn_momentum": 0.1},
-    "image_size": 8,
-    "mean": [0.305, 0.305, 0.305],
-    "std": [0.376, 0.376, 0.376],
-    "steps": 40,
-    "batch_size": 32,
-    "warmup_steps": 5,
-    "ema_decay": 0.9,
-    "optimizer": {"lr": 0.4},
-    "weak": {"padding": 1, "flip": False},
-    "strong": {"num_ops": 1, "magnitude": 4, "cutout": 2},
-    "evaluations": 4,
-}
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -51,29 +35,6 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def digits(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Config:
     """A run on scikit-learn's digits."""
     return digits_config(tmp_path_factory.mktemp("digits") / "packed")
-
-
-def digits_config(folder: Path) -> Config:
-    """Packs the digits; every kind of noise is on, and unlabeled images are in 5 shards."""
-    pack_digits(folder, shard_size=200)
-    student = {
-        **TRAINING,
-        "unlabeled_ratio": 2,
-        "dropout": 0.1,
-        "stochastic_depth": 0.1,
-        "clip_norm": 5.0,
-        "evaluations": 3,
-    }
-    raw = {
-        "data": {"root": str(folder)},
-        "teacher": {**TRAINING, "strong": {"num_ops": 0}},
-        "label": {"batch_size": 64},
-        "select": {"balance": "uniform", "max_copies": 3, "allow_empty_classes": True},
-        "student": student,
-        "rounds": {"num_rounds": 1},
-        "runtime": {"device": "cpu", "precision": "fp32", "threads": 1, "log_every": 5, "checkpoint_every": 10},
-    }
-    return parse(Config, raw, "tests")
 
 
 @pytest.fixture(scope="session")

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow.ipc
 import pytest
-from stages import run, select_job, train_job
+from support.processes import run, select_job, train_job
 
 from pipeline.config import load_config
 from pipeline.demos.digits import pack_digits

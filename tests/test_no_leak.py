@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from stages import outputs, run, train_job
+from support.processes import outputs, run, train_job
 
 from pipeline.config import SHARED, Config, parse
 from pipeline.errors import UserError

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from shards.conftest import class_files, write_files
+from support.images import class_files, write_files
 from typer.core import TyperGroup
 from typer.main import get_command
 

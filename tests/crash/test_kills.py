@@ -15,7 +15,7 @@ from typing import Any
 
 import psutil
 import pytest
-from stages import kill, outputs, run, start
+from support.processes import kill, outputs, run, start
 
 import pipeline.runs.loop
 from pipeline.config import SHARED, Config, dump_yaml, parse

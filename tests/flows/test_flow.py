@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import fake_run
 import pytest
+from support import fake_run
 
 from pipeline.config import Config, parse
 from pipeline.errors import Interrupted, UserError

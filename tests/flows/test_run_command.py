@@ -11,9 +11,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import fake_run
 import psutil
 import pytest
+from support import fake_run
 
 ROOT = Path(__file__).parents[2]
 SERVER = "flows.server"

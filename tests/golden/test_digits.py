@@ -13,7 +13,7 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from stages import run, train_job
+from support.processes import run, train_job
 
 from pipeline.config import Config
 
@@ -51,7 +51,7 @@ def test_update_stores_what_is_found() -> None:
 if __name__ == "__main__":
     import tempfile
 
-    from conftest import digits_config
+    from support.digits import digits_config
 
     with tempfile.TemporaryDirectory() as folder:
         values = losses(digits_config(Path(folder) / "packed"), Path(folder) / "train")

@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from stages import kill, label_job, outputs, run, select_job, start, wait_for
+from support.processes import kill, label_job, outputs, run, select_job, start, wait_for
 
 from pipeline.config import Config
 from pipeline.errors import EXIT_INTERRUPTED, UserError

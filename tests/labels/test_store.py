@@ -12,13 +12,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.labeled_digits import WriteStage, provenance_of, rows_of
 
 from pipeline.errors import UserError
 from pipeline.labels.store import LabelRows, LabelStore, label_path, read_labels, summarize, write_labels
 from pipeline.shards.dataset import Dataset
 from pipeline.stages.folder import open_stage
-
-from .conftest import WriteStage, provenance_of, rows_of
 
 F32Array = npt.NDArray[np.float32]
 

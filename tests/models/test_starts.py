@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
-from stages import run, train_job
+from support.processes import run, train_job
 from torch import nn
 
 from pipeline.config import Config, Start, Training

@@ -9,14 +9,13 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.run_folder import edit, text_of
 
 from pipeline.evaluate.metrics import Metrics
 from pipeline.report.gallery import make_sprite, spread_over_classes
 from pipeline.report.lineage import draw, teachers_of
 from pipeline.report.page import number, percent, points, write_report
 from pipeline.report.record import read_run
-
-from .conftest import edit, text_of
 
 # --------------------------------------------------------------------------------------------------------- the page
 

@@ -6,12 +6,11 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+from support.run_folder import edit, text_of
 
 from pipeline.config import Data
 from pipeline.report.record import read_run
 from pipeline.report.verdict import judge
-
-from .conftest import edit, text_of
 
 
 def test_the_verdict_follows_the_interval_over_the_control(run: Path) -> None:

@@ -1,73 +1,9 @@
-"""Tiny real image files in the shapes that people have them."""
-
 from __future__ import annotations
 
-import io
-import tarfile
-import zipfile
-from collections.abc import Callable, Mapping
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
-
-MakeFolder = Callable[..., Path]
-
-
-def picture(number: int, size: int = 8) -> np.ndarray:
-    """An image that differs for every number."""
-    return np.random.default_rng(number).integers(0, 256, (size, size, 3), dtype=np.uint8)
-
-
-def png(number: int, size: int = 8) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(picture(number, size)).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-def write_raw_tar(path: Path, files: Mapping[str, bytes] | list[tuple[str, bytes]], **kwargs: int) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, "w", **kwargs) as tar:
-        for name, data in files.items() if isinstance(files, Mapping) else files:
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            tar.addfile(info, io.BytesIO(data))
-    return path
-
-
-def write_zip(path: Path, files: Mapping[str, bytes]) -> Path:
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, data in files.items():
-            archive.writestr(name, data)
-    return path
-
-
-def class_files(num_per_class: int, classes: str = "cat dog emu", first: int = 0) -> dict[str, bytes]:
-    """CLASS/NNNN.png -> bytes, all different."""
-    names = classes.split()
-    return {
-        f"{name}/{number:04d}.png": png(first + index * 1000 + number)
-        for index, name in enumerate(names)
-        for number in range(num_per_class)
-    }
-
-
-def write_files(folder: Path, files: Mapping[str, bytes]) -> Path:
-    for name, data in files.items():
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data)
-    return folder
-
-
-def snapshot(folder: Path) -> dict[str, bytes]:
-    """All bytes of a packed folder that its results are made of (indexes carry times, so they are left out)."""
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.suffix != ".npz" and path.name != "run.lock"
-    }
+from support.images import class_files, write_files
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import webdataset
+from support.images import as_nobody, class_files, picture, png, snapshot, write_files, write_raw_tar
 
 from pipeline.config import Data
 from pipeline.errors import UserError
@@ -17,9 +18,6 @@ from pipeline.packing.carve import Carve
 from pipeline.packing.pack import pack
 from pipeline.shards.dataset import check_disjoint, open_split
 from pipeline.shards.index import index_path, load_index
-
-from .conftest import class_files, picture, png, snapshot, write_files, write_raw_tar
-from .test_source import as_nobody
 
 
 def foreign(path: Path, samples: dict[str, bytes | np.ndarray], classes: str = "cat\ndog\nemu\n") -> Data:

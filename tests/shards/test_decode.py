@@ -11,11 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from support.images import picture, png
 
 from pipeline.errors import UserError
 from pipeline.shards.decode import content_hash, decode, encode_png, resize_to, stored_format
-
-from .conftest import picture, png
 
 
 def encoded(image: Image.Image, kind: str, **options: object) -> bytes:

@@ -13,7 +13,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 from pipeline.train.trainer import METRICS
-from stages import run, train_job
+from support.processes import run, train_job
 
 from pipeline.config import Config, Data, Training, WeakView
 from pipeline.errors import UserError

@@ -6,10 +6,7 @@ import json
 import os
 import random
 import signal
-import socket
 import time
-from collections.abc import Callable
-from functools import partial
 from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,7 +15,8 @@ import psutil
 import pytest
 import torch
 from accelerate import Accelerator
-from stages import label_job, outputs, run, start, train_job, wait_for
+from support.processes import label_job, outputs, run, train_job
+from support.tiny_net import register
 
 from pipeline.config import Config, Training
 from pipeline.errors import EXIT_INTERRUPTED, UserError
@@ -28,46 +26,9 @@ from pipeline.models import set_trainable
 from pipeline.models.format import read_state
 from pipeline.stages import launch
 from pipeline.stages.folder import stage_record
-from pipeline.stages.jobs import Job, TrainJob
+from pipeline.stages.jobs import TrainJob
 from pipeline.stages.launch import run_job
 from pipeline.train.checkpoint import Checkpoints
-from train.tiny import register
-
-
-def in_two(job: Job, tmp_path: Path, name: str) -> Job:
-    runtime = job.runtime.model_copy(update={"processes": 2})  # type: ignore[union-attr]
-    return job.model_copy(update={"runtime": runtime, "out": tmp_path / name})
-
-
-def become_rank(rank: int, port: int) -> None:
-    """What torchrun does."""
-    register()
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-    os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
-
-
-def run_ranks(
-    job: Job,
-    kill_at: str = "",
-    signum: int = signal.SIGKILL,
-    *,
-    rank: Callable[[int, int], None] = become_rank,
-    signalled: tuple[int, ...] = (0, 1),
-) -> list[int]:
-    """Run a job in two forked ranks; optionally signal some once metrics.jsonl holds a text. Returns the exit codes."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    processes = [start(job, partial(rank, number, port)) for number in range(2)]
-    if kill_at:
-        lines = job.out / "metrics.jsonl"
-        wait_for(lambda: (lines.exists() and kill_at in lines.read_text()) or not processes[0].is_alive())
-        for process in (processes[number] for number in signalled):
-            if process.pid and process.is_alive():
-                os.kill(process.pid, signum)
-    for process in processes:
-        process.join()
-    return [process.exitcode or 0 for process in processes]
 
 
 @pytest.fixture

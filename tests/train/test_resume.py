@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from stages import kill, outputs, run, start, stopwatch, train_job, wait_for
+from support.processes import HAS_BF16, kill, outputs, run, start, stopwatch, train_job, wait_for
 
 from pipeline.config import Config
 from pipeline.errors import EXIT_INTERRUPTED, EXIT_OK, Interrupted, UserError
@@ -23,7 +23,6 @@ from pipeline.stages.jobs import TrainJob
 from pipeline.stages.launch import run_job
 
 Train = Callable[..., TrainJob]
-HAS_BF16 = torch.cpu._is_avx512_bf16_supported()
 
 
 @pytest.fixture

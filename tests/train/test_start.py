@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from stages import kill, outputs, run, start, train_job, wait_for
+from support.processes import kill, outputs, run, start, train_job, wait_for
 
 from pipeline.config import Config, Data, Split, Start, Training
 from pipeline.errors import UserError

@@ -1,0 +1,167 @@
+"""SOURCE in all the shapes that people have: nesting, litter, modes, links, zips, odd names."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from urllib.parse import unquote_to_bytes
+
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from support.images import as_nobody, class_files, png, write_files, write_raw_tar, write_zip
+
+from pipeline.errors import UserError
+from pipeline.packing.source import arrange, open_source, sample_key
+
+FILES = {
+    "cat/a.JPG": b"1",
+    "cat/deep/er/b.Png": b"2",
+    "dog/a.jpeg": b"3",
+    "dog/notes.txt": b"",
+    "dog/.hidden.jpg": b"",
+    "__MACOSX/dog/._a.jpeg": b"",
+    "Thumbs.db": b"",
+}
+KEYS = [("cat/a", "cat"), ("cat/deep/er/b", "cat"), ("dog/a", "dog")]
+
+
+def keys(path: Path, *, labeled: bool = True, known: tuple[str, ...] = ()) -> list[tuple[str, str | None]]:
+    with open_source(path) as source:
+        return [(item.key, item.class_name) for item in arrange(source, labeled=labeled, known=known)]
+
+
+@pytest.mark.parametrize("top", ["", "train/", "./", "data/train/"])
+@pytest.mark.parametrize("kind", ["folder", "tar", "zip"])
+def test_nesting_and_litter_are_understood_in_every_kind(tmp_path: Path, kind: str, top: str) -> None:
+    files = {f"{top}{name}": data for name, data in FILES.items()}
+    path = {
+        "folder": lambda: write_files(tmp_path / "in", files),
+        "tar": lambda: write_raw_tar(tmp_path / "in.tar", files),
+        "zip": lambda: write_zip(tmp_path / "in.zip", files),
+    }[kind]()
+    assert keys(path) == KEYS
+    with open_source(path) as source:
+        assert source.ignored == {"hidden": 3, ".txt": 1}
+        assert [source.read(name) for name in source.names] == [b"1", b"2", b"3"]
+
+
+def test_a_flat_folder_is_unlabeled_only(tmp_path: Path) -> None:
+    path = write_files(tmp_path / "in", {"1.jpg": b"1", "2.png": b"2"})
+    assert keys(path, labeled=False) == [("1", None), ("2", None)]
+    with pytest.raises(UserError, match=r"1\.jpg is in no class folder.*--split unlabeled"):
+        keys(path)
+
+
+def test_a_shard_given_as_source_is_recognized(tmp_path: Path) -> None:
+    path = write_raw_tar(tmp_path / "in.tar", {"1.jpg": b"1", "1.cls": b"0"})
+    with pytest.raises(UserError, match="a shard already"):
+        keys(path)
+
+
+def test_a_single_known_class_is_not_taken_for_a_top_folder(tmp_path: Path) -> None:
+    path = write_files(tmp_path / "in", {"cat/x/1.jpg": b"1", "cat/x/2.jpg": b"2"})
+    assert keys(path, known=("cat", "dog"))[0] == ("cat/x/1", "cat")
+
+
+def test_folders_of_splits_are_not_taken_for_classes(tmp_path: Path) -> None:
+    path = write_files(tmp_path / "in", {"train/cat/1.jpg": b"1", "test/cat/2.jpg": b"2"})
+    with pytest.raises(UserError, match=r"test, train, which look like splits"):
+        keys(path)
+
+
+def test_equal_keys_are_an_error_with_both_names(tmp_path: Path) -> None:
+    path = write_files(tmp_path / "in", {"cat/1.jpg": b"1", "cat/1.png": b"2"})
+    with pytest.raises(UserError, match=r"cat/1\.jpg and cat/1\.png would share the key `cat/1`"):
+        keys(path)
+
+
+@pytest.mark.parametrize("name", ["../evil.jpg", "/etc/evil.jpg", "cat/../../evil.jpg"])
+def test_members_that_point_outside_are_refused(tmp_path: Path, name: str) -> None:
+    for path in (write_raw_tar(tmp_path / "in.tar", {name: b"1"}), write_zip(tmp_path / "in.zip", {name: b"1"})):
+        with pytest.raises(UserError, match="points outside"):
+            keys(path)
+
+
+def test_a_name_twice_in_a_tar_is_an_error(tmp_path: Path) -> None:
+    path = write_raw_tar(tmp_path / "in.tar", [("cat/1.jpg", b"1"), ("./cat/1.jpg", b"2")])
+    with pytest.raises(UserError, match=r"cat/1\.jpg twice"):
+        keys(path)
+
+
+def test_missing_empty_and_other_sources_are_named(tmp_path: Path) -> None:
+    for make, message in (
+        (lambda: tmp_path / "absent", "does not exist"),
+        (lambda: write_files(tmp_path / "empty", {}) or tmp_path / "empty", "does not exist|holds no images"),
+        (lambda: write_files(tmp_path / "text", {"a.txt": b"", "b.txt": b""}), r"holds no images .* 2 \.txt"),
+        (lambda: write_files(tmp_path, {"in.rar": b"x"}) / "in.rar", "neither a folder nor"),
+    ):
+        with pytest.raises(UserError, match=message):
+            keys(make())
+    (tmp_path / "nothing").mkdir()
+    with pytest.raises(UserError, match="it is empty"):
+        keys(tmp_path / "nothing")
+
+
+def test_unreadable_files_and_folders_are_named(tmp_path: Path) -> None:
+    path = write_files(tmp_path / "in", class_files(1))
+    (path / "cat" / "0000.png").chmod(0)
+    with (
+        as_nobody(tmp_path),
+        open_source(path) as source,
+        pytest.raises(UserError, match=r"cat/0000\.png cannot be read"),
+    ):
+        source.read("cat/0000.png")
+    (path / "dog").chmod(0)
+    try:
+        with as_nobody(tmp_path), pytest.raises(UserError, match="dog cannot be listed"):
+            keys(path)
+    finally:
+        (path / "dog").chmod(0o755)
+
+
+def test_links_to_files_and_folders_are_followed_but_not_in_circles(tmp_path: Path) -> None:
+    real = write_files(tmp_path / "real", class_files(1))
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "cat").symlink_to(real / "cat")
+    (tmp_path / "in" / "dog").mkdir()
+    (tmp_path / "in" / "dog" / "1.png").symlink_to(real / "dog" / "0000.png")
+    assert keys(tmp_path / "in") == [("cat/0000", "cat"), ("dog/1", "dog")]
+    (tmp_path / "in" / "dog" / "again").symlink_to(tmp_path / "in")
+    with pytest.raises(UserError, match="link to a folder that is in"):
+        keys(tmp_path / "in")
+
+
+def test_an_encrypted_or_broken_zip_names_the_member(tmp_path: Path) -> None:
+    path = write_zip(tmp_path / "in.zip", {"cat/1.png": png(1) * 3, "dog/1.png": png(2)})
+    data = bytearray(path.read_bytes())
+    data[80] ^= 0xFF
+    path.write_bytes(data)
+    with open_source(path) as source, pytest.raises(UserError, match=r"cat/1\.png cannot be read"):
+        source.read("cat/1.png")
+
+
+@settings(deadline=None)
+@given(st.text(min_size=1))
+def test_keys_are_reversible_and_hold_no_dots(name: str) -> None:
+    assume(name.rpartition("/")[2].strip("."))  # else the file is hidden, and is no image
+    name = name.encode("utf-8", "replace").decode()
+    key = sample_key(f"{name}.jpg")
+    assert "." not in key
+    assert unquote_to_bytes(key.encode()).decode() == name
+
+
+@pytest.mark.parametrize("name", [b"caf\xe9", b"two\nlines"])
+def test_class_names_that_no_classes_file_could_hold_are_refused(tmp_path: Path, name: bytes) -> None:
+    os.makedirs(os.fsencode(tmp_path / "in") + b"/" + name)
+    write_files(tmp_path / "in", {f"{os.fsdecode(name)}/1.png": png(1), "dog/1.png": png(2)})
+    with pytest.raises(UserError, match="unprintable name"):
+        keys(tmp_path / "in")
+
+
+def test_odd_bytes_in_names_survive(tmp_path: Path) -> None:
+    folder = os.fsencode(tmp_path / "in" / "cat")
+    os.makedirs(folder)
+    with open(folder + b"/caf\xe9 1.5.jpg", "wb") as file:
+        file.write(b"1")
+    assert keys(tmp_path / "in")[0][0] == "cat/caf%E9 1%2E5"

@@ -1,0 +1,152 @@
+"""Reports of runs that are unfinished, changed or broken."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+from support.run_folder import edit, text_of
+
+from pipeline.errors import UserError
+from pipeline.report.page import write_report
+from pipeline.report.record import read_run
+from pipeline.report.verdict import judge
+from pipeline.stages import progress
+
+
+def test_an_unfinished_run_claims_nothing_on_test(unfinished: Path) -> None:
+    progress.report(next(unfinished.glob("rounds/2/train-*")), 900, 2000, "steps")
+    page = text_of(unfinished)
+    assert "This run is not finished: 6 of the 7 stages it began are complete" in page
+    assert "(900 of 2,000 steps)" in page
+    assert "have not been evaluated" in page
+    assert "So the pseudo-labels" not in page
+
+
+def test_every_stage_of_growth_gives_a_report(run: Path) -> None:
+    (run / "result.json").unlink()
+    parts = [
+        "evaluate-*",
+        "control/*",
+        "rounds/2/train-*",
+        "rounds/2/select-*",
+        "rounds/2/label-*",
+        "rounds/1/*",
+        "rounds/0/*",
+    ]
+    for part in parts:
+        for folder in run.glob(part):
+            edit(folder / "stage.json", lambda record: record.update(complete=False))
+        assert "not finished" in text_of(run)
+        for folder in run.glob(part):
+            shutil.rmtree(folder)
+    assert "No training has begun" in text_of(run)
+
+
+def test_between_choice_and_test_the_choice_is_shown(run: Path) -> None:
+    edit(run / "result.json", lambda r: r["final"].update(test={}))
+    assert "The final model is that of round 2" in text_of(run)
+    assert "test has not been evaluated" in text_of(run)
+
+
+def test_half_a_line_of_metrics_is_no_error(unfinished: Path) -> None:
+    for name in ("metrics.jsonl", "timing.jsonl"):
+        with open(next(unfinished.glob("rounds/2/train-*")) / name, "a") as file:
+            file.write('{"step": 920, "lo')
+    assert "not finished" in text_of(unfinished)
+
+
+def test_a_timing_line_that_a_kill_cut_is_left_out(unfinished: Path) -> None:
+    with open(next(unfinished.glob("rounds/2/train-*")) / "timing.jsonl", "a") as file:
+        file.write('{"step": 9{"step": 920, "seconds": 1.0, "images": 2}\n')
+    assert "not finished" in text_of(unfinished)
+
+
+@pytest.mark.parametrize(
+    "name", ["result.json", "rounds/1/train-*/metrics.jsonl", "rounds/0/train-*/predictions-val.npz"]
+)
+def test_a_broken_file_is_named(run: Path, name: str) -> None:
+    path = next(run.glob(name))
+    path.write_text("{broken\n")
+    with pytest.raises(UserError, match=re.escape(str(path))):
+        write_report(run)
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is not a run folder"):
+        write_report(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("method", "shown"), [("meta", [1]), ("uda", [])])
+def test_after_a_change_of_method_only_its_own_stages_are_shown(
+    unfinished: Path, method: str, shown: list[int]
+) -> None:
+    folder = next(unfinished.glob("rounds/1/train-*"))
+    together = Path(shutil.copytree(folder, folder.with_name("meta-ffffffff")))
+    edit(together / "stage.json", lambda r: r.update(kind="meta", complete=False))
+    root = read_run(unfinished).config.data.root
+    (unfinished / "config.yaml").write_text(f"method: {method}\ndata: {{root: {root}}}\n")
+    rounds = read_run(unfinished).rounds
+    assert [round_.number for round_ in rounds] == shown
+    for round_ in rounds:
+        assert round_.train is not None
+        assert (round_.train.path, round_.train.role) == (together, "student")
+        assert round_.label is None
+        assert round_.select is None
+
+
+def test_a_training_of_an_earlier_selection_is_not_shown_beside_a_new_one(unfinished: Path) -> None:
+    edit(next(unfinished.glob("rounds/1/select-*")) / "stage.json", lambda r: r.update(fingerprint="another"))
+    round_ = read_run(unfinished).rounds[1]
+    assert round_.select is not None
+    assert round_.train is None
+
+
+def test_the_control_of_an_earlier_config_is_not_shown(run: Path) -> None:
+    """Neither while the rounds are under way, nor where this config has none."""
+    edit(run / "result.json", lambda r: r["final"].update(control_dir=None))
+    edit(run / "result.json", lambda r: r["final"]["test"].pop("control"))
+    edit(next(run.glob("evaluate-*")) / "test.json", lambda t: t.pop("control"))
+    assert read_run(run).control is None
+    (run / "result.json").unlink()
+    assert read_run(run).control is None
+
+
+def test_a_control_that_an_earlier_config_left_unfinished_is_not_shown(run: Path) -> None:
+    edit(run / "result.json", lambda r: r["final"].update(control_dir=None, test={}))
+    edit(next(run.glob("control/train-*")) / "stage.json", lambda r: r.update(complete=False))
+    config = run / "config.yaml"
+    config.write_text(config.read_text().replace("control: true", "control: false"))
+    assert not read_run(run).config.evaluate.control
+    assert read_run(run).control is None
+
+
+def test_labels_of_an_earlier_teacher_are_not_shown_beside_a_new_one(unfinished: Path) -> None:
+    record = next(unfinished.glob("rounds/0/train-*")) / "stage.json"
+    edit(record, lambda r: r.update(fingerprint="another", complete=False, outputs={}))
+    assert [round_.number for round_ in read_run(unfinished).rounds] == [0]
+
+
+def test_a_control_under_way_is_shown_and_the_run_unfinished(run: Path) -> None:
+    edit(run / "result.json", lambda r: r["final"].update(control_dir=None, test={}))
+    edit(next(run.glob("control/train-*")) / "stage.json", lambda r: r.update(complete=False))
+    seen = read_run(run)
+    assert seen.control is not None
+    verdict = judge(seen)
+    assert not verdict.finished
+    assert "its control is under way" in verdict.sentences[-1]
+
+
+def test_two_moons_have_no_page_finished_or_not(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("method: two_moons\n")
+    with pytest.raises(UserError, match="a run of the two moons"):
+        write_report(tmp_path)
+
+
+def test_sibling_stages_of_other_settings_are_told(unfinished: Path) -> None:
+    folder = next(unfinished.glob("rounds/1/select-*"))
+    shutil.copytree(folder, folder.with_name("select-ffffffff"))
+    assert "1 stages of other settings" in text_of(unfinished)

@@ -1,0 +1,324 @@
+"""The rounds: which models are kept, when the loop stops, what is reused. Stages are invented, folders are real."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from support.fake_stages import FakeStages, with_section
+from support.processes import run
+
+from pipeline.config import Config, Finetune, Optimizer, Start, WeakView, load_config, parse
+from pipeline.demos.digits import pack_digits
+from pipeline.models.format import read_info, read_state
+from pipeline.runs.loop import run_loop
+from pipeline.runs.run import Round
+from pipeline.stages.jobs import EvaluateJob, Job
+
+
+@pytest.fixture
+def config(digits: Config) -> Config:
+    return digits.model_copy(update={"rounds": digits.rounds.model_copy(update={"num_rounds": 3})})
+
+
+def everything(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+# ------------------------------------------------------------------------------------------------- choice of the model
+
+
+def test_every_round_trains_on_the_labels_of_the_round_before(config: Config, tmp_path: Path) -> None:
+    stages, seen = FakeStages(0.6, 0.7, 0.8, 0.9), list[Round]()
+    result = run_loop(config, tmp_path / "run", run_stage=stages, on_round=seen.append)
+    assert [job.kind for job in stages.jobs] == ["train", *["label", "select", "train"] * 3, "train", "evaluate"]
+    trained = [tmp_path / "run" / entry["train_dir"] for entry in result["rounds"]]
+    assert [job.teachers for job in stages.of("label")] == [(folder,) for folder in trained[:3]]
+    assert [r.num_selected for r in seen] == [None, 100, 200, 300]
+    assert [r.role for r in seen] == ["teacher", "student", "student", "student"]
+    assert result["final"]["round"] == 3
+    assert result["final"]["model_dir"] == result["rounds"][3]["train_dir"]
+    assert json.loads((tmp_path / "run" / "result.json").read_text()) == result
+
+
+def test_the_final_model_is_the_best_on_val_and_the_earliest_of_equals(config: Config, tmp_path: Path) -> None:
+    result = run_loop(with_section(config, "rounds", tolerance=0.2), tmp_path, run_stage=FakeStages(0.6, 0.8, 0.7, 0.8))
+    assert result["final"]["round"] == 1
+    assert [entry["kept"] for entry in result["rounds"]] == [True, True, True, True]
+
+
+def test_a_worse_student_ends_the_loop_and_does_not_teach(config: Config, tmp_path: Path) -> None:
+    stages = FakeStages(0.6, 0.5)
+    result = run_loop(config, tmp_path, run_stage=stages)
+    assert [entry["kept"] for entry in result["rounds"]] == [True, False]
+    assert result["final"]["round"] == 0
+    assert result["final"]["model_dir"] == result["rounds"][0]["train_dir"]
+
+
+def test_patience_lets_the_old_teacher_teach_again(config: Config, tmp_path: Path) -> None:
+    stages = FakeStages(0.6, 0.5, 0.7, 0.65)
+    result = run_loop(with_section(config, "rounds", patience=2), tmp_path, run_stage=stages)
+    assert [entry["kept"] for entry in result["rounds"]] == [True, False, True, False]
+    teachers = [job.teachers[0].parent.name for job in stages.of("label")]
+    assert teachers == ["0", "0", "2"]
+    assert result["final"]["round"] == 2
+
+
+@pytest.mark.parametrize(("tolerance", "kept"), [(0.0, False), (0.05, False), (0.1000001, True)])
+def test_tolerance_keeps_a_slightly_worse_student(config: Config, tmp_path: Path, tolerance: float, kept: bool) -> None:
+    one = with_section(config, "rounds", num_rounds=1, tolerance=tolerance)
+    result = run_loop(one, tmp_path, run_stage=FakeStages(0.6, 0.5))
+    assert result["rounds"][1]["kept"] is kept
+    assert result["final"]["round"] == 0  # kept or not, the best on val is the final model
+
+
+def test_an_equal_student_is_kept(config: Config, tmp_path: Path) -> None:
+    result = run_loop(with_section(config, "rounds", num_rounds=1), tmp_path, run_stage=FakeStages(0.6, 0.6))
+    assert result["rounds"][1]["kept"]
+    assert result["final"]["round"] == 0
+
+
+def test_finetune_starts_from_the_best_and_competes(config: Config, tmp_path: Path) -> None:
+    finetuned = config.model_copy(update={"finetune": Finetune(image_size=12, steps=20, frozen_layers=1)})
+    stages = FakeStages(0.6, 0.8, 0.7, finetune=0.85)
+    result = run_loop(finetuned, tmp_path, run_stage=stages)
+    (job,), (student, _) = stages.of("train", "finetune"), stages.of("train", "student")
+    assert job.training.start.model == str(tmp_path / result["rounds"][1]["train_dir"])
+    assert result["final"]["round"] == 3
+    assert result["rounds"][-1]["role"] == "finetune"
+    assert (job.training.image_size, job.training.steps, job.training.frozen_layers) == (12, 20, 1)
+    for same in ("model", "model_args", "mean", "std"):
+        assert getattr(job.training, same) == getattr(student.training, same)
+
+
+def test_finetune_sees_labeled_images_as_they_are(config: Config, tmp_path: Path) -> None:
+    """Random crops are what the fine-tune undoes; a mirrored digit is another one."""
+    stages = FakeStages(0.6, 0.8, 0.7, finetune=0.85)
+    run_loop(config.model_copy(update={"finetune": Finetune(image_size=12)}), tmp_path, run_stage=stages)
+    training = stages.of("train", "finetune")[0].training
+    assert not config.student.weak.flip
+    assert training.weak == WeakView(crop="none", flip=False)
+    assert (training.noise_labeled, training.strong.num_ops, training.strong.cutout) == (False, 0, 0)
+    assert (training.unlabeled_ratio, training.dropout, training.stochastic_depth) == (0, 0, 0)
+
+
+def test_students_start_from_their_teacher_when_asked(config: Config, tmp_path: Path) -> None:
+    stages = FakeStages(0.6, 0.7, 0.8, 0.9)
+    result = run_loop(with_section(config, "rounds", start="init"), tmp_path, run_stage=stages)
+    starts = [job.training.start.model for job in stages.of("train", "student")]
+    assert starts == [str(tmp_path / entry["train_dir"]) for entry in result["rounds"][:3]]
+
+
+def test_an_ensemble_labels_with_the_last_kept_models(config: Config, tmp_path: Path) -> None:
+    stages = FakeStages(0.6, 0.7, 0.8, 0.9)
+    run_loop(with_section(config, "label", ensemble=2), tmp_path, run_stage=stages)
+    names = [[path.parent.name for path in job.teachers] for job in stages.of("label")]
+    assert names == [["0"], ["1", "0"], ["2", "1"]]
+
+
+def test_overrides_change_their_round_only(config: Config, tmp_path: Path) -> None:
+    stages = FakeStages(0.6, 0.7, 0.8, 0.9)
+    overrides = ({"student.steps": 10}, {"select.threshold": 0.3})
+    run_loop(with_section(config, "rounds", overrides=overrides), tmp_path, run_stage=stages)
+    assert [job.training.steps for job in stages.of("train", "student")] == [10, 40, 40]
+    assert [job.select.threshold for job in stages.of("select")] == [0.0, 0.3, 0.3]
+
+
+# ------------------------------------------------------------------------------------------------ the control, the end
+
+
+def test_the_control_has_the_final_students_budget(config: Config, tmp_path: Path) -> None:
+    stages = FakeStages(0.6, 0.7, 0.8, 0.75)
+    result = run_loop(config, tmp_path, run_stage=stages)
+    (control,), student = stages.of("train", "control"), stages.of("train", "student")[1].training
+    assert result["final"]["round"] == 2
+    assert control.selection is None
+    assert control.training.steps == student.steps
+    assert control.training.batch_size == student.batch_size + student.unlabeled_batch_size
+    assert control.training.unlabeled_ratio == 0
+    for same in ("model", "optimizer", "strong", "dropout", "stochastic_depth", "ema_decay", "warmup_steps"):
+        assert getattr(control.training, same) == getattr(student, same)
+    assert result["final"]["control_dir"] == str(control.out.relative_to(tmp_path))
+
+
+def test_the_control_of_inherited_weights_has_the_steps_of_all_ancestors(config: Config, tmp_path: Path) -> None:
+    stages = FakeStages(0.6, 0.5, 0.7, 0.8)
+    result = run_loop(with_section(config, "rounds", start="init", patience=2), tmp_path, run_stage=stages)
+    (control,) = stages.of("train", "control")
+    assert result["final"]["round"] == 3
+    assert control.training.steps == 2 * config.student.steps  # rounds 2 and 3; round 1 was not kept
+    assert control.training.start.model == str(tmp_path / result["rounds"][0]["train_dir"])
+
+
+def test_a_finetune_at_a_higher_resolution_is_evaluated_there(config: Config, tmp_path: Path) -> None:
+    """Real stages, on digits of 8 pixels shown at 12."""
+    short = with_section(with_section(config, "rounds", num_rounds=1), "evaluate", control=False)
+    finetune = Finetune(image_size=12, steps=12, batch_size=32, frozen_layers=1, optimizer=Optimizer(lr=0.05))
+    result = run_loop(
+        short.model_copy(update={"finetune": finetune}),
+        tmp_path / "run",
+        run_stage=lambda job, lock_fd: run(job) and None,
+    )
+    assert [entry["role"] for entry in result["rounds"]] == ["teacher", "student", "finetune"]
+    best, finetuned = max(result["rounds"][:2], key=lambda entry: entry["val_top1"]), result["rounds"][2]
+    before, after = (tmp_path / "run" / entry["train_dir"] for entry in (best, finetuned))
+    assert [read_info(folder).input_size for folder in (before, after)] == [(3, 8, 8), (3, 12, 12)]
+    old, new = read_state(before), read_state(after)
+    assert torch.equal(old["stem.weight"], new["stem.weight"])
+    assert not torch.equal(old["fc.weight"], new["fc.weight"])
+    assert finetuned["val_top1"] > 0.3
+
+
+@pytest.mark.parametrize(("finetune", "num_controls"), [(0.9, 2), (0.7, 1)])
+def test_the_control_of_a_finetuned_model_is_finetuned_too(
+    config: Config, tmp_path: Path, finetune: float, num_controls: int
+) -> None:
+    different = ({"student.steps": 10}, {"student.steps": 20}, {"student.steps": 30})
+    config = with_section(config, "rounds", overrides=different, patience=2)
+    stages = FakeStages(0.6, 0.8, 0.7, 0.75, finetune=finetune)
+    result = run_loop(
+        config.model_copy(update={"finetune": Finetune(image_size=12, steps=5)}), tmp_path, run_stage=stages
+    )
+    controls = stages.of("train", "control")
+    assert controls[0].training.steps == 10  # of round 1, which the fine-tune began with, not of the last round
+    assert len(controls) == num_controls
+    assert result["final"]["control_dir"] == str(controls[-1].out.relative_to(tmp_path))
+    if num_controls == 2:
+        (final,) = stages.of("train", "finetune")
+        start = Start(model=str(controls[0].out), mode="init")
+        assert controls[1].training == final.training.model_copy(update={"start": start})
+        assert controls[1].round == final.round
+
+
+@pytest.mark.parametrize(("teacher", "student", "finetune"), [(0.9, 0.8, 0.7), (0.8, 0.9, 0.7), (0.8, 0.7, 0.9)])
+def test_the_control_has_the_recipe_of_the_one_of_two_that_is_final(
+    config: Config, tmp_path: Path, teacher: float, student: float, finetune: float
+) -> None:
+    """Else the network or its optimizer would be taken for what unlabeled images brought. Fine-tuned is the student."""
+    raw = {
+        "method": "meta",
+        "data": {"root": str(config.data.root)},
+        "teacher": {"model": "wide_resnet16_2", "warmup_steps": 5, "ema_decay": 0.99},
+        "student": {
+            **{"model": "wide_resnet10_1", "image_size": 8, "steps": 40, "batch_size": 32, "unlabeled_ratio": 2},
+            "keep": "best",
+        },
+        "finetune": {"image_size": 8, "steps": 10},
+    }
+    stages = FakeStages(teacher, student, finetune=finetune)
+    result = run_loop(parse(Config, raw, "tests"), tmp_path, run_stage=stages)
+    (control,) = [job for job in stages.of("train", "control") if job.training.steps == 40]
+    wide = teacher == result["final"]["val_top1"]
+    assert control.training.model == ("wide_resnet16_2" if wide else "wide_resnet10_1")
+    assert control.training.ema_decay == (0.99 if wide else 0.999)
+    assert control.training.keep == ("last" if wide else "best")
+    assert (control.training.batch_size, control.training.unlabeled_ratio) == (96, 0)
+
+
+def test_every_stage_is_told_that_another_environment_is_accepted(config: Config, tmp_path: Path) -> None:
+    stages = FakeStages(0.6, 0.7, 0.8, 0.9)
+    run_loop(config, tmp_path, run_stage=stages, accept_environment=True)
+    assert {job.kind for job in stages.jobs if job.accept_environment} == {"train", "label", "select", "evaluate"}
+    assert all(job.accept_environment for job in stages.jobs)
+
+
+def test_no_control_when_it_is_turned_off_or_there_is_no_student(config: Config, tmp_path: Path) -> None:
+    for name, one in (
+        ("off", with_section(config, "evaluate", control=False)),
+        ("none", with_section(config, "rounds", num_rounds=0)),
+    ):
+        stages = FakeStages(0.6, 0.7, 0.8, 0.9)
+        result = run_loop(one, tmp_path / name, run_stage=stages)
+        assert not stages.of("train", "control")
+        assert result["final"]["control_test_top1"] is None
+
+
+def test_test_is_read_after_every_choice_is_written(config: Config, tmp_path: Path) -> None:
+    class Stages(FakeStages):
+        def __call__(self, job: Job, lock_fd: int) -> None:
+            if isinstance(job, EvaluateJob):
+                assert job.split == "test"
+                written = json.loads((tmp_path / "result.json").read_text())
+                assert written["final"]["round"] == 3
+                assert written["final"]["test_top1"] is None
+            super().__call__(job, lock_fd)
+
+    stages = Stages(0.6, 0.7, 0.8, 0.9)
+    result = run_loop(config, tmp_path, run_stage=stages)
+    assert len(stages.of("evaluate")) == 1
+    names = {"test_top1": "final", "teacher_test_top1": "teacher", "control_test_top1": "control"}
+    assert {key: result["final"][key] for key in names} == {key: 0.7 + len(n) / 100 for key, n in names.items()}
+
+
+# ----------------------------------------------------------------------------------------------------- again, and again
+
+
+def test_a_finished_run_runs_no_stage_again(config: Config, tmp_path: Path) -> None:
+    result = run_loop(config, tmp_path, run_stage=FakeStages(0.6, 0.7, 0.8, 0.9))
+    before, again = everything(tmp_path), FakeStages()
+    assert run_loop(config, tmp_path, run_stage=again) == result
+    assert again.jobs == []
+    assert everything(tmp_path) == before
+
+
+def test_a_changed_config_goes_to_sibling_folders_and_keeps_the_earlier_result(config: Config, tmp_path: Path) -> None:
+    first = run_loop(config, tmp_path, run_stage=FakeStages(0.6, 0.7, 0.8, 0.9))
+    before, stages = everything(tmp_path), FakeStages(0.6, 0.7, 0.8, 0.9)
+    second = run_loop(with_section(config, "select", threshold=0.5), tmp_path, run_stage=stages)
+    assert stages.of("train", "teacher") == []  # what does not depend on select is reused
+    assert len(stages.of("label")) == 2
+    assert first["rounds"][1]["select_dir"] != second["rounds"][1]["select_dir"]
+    (earlier,) = (tmp_path / "earlier").iterdir()
+    assert json.loads((earlier / "result.json").read_text()) == first
+    assert load_config(earlier / "config.yaml").select.threshold == 0.0
+    after = {name: data for name, data in everything(tmp_path).items() if name in before}
+    moved = {"result.json", "config.yaml", "run.lock"}
+    assert {k: v for k, v in after.items() if k not in moved} == {k: v for k, v in before.items() if k not in moved}
+
+
+def test_going_back_to_the_earlier_config_trains_nothing(config: Config, tmp_path: Path) -> None:
+    other = with_section(config, "select", threshold=0.5)
+    first = run_loop(config, tmp_path, run_stage=FakeStages(0.6, 0.7, 0.8, 0.9))
+    run_loop(other, tmp_path, run_stage=FakeStages(0.6, 0.7, 0.8, 0.9))
+    again = FakeStages()
+    assert run_loop(config, tmp_path, run_stage=again) == first
+    assert again.jobs == []
+    assert len(list((tmp_path / "earlier").iterdir())) == 2
+
+
+def test_operational_settings_change_nothing(config: Config, tmp_path: Path) -> None:
+    run_loop(config, tmp_path, run_stage=FakeStages(0.6, 0.7, 0.8, 0.9))
+    again = FakeStages()
+    run_loop(with_section(config, "runtime", log_every=1, checkpoint_every=1), tmp_path, run_stage=again)
+    assert again.jobs == []
+    assert not (tmp_path / "earlier").exists()
+
+
+def test_other_data_keeps_the_earlier_result(config: Config, tmp_path: Path) -> None:
+    pack_digits(tmp_path / "other", num_labeled=200)
+    run = tmp_path / "run"
+    first = run_loop(config, run, run_stage=FakeStages(0.6, 0.7, 0.8, 0.9))
+    second = run_loop(
+        with_section(config, "data", root=tmp_path / "other"), run, run_stage=FakeStages(0.6, 0.7, 0.8, 0.9)
+    )
+    assert first["data"] != second["data"]
+    (earlier,) = (run / "earlier").iterdir()
+    assert json.loads((earlier / "result.json").read_text()) == first
+
+
+def test_a_run_keeps_the_threads_that_it_resolved_first(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    auto = with_section(config, "runtime", threads=0)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(6)))
+    run_loop(auto, tmp_path, run_stage=FakeStages(0.6, 0.7, 0.8, 0.9))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(2)))
+    again = FakeStages()
+    run_loop(auto, tmp_path, run_stage=again)
+    assert load_config(tmp_path / "config.yaml").runtime.threads == 6
+    assert again.jobs == []
+    run_loop(with_section(auto, "runtime", threads=0, processes=2), tmp_path, run_stage=FakeStages(0.6, 0.7, 0.8, 0.9))
+    assert load_config(tmp_path / "config.yaml").runtime.threads == 1  # of 2 cores: not 6 a process

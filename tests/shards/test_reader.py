@@ -1,0 +1,161 @@
+"""The reader gives the same pixels from the cache and without it, fast, and whoever builds or breaks the cache."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from support.images import class_files, write_raw_tar
+
+from pipeline.config import Data
+from pipeline.errors import UserError
+from pipeline.packing.pack import pack
+from pipeline.shards.dataset import Dataset, open_split
+from pipeline.shards.decode import decode, resize_to
+from pipeline.shards.reader import Reader, wants_cache
+
+
+@pytest.fixture
+def data(source: Path, tmp_path: Path) -> Data:
+    """A packed folder of 60 images in 3 shards."""
+    pack(source, tmp_path / "out", split="unlabeled", shard_size=20)
+    return Data(root=tmp_path / "out", cache_dir=tmp_path / "cache", cache="always")
+
+
+def expected(dataset: Dataset, size: int) -> np.ndarray:
+    files = class_files(20)
+    keys = [dataset.key(row).partition("/")[2] for row in range(len(dataset))]
+    return np.stack([resize_to(decode(files[f"{key}.png"], key), size) for key in keys])
+
+
+@pytest.mark.parametrize("size", [8, 5, 13])
+@pytest.mark.parametrize("cache", ["always", "never"])
+def test_pixels_are_those_of_the_files_in_any_order(data: Data, cache: str, size: int) -> None:
+    data = data.model_copy(update={"cache": cache})
+    dataset = open_split(data, "unlabeled")
+    rows = np.random.default_rng(0).integers(0, 60, 200)
+    assert np.array_equal(Reader(dataset, size, data).read(rows), expected(dataset, size)[rows])
+    assert Reader(dataset, size, data).read(np.empty(0, np.int64)).shape == (0, size, size, 3)
+    with pytest.raises(IndexError):
+        Reader(dataset, size, data).read(np.array([60]))
+
+
+def test_large_jpegs_are_equal_with_and_without_cache(tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (300, 400, 3), np.uint8)).save(buffer, "JPEG")
+    write_raw_tar(tmp_path / "a.tar", {"x.jpg": buffer.getvalue()})
+    always = Data(unlabeled=(tmp_path / "a.tar",), cache_dir=tmp_path / "cache", cache="always")
+    dataset = open_split(always, "unlabeled")
+    never = always.model_copy(update={"cache": "never"})
+    row = np.zeros(1, np.int64)
+    assert np.array_equal(Reader(dataset, 32, always).read(row), Reader(dataset, 32, never).read(row))
+
+
+def test_skipped_samples_do_not_shift_the_cache(tmp_path: Path) -> None:
+    files = {"a.png": class_files(1)["cat/0000.png"], "b.png": b"", "c.png": class_files(1)["dog/0000.png"]}
+    write_raw_tar(tmp_path / "a.tar", files)
+    data = Data(unlabeled=(tmp_path / "a.tar",), cache_dir=tmp_path / "cache", cache="always", bad_images="skip")
+    images = Reader(open_split(data, "unlabeled"), 8, data).read(np.arange(2))
+    assert np.array_equal(images[1], decode(files["c.png"], "c"))
+
+
+def test_a_shard_of_nothing_but_bad_images_is_no_obstacle(tmp_path: Path) -> None:
+    write_raw_tar(tmp_path / "in" / "a.tar", {"a.png": b""})
+    write_raw_tar(tmp_path / "in" / "b.tar", {"b.png": class_files(1)["cat/0000.png"]})
+    data = Data(unlabeled=(tmp_path / "in",), cache_dir=tmp_path / "cache", cache="always", bad_images="skip")
+    assert Reader(open_split(data, "unlabeled"), 8, data).read(np.zeros(3, np.int64)).shape == (3, 8, 8, 3)
+
+
+def test_a_damaged_cache_is_made_anew(data: Data, tmp_path: Path) -> None:
+    dataset = open_split(data, "unlabeled")
+    Reader(dataset, 8, data)
+    for number, path in enumerate(sorted((tmp_path / "cache" / "decoded").glob("*.npy"))):
+        path.write_bytes([b"", path.read_bytes()[:500], b"rubbish"][number])
+    assert np.array_equal(Reader(dataset, 8, data).read(np.arange(60)), expected(dataset, 8))
+
+
+def test_auto_caches_what_fits_a_quarter_of_memory() -> None:
+    assert wants_cache(50_000, 32, Data())
+    assert not wants_cache(14_000_000, 224, Data())
+    assert wants_cache(14_000_000, 224, Data(cache="always"))
+
+
+def test_a_cache_that_cannot_be_written_names_the_config_key(data: Data, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"data\.cache_dir"):
+        Reader(open_split(data, "unlabeled"), 8, data.model_copy(update={"cache_dir": tmp_path / "file"}))
+
+
+BUILD = """
+import os, signal, sys, hashlib, resource, numpy as np
+from pathlib import Path
+end = sys.argv[3] if len(sys.argv) > 3 else ""
+if end.isdigit():
+    resource.setrlimit(resource.RLIMIT_FSIZE, (int(end), int(end)))
+def progress(done, total):
+    print("built", done, flush=True)
+    if end == "killed":  # the shard is written and not yet in place
+        os.kill(os.getpid(), signal.SIGKILL)
+from pipeline.config import Data
+from pipeline.shards.dataset import open_split
+from pipeline.shards.reader import Reader
+data = Data(root=Path(sys.argv[1]), cache_dir=Path(sys.argv[2]), cache="always")
+reader = Reader(open_split(data, "unlabeled"), 64, data, progress=progress)
+print(hashlib.sha256(reader.read(np.arange(60)).tobytes()).hexdigest())
+"""
+
+
+def build(data: Data, *arguments: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", BUILD, str(data.root), str(data.cache_dir), *arguments]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def test_two_ranks_build_one_cache_together(data: Data) -> None:
+    outputs = [process.communicate(timeout=60)[0].split() for process in [build(data), build(data)]]
+    assert outputs[0][-1] == outputs[1][-1]
+    assert sum(words.count("built") for words in outputs) == 3  # each shard once
+
+
+def test_a_killed_builder_leaves_nothing_wrong(data: Data) -> None:
+    assert data.cache_dir is not None
+    decoded = data.cache_dir / "decoded"
+    killed = build(data, "killed")
+    killed.communicate(timeout=60)
+    assert killed.returncode == -signal.SIGKILL
+    assert len(list(decoded.glob(".*.tmp"))) == 1
+    assert not list(decoded.glob("*.npy"))
+    output = build(data).communicate(timeout=60)[0].split()
+    dataset = open_split(data, "unlabeled")
+    never = Reader(dataset, 64, data.model_copy(update={"cache": "never"})).read(np.arange(60))
+    assert output[-1] == hashlib.sha256(never.tobytes()).hexdigest()
+    assert not list(decoded.glob(".*.tmp"))
+
+
+def test_a_full_disk_is_a_clear_error_and_leaves_no_file(data: Data, tmp_path: Path) -> None:
+    _, errors = build(data, "100000").communicate(timeout=60)  # a shard takes 20 x 64 x 64 x 3 bytes
+    assert "UserError: cannot write" in errors
+    assert [path.suffix for path in (tmp_path / "cache" / "decoded").iterdir()] == [".lock"]
+
+
+def test_the_gather_is_fast(tmp_path: Path) -> None:
+    files = {f"{number}.png": class_files(1)["cat/0000.png"] for number in range(64)}
+    write_raw_tar(tmp_path / "a.tar", files)
+    data = Data(unlabeled=(tmp_path / "a.tar",), cache_dir=tmp_path / "cache", cache="always")
+    reader = Reader(open_split(data, "unlabeled"), 32, data)
+    rows = np.random.default_rng(0).integers(0, 64, 512)
+    best = min(_seconds(reader, rows) for _ in range(20))
+    assert 512 / best > 100_000  # images a second
+
+
+def _seconds(reader: Reader, rows: np.ndarray) -> float:
+    begin = time.perf_counter()
+    reader.read(rows)
+    return time.perf_counter() - begin

@@ -1,0 +1,103 @@
+"""The launcher contract for a stage of several ranks."""
+
+from __future__ import annotations
+
+import os
+import textwrap
+from pathlib import Path
+
+import psutil
+import pytest
+from support.parents import running, script, wait_for
+
+from pipeline.errors import Interrupted, UserError
+from pipeline.stages.launch import run_child
+
+AGENT = "import sys; from pipeline.stages.child import run_ranks; sys.exit(run_ranks(2, [{rank!r}]))"
+RANK_HEAD = """
+    import datetime, os, pathlib, signal, sys, time
+    from pipeline.stages.child import die_with_parent
+    die_with_parent(signal.SIGKILL)
+    import torch
+    import torch.distributed as dist
+    dist.init_process_group("gloo", timeout=datetime.timedelta(seconds=120))
+    rank = dist.get_rank()
+"""
+
+
+def ranks(folder: Path, code: str) -> list[str]:
+    """A command that runs the code in two ranks."""
+    rank = script(folder, textwrap.dedent(RANK_HEAD) + textwrap.dedent(code), "rank.py")[1]
+    return script(folder, AGENT.format(rank=rank), "agent.py")
+
+
+RANKS_THAT_SAVE = """
+    stop = []
+    signal.signal(signal.SIGTERM, lambda *_: stop.append(1))
+    pathlib.Path(f"ready{rank}").touch()
+    flag = torch.zeros(1)
+    while not flag:
+        flag = torch.tensor([float(bool(stop))])
+        dist.all_reduce(flag)
+        time.sleep(0.05)
+    pathlib.Path(f"saved{rank}").touch()
+    sys.exit(75)
+"""
+
+
+def test_two_ranks_reduce_and_hold_the_lock(tmp_path: Path) -> None:
+    descriptor = os.open(tmp_path / "run.lock", os.O_RDWR | os.O_CREAT)
+    code = """
+        total = torch.tensor([float(rank + 1)])
+        dist.all_reduce(total)
+        held = os.fstat(int(os.environ["SELFTRAIN_LOCK_FD"])).st_ino == os.stat("run.lock").st_ino
+        pathlib.Path(f"result{rank}").write_text(f"{total.item()} {held}")
+        dist.destroy_process_group()
+    """
+    run_child(ranks(tmp_path, code), tmp_path, title="train", lock_fd=descriptor)
+    os.close(descriptor)
+    assert [(tmp_path / f"result{rank}").read_text() for rank in (0, 1)] == ["3.0 True", "3.0 True"]
+
+
+def test_an_exception_in_one_rank_fails_the_stage_with_its_traceback(tmp_path: Path) -> None:
+    code = """
+        if rank == 1:
+            raise ArithmeticError("defect in rank one")
+        dist.barrier()
+    """
+    with pytest.raises(RuntimeError, match="exit code 1"):
+        run_child(ranks(tmp_path, code), tmp_path, title="train")
+    assert "defect in rank one" in (tmp_path / "output.log").read_text()
+    assert running(tmp_path) == []
+
+
+def test_a_user_error_in_ranks_is_a_user_error(tmp_path: Path) -> None:
+    code = "pathlib.Path('error.json').write_text('{\"message\": \"loss is nan\"}'); dist.barrier(); sys.exit(2)"
+    with pytest.raises(UserError, match="loss is nan"):
+        run_child(ranks(tmp_path, code), tmp_path, title="train")
+
+
+def test_a_stop_lets_all_ranks_save(tmp_path: Path) -> None:
+    with pytest.raises(Interrupted):
+        run_child(
+            ranks(tmp_path, RANKS_THAT_SAVE),
+            tmp_path,
+            title="train",
+            stop=lambda: (tmp_path / "ready0").exists() and (tmp_path / "ready1").exists(),
+        )
+    assert (tmp_path / "saved0").exists()
+    assert (tmp_path / "saved1").exists()
+    assert running(tmp_path) == []
+
+
+def test_sigkill_of_torchruns_agent_leaves_no_rank(tmp_path: Path) -> None:
+    def kill_agent() -> bool:
+        if not ((tmp_path / "ready0").exists() and (tmp_path / "ready1").exists()):
+            return False
+        (agent,) = [p for p in psutil.Process().children() if str(tmp_path / "agent.py") in p.cmdline()]
+        agent.kill()
+        return False
+
+    with pytest.raises(RuntimeError, match="killed by SIGKILL"):
+        run_child(ranks(tmp_path, RANKS_THAT_SAVE), tmp_path, title="train", stop=kill_agent)
+    wait_for(lambda: not running(tmp_path), timeout_s=30)

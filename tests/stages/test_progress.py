@@ -1,0 +1,50 @@
+"""What a child tells its parent of its progress."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from support.parents import script
+
+from pipeline.stages.launch import run_child
+from pipeline.stages.progress import Progress, read_progress, report, show_progress
+
+
+def test_progress_of_the_child_reaches_the_parent_in_order(tmp_path: Path) -> None:
+    code = """
+        import pathlib, time
+        from pipeline.stages.progress import report
+        for step in range(1, 5):
+            report(pathlib.Path("."), step, 4, "steps", f"loss {step}")
+            time.sleep(0.3)
+    """
+    seen: list[Progress] = []
+    run_child(script(tmp_path, code), tmp_path, title="train", on_progress=seen.append)
+    assert [p.done for p in seen] == sorted({p.done for p in seen})
+    assert seen[-1] == Progress("train", 4, 4, "steps", "loss 4")
+
+
+def test_progress_is_throttled_but_the_last_report_is_written(tmp_path: Path) -> None:
+    for step in range(1, 1001):
+        report(tmp_path, step, 1000, "steps")
+        if step == 2:
+            assert read_progress(tmp_path, "s") == Progress("s", 1, 1000, "steps", "")
+    assert read_progress(tmp_path, "s") == Progress("s", 1000, 1000, "steps", "")
+
+
+def test_progress_to_a_missing_folder_is_no_error(tmp_path: Path) -> None:
+    report(tmp_path / "absent", 1, 2, "steps")
+    assert read_progress(tmp_path / "absent", "s") is None
+
+
+def test_show_progress_names_each_stage_once_where_there_is_no_terminal() -> None:
+    from io import StringIO
+
+    from rich.console import Console
+
+    console = Console(file=StringIO())
+    with show_progress(console) as show:
+        for done in (1, 2):
+            show(Progress("train teacher (round 0)", done, 2, "steps", ""))
+        show(Progress("label (round 0)", 1, 0, "images", ""))
+    assert console.file.getvalue().splitlines() == ["train teacher (round 0)", "label (round 0)"]  # type: ignore[attr-defined]

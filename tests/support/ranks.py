@@ -1,0 +1,50 @@
+"""A stage in two forked ranks."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from pipeline.config import changed
+from pipeline.stages.jobs import Job
+from support.processes import start, wait_for
+from support.tiny_net import register
+
+
+def in_two(job: Job, tmp_path: Path, name: str) -> Job:
+    return changed(job, runtime=changed(job.runtime, processes=2), out=tmp_path / name)
+
+
+def become_rank(rank: int, port: int) -> None:
+    """What torchrun does."""
+    register()
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
+
+
+def run_ranks(
+    job: Job,
+    kill_at: str = "",
+    signum: int = signal.SIGKILL,
+    *,
+    rank: Callable[[int, int], None] = become_rank,
+    signalled: tuple[int, ...] = (0, 1),
+) -> list[int]:
+    """Run a job in two forked ranks; optionally signal some once metrics.jsonl holds a text. Returns the exit codes."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    processes = [start(job, partial(rank, number, port)) for number in range(2)]
+    if kill_at:
+        lines = job.out / "metrics.jsonl"
+        wait_for(lambda: (lines.exists() and kill_at in lines.read_text()) or not processes[0].is_alive())
+        for process in (processes[number] for number in signalled):
+            if process.pid and process.is_alive():
+                os.kill(process.pid, signum)
+    for process in processes:
+        process.join()
+    return [process.exitcode or 0 for process in processes]
