@@ -1,76 +1,36 @@
-"""RandAugment on the device: each sample has its own ops, and each op runs once a layer, on all its samples.
+"""RandAugment on the device: each sample has its own ops, and each op runs once per layer, on all its samples.
 
-Cubuk et al. 2020, "RandAugment"; with the op list and ranges of Noisy Student's code (see docs/augmentation.md). The
-host sorts the batch by op for each layer, so the device gathers rows, runs every op on a slice, and never waits.
+Cubuk et al. 2020, "RandAugment". The host sorts the batch by op for each layer, so the device gathers rows, runs every
+op on a slice, and never waits.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import groupby, pairwise
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from pipeline.views import color
-from pipeline.views.geometry import resample
+from pipeline.arrays import F32Array, F64Array, I32Array, I64Array
+from pipeline.views.ops import GEOMETRIC, TABLE, Levels, levels_at, rotation
 
-GEOMETRIC = ("rotate", "shear_x", "shear_y", "translate_x", "translate_y")
-OPS = (
-    *GEOMETRIC,
-    *("identity", "autocontrast", "equalize", "invert", "posterize", "solarize", "solarize_add"),
-    *("color", "contrast", "brightness", "sharpness"),
-)
-"""The op list, in the order of the draws. The geometric ops share one resampling."""
-SMALL = 64
-"""Images up to this many pixels a side have the small ranges of Noisy Student's SVHN recipe."""
-
-_NUM_GROUPS = len(OPS) - len(GEOMETRIC) + 1
-_IDENTITY = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
-
-
-@dataclass(frozen=True)
-class Levels:
-    """What a magnitude means for each op. Signs are drawn; `factors` is what the two signs give."""
-
-    degrees: float
-    shear: float
-    pixels: float
-    bits: int
-    threshold: int
-    added: int
-    factors: tuple[float, float]
-
-
-def levels_at(magnitude: float, size: int) -> Levels:
-    """The levels at a magnitude in the papers' units (10 is the nominal maximum) for images of `size` pixels a side.
-
-    All of them grow from the identity at 0, and go on above 10 up to the limit after which an op would leave nothing.
-    """
-    share = magnitude / 10
-    reach = size / 8 if size <= SMALL else size * 100 / 224
-    return Levels(
-        degrees=min(30 * share, 90.0),
-        shear=min(0.3 * share, 0.9),
-        pixels=min(reach * share, size / 2),
-        bits=max(8 - round(4 * share), 2),
-        threshold=max(256 - round(256 * share), 0),
-        added=min(round(110 * share), 128),
-        factors=(max(1 - 0.9 * share, 0.1), 1 + 0.9 * share),
-    )
+OPS = tuple(op.name for op in TABLE)
+"""The op list, in the order of the draws."""
+_KERNELS = [kernel for kernel, _ in groupby(TABLE, key=lambda op: op.kernel)]
+_GROUP = np.cumsum([0, *(a.kernel is not b.kernel for a, b in pairwise(TABLE))])
+"""Of each op the place of its kernel in `_KERNELS`."""
 
 
 @dataclass(frozen=True)
 class Plan:
     """Who does what: the host's part of one call, L layers on B samples."""
 
-    order: npt.NDArray[np.int32]
+    order: I32Array
     """[L+1, B]: before each layer, gather these rows to have the samples in the order of their ops; the last restores
     the order of the batch."""
-    parameters: npt.NDArray[np.float32]
+    parameters: F32Array
     """[L, B, 6], in the layer's order: the affine map of a geometric op, or the factor of an enhancing one."""
     counts: tuple[tuple[int, ...], ...]
     """[L, groups]: samples of each op; the geometric ones are one group."""
@@ -84,10 +44,10 @@ class RandAugment:
         self.levels = levels_at(magnitude, size)
         self._parameters = _parameter_table(self.levels, size)
 
-    def plan(self, ops: npt.NDArray[np.int64], signs: npt.NDArray[np.int64]) -> Plan:
+    def plan(self, ops: I64Array, signs: I64Array) -> Plan:
         """Plan given ops (indices into `OPS`) and signs (0: minus, 1: plus), both [B, L]."""
         batch, num_layers = ops.shape
-        groups = np.maximum(ops - len(GEOMETRIC) + 1, 0)
+        groups = _GROUP[ops]
         order = np.empty((num_layers + 1, batch), np.int32)
         parameters = np.empty((num_layers, batch, 6), np.float32)
         place = np.arange(batch)  # where the sample of each batch row is now
@@ -97,10 +57,10 @@ class RandAugment:
             parameters[layer] = self._parameters[ops[samples, layer], signs[samples, layer]]
             place[samples] = np.arange(batch)
         order[-1] = place
-        counts = tuple(tuple(np.bincount(column, minlength=_NUM_GROUPS).tolist()) for column in groups.T)
+        counts = tuple(tuple(np.bincount(column, minlength=len(_KERNELS)).tolist()) for column in groups.T)
         return Plan(order, parameters, counts)
 
-    def draw(self, uniforms: npt.NDArray[np.float64]) -> Plan:
+    def draw(self, uniforms: F64Array) -> Plan:
         """Plan from uniform numbers [B, 2L]: op and sign of each layer."""
         ops = (uniforms[:, 0::2] * len(OPS)).astype(np.int64)
         return self.plan(ops, (uniforms[:, 1::2] * 2).astype(np.int64))
@@ -109,50 +69,20 @@ class RandAugment:
         """Run a plan whose arrays are on the device. uint8 [B, S, S, 3] to the same."""
         for layer, layer_counts in enumerate(counts):
             parts = images.index_select(0, order[layer]).split_with_sizes(layer_counts)
-            groups = zip(self._kernels(), parts, parameters[layer].split_with_sizes(layer_counts), strict=True)
-            images = torch.cat([kernel(part, values) for kernel, part, values in groups if len(part)])
+            groups = zip(_KERNELS, parts, parameters[layer].split_with_sizes(layer_counts), strict=True)
+            done = [kernel(part, values, self.levels) for kernel, part, values in groups if len(part)]
+            images = torch.cat(done)
         return images.index_select(0, order[-1])
 
-    def _kernels(self) -> tuple[Callable[[Tensor, Tensor], Tensor], ...]:
-        """One function of (images, parameters) for each group, in the order of `OPS`."""
-        levels = self.levels
-        return (
-            lambda images, affine: resample(images, affine, images.shape[1]),
-            lambda images, _: images,
-            lambda images, _: color.autocontrast(images),
-            lambda images, _: color.equalize(images),
-            lambda images, _: color.invert(images),
-            lambda images, _: color.posterize(images, levels.bits),
-            lambda images, _: color.solarize(images, levels.threshold),
-            lambda images, _: color.solarize_add(images, levels.added),
-            lambda images, factor: color.color(images, factor[:, 0]),
-            lambda images, factor: color.contrast(images, factor[:, 0]),
-            lambda images, factor: color.brightness(images, factor[:, 0]),
-            lambda images, factor: color.sharpness(images, factor[:, 0]),
-        )
 
-
-def rotation(degrees: float, size: int) -> tuple[float, ...]:
-    """The affine map that turns an image by `degrees` counterclockwise about its centre (PIL's Image.rotate)."""
-    cosine, sine = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
-    middle = size / 2
-    return (cosine, -sine, middle * (1 - cosine + sine), sine, cosine, middle * (1 - sine - cosine))
-
-
-def _parameter_table(levels: Levels, size: int) -> npt.NDArray[np.float32]:
+def _parameter_table(levels: Levels, size: int) -> F32Array:
     """[op, sign, 6]: with one magnitude, an op has only two settings."""
-    table = np.zeros((len(OPS), 2, 6), np.float32)
-    for index, sign in enumerate((-1, 1)):
-        shear, pixels = sign * levels.shear, sign * levels.pixels
-        maps = {
-            "rotate": rotation(sign * levels.degrees, size),
-            "shear_x": (1, shear, 0, 0, 1, 0),
-            "shear_y": (1, 0, 0, shear, 1, 0),
-            "translate_x": (1, 0, pixels, 0, 1, 0),
-            "translate_y": (1, 0, 0, 0, 1, pixels),
-        }
-        for name in GEOMETRIC:
-            table[OPS.index(name), index] = maps[name]
-        for name in ("color", "contrast", "brightness", "sharpness"):
-            table[OPS.index(name), index, 0] = levels.factors[index]
+    table = np.zeros((len(TABLE), 2, 6), np.float32)
+    for number, op in enumerate(TABLE):
+        for place, sign in enumerate((-1, 1)):
+            values = op.values(levels, size, sign)
+            table[number, place, : len(values)] = values
     return table
+
+
+__all__ = ["GEOMETRIC", "OPS", "Levels", "Plan", "RandAugment", "levels_at", "rotation"]

@@ -16,10 +16,9 @@ import pipeline.models
 from pipeline.config import Config, Training
 from pipeline.errors import UserError
 from pipeline.evaluate.predictor import Predictor
-from pipeline.models import compat as ops
-from pipeline.models import list_own_models, num_frozen, set_trainable
-from pipeline.models import registry as build
-from pipeline.models.format import export_model, find_weights, init_from, load_model, model_digest
+from pipeline.models import build, compat, list_own_models, num_frozen, set_trainable
+from pipeline.models.format import export_model, find_weights, load_model, model_digest
+from pipeline.models.weights import init_from
 
 import timm  # isort: skip - after pipeline.models, which lets it be imported beside a CPU-only torch
 
@@ -126,14 +125,14 @@ def test_missing_operators_of_torchvision_are_declared_once(monkeypatch: pytest.
         def define(self, schema: str) -> None:
             self.defined.append(schema.partition("(")[0])
 
-    monkeypatch.setattr(ops.torch.library, "Library", Library)
-    monkeypatch.setattr(ops, "_LIBRARY", None)
-    monkeypatch.setattr(ops, "_library_is_broken", lambda: False)
-    assert not ops.declare_missing_ops()
-    monkeypatch.setattr(ops, "_library_is_broken", lambda: True)
-    assert ops.declare_missing_ops()
-    assert ops._LIBRARY.defined == ["nms", "qnms"]  # type: ignore[union-attr]
-    assert not ops.declare_missing_ops()
+    monkeypatch.setattr(compat.torch.library, "Library", Library)
+    monkeypatch.setattr(compat, "_LIBRARY", None)
+    monkeypatch.setattr(compat, "_library_is_broken", lambda: False)
+    assert not compat.declare_missing_ops()
+    monkeypatch.setattr(compat, "_library_is_broken", lambda: True)
+    assert compat.declare_missing_ops()
+    assert compat._LIBRARY.defined == ["nms", "qnms"]  # type: ignore[union-attr]
+    assert not compat.declare_missing_ops()
 
 
 # -------------------------------------------------------------------------------------------------------------- export
@@ -179,7 +178,7 @@ with torch.inference_mode():
 
 def ops_only() -> str:
     """What lets timm be imported beside a CPU-only torch; users of the CUDA build need not even this."""
-    return Path(ops.__file__).read_text() + "\ndeclare_missing_ops()"
+    return Path(compat.__file__).read_text() + "\ndeclare_missing_ops()"
 
 
 def environment() -> dict[str, str]:

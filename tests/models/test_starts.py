@@ -14,8 +14,9 @@ from torch import nn
 
 from pipeline.config import Config, Start, Training
 from pipeline.errors import UserError
-from pipeline.models import registry as build
-from pipeline.models.format import ModelInfo, init_from, read_state, start_state
+from pipeline.models import build
+from pipeline.models.format import ModelInfo, read_state
+from pipeline.models.weights import init_from, start_state
 
 import timm  # isort: skip - after pipeline.models, which lets it be imported beside a CPU-only torch
 

@@ -1,0 +1,108 @@
+"""The operations of RandAugment, one row each: what a magnitude means for it, and what it does to pixels.
+
+Cubuk et al. 2020, with the op list and ranges of Noisy Student's code (docs/augmentation.md). The order of the rows is
+that of the draws: a new row changes every draw, so it goes with a new version of the stage kind `train`, which a test
+holds.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+from torch import Tensor
+
+from pipeline.views import color
+from pipeline.views.geometry import resample
+
+SMALL = 64
+"""Images up to this many pixels per side have the small ranges of Noisy Student's SVHN recipe."""
+
+
+@dataclass(frozen=True)
+class Levels:
+    """What a magnitude means for each op. Signs are drawn; `factors` is what the two signs give."""
+
+    degrees: float
+    shear: float
+    pixels: float
+    bits: int
+    threshold: int
+    added: int
+    factors: tuple[float, float]
+
+
+def levels_at(magnitude: float, size: int) -> Levels:
+    """The levels at a magnitude in the papers' units (10 is the nominal maximum) for images of `size` pixels a side.
+
+    All of them grow from the identity at 0, and go on above 10 up to the limit after which an op would leave nothing.
+    """
+    share = magnitude / 10
+    reach = size / 8 if size <= SMALL else size * 100 / 224
+    return Levels(
+        degrees=min(30 * share, 90.0),
+        shear=min(0.3 * share, 0.9),
+        pixels=min(reach * share, size / 2),
+        bits=max(8 - round(4 * share), 2),
+        threshold=max(256 - round(256 * share), 0),
+        added=min(round(110 * share), 128),
+        factors=(max(1 - 0.9 * share, 0.1), 1 + 0.9 * share),
+    )
+
+
+Kernel = Callable[[Tensor, Tensor, Levels], Tensor]
+"""(images uint8 [n, S, S, 3], values float32 [n, 6], levels) -> images of the same shape."""
+
+
+@dataclass(frozen=True)
+class Op:
+    """One operation."""
+
+    name: str
+    kernel: Kernel
+    """Runs on all samples that drew it. Neighbours in the table with one kernel are run together."""
+    values: Callable[[Levels, int, int], tuple[float, ...]] = lambda levels, size, sign: ()
+    """(levels, side of the image, sign -1 or 1) -> up to 6 numbers for the kernel."""
+
+
+def rotation(degrees: float, size: int) -> tuple[float, ...]:
+    """The affine map that turns an image by `degrees` counterclockwise about its centre (PIL's Image.rotate)."""
+    cosine, sine = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+    middle = size / 2
+    return (cosine, -sine, middle * (1 - cosine + sine), sine, cosine, middle * (1 - sine - cosine))
+
+
+def _affine(images: Tensor, values: Tensor, levels: Levels) -> Tensor:
+    return resample(images, values, images.shape[1])
+
+
+def _enhance(op: Callable[[Tensor, Tensor], Tensor], images: Tensor, values: Tensor, levels: Levels) -> Tensor:
+    return op(images, values[:, 0])
+
+
+def _factor(levels: Levels, size: int, sign: int) -> tuple[float, ...]:
+    return (levels.factors[sign > 0],)
+
+
+TABLE: tuple[Op, ...] = (
+    Op("rotate", _affine, lambda levels, size, sign: rotation(sign * levels.degrees, size)),
+    Op("shear_x", _affine, lambda levels, size, sign: (1, sign * levels.shear, 0, 0, 1, 0)),
+    Op("shear_y", _affine, lambda levels, size, sign: (1, 0, 0, sign * levels.shear, 1, 0)),
+    Op("translate_x", _affine, lambda levels, size, sign: (1, 0, sign * levels.pixels, 0, 1, 0)),
+    Op("translate_y", _affine, lambda levels, size, sign: (1, 0, 0, 0, 1, sign * levels.pixels)),
+    Op("identity", lambda images, values, levels: images),
+    Op("autocontrast", lambda images, values, levels: color.autocontrast(images)),
+    Op("equalize", lambda images, values, levels: color.equalize(images)),
+    Op("invert", lambda images, values, levels: color.invert(images)),
+    Op("posterize", lambda images, values, levels: color.posterize(images, levels.bits)),
+    Op("solarize", lambda images, values, levels: color.solarize(images, levels.threshold)),
+    Op("solarize_add", lambda images, values, levels: color.solarize_add(images, levels.added)),
+    Op("color", partial(_enhance, color.color), _factor),
+    Op("contrast", partial(_enhance, color.contrast), _factor),
+    Op("brightness", partial(_enhance, color.brightness), _factor),
+    Op("sharpness", partial(_enhance, color.sharpness), _factor),
+)
+GEOMETRIC = tuple(op.name for op in TABLE if op.kernel is _affine)
+"""Those that share one resampling."""

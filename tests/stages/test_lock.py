@@ -1,0 +1,41 @@
+"""The lock of a run folder, and how it is found."""
+
+from __future__ import annotations
+
+IMPORTS
+
+
+def test_the_run_of_a_path_is_found_upwards(tmp_path: Path) -> None:
+    run, inside = tmp_path / "run", tmp_path / "run" / "rounds" / "0" / "train-1"
+    inside.mkdir(parents=True)
+    (inside / "run.lock").write_text("")  # of a stage that was begun by hand
+    assert stage.find_run(inside) is None
+    for name in ("run.lock", "config.yaml"):
+        (run / name).write_text("")
+    assert stage.find_run(run) == stage.find_run(inside) == stage.find_run(inside / "model.safetensors") == run
+    assert stage.find_run(tmp_path) is None
+
+
+def test_the_lock_names_its_owner_and_is_gone_with_it(tmp_path: Path) -> None:
+    code = (
+        "import sys, time, pathlib; from pipeline.stage import run_lock\n"
+        "with run_lock(pathlib.Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
+    )
+    root = Path(stage.__file__).parent.parent
+    environment = {**os.environ, "PYTHONPATH": str(root)}
+    with subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], env=environment, stdout=-1) as owner:
+        assert owner.stdout is not None
+        owner.stdout.readline()
+        with pytest.raises(UserError, match=f"in use by process {owner.pid};"), run_lock(tmp_path, wait_s=0.2):
+            pass
+        owner.kill()
+        began = time.monotonic()
+        with run_lock(tmp_path):
+            assert time.monotonic() - began < 10
+            assert (tmp_path / "run.lock").read_text() == f"{os.getpid()}\n"
+
+
+def test_the_lock_of_a_folder_that_cannot_be_made_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="choose another folder or fix permissions"), run_lock(tmp_path / "file" / "x"):
+        pass

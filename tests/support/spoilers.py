@@ -1,0 +1,106 @@
+"""What tests do to the process of a stage before it runs: for `before` of `processes.start`, which pickles them."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from itertools import count
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
+
+from pipeline.labels import stage as labels_stage
+from pipeline.methods.meta import learner
+from pipeline.methods.meta.step import MetaBatch
+from pipeline.train.network import Network
+from support.ranks import become_rank
+from support.tiny_net import register
+
+BAD_STEP = 7
+
+
+def spoil_a_gradient() -> None:
+    """The gradient of one step is not a number; its loss is finite."""
+    clip = Network.clip
+
+    def spoiled(self: Network) -> torch.Tensor:
+        if self.ema.num_updates == BAD_STEP:
+            next(self.raw_model.parameters()).grad.fill_(torch.nan)  # type: ignore[union-attr]
+        return clip(self)
+
+    Network.clip = spoiled  # type: ignore[method-assign]
+
+
+def skip_first_steps() -> None:
+    """As fp16 does until its loss scale has come down."""
+    left = [6]
+
+    def skipped(self: AcceleratedOptimizer) -> bool:
+        left[0] -= 1
+        return left[0] >= 0
+
+    AcceleratedOptimizer.step_was_skipped = property(skipped)
+
+
+def watch_the_disk() -> None:
+    """Fail when a checkpoint comes into place before the lines it goes on from are on the disk."""
+    fsync, replace = os.fsync, os.replace
+    synced: dict[str, int] = {}
+
+    def watched_fsync(descriptor: int) -> None:
+        fsync(descriptor)
+        synced[os.readlink(f"/proc/self/fd/{descriptor}")] = os.fstat(descriptor).st_size
+
+    def watched_replace(source: Path, target: Path) -> None:
+        metrics = Path(target).parent.parent / "metrics.jsonl"
+        if Path(target).name.startswith("step-"):
+            assert synced.get(str(metrics)) == metrics.stat().st_size
+        replace(source, target)
+
+    os.fsync, os.replace = watched_fsync, watched_replace  # type: ignore[assignment]
+
+
+def limit_file_size(num_bytes: int) -> None:
+    """As a full disk does, a write past this many bytes of a file fails."""
+    import resource
+
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, resource.RLIM_INFINITY))
+
+
+def record_draws(path: Path) -> None:
+    """Have the steps of Meta Pseudo Labels append their draws to a file."""
+    register()
+    take = learner.meta_step
+
+    def recording(teacher: Network, student: Network, batch: MetaBatch, *rest: Any, **rates: Any) -> Any:
+        with open(path, "a") as file:
+            file.write(json.dumps(batch.draws.tolist()) + "\n")
+        return take(teacher, student, batch, *rest, **rates)
+
+    learner.meta_step = recording
+
+
+# ---------------------------------------------------------------------------------------------------------------- ranks
+
+
+def become_slow_rank(rank: int, port: int) -> None:
+    """A rank whose steps take a second."""
+    become_rank(rank, port)
+    backward = Accelerator.backward
+
+    def slow(self: Accelerator, loss: torch.Tensor) -> None:
+        time.sleep(1.0)
+        backward(self, loss)
+
+    Accelerator.backward = slow
+
+
+def become_rank_with_a_clock(rank: int, port: int) -> None:
+    """A rank that labels, whose clock goes on by a second between two looks."""
+    become_rank(rank, port)
+    labels_stage.time = SimpleNamespace(monotonic=count().__next__)  # type: ignore[attr-defined]

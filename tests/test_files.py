@@ -1,0 +1,56 @@
+"""Files that appear whole or not at all, JSON, and lines of JSON."""
+
+from __future__ import annotations
+
+IMPORTS
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+    write_bytes(tmp_path / "a", b"old")
+    with pytest.raises(ZeroDivisionError), atomic_path(tmp_path / "a") as temporary:
+        temporary.write_bytes(b"new" * (1 // 0))
+    assert (tmp_path / "a").read_bytes() == b"old"
+    assert names(tmp_path) == ["a"]
+
+
+def test_a_write_into_a_file_as_folder_names_the_path_and_the_fix(tmp_path: Path) -> None:
+    write_bytes(tmp_path / "a", b"")
+    with pytest.raises(UserError, match=r"cannot write .*/a/b: .*free space or fix permissions"):
+        write_bytes(tmp_path / "a" / "b", b"")
+    with pytest.raises(UserError, match=r"cannot write .*/a/b: .*free space or fix permissions"):
+        append_json(tmp_path / "a" / "b", {})
+
+
+def test_the_data_is_on_disk_before_the_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+    fsync, replace = os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda fd: (calls.append("fsync"), fsync(fd)))
+    monkeypatch.setattr(os, "replace", lambda a, b: (calls.append("replace"), replace(a, b)))
+    write_bytes(tmp_path / "a", b"x")
+    assert calls == ["fsync", "replace", "fsync"]
+
+
+@given(JSON)
+def test_json_survives(tmp_path_factory: pytest.TempPathFactory, value: Any) -> None:
+    path = tmp_path_factory.getbasetemp() / "value.json"
+    write_json(path, value)
+    assert read_json(path) == value
+
+
+def test_nan_is_refused_as_json(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(tmp_path / "a", {"x": float("nan")})
+
+
+def test_broken_and_missing_json_are_named(tmp_path: Path) -> None:
+    (tmp_path / "broken.json").write_text('{"a": ')
+    with pytest.raises(UserError, match=r"broken\.json cannot be read as JSON"):
+        read_json(tmp_path / "broken.json")
+    with pytest.raises(UserError, match=r"absent\.json does not exist"):
+        read_json(tmp_path / "absent.json")
+
+
+def test_lines_are_appended(tmp_path: Path) -> None:
+    for step in range(3):
+        append_json(tmp_path / "m.jsonl", {"step": step})
+    assert [json.loads(line)["step"] for line in (tmp_path / "m.jsonl").read_text().splitlines()] == [0, 1, 2]
