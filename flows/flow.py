@@ -19,7 +19,10 @@ from pipeline.methods.method import Round
 from pipeline.runs.loop import run_loop
 from pipeline.stages.jobs import Job
 from pipeline.stages.launch import run_job
+from pipeline.stages.plugins import load_plugins
 from pipeline.stages.progress import Progress, show_progress
+
+load_plugins()  # before a config is checked, which may name a method of theirs
 
 
 @flow(name="self-train", persist_result=False)

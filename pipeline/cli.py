@@ -1,6 +1,7 @@
-"""The stage verbs of the `selftrain` command, one a stage. `run` is in flows/cli.py, which adds it to this app.
+"""The verbs of the `selftrain` command, but for `run`, which is in flows/cli.py and joins this app.
 
-Heavy imports are inside the functions: `selftrain --help` must be instant.
+It is long because every verb has its options and their help here. Heavy imports are inside the functions: `selftrain
+--help` must be instant.
 """
 
 from __future__ import annotations
@@ -38,6 +39,19 @@ OutOption = Annotated[Path, typer.Option("--out", metavar="DIR", help="Output fo
 AcceptOption = Annotated[
     bool, typer.Option("--accept-environment", help="Resume what was begun with other versions or threads.")
 ]
+
+
+@app.callback()
+def selftrain(
+    plugin: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FILE.py", help="A file of yours that registers methods, techniques, models or stages."),
+    ] = None,
+) -> None:
+    """Turn a few labeled images and many unlabeled ones into a better classifier."""
+    from pipeline.stages.plugins import add_plugins
+
+    add_plugins(plugin or [])
 
 
 def _split(value: str | None) -> str | None:

@@ -1,8 +1,22 @@
-"""Files that appear whole or not at all, JSON, and lines of JSON."""
+"""Files that appear whole or not at all, JSON, and files of JSON lines."""
 
 from __future__ import annotations
 
-IMPORTS
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from support.json_values import JSON
+
+from pipeline.errors import UserError
+from pipeline.files import append_json, atomic_path, cut_lines, read_json, read_lines, write_bytes, write_json
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
@@ -54,3 +68,24 @@ def test_lines_are_appended(tmp_path: Path) -> None:
     for step in range(3):
         append_json(tmp_path / "m.jsonl", {"step": step})
     assert [json.loads(line)["step"] for line in (tmp_path / "m.jsonl").read_text().splitlines()] == [0, 1, 2]
+
+
+def test_a_half_line_at_the_end_is_not_read_and_is_cut(tmp_path: Path) -> None:
+    path = tmp_path / "m.jsonl"
+    assert read_lines(path) == ()
+    cut_lines(path)
+    assert not path.exists()
+    path.write_text('{"step": 1}\n{"step": 2}\n{"st')
+    assert read_lines(path) == ({"step": 1}, {"step": 2})
+    cut_lines(path)
+    assert path.read_text() == '{"step": 1}\n{"step": 2}\n'
+    cut_lines(path, 1)
+    assert path.read_text() == '{"step": 1}\n'
+
+
+def test_a_torn_line_in_the_middle_is_an_error_unless_it_may_be_there(tmp_path: Path) -> None:
+    path = tmp_path / "m.jsonl"
+    path.write_text('{"step": 1}\n{"st{"step": 2}\n{"step": 3}\n')
+    with pytest.raises(UserError, match=r"m\.jsonl holds a line that is not JSON .*delete that line"):
+        read_lines(path)
+    assert read_lines(path, torn=True) == ({"step": 1}, {"step": 3})

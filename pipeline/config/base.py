@@ -101,8 +101,12 @@ def parse(section: type[S], raw: Mapping[str, Any], where: str) -> S:
 
 
 def dump_yaml(section: Section) -> str:
-    """The section as YAML with every default written out."""
-    return yaml.safe_dump(section.model_dump(mode="json"), sort_keys=False)
+    """The section as YAML with every default written out, its own keys before those that it inherits."""
+    values = section.model_dump(mode="json")
+    own = [name for name in vars(type(section)).get("__annotations__", ()) if name in values]
+    return yaml.safe_dump(
+        {name: values[name] for name in [*own, *(n for n in values if n not in own)]}, sort_keys=False
+    )
 
 
 def semantic(section: Section) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from pipeline.config.base import Fraction, NonNegative, Positive, Scalar, Sectio
 from pipeline.config.data import Data
 from pipeline.config.evaluate import Evaluate
 from pipeline.config.label import Label
-from pipeline.config.methods import METHOD_CONFIGS, Meta, Uda, sections
+from pipeline.config.methods import METHOD_CONFIGS, MethodSections, sections
 from pipeline.config.runtime import Runtime
 from pipeline.config.selection import Select
 from pipeline.config.training import Finetune, Training
@@ -34,7 +34,7 @@ class Rounds(Section):
     round 1, the second for round 2, and the last for every later round."""
 
 
-class Config(Section):
+class Config(MethodSections):
     """A whole run."""
 
     model_config = ConfigDict(extra="allow")  # sections of registered methods only, see _sections_of_methods
@@ -58,10 +58,6 @@ class Config(Section):
     """The network that learns from labeled and unlabeled images, with noise."""
     rounds: Rounds = Rounds()
     """The rounds, with `method: noisy_student`."""
-    uda: Uda = Uda()
-    """The consistency loss, with `method: uda` or `meta`."""
-    meta: Meta = Meta()
-    """The feedback, with `method: meta`."""
     finetune: Finetune | None = None
     """An optional last training on labeled images: of the best model, at a higher resolution; with `method: meta` of
     the student, which has met none yet."""

@@ -87,6 +87,15 @@ class Meta(Section):
     _off = field_validator("feedback", mode="before")(off_is_a_word)
 
 
+class MethodSections(Section):
+    """The sections of the methods, which a config has beside its own."""
+
+    uda: Uda = Uda()
+    """The consistency loss, with `method: uda` or `meta`."""
+    meta: Meta = Meta()
+    """The feedback, with `method: meta`."""
+
+
 # ------------------------------------------------------------------------------------------- what a method asks for
 
 

@@ -159,7 +159,7 @@ def _round_section(
             inspected = inspect_pseudo_labels(dataset, round_.label.path, round_.select.path, data, size)
         except UserError as error:
             problem = str(error)
-    threshold = round_.select.record["config"]["threshold"] if round_.select is not None else 0.0
+    threshold = round_.select.record["config"].get("threshold", 0.0) if round_.select is not None else 0.0
     return RoundSection(
         round=round_,
         teachers=", ".join(title_of(t) for t in teachers_of(round_, run)) or "a model from outside the run",

@@ -6,6 +6,7 @@ import functools
 import logging
 import os
 import platform
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -72,14 +73,13 @@ def environment(runtime: Runtime | None = None) -> dict[str, str | int]:
     if runtime is None:
         return light
     import PIL
-    import timm
     import torch
 
     return {
         **light,
         "commit": code_version(Path(__file__).parents[2]),
         "torch": torch.__version__,
-        "timm": timm.__version__,
+        "timm": version("timm"),  # to import it here, before pipeline.models, fails beside a CPU-only torch
         "pillow": PIL.__version__,
         "device": runtime.device,
         "processor": processor(runtime.device),

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import Split, semantic
+from pipeline.config import Split, Training, semantic
+from pipeline.config.base import is_technique, off_value
 from pipeline.errors import UserError
 from pipeline.models.format import find_weights, model_digest
 from pipeline.models.weights import semantic_settings, start_inputs
@@ -115,7 +116,8 @@ def continue_training(loop: Loop, source: str) -> None:
     if Checkpoints(folder, "", keep=1).last_path() is None:
         raise UserError(f"`start.model`: {source} has no checkpoint to continue; use mode: init")
     record = stage_record(folder)
-    theirs, ours = record["config"]["training"], semantic(training)
+    off = {name: off_value(field) for name, field in Training.model_fields.items() if is_technique(field)}
+    theirs, ours = ({**off, **values} for values in (record["config"]["training"], semantic(training)))
     for key in _KEPT:
         a, b = _at(theirs, key), _at(ours, key)
         if a != b:

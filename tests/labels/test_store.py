@@ -17,7 +17,8 @@ from support.labeled_digits import WriteStage, provenance_of, rows_of
 from pipeline.errors import UserError
 from pipeline.labels.store import LabelRows, LabelStore, label_path, read_labels, summarize, write_labels
 from pipeline.shards.dataset import Dataset
-from pipeline.stages.folder import open_stage
+from pipeline.stages.fingerprint import StageInputs
+from pipeline.stages.folder import finish_folder, open_folder
 
 F32Array = npt.NDArray[np.float32]
 
@@ -267,9 +268,10 @@ def test_a_store_refuses_labels_of_other_images(
 
 
 def test_a_store_needs_a_finished_label_stage(tmp_path: Path, unlabeled: Dataset) -> None:
-    open_stage(tmp_path / "unfinished", "label", {}, {}, {})
+    open_folder(tmp_path / "unfinished", "label", 1, StageInputs({}, {}), {})
     with pytest.raises(UserError, match="unfinished is an unfinished stage"):
         LabelStore(tmp_path / "unfinished", unlabeled)
-    open_stage(tmp_path / "train", "train", {}, {}, {}).finish()
+    open_folder(tmp_path / "train", "train", 1, StageInputs({}, {}), {})
+    finish_folder(tmp_path / "train", [])
     with pytest.raises(UserError, match="is a train stage, not a label stage"):
         LabelStore(tmp_path / "train", unlabeled)

@@ -157,22 +157,22 @@ def test_copies_follow_the_hash_of_the_id(rows: Rows, config: Select) -> None:
 
 @settings(deadline=None)
 @given(some_rows(), some_config())
-def test_the_report_counts_what_was_selected(rows: Rows, config: Select) -> None:
+def test_the_summary_counts_what_was_selected(rows: Rows, config: Select) -> None:
     selection = rows.select(config)
-    report = selection.report
-    assert report["num_rows"] == len(rows.ids)
-    assert report["num_selected"] == len(selection.rows) == sum(c["kept"] for c in report["classes"])
-    assert report["num_copies"] == selection.copies.sum() == sum(c["copied"] for c in report["classes"])
-    assert sum(report["histogram"]["all"]) == len(rows.ids)
-    assert sum(report["histogram"]["kept"]) == len(selection.rows)
-    for c, line in enumerate(report["classes"]):
+    summary = selection.summary
+    assert summary["num_rows"] == len(rows.ids)
+    assert summary["num_selected"] == len(selection.rows) == sum(c["kept"] for c in summary["classes"])
+    assert summary["num_copies"] == selection.copies.sum() == sum(c["copied"] for c in summary["classes"])
+    assert sum(summary["histogram"]["all"]) == len(rows.ids)
+    assert sum(summary["histogram"]["kept"]) == len(selection.rows)
+    for c, line in enumerate(summary["classes"]):
         kept = rows.confidence[selection.rows[rows.label[selection.rows] == c]]
         assert line["predicted"] == (rows.label == c).sum()
         assert line["threshold"] == (kept.min() if len(kept) else None)
         assert line["mean_confidence"] == (pytest.approx(kept.mean(dtype=float)) if len(kept) else None)
     if len(selection.rows):
         copies = selection.copies.astype(float)
-        assert report["effective_size"] == pytest.approx(copies.sum() ** 2 / (copies**2).sum())
+        assert summary["effective_size"] == pytest.approx(copies.sum() ** 2 / (copies**2).sum())
 
 
 def many_rows(counts: list[int], seed: int = 0) -> Rows:
@@ -188,7 +188,7 @@ def test_uniform_balance_meets_its_target_in_expectation(per_class: int) -> None
     rows = many_rows([4000, 1700, 2300, 900])
     target = per_class or 4000
     copied = np.array(
-        [[c["copied"] for c in rows.select(Select(per_class=per_class), seed).report["classes"]] for seed in range(20)]
+        [[c["copied"] for c in rows.select(Select(per_class=per_class), seed).summary["classes"]] for seed in range(20)]
     )
     # A binomial count of at most 2300 rows has a deviation of at most 24, the mean of 20 one of 5.4.
     assert np.abs(copied.mean(axis=0) - target).max() < 5 * 5.4
@@ -196,24 +196,24 @@ def test_uniform_balance_meets_its_target_in_expectation(per_class: int) -> None
 
 
 def test_uniform_balance_stops_at_the_cap() -> None:
-    copied = [c["copied"] for c in many_rows([4000, 100]).select(Select(max_copies=5)).report["classes"]]
+    copied = [c["copied"] for c in many_rows([4000, 100]).select(Select(max_copies=5)).summary["classes"]]
     assert copied == [4000, 500]
 
 
 def test_prior_balance_keeps_the_most_overrepresented_class_whole() -> None:
     rows = many_rows([3000, 1000, 1000])
     config = Select(balance="prior", prior=(0.5, 0.1, 0.4), max_copies=10)
-    report = rows.select(config).report["classes"]
-    assert [c["kept"] for c in report] == [3000, 1000, 1000]
-    assert report[1]["copied"] == 1000, "10,000 rows for a share of 1: the largest ratio"
-    assert report[0]["copied"] == pytest.approx(5000, abs=150)
-    assert report[2]["copied"] == 4000
+    classes = rows.select(config).summary["classes"]
+    assert [c["kept"] for c in classes] == [3000, 1000, 1000]
+    assert classes[1]["copied"] == 1000, "10,000 rows for a share of 1: the largest ratio"
+    assert classes[0]["copied"] == pytest.approx(5000, abs=150)
+    assert classes[2]["copied"] == 4000
 
 
 def test_prior_balance_cuts_to_the_exact_target_when_per_class_is_given() -> None:
     rows = many_rows([3000, 1000, 1000])
     selection = rows.select(Select(balance="prior", prior=(0.5, 0.1, 0.4), per_class=500))
-    assert [c["copied"] for c in selection.report["classes"]] == [750, 150, 600]
+    assert [c["copied"] for c in selection.summary["classes"]] == [750, 150, 600]
     assert (selection.copies == 1).all()
     np.testing.assert_array_equal(
         selection.rows[rows.label[selection.rows] == 0], np.sort(order_of(rows, 0, 0.0)[:750])
@@ -222,7 +222,7 @@ def test_prior_balance_cuts_to_the_exact_target_when_per_class_is_given() -> Non
 
 def test_prior_balance_follows_the_labeled_images_by_default() -> None:
     selection = many_rows([3000, 3000]).select(Select(balance="prior", per_class=1000), prior=np.array([0.25, 0.75]))
-    assert [c["copied"] for c in selection.report["classes"]] == [500, 1500]
+    assert [c["copied"] for c in selection.summary["classes"]] == [500, 1500]
 
 
 @settings(max_examples=25, deadline=None)

@@ -242,7 +242,7 @@ def test_a_read_only_folder_is_a_clear_error(source: Path, tmp_path: Path) -> No
 def test_two_packs_into_one_folder_exclude_each_other(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.shards.pack.run_lock", functools.partial(run_lock, wait_s=0.1))
+    monkeypatch.setattr("pipeline.packing.pack.run_lock", functools.partial(run_lock, wait_s=0.1))
     with run_lock(tmp_path / "out"), pytest.raises(UserError, match="in use by process"):
         pack(source, tmp_path / "out", split="labeled")
 

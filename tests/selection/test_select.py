@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import logging
 from pathlib import Path
 
@@ -10,20 +11,23 @@ from PIL import Image
 from rich.console import Console
 from support.labeled_digits import CLASSES, WriteStage
 
-from pipeline.config import Data, Select
+from pipeline.config import Config, Data, Select
 from pipeline.errors import UserError
 from pipeline.files import read_json
+from pipeline.report.plots import per_class
 from pipeline.selection.rules import select
 from pipeline.selection.selection import Selection, read_selection, write_selection
-from pipeline.selection.stage import check_summary, run_select, select_inputs
+from pipeline.selection.stage import check_summary, select_inputs
 from pipeline.selection.summary import summary_table
 from pipeline.shards.dataset import Dataset, open_split
 from pipeline.stages.fingerprint import fingerprint
-from pipeline.stages.folder import stage_record
+from pipeline.stages.folder import is_finished, stage_record
 from pipeline.stages.jobs import SelectJob
+from pipeline.stages.kinds import KINDS
+from pipeline.stages.preamble import run_stage
 
 F32Array = npt.NDArray[np.float32]
-FILES = ("selection.arrow", "selection.json", "selection.png")
+FILES = ("selection.arrow", "selection.json")
 
 
 def select_some(label: list[int], confidence: list[float], config: Select, num_classes: int = 3) -> Selection:
@@ -44,10 +48,10 @@ def select_some(label: list[int], confidence: list[float], config: Select, num_c
 
 
 def job_of(tmp_path: Path, data: Data, labels: Path, config: Select | None = None, out: str = "select") -> SelectJob:
-    return SelectJob(out=tmp_path / out, round=1, seed=0, data=data, select=config or Select(), labels=labels)
+    return SelectJob.of(Config(data=data, select=config or Select()), tmp_path / out, 1, labels)
 
 
-def test_the_stage_writes_its_record_selection_report_and_plot(
+def test_the_stage_writes_its_record_selection_and_summary(
     tmp_path: Path,
     data: Data,
     unlabeled: Dataset,
@@ -56,9 +60,9 @@ def test_the_stage_writes_its_record_selection_report_and_plot(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     job = job_of(tmp_path, data, write_stage(logits), Select(threshold=0.6))
-    run_select(job)
+    run_stage(job)
     selection, record = read_selection(job.out), stage_record(job.out)
-    assert record["fingerprint"] == fingerprint("select", *select_inputs(job))
+    assert record["fingerprint"] == fingerprint("select", KINDS["select"].version, select_inputs(job))
     assert record["outputs"] == {
         "labels": "../label",
         "num_rows": len(unlabeled),
@@ -66,13 +70,11 @@ def test_the_stage_writes_its_record_selection_report_and_plot(
         "num_copies": int(selection.copies.sum()),
     }
     labeled = open_split(data, "labeled")
-    assert [c["labeled_prior"] for c in selection.report["classes"]] == (
+    assert [c["labeled_prior"] for c in selection.summary["classes"]] == (
         np.bincount(labeled.labels) / len(labeled)
     ).tolist()
-    assert [c["predicted"] for c in selection.report["classes"]] == np.bincount(logits.argmax(1)).tolist()
-    assert min(c["threshold"] or 1 for c in selection.report["classes"]) >= 0.6
-    with Image.open(job.out / "selection.png") as image:
-        assert image.width > 500
+    assert [c["predicted"] for c in selection.summary["classes"]] == np.bincount(logits.argmax(1)).tolist()
+    assert min(c["threshold"] or 1 for c in selection.summary["classes"]) >= 0.6
     printed = capsys.readouterr().out
     assert all(name.split()[0] in printed for name in CLASSES), "a class name with brackets is shown as it is"
 
@@ -81,28 +83,39 @@ def test_a_finished_stage_is_not_run_again(
     tmp_path: Path, data: Data, write_stage: WriteStage, logits: F32Array, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = job_of(tmp_path, data, write_stage(logits))
-    run_select(job)
-    monkeypatch.setattr("pipeline.labels.select.LabelStore", None)
-    run_select(job)
+    run_stage(job)
+    monkeypatch.setattr("pipeline.selection.stage.LabelStore", None)
+    run_stage(job)
 
 
+@pytest.mark.parametrize(
+    ("interrupted", "present"),
+    [("pipeline.selection.selection.write_json", FILES[:1]), ("pipeline.stages.preamble.finish_folder", FILES)],
+)
 def test_an_interrupted_stage_ends_with_the_same_bytes(
-    tmp_path: Path, data: Data, write_stage: WriteStage, logits: F32Array, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    data: Data,
+    write_stage: WriteStage,
+    logits: F32Array,
+    monkeypatch: pytest.MonkeyPatch,
+    interrupted: str,
+    present: tuple[str, ...],
 ) -> None:
     labels = write_stage(logits)
-    run_select(job_of(tmp_path, data, labels, out="whole"))
+    run_stage(job_of(tmp_path, data, labels, out="whole"))
     job = job_of(tmp_path, data, labels, out="killed")
     with monkeypatch.context() as patch:
-        patch.setattr("pipeline.labels.selection.plot_report", _interrupt)
+        patch.setattr(interrupted, _interrupt)
         with pytest.raises(KeyboardInterrupt):
-            run_select(job)
-    assert not (job.out / "selection.png").exists()
-    run_select(job)
+            run_stage(job)
+    assert tuple(name for name in FILES if (job.out / name).exists()) == present
+    assert not is_finished(job.out)
+    run_stage(job)
     for name in (*FILES, "stage.json"):
         assert (job.out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
 
 
-def _interrupt(*args: object) -> None:
+def _interrupt(*args: object, **outputs: object) -> None:
     raise KeyboardInterrupt
 
 
@@ -110,9 +123,9 @@ def test_a_folder_with_other_settings_is_refused(
     tmp_path: Path, data: Data, write_stage: WriteStage, logits: F32Array
 ) -> None:
     labels = write_stage(logits)
-    run_select(job_of(tmp_path, data, labels))
+    run_stage(job_of(tmp_path, data, labels))
     with pytest.raises(UserError, match=r"threshold: 0\.0 -> 0\.7"):
-        run_select(job_of(tmp_path, data, labels, Select(threshold=0.7)))
+        run_stage(job_of(tmp_path, data, labels, Select(threshold=0.7)))
 
 
 def test_selecting_never_reads_the_truth(
@@ -125,7 +138,7 @@ def test_selecting_never_reads_the_truth(
 
     monkeypatch.setattr(Dataset, "truth", forbidden)
     monkeypatch.setattr("pipeline.shards.dataset._read_truth", forbidden)
-    run_select(job_of(tmp_path, data, labels))
+    run_stage(job_of(tmp_path, data, labels))
 
 
 def test_a_vanished_class_is_shown_then_refused(
@@ -143,11 +156,11 @@ def test_a_vanished_class_is_shown_then_refused(
     with pytest.raises(
         UserError, match=r"no pseudo-label of class `four` \(0 predicted\).*select\.allow_empty_classes"
     ):
-        run_select(job_of(tmp_path, data, labels))
+        run_stage(job_of(tmp_path, data, labels))
     assert "four" in capsys.readouterr().out
     assert not (tmp_path / "select" / "selection.arrow").exists()
-    run_select(job_of(tmp_path, data, labels, Select(allow_empty_classes=True), out="allowed"))
-    assert read_selection(tmp_path / "allowed").report["classes"][four]["threshold"] is None
+    run_stage(job_of(tmp_path, data, labels, Select(allow_empty_classes=True), out="allowed"))
+    assert read_selection(tmp_path / "allowed").summary["classes"][four]["threshold"] is None
 
 
 # ------------------------------------------------------------------------------------------------------------ bad input
@@ -156,14 +169,14 @@ def test_a_vanished_class_is_shown_then_refused(
 def test_nothing_selected_is_an_error_that_names_the_threshold() -> None:
     config = Select(threshold=0.99, allow_empty_classes=True)
     with pytest.raises(UserError, match=r"select\.threshold 0\.99 leaves none of 2 .*at least 0\.90\); lower"):
-        check_summary(select_some([0, 1], [0.9, 0.6], config).report, config)
+        check_summary(select_some([0, 1], [0.9, 0.6], config).summary, config)
 
 
 def test_a_class_that_the_prior_excludes_may_vanish() -> None:
     config = Select(balance="prior", prior=(1.0, 1.0, 0.0))
     selection = select_some([0, 1, 2], [0.9, 0.6, 0.7], config)
     assert selection.rows.tolist() == [0, 1]
-    check_summary(selection.report, config)
+    check_summary(selection.summary, config)
 
 
 @pytest.mark.parametrize("prior", [(0.5, 0.5), (1.0, -0.5, 0.5), (0.0, 0.0, 0.0)])
@@ -182,11 +195,11 @@ def test_nan_and_labels_out_of_range_are_refused() -> None:
 def test_a_class_mix_unlike_the_labeled_one_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
     label = [0] * 8 + [1, 2]
     with caplog.at_level(logging.WARNING, "selftrain.select"):
-        check_summary(select_some(label, [0.9] * 10, Select()).report, Select())
+        check_summary(select_some(label, [0.9] * 10, Select()).summary, Select())
         assert "total variation 0.47; most for `c0`: 80.0% predicted, 33.3% labeled" in caplog.text
         assert "select.balance" in caplog.text
         caplog.clear()
-        check_summary(select_some([0, 1, 2], [0.9] * 3, Select()).report, Select())
+        check_summary(select_some([0, 1, 2], [0.9] * 3, Select()).summary, Select())
         assert not caplog.records
 
 
@@ -213,15 +226,19 @@ def test_a_selection_reads_as_it_was_written(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read.rows, written.rows)
     np.testing.assert_array_equal(read.copies, written.copies)
     assert (read.rows.dtype, read.copies.dtype) == (np.uint32, np.uint16)
-    assert read.report == written.report == read_json(tmp_path / "selection.json")
+    assert read.summary == written.summary == read_json(tmp_path / "selection.json")
 
 
-def test_a_thousand_classes_fit_the_table_and_the_plot(tmp_path: Path) -> None:
+def test_the_plot_can_be_read() -> None:
+    with Image.open(io.BytesIO(per_class(select_some([0, 1, 2], [0.9] * 3, Select()).summary))) as image:
+        assert image.width > 500
+
+
+def test_a_thousand_classes_fit_the_table_and_the_plot() -> None:
     selection = select_some(list(range(1000)), [0.5 + i / 2001 for i in range(1000)], Select(), num_classes=1000)
-    write_selection(tmp_path, selection)
-    with Image.open(tmp_path / "selection.png") as image:
+    with Image.open(io.BytesIO(per_class(selection.summary))) as image:
         assert image.width < 3000
     console = Console(width=120)
     with console.capture() as capture:
-        console.print(summary_table(selection.report))
+        console.print(summary_table(selection.summary))
     assert "40 of 1000 classes" in capture.get()

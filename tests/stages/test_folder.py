@@ -2,46 +2,82 @@
 
 from __future__ import annotations
 
-IMPORTS
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import UserError
+from pipeline.stages.fingerprint import StageInputs
+from pipeline.stages.folder import OWN_FILES, finish_folder, is_finished, open_folder, stage_record
+
+ENVIRONMENT = {"torch": "2", "threads": 1}
+INPUTS = StageInputs({"a": 1}, {"x": "1"})
+NONE = StageInputs({}, {})
 
 
 def test_a_finished_stage_is_complete_and_an_unfinished_one_is_not(tmp_path: Path) -> None:
-    opened = open_stage(tmp_path / "s", "train", {"a": 1}, {}, ENVIRONMENT)
-    assert not opened.complete
+    stage = tmp_path / "s"
+    assert not is_finished(stage)
+    assert not open_folder(stage, "train", 1, INPUTS, ENVIRONMENT)
     with pytest.raises(UserError, match="is an unfinished stage; type the command that began it again"):
-        stage_record(tmp_path / "s")
-    assert not open_stage(tmp_path / "s", "train", {"a": 1}, {}, ENVIRONMENT).complete
-    opened.finish(best=3)
-    assert open_stage(tmp_path / "s", "train", {"a": 1}, {}, ENVIRONMENT).complete
-    assert stage_record(tmp_path / "s")["outputs"] == {"best": 3}
+        stage_record(stage)
+    assert not is_finished(stage)
+    assert not open_folder(stage, "train", 1, INPUTS, ENVIRONMENT)
+    finish_folder(stage, [], best=3)
+    assert is_finished(stage)
+    assert open_folder(stage, "train", 1, INPUTS, ENVIRONMENT)
+    assert stage_record(stage)["outputs"] == {"best": 3}
 
 
-def test_another_config_input_or_kind_is_refused_by_name(tmp_path: Path) -> None:
-    open_stage(tmp_path, "train", {"a": 1}, {"x": "1"}, ENVIRONMENT)
-    for kind, config, inputs, text in (
-        ("train", {"a": 2}, {"x": "1"}, r"other settings \(a: 1 -> 2\)"),
-        ("train", {"a": 1}, {"x": "2"}, r"other settings \(x: '1' -> '2'\)"),
-        ("label", {"a": 1}, {"x": "1"}, "holds a train stage"),
+def test_a_finished_stage_of_which_a_file_was_deleted_is_taken_up_again(tmp_path: Path) -> None:
+    open_folder(tmp_path, "train", 1, INPUTS, ENVIRONMENT)
+    for name in ("model.json", "metrics.jsonl"):
+        (tmp_path / name).write_text("{}")
+    finish_folder(tmp_path, ["model.json"])
+    (tmp_path / "metrics.jsonl").unlink()  # no stage needs it
+    assert open_folder(tmp_path, "train", 1, INPUTS, ENVIRONMENT)
+    (tmp_path / "model.json").unlink()
+    assert not is_finished(tmp_path)
+    assert not open_folder(tmp_path, "train", 1, INPUTS, ENVIRONMENT)
+
+
+def test_another_config_input_kind_or_version_is_refused_by_name(tmp_path: Path) -> None:
+    open_folder(tmp_path, "train", 1, INPUTS, ENVIRONMENT)
+    for kind, version, inputs, text in (
+        ("train", 1, StageInputs({"a": 2}, {"x": "1"}), r"other settings \(a: 1 -> 2\)"),
+        ("train", 1, StageInputs({"a": 1}, {"x": "2"}), r"other settings \(x: '1' -> '2'\)"),
+        ("train", 2, INPUTS, r"other settings \(stage format\)"),
+        ("label", 1, INPUTS, "holds a train stage"),
     ):
         with pytest.raises(UserError, match=text):
-            open_stage(tmp_path, kind, config, inputs, ENVIRONMENT)  # type: ignore[arg-type]
+            open_folder(tmp_path, kind, version, inputs, ENVIRONMENT)
 
 
 def test_the_environment_matters_only_to_an_unfinished_stage(tmp_path: Path) -> None:
-    opened = open_stage(tmp_path, "train", {}, {}, ENVIRONMENT)
+    open_folder(tmp_path, "train", 1, NONE, ENVIRONMENT)
     other = {**ENVIRONMENT, "torch": "3"}
     with pytest.raises(UserError, match=r"torch: '2' -> '3'.*--accept-environment"):
-        open_stage(tmp_path, "train", {}, {}, other)
-    opened.finish()
-    assert open_stage(tmp_path, "train", {}, {}, other).complete
+        open_folder(tmp_path, "train", 1, NONE, other)
+    finish_folder(tmp_path, [])
+    assert open_folder(tmp_path, "train", 1, NONE, other)
+
+
+def test_an_environment_that_was_accepted_is_noted_beside_those_before(tmp_path: Path) -> None:
+    open_folder(tmp_path, "train", 1, NONE, ENVIRONMENT)
+    other = {**ENVIRONMENT, "torch": "3"}
+    assert not open_folder(tmp_path, "train", 1, NONE, other, accept_environment=True)
+    assert not open_folder(tmp_path, "train", 1, NONE, other)
+    finish_folder(tmp_path, [])
+    record = stage_record(tmp_path)
+    assert (record["environment"], record["earlier_environments"]) == (other, [ENVIRONMENT])
 
 
 def test_launchers_files_do_not_make_a_folder_foreign_and_others_do(tmp_path: Path) -> None:
-    for name in stage.OWN_FILES:
+    for name in OWN_FILES:
         (tmp_path / name).write_text("")
     (tmp_path / "job.json").write_text('{"kind": "select", "out": "here"}')
-    open_stage(tmp_path, "select", {}, {}, {})
+    open_folder(tmp_path, "select", 1, NONE, {})
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "job.json").write_text('{"boss": "me"}')  # the user's, though it has the name of ours
     with pytest.raises(UserError, match="is not empty and not a select stage"):
-        open_stage(tmp_path / "b", "select", {}, {}, {})
+        open_folder(tmp_path / "b", "select", 1, NONE, {})

@@ -91,15 +91,20 @@ def test_run_job_runs_the_stage_function_of_the_job_in_a_child(
     out = tmp_path / "label-0"
     code = f"""
         import sys; sys.path.insert(0, {str(tmp_path)!r})
-        from pipeline import child
-        child.STAGES["label"] = "fake_stage:run"
+        from dataclasses import replace
+        from pipeline.stages import child, kinds
+        kinds.KINDS["label"] = replace(kinds.KINDS["label"], inputs_of="fake_stage:inputs", function="fake_stage:run")
         sys.exit(child.main())
     """
     (tmp_path / "fake_stage.py").write_text(
         textwrap.dedent("""
         import logging, os
         from pipeline.errors import Interrupted, UserError
-        def run(job):
+        from pipeline.stages.fingerprint import StageInputs
+        def inputs(job):
+            return StageInputs({}, {})
+        def run(job, stage):
+            assert stage.path == job.out
             (job.out.parent / "threads").write_text(os.environ["OMP_NUM_THREADS"])
             logging.getLogger("selftrain.models").warning("fc.weight stays at random")
             if job.round == 1: raise UserError("label.top_k is wrong")
@@ -174,7 +179,7 @@ def test_ctrl_c_in_the_terminal_lets_the_child_save_and_exits_75(tmp_path: Path)
 def test_sigkill_of_the_parent_ends_the_child(tmp_path: Path) -> None:
     code = """
         import pathlib, signal, time
-        from pipeline.stages.child import die_with_parent
+        from pipeline.stages.owner import die_with_parent
         die_with_parent(signal.SIGKILL)
         pathlib.Path("ready").touch()
         time.sleep(60)
@@ -187,7 +192,7 @@ def test_sigkill_of_the_parent_ends_the_child(tmp_path: Path) -> None:
 
 
 def test_a_parent_killed_before_the_child_began_ends_the_child(tmp_path: Path) -> None:
-    code = "from pipeline.stages.child import die_with_parent; import signal; die_with_parent(signal.SIGTERM); print('alive')"
+    code = "from pipeline.stages.owner import die_with_parent; import signal; die_with_parent(signal.SIGTERM); print('alive')"
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "SELFTRAIN_PARENT": "1"}
     result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, check=False)
     assert result.returncode == -signal.SIGKILL

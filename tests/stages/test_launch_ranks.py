@@ -13,10 +13,10 @@ from support.parents import running, script, wait_for
 from pipeline.errors import Interrupted, UserError
 from pipeline.stages.launch import run_child
 
-AGENT = "import sys; from pipeline.stages.child import run_ranks; sys.exit(run_ranks(2, [{rank!r}]))"
+AGENT = "import sys; from pipeline.stages.torchrun import run_ranks; sys.exit(run_ranks(2, [{rank!r}]))"
 RANK_HEAD = """
     import datetime, os, pathlib, signal, sys, time
-    from pipeline.stages.child import die_with_parent
+    from pipeline.stages.owner import die_with_parent
     die_with_parent(signal.SIGKILL)
     import torch
     import torch.distributed as dist

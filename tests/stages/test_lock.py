@@ -2,27 +2,36 @@
 
 from __future__ import annotations
 
-IMPORTS
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from support.parents import ROOT
+
+from pipeline.errors import UserError
+from pipeline.stages.lock import find_run, run_lock
 
 
 def test_the_run_of_a_path_is_found_upwards(tmp_path: Path) -> None:
     run, inside = tmp_path / "run", tmp_path / "run" / "rounds" / "0" / "train-1"
     inside.mkdir(parents=True)
     (inside / "run.lock").write_text("")  # of a stage that was begun by hand
-    assert stage.find_run(inside) is None
+    assert find_run(inside) is None
     for name in ("run.lock", "config.yaml"):
         (run / name).write_text("")
-    assert stage.find_run(run) == stage.find_run(inside) == stage.find_run(inside / "model.safetensors") == run
-    assert stage.find_run(tmp_path) is None
+    assert find_run(run) == find_run(inside) == find_run(inside / "model.safetensors") == run
+    assert find_run(tmp_path) is None
 
 
 def test_the_lock_names_its_owner_and_is_gone_with_it(tmp_path: Path) -> None:
     code = (
-        "import sys, time, pathlib; from pipeline.stage import run_lock\n"
+        "import sys, time, pathlib; from pipeline.stages.lock import run_lock\n"
         "with run_lock(pathlib.Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
     )
-    root = Path(stage.__file__).parent.parent
-    environment = {**os.environ, "PYTHONPATH": str(root)}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     with subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], env=environment, stdout=-1) as owner:
         assert owner.stdout is not None
         owner.stdout.readline()

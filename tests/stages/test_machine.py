@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-IMPORTS
+import json
+
+from pipeline.config import Runtime
+from pipeline.stages.machine import environment
 
 
 def test_the_environment_names_what_bits_depend_on() -> None:

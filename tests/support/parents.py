@@ -15,7 +15,7 @@ import psutil
 
 from pipeline.stages import launch
 
-ROOT = Path(launch.__file__).parent.parent
+ROOT = Path(launch.__file__).parents[2]
 
 SAVES_ON_SIGTERM = """
     import pathlib, signal, sys, time

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from timm.models import register_model
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-import pipeline.models  # noqa: F401 - before timm
+import pipeline.models  # noqa: F401
+
+from timm.models import register_model  # isort: skip - after pipeline.models, which lets it be imported
 
 
 class TinyNet(nn.Module):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,22 +10,23 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from accelerate.optimizer import AcceleratedOptimizer
-from pipeline.train.trainer import METRICS
 from support.processes import run, train_job
+from support.spoilers import BAD_STEP, skip_first_steps, spoil_a_gradient, watch_the_disk
 
-from pipeline.config import Config, Data, Training, WeakView
+from pipeline.config import Config, WeakView, changed
 from pipeline.errors import UserError
+from pipeline.methods.noisy_student.learner import PseudoLabelLearner
 from pipeline.shards.dataset import open_split
 from pipeline.shards.order import Order
 from pipeline.shards.reader import Reader
+from pipeline.stages.ranks import Ranks
 from pipeline.threads import read_ahead
-from pipeline.train import setting
+from pipeline.train import setup
 from pipeline.train.ema import Ema
 from pipeline.train.meter import Meter
-from pipeline.train.network import Network
+from pipeline.train.schedule import lr_at
 
-BAD_STEP = 7
+METRICS = PseudoLabelLearner.metrics
 
 
 def lines(folder: Path) -> list[dict[str, float]]:
@@ -36,23 +36,11 @@ def lines(folder: Path) -> list[dict[str, float]]:
 # ----------------------------------------------------------------------------------------------------------- gradients
 
 
-def spoil_a_gradient() -> None:
-    """The gradient of one step is not a number; its loss is finite."""
-    clip = Network.clip
-
-    def spoiled(self: Network) -> torch.Tensor:
-        if self.ema.num_updates == BAD_STEP:
-            next(self.raw_model.parameters()).grad.fill_(torch.nan)  # type: ignore[union-attr]
-        return clip(self)
-
-    Network.clip = spoiled  # type: ignore[method-assign]
-
-
 @pytest.mark.parametrize("clip_norm", [0.0, 5.0])
 def test_a_gradient_that_is_not_finite_is_told_of_its_own_step(
     digits: Config, tmp_path: Path, clip_norm: float
 ) -> None:
-    training = digits.teacher.model_copy(update={"clip_norm": clip_norm})
+    training = changed(digits.teacher, clip_norm=clip_norm)
     with pytest.raises(UserError, match=rf"not finite at step {BAD_STEP} \(images ") as failure:
         run(train_job(digits, tmp_path / "train", training=training), spoil_a_gradient)
     dataset = open_split(digits.data, "labeled")
@@ -67,6 +55,15 @@ def test_a_gradient_that_is_not_finite_is_told_of_its_own_step(
 def test_the_norm_of_the_gradient_is_measured_without_clipping(teacher: Path, student: Path) -> None:
     for folder in (teacher, student):
         assert all(0.01 < line["grad_norm"] < 100 for line in lines(folder) if "loss" in line)
+
+
+def test_the_learning_rate_of_a_line_is_the_schedules(digits: Config, teacher: Path, student: Path) -> None:
+    """Of a student it grows with its unlabeled images, which its loss is a mean over."""
+    for folder, training in ((teacher, digits.teacher), (student, digits.student)):
+        num_images = round(training.batch_size * (1 + training.unlabeled_ratio))
+        for line in lines(folder):
+            if "loss" in line:
+                assert line["lr"] == lr_at(line["step"] - 1, training, steps=40, num_images=num_images)
 
 
 LOSSES = METRICS[:-1]
@@ -107,17 +104,6 @@ def test_the_average_counts_the_updates_that_were_made() -> None:
     assert float(ema.model.weight) == pytest.approx(0.9)  # type: ignore[arg-type]
 
 
-def skip_first_steps() -> None:
-    """As fp16 does until its loss scale has come down."""
-    left = [6]
-
-    def skipped(self: AcceleratedOptimizer) -> bool:
-        left[0] -= 1
-        return left[0] >= 0
-
-    AcceleratedOptimizer.step_was_skipped = property(skipped)
-
-
 def test_skipped_steps_are_no_updates_and_have_no_gradient(digits: Config, tmp_path: Path) -> None:
     out = run(train_job(digits, tmp_path / "train"), skip_first_steps)
     (last,) = (out / "checkpoints").glob("step-000000040.pt")
@@ -126,24 +112,6 @@ def test_skipped_steps_are_no_updates_and_have_no_gradient(digits: Config, tmp_p
 
 
 # -------------------------------------------------------------------------------------------------------- power cuts
-
-
-def watch_the_disk() -> None:
-    """Fail when a checkpoint comes into place before the lines it goes on from are on the disk."""
-    fsync, replace = os.fsync, os.replace
-    synced: dict[str, int] = {}
-
-    def watched_fsync(descriptor: int) -> None:
-        fsync(descriptor)
-        synced[os.readlink(f"/proc/self/fd/{descriptor}")] = os.fstat(descriptor).st_size
-
-    def watched_replace(source: Path, target: Path) -> None:
-        metrics = Path(target).parent.parent / "metrics.jsonl"
-        if Path(target).name.startswith("step-"):
-            assert synced.get(str(metrics)) == metrics.stat().st_size
-        replace(source, target)
-
-    os.fsync, os.replace = watched_fsync, watched_replace  # type: ignore[assignment]
 
 
 def test_metrics_are_on_the_disk_before_a_checkpoint_is(digits: Config, tmp_path: Path) -> None:
@@ -166,19 +134,17 @@ def test_whitening_sees_all_classes_of_rows_that_are_sorted(
         return read(self, rows)
 
     monkeypatch.setattr(Reader, "read", spy)
-    monkeypatch.setattr(setting, "NUM_FIRST_IMAGES", 40)
-    here = setting.Setting(train_job(digits, tmp_path), Accelerator(cpu=True))
-    assert len(here._first_images(digits.teacher, here.new_info(digits.teacher))) == 40
+    monkeypatch.setattr(setup, "NUM_FIRST_IMAGES", 40)
+    here = setup.Setup(train_job(digits, tmp_path), Ranks(), {})
+    assert len(here._first_images(here._info(digits.teacher, "teacher"))) == 40
     assert set(seen) == set(range(10))
 
 
 def test_resized_crops_are_taken_from_larger_images(digits: Config, tmp_path: Path) -> None:
-    training = Training.model_validate(
-        {**digits.teacher.model_dump(), "image_size": 14, "weak": WeakView(crop="resized", flip=False), "steps": 6}
-    )
-    assert setting.read_size(training) == 16
-    assert setting.read_size(digits.teacher) == digits.teacher.image_size
-    data = Data.model_validate({**digits.data.model_dump(), "cache": "always", "cache_dir": tmp_path / "cache"})
+    training = changed(digits.teacher, image_size=14, weak=WeakView(crop="resized", flip=False), steps=6)
+    assert setup.read_size(training) == 16
+    assert setup.read_size(digits.teacher) == digits.teacher.image_size
+    data = changed(digits.data, cache="always", cache_dir=tmp_path / "cache")
     run(train_job(digits, tmp_path / "train", training=training, data=data))
     sizes = {np.load(path, mmap_mode="r").shape[1] for path in (tmp_path / "cache" / "decoded").glob("*.npy")}
     assert sizes == {14, 16}  # val, labeled

@@ -6,23 +6,19 @@ import json
 import os
 import random
 import signal
-import time
-from itertools import count
 from pathlib import Path
-from types import SimpleNamespace
 
 import psutil
 import pytest
 import torch
-from accelerate import Accelerator
 from support.processes import label_job, outputs, run, train_job
+from support.ranks import in_two, run_ranks
+from support.spoilers import become_rank_with_a_clock, become_slow_rank
 from support.tiny_net import register
 
-from pipeline.config import Config, Training
+from pipeline.config import Config, changed
 from pipeline.errors import EXIT_INTERRUPTED, UserError
-from pipeline.labels import stage as predict
-from pipeline.models import registry as build
-from pipeline.models import set_trainable
+from pipeline.models import build, set_trainable
 from pipeline.models.format import read_state
 from pipeline.stages import launch
 from pipeline.stages.folder import stage_record
@@ -40,8 +36,7 @@ def job(digits: Config, selection: Path, tmp_path: Path) -> TrainJob:
 def tiny_job(digits: Config, selection: Path, tmp_path: Path) -> TrainJob:
     """Without BatchNorm, dropout and stochastic depth."""
     plain = {"model": "selftrain_tiny", "model_args": {}, "dropout": 0.0, "stochastic_depth": 0.0, "steps": 20}
-    training = Training.model_validate({**digits.student.model_dump(), **plain})
-    return train_job(digits, tmp_path / "one", selection=selection, training=training)
+    return train_job(digits, tmp_path / "one", selection=selection, training=changed(digits.student, **plain))
 
 
 def check_close(a: Path, b: Path) -> None:
@@ -58,8 +53,8 @@ def test_two_ranks_equal_one_process_with_the_whole_batch(tiny_job: TrainJob, tm
 
 
 def test_averages_of_two_ranks_follow_batchnorm_statistics(job: TrainJob, tmp_path: Path) -> None:
-    training = job.training.model_copy(update={"steps": 4, "warmup_steps": 1, "evaluations": 1, "ema_decay": 0.0})
-    two = in_two(job.model_copy(update={"training": training}), tmp_path, "two")
+    training = changed(job.training, steps=4, warmup_steps=1, evaluations=1, ema_decay=0.0)
+    two = in_two(changed(job, training=training), tmp_path, "two")
     assert run_ranks(two) == [0, 0]
     state = Checkpoints(two.out, stage_record(two.out)["fingerprint"], keep=1).load_last()
     assert state is not None
@@ -70,17 +65,15 @@ def test_averages_of_two_ranks_follow_batchnorm_statistics(job: TrainJob, tmp_pa
 @pytest.mark.parametrize("accumulation", [2, 4])
 def test_accumulation_equals_the_whole_batch(tiny_job: TrainJob, tmp_path: Path, accumulation: int) -> None:
     run(tiny_job, register)
-    training = tiny_job.training.model_copy(update={"accumulation": accumulation})
-    check_close(
-        tiny_job.out, run(tiny_job.model_copy(update={"training": training, "out": tmp_path / "micro"}), register)
-    )
+    training = changed(tiny_job.training, accumulation=accumulation)
+    check_close(tiny_job.out, run(changed(tiny_job, training=training, out=tmp_path / "micro"), register))
 
 
 def test_accumulation_in_two_ranks_equals_the_whole_batch(tiny_job: TrainJob, tmp_path: Path) -> None:
     """Gradients are shared at the last micro-step alone, and slots go to micro-steps and ranks."""
     run(tiny_job, register)
-    training = tiny_job.training.model_copy(update={"accumulation": 2})
-    two = in_two(tiny_job.model_copy(update={"training": training}), tmp_path, "two")
+    training = changed(tiny_job.training, accumulation=2)
+    two = in_two(changed(tiny_job, training=training), tmp_path, "two")
     assert run_ranks(two) == [0, 0]
     check_close(tiny_job.out, two.out)
 
@@ -90,8 +83,7 @@ def test_two_ranks_resume_bit_exact_after_kill_and_sigterm(
     job: TrainJob, tmp_path: Path, checkpoint_every: int
 ) -> None:
     """Lines come every 5 steps: between two of them each rank has sums of its own to go on with."""
-    runtime = job.runtime.model_copy(update={"checkpoint_every": checkpoint_every})
-    job = job.model_copy(update={"runtime": runtime})
+    job = changed(job, runtime=changed(job.runtime, checkpoint_every=checkpoint_every))
     whole, cut, stopped = (in_two(job, tmp_path, name) for name in ("whole", "cut", "stopped"))
     assert run_ranks(whole) == [0, 0]
     assert run_ranks(cut, kill_at='"step": 25') == [-9, -9]
@@ -101,30 +93,18 @@ def test_two_ranks_resume_bit_exact_after_kill_and_sigterm(
         assert outputs(resumed.out) == outputs(whole.out)
 
 
-def slow_rank(rank: int, port: int) -> None:
-    """A rank whose steps take a second."""
-    become_rank(rank, port)
-    backward = Accelerator.backward
-
-    def slow(self: Accelerator, loss: torch.Tensor) -> None:
-        time.sleep(1.0)
-        backward(self, loss)
-
-    Accelerator.backward = slow
-
-
 def test_a_stop_of_one_rank_stops_all_at_the_next_step(job: TrainJob, tmp_path: Path) -> None:
     """Not some steps later: with slow steps the grace would be over by then."""
-    job = job.model_copy(update={"runtime": job.runtime.model_copy(update={"log_every": 1})})
+    job = changed(job, runtime=changed(job.runtime, log_every=1))
     two = in_two(job, tmp_path, "two")
-    assert run_ranks(two, '"step": 3,', signal.SIGTERM, rank=slow_rank, signalled=(1,)) == [EXIT_INTERRUPTED] * 2
+    assert run_ranks(two, '"step": 3,', signal.SIGTERM, rank=become_slow_rank, signalled=(1,)) == [EXIT_INTERRUPTED] * 2
     (saved,) = (two.out / "checkpoints").glob("step-*.pt")
     assert int(saved.stem[5:]) in (3, 4)
 
 
 def test_two_ranks_train_with_frozen_layers(job: TrainJob, tmp_path: Path) -> None:
-    training = job.training.model_copy(update={"frozen_layers": 1, "steps": 4, "warmup_steps": 0, "evaluations": 1})
-    two = in_two(job.model_copy(update={"training": training}), tmp_path, "two")
+    training = changed(job.training, frozen_layers=1, steps=4, warmup_steps=0, evaluations=1)
+    two = in_two(changed(job, training=training), tmp_path, "two")
     assert run_ranks(two) == [0, 0]
     state = Checkpoints(two.out, stage_record(two.out)["fingerprint"], keep=1).load_last()
     assert state is not None
@@ -140,20 +120,15 @@ def test_two_ranks_train_with_frozen_layers(job: TrainJob, tmp_path: Path) -> No
 
 
 def test_a_batch_that_cannot_be_shared_evenly_is_an_error(job: TrainJob) -> None:
-    training = job.training.model_copy(update={"batch_size": 33, "accumulation": 2})
+    training = changed(job.training, batch_size=33, accumulation=2)
     with pytest.raises(UserError, match=r"`batch_size` is 33, which 1 processes x 2 micro-steps cannot share evenly"):
-        run(job.model_copy(update={"training": training}))
+        run(changed(job, training=training))
 
 
 def test_label_rows_are_the_same_for_two_ranks(digits: Config, labels: Path, teacher: Path, tmp_path: Path) -> None:
     job = in_two(label_job(digits, tmp_path, teacher), tmp_path, "two")
     assert run_ranks(job) == [0, 0]
     assert arrows(job.out) == arrows(labels)
-
-
-def become_rank_with_a_clock(rank: int, port: int) -> None:
-    become_rank(rank, port)
-    predict.time = SimpleNamespace(monotonic=count().__next__)  # type: ignore[attr-defined]  # a second between two looks
 
 
 def test_the_time_that_two_ranks_label_together_counts_once(digits: Config, teacher: Path, tmp_path: Path) -> None:

@@ -15,8 +15,9 @@ from pathlib import Path
 import pytest
 import torch
 from support.processes import HAS_BF16, kill, outputs, run, start, stopwatch, train_job, wait_for
+from support.spoilers import limit_file_size
 
-from pipeline.config import Config
+from pipeline.config import Config, changed
 from pipeline.errors import EXIT_INTERRUPTED, EXIT_OK, Interrupted, UserError
 from pipeline.stages import launch
 from pipeline.stages.jobs import TrainJob
@@ -32,7 +33,7 @@ def job(digits: Config, selection: Path, tmp_path: Path) -> TrainJob:
 
 
 def set_runtime(job: TrainJob, **values: object) -> TrainJob:
-    return job.model_copy(update={"runtime": job.runtime.model_copy(update=values)})
+    return changed(job, runtime=changed(job.runtime, **values))
 
 
 def has_line(job: TrainJob, step: int) -> Callable[[], bool]:
@@ -134,8 +135,7 @@ def test_every_log_step_is_written_once_after_kills(job: TrainJob) -> None:
 
 @pytest.mark.skipif(not HAS_BF16, reason="this CPU has no bf16 units")
 def test_resume_is_bit_exact_in_bf16(job: TrainJob, tmp_path: Path) -> None:
-    whole = set_runtime(job, precision="bf16").model_copy(update={"out": tmp_path / "whole"})
-    cut = whole.model_copy(update={"out": tmp_path / "cut"})
+    whole, cut = (changed(set_runtime(job, precision="bf16"), out=tmp_path / name) for name in ("whole", "cut"))
     process = start(cut)
     wait_for_line(process, cut, 15)
     kill(process, 0.03)
@@ -152,8 +152,7 @@ def test_resume_is_bit_exact_in_bf16(job: TrainJob, tmp_path: Path) -> None:
 )
 def test_resume_is_bit_exact_with(job: TrainJob, tmp_path: Path, changes: dict[str, object]) -> None:
     training = type(job.training).model_validate({**job.training.model_dump(), **changes})
-    whole = job.model_copy(update={"training": training, "out": tmp_path / "whole"})
-    cut = whole.model_copy(update={"out": tmp_path / "cut"})
+    whole, cut = (changed(job, training=training, out=tmp_path / name) for name in ("whole", "cut"))
     process = start(cut)
     wait_for_line(process, cut, 26)
     kill(process, 0)
@@ -184,7 +183,7 @@ def test_a_resume_in_another_environment_is_refused_unless_accepted(job: TrainJo
     other = set_runtime(job, threads=2)
     with pytest.raises(UserError, match=r"threads: 1 -> 2.*--accept-environment"):
         run(other)
-    run(other.model_copy(update={"accept_environment": True}))
+    run(changed(other, accept_environment=True))
     record = json.loads((job.out / "stage.json").read_text())
     assert record["environment"]["threads"] == 2
     assert [e["threads"] for e in record["earlier_environments"]] == [1]
@@ -194,7 +193,7 @@ def test_other_settings_in_the_folder_of_a_training_are_refused(job: TrainJob) -
     stop_early(job)
     before = outputs(job.out)
     with pytest.raises(UserError, match=r"seed: 0 -> 1.*choose another folder"):
-        run(job.model_copy(update={"seed": 1}))
+        run(changed(job, seed=1))
     assert outputs(job.out) == before
 
 
@@ -221,7 +220,7 @@ def test_a_truncated_checkpoint_is_named_with_its_fix(job: TrainJob, student: Pa
 def test_a_finished_training_is_not_touched_again(student: Path, job: TrainJob) -> None:
     before = {path: path.stat().st_mtime_ns for path in student.rglob("*") if path.suffix not in {".log", ".json"}}
     with stopwatch() as seconds:
-        run(job.model_copy(update={"out": student}))
+        run(changed(job, out=student))
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert seconds[0] < 20
 
@@ -234,9 +233,9 @@ def test_a_finished_training_is_not_touched_again(student: Path, job: TrainJob) 
 def test_a_loss_that_is_not_finite_names_step_images_and_checkpoint(
     job: TrainJob, lr: float, accumulation: int
 ) -> None:
-    optimizer = job.training.optimizer.model_copy(update={"lr": lr})
-    changes = {"optimizer": optimizer, "accumulation": accumulation, "clip_norm": 0.0}
-    broken = job.model_copy(update={"training": job.training.model_copy(update=changes)})
+    optimizer = changed(job.training.optimizer, lr=lr)
+    training = changed(job.training, optimizer=optimizer, accumulation=accumulation, clip_norm=0.0)
+    broken = changed(job, training=training)
     message = r"not finite at step \d+ \(images labeled-000000/\d/\d{4}, .*lower optimizer\.lr.*heckpoint"
     with pytest.raises(UserError, match=message) as failure:
         run(set_runtime(broken, checkpoint_every=1))
@@ -246,12 +245,6 @@ def test_a_loss_that_is_not_finite_names_step_images_and_checkpoint(
     for path in saved:
         state = torch.load(path, weights_only=True)
         assert all(torch.isfinite(t).all() for t in state["network"]["model"].values() if t.is_floating_point())
-
-
-def limit_file_size(num_bytes: int) -> None:
-    import resource
-
-    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, resource.RLIM_INFINITY))
 
 
 @pytest.mark.parametrize("num_bytes", [1000, 40_000])

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from support.processes import kill, outputs, run, start, train_job, wait_for
 
-from pipeline.config import Config, Data, Split, Start, Training
+from pipeline.config import Config, Data, Split, Start, Training, changed
 from pipeline.errors import UserError
 from pipeline.models.format import export_model, read_state
 from pipeline.packing.pack import pack
@@ -72,7 +72,7 @@ def test_use_takes_an_exported_file(start_from: StartFrom, teacher: Path, tmp_pa
 def test_use_and_continue_refuse_a_model_of_other_classes(
     start_from: StartFrom, teacher: Path, two_classes: Data, mode: str
 ) -> None:
-    job = start_from(teacher, mode, steps=80).model_copy(update={"data": two_classes})
+    job = changed(start_from(teacher, mode, steps=80), data=two_classes)
     with pytest.raises(UserError, match=r"`start\.model`: .* knows other classes than the data \(0, 1, .*mode: init"):
         run(job)
 
@@ -106,7 +106,7 @@ def test_init_begins_at_the_weights_and_counts_steps_anew(start_from: StartFrom,
 
 def test_init_replaces_a_head_of_other_classes(start_from: StartFrom, teacher: Path, two_classes: Data) -> None:
     job = start_from(teacher, "init", steps=2, warmup_steps=0, evaluations=1, batch_size=8)
-    out = run(job.model_copy(update={"data": two_classes}))
+    out = run(changed(job, data=two_classes))
     assert read_state(out)["fc.weight"].shape == (2, 64)
 
 

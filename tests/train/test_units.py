@@ -13,8 +13,7 @@ from torch import nn
 
 from pipeline.config import Optimizer, Training
 from pipeline.errors import UserError
-from pipeline.models import registry as build
-from pipeline.models import set_trainable
+from pipeline.models import build, set_trainable
 from pipeline.train.checkpoint import Checkpoints
 from pipeline.train.ema import Ema
 from pipeline.train.losses import combine, hard_cross_entropy, soft_cross_entropy
@@ -24,9 +23,14 @@ from pipeline.train.schedule import lr_at, peak_lr
 # ------------------------------------------------------------------------------------------------------------ schedule
 
 
+def rate(step: int, training: Training) -> float:
+    """The learning rate of a training on a stream of its own."""
+    return lr_at(step, training, steps=training.steps, num_images=training.peak_images)
+
+
 def test_the_learning_rate_warms_up_linearly_and_falls_as_half_a_cosine() -> None:
     training = Training(steps=100, warmup_steps=10, batch_size=256, optimizer=Optimizer(lr=1.0))
-    rates = [lr_at(step, training) for step in range(100)]
+    rates = [rate(step, training) for step in range(100)]
     assert rates[:10] == pytest.approx([(s + 1) / 11 for s in range(10)])
     assert rates[10:] == pytest.approx([0.5 * (1 + math.cos(math.pi * (s + 0.5) / 90)) for s in range(90)])
     assert max(rates) == rates[10]
@@ -36,14 +40,19 @@ def test_the_learning_rate_warms_up_linearly_and_falls_as_half_a_cosine() -> Non
 @given(st.integers(1, 50), st.integers(0, 60))
 def test_the_learning_rate_is_positive_and_at_most_the_peak(steps: int, warmup: int) -> None:
     training = Training(steps=steps, warmup_steps=warmup % steps)
-    assert all(0 < lr_at(step, training) <= peak_lr(training) for step in range(steps))
+    assert all(0 < rate(step, training) <= peak_lr(training, training.peak_images) for step in range(steps))
 
 
 def test_the_peak_is_linear_in_the_images_that_the_loss_averages_over() -> None:
     values = {"batch_size": 64, "optimizer": Optimizer(lr=0.1, lr_batch_size=256)}
-    assert peak_lr(Training(**values)) == pytest.approx(0.025)
-    assert peak_lr(Training(**values, unlabeled_ratio=7)) == pytest.approx(0.2)
-    assert peak_lr(Training(**values, unlabeled_ratio=7, loss_normalization="labeled")) == pytest.approx(0.025)
+
+    def peak(**more: object) -> float:
+        training = Training(**values, **more)
+        return peak_lr(training, training.peak_images)
+
+    assert peak() == pytest.approx(0.025)
+    assert peak(unlabeled_ratio=7) == pytest.approx(0.2)
+    assert peak(unlabeled_ratio=7, loss_normalization="labeled") == pytest.approx(0.025)
 
 
 # -------------------------------------------------------------------------------------------------------------- losses

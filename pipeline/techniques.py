@@ -1,0 +1,246 @@
+"""The table of techniques: the refinements of a training, where each one's code is, and what switches it off.
+
+Documentation, tests and ablations read this table; nothing dispatches by it. In the code a technique is a visible call
+at its seam. Tests hold both directions: each row has keys, code and a card, and each semantic key of a training, a
+labeling or a selection belongs to a row or to PLUMBING.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pydantic.fields import FieldInfo
+
+from pipeline.config import Evaluate, Label, Rounds, Section, Select, Training
+from pipeline.config.base import is_technique, off_value
+from pipeline.config.methods import sections
+
+Seam = Literal[
+    "view", "batch", "network", "init", "loss", "optimizer", "update", "label", "select", "target", "rounds", "evaluate"
+]
+
+
+@dataclass(frozen=True)
+class Technique:
+    """One technique."""
+
+    name: str
+    seam: Seam
+    """Where on the way of the data it acts."""
+    keys: tuple[str, ...]
+    """The config keys that it owns, the one that switches it on first. `training` stands for `teacher` and
+    `student`."""
+    on: Any
+    """A usual value of the first key, for ablations of a config that has it off."""
+    code: str
+    """`module:name` of what does it."""
+    source: str
+    """Paper and section."""
+
+    @property
+    def switch(self) -> str:
+        """The key that turns it on and off."""
+        return self.keys[0]
+
+    @property
+    def off(self) -> Any:
+        """The value of `switch` that turns it off."""
+        return off_value(field_of(self.switch))
+
+    def switch_in(self, config: Section) -> list[str]:
+        """The switch as keys of this config: of `training` there are two, the teacher's and the student's."""
+        section, _, rest = self.switch.partition(".")
+        return [f"{name}.{rest}" for name in (("teacher", "student") if section == "training" else (section,))]
+
+
+TECHNIQUES: dict[str, Technique] = {
+    row.name: row
+    for row in (
+        Technique(
+            "crop",
+            "view",
+            ("training.weak.crop", "training.weak.padding", "training.weak.min_area"),
+            "pad",
+            "pipeline.views.views:Views.weak",
+            "Krizhevsky 2012, 4.1; Szegedy 2015, 6",
+        ),
+        Technique(
+            "flip", "view", ("training.weak.flip",), True, "pipeline.views.views:Views.weak", "Krizhevsky 2012, 4.1"
+        ),
+        Technique(
+            "randaugment",
+            "view",
+            ("training.strong.num_ops", "training.strong.magnitude", "training.noise_labeled"),
+            2,
+            "pipeline.views.randaugment:RandAugment",
+            "Cubuk 2020; Xie 2020, 3.1",
+        ),
+        Technique(
+            "cutout", "view", ("training.strong.cutout",), 16, "pipeline.views.geometry:cut_out", "DeVries 2017, 3.2"
+        ),
+        Technique(
+            "dropout", "network", ("training.dropout",), 0.2, "pipeline.models.registry:build", "Srivastava 2014"
+        ),
+        Technique(
+            "stochastic_depth",
+            "network",
+            ("training.stochastic_depth",),
+            0.1,
+            "pipeline.models.registry:build",
+            "Huang 2016, 3",
+        ),
+        Technique(
+            "frozen_layers",
+            "network",
+            ("training.frozen_layers",),
+            1,
+            "pipeline.models.registry:set_trainable",
+            "Xie 2020, 3.1",
+        ),
+        Technique(
+            "start",
+            "init",
+            ("training.start",),
+            None,
+            "pipeline.models.weights:load_start",
+            "Girshick 2014; Touvron 2019",
+        ),
+        Technique(
+            "label_smoothing",
+            "loss",
+            ("training.label_smoothing",),
+            0.1,
+            "pipeline.train.losses:hard_cross_entropy",
+            "Szegedy 2016, 7",
+        ),
+        Technique(
+            "momentum",
+            "optimizer",
+            ("training.optimizer.momentum",),
+            0.9,
+            "pipeline.train.optimizer:make_optimizer",
+            "Sutskever 2013",
+        ),
+        Technique(
+            "weight_decay",
+            "optimizer",
+            ("training.optimizer.weight_decay",),
+            5e-4,
+            "pipeline.train.optimizer:make_optimizer",
+            "He 2019 (Bag of Tricks), 3.1",
+        ),
+        Technique(
+            "warmup",
+            "optimizer",
+            ("training.warmup_steps",),
+            100,
+            "pipeline.train.schedule:lr_at",
+            "Goyal 2017, 2.2; He 2019 (Bag of Tricks), 3.1",
+        ),
+        Technique(
+            "clip_norm",
+            "update",
+            ("training.clip_norm",),
+            5.0,
+            "pipeline.train.network:Network.clip",
+            "Pascanu 2013, 3.2",
+        ),
+        Technique("ema", "update", ("training.ema_decay",), 0.99, "pipeline.train.ema:Ema", "Tarvainen 2017, 2"),
+        Technique(
+            "target_temperature",
+            "target",
+            ("training.target_temperature", "training.targets"),
+            0.5,
+            "pipeline.selection.targets:sharpen",
+            "Xie 2020, 2 and 4.3; Hinton 2015",
+        ),
+        Technique(
+            "label_flip",
+            "label",
+            ("label.flip",),
+            True,
+            "pipeline.evaluate.predictor:Predictor.logits",
+            "Simonyan 2015, 3.2",
+        ),
+        Technique(
+            "label_ensemble",
+            "label",
+            ("label.ensemble",),
+            2,
+            "pipeline.evaluate.predictor:mean_logits",
+            "Krizhevsky 2012, 6.1",
+        ),
+        Technique("threshold", "select", ("select.threshold",), 0.3, "pipeline.selection.rules:select", "Xie 2020, 2"),
+        Technique("per_class", "select", ("select.per_class",), 100, "pipeline.selection.rules:select", "Xie 2020, 2"),
+        Technique(
+            "balance",
+            "select",
+            ("select.balance", "select.prior", "select.max_copies"),
+            "uniform",
+            "pipeline.selection.rules:select",
+            "Xie 2020, 2",
+        ),
+        Technique(
+            "evaluate_flip",
+            "evaluate",
+            ("evaluate.flip",),
+            True,
+            "pipeline.evaluate.predictor:Predictor.logits",
+            "Simonyan 2015, 3.2",
+        ),
+    )
+}
+"""Name -> row."""
+
+PLUMBING = frozenset(
+    {
+        *("training.model", "training.model_args", "training.image_size", "training.mean", "training.std"),
+        *("training.steps", "training.batch_size", "training.unlabeled_ratio", "training.accumulation"),
+        *("training.loss_normalization", "training.keep", "training.evaluations"),
+        *("training.optimizer.name", "training.optimizer.lr", "training.optimizer.lr_batch_size"),
+        *("label.batch_size", "label.top_k", "select.allow_empty_classes"),
+    }
+)
+"""Semantic keys that belong to no technique: sizes, lengths, rates and names, which every training has."""
+
+
+def register_technique(row: Technique) -> None:
+    """Make a technique known to documentation, tests and ablations."""
+    TECHNIQUES[row.name] = row
+
+
+def field_of(key: str) -> FieldInfo:
+    """The config field of a key such as `training.strong.cutout`."""
+    section, *path = key.split(".")
+    known: Mapping[str, type[Section]] = {**_SECTIONS, **sections()}
+    current = known[section]
+    for part in path[:-1]:
+        annotation = current.model_fields[part].annotation
+        options = [annotation, *getattr(annotation, "__args__", ())]
+        current = next(o for o in options if isinstance(o, type) and issubclass(o, Section))
+    return current.model_fields[path[-1]]
+
+
+_SECTIONS: Mapping[str, type[Section]] = {
+    "training": Training,
+    "label": Label,
+    "select": Select,
+    "evaluate": Evaluate,
+    "rounds": Rounds,
+}
+
+
+def semantic_keys(section: type[Section], prefix: str) -> list[str]:
+    """The keys below a section that enter fingerprints; a section that is a technique's switch counts as one key."""
+    keys = []
+    for name, field in section.model_fields.items():
+        annotation = field.annotation
+        is_section = isinstance(annotation, type) and issubclass(annotation, Section)
+        if is_section and not is_technique(field):
+            assert isinstance(annotation, type)
+            keys += semantic_keys(annotation, f"{prefix}.{name}")
+        elif not (isinstance(field.json_schema_extra, dict) and field.json_schema_extra.get("operational")):
+            keys.append(f"{prefix}.{name}")
+    return keys

@@ -1,0 +1,83 @@
+"""The table of techniques holds in both directions: rows have keys, code and cards; keys have rows."""
+
+from __future__ import annotations
+
+import re
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+import pipeline
+from pipeline.config import Config, Evaluate, Label, Select, Training, parse
+from pipeline.config.base import is_technique, set_key
+from pipeline.techniques import PLUMBING, TECHNIQUES, Technique, field_of, semantic_keys
+
+ROOT = Path(pipeline.__file__).parent.parent
+CARDS = ROOT / "docs" / "techniques"
+PARTS = ("Effect", "Cost", "Avoid when", "Source", "Test", "Measured here")
+every_row = pytest.mark.parametrize("row", TECHNIQUES.values(), ids=list(TECHNIQUES))
+
+
+@every_row
+def test_a_row_owns_keys_that_exist(row: Technique) -> None:
+    for key in row.keys:
+        field_of(key)
+    assert is_technique(field_of(row.switch)), f"{row.switch} has no value that turns it off: declare it technique()"
+
+
+@every_row
+def test_the_off_value_parses_and_switches_nothing_else(row: Technique) -> None:
+    raw = Config().model_dump(mode="json")
+    off = {}
+    for key in row.switch_in(Config()):
+        set_key(raw, key, row.off, "test")
+        off[key] = row.off
+    config = parse(Config, raw, "test")
+    for key, value in off.items():
+        found: object = config
+        for part in key.split("."):
+            found = getattr(found, part)
+        assert found == value
+
+
+@every_row
+def test_the_code_of_a_row_can_be_imported(row: Technique) -> None:
+    module, _, name = row.code.partition(":")
+    found: object = import_module(module)
+    for part in name.split("."):
+        found = getattr(found, part)
+    assert callable(found)
+
+
+@every_row
+def test_a_row_has_a_card_with_every_part(row: Technique) -> None:
+    text = (CARDS / f"{row.name}.md").read_text()
+    for part in PARTS:
+        assert f"**{part}**" in text, f"{row.name}.md says nothing of: {part}"
+    for key in row.keys:
+        assert key.removeprefix("training.") in text, f"{row.name}.md does not name its key {key}"
+
+
+def test_every_card_has_a_row() -> None:
+    assert {path.stem for path in CARDS.glob("*.md")} - {"index"} == set(TECHNIQUES)
+
+
+def test_every_semantic_key_belongs_to_a_technique_or_to_plumbing() -> None:
+    """So a key cannot be added without a card."""
+    sections = {"training": Training, "label": Label, "select": Select}
+    found = {key for name, section in sections.items() for key in semantic_keys(section, name)}
+    owned = [key for row in TECHNIQUES.values() for key in row.keys]
+    assert len(owned) == len(set(owned)), "two techniques own one key"
+    assert not set(owned) & PLUMBING
+    assert found - set(owned) == PLUMBING, "a key without a technique"
+    assert set(owned) - found <= set(semantic_keys(Evaluate, "evaluate"))
+
+
+@every_row
+def test_a_card_names_a_test_that_exists(row: Technique) -> None:
+    text = (CARDS / f"{row.name}.md").read_text()
+    named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", text)
+    assert named, f"{row.name}.md names no test as `tests/FILE.py::test_name`"
+    for file, test in named:
+        assert re.search(rf"^def {test}\b", (ROOT / file).read_text(), re.MULTILINE), f"{file} has no {test}"
