@@ -14,7 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 U64Array = npt.NDArray[np.uint64]
-Purpose = Literal["order", "weak", "strong", "strong2", "select", "carve", "forward", "init", "sample", "control"]
+Purpose = Literal[
+    "order", "weak", "strong", "strong2", "select", "carve", "forward", "init", "sample", "control", "mixing"
+]
 
 _MUL = (np.uint64(0xD2511F53), np.uint64(0xCD9E8D57))
 _WEYL = (0x9E3779B9, 0xBB67AE85)

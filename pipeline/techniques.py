@@ -81,6 +81,22 @@ TECHNIQUES: dict[str, Technique] = {
             "cutout", "view", ("training.strong.cutout",), 16, "pipeline.views.geometry:cut_out", "DeVries 2017, 3.2"
         ),
         Technique(
+            "mixup",
+            "batch",
+            ("training.mixup",),
+            {"alpha": 0.2},
+            "pipeline.train.mixing:mix",
+            "Zhang 2018, eq. 1; He 2019 (Bag of Tricks), 5.4",
+        ),
+        Technique(
+            "cutmix",
+            "batch",
+            ("training.cutmix",),
+            {"alpha": 1.0},
+            "pipeline.train.mixing:cut",
+            "Yun 2019, eq. 1 and 2",
+        ),
+        Technique(
             "dropout", "network", ("training.dropout",), 0.2, "pipeline.models.registry:build", "Srivastava 2014"
         ),
         Technique(

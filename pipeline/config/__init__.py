@@ -13,6 +13,7 @@ from pipeline.config.evaluate import Evaluate
 from pipeline.config.label import Label
 from pipeline.config.load import load, load_config
 from pipeline.config.methods import Adjuster, Meta, Uda, unread_keys
+from pipeline.config.mixing import Cutmix, Mixup
 from pipeline.config.network import NetworkSettings, Optimizer, Start
 from pipeline.config.runtime import Runtime
 from pipeline.config.selection import Select
@@ -23,11 +24,13 @@ __all__ = [
     "SPLITS",
     "Adjuster",
     "Config",
+    "Cutmix",
     "Data",
     "Evaluate",
     "Finetune",
     "Label",
     "Meta",
+    "Mixup",
     "NetworkSettings",
     "Optimizer",
     "Precision",

@@ -57,6 +57,15 @@ class Section(BaseModel):
         extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True, protected_namespaces=()
     )
 
+    @classmethod
+    def known_keys(cls) -> dict[str, type[Section] | None]:
+        """The keys that a file may give, and the class of those that are sections."""
+        result: dict[str, type[Section] | None] = {}
+        for name, field in cls.model_fields.items():
+            options = [field.annotation, *getattr(field.annotation, "__args__", ())]
+            result[name] = next((o for o in options if isinstance(o, type) and issubclass(o, Section)), None)
+        return result
+
     @model_validator(mode="before")
     @classmethod
     def _beside_defaults(cls, raw: Any) -> Any:
@@ -150,9 +159,9 @@ def _explain(section: type[Section], details: dict[str, Any]) -> str:
 
 
 def _fields_at(section: type[Section], location: Sequence[int | str]) -> list[str]:
-    current: type[Section] = section
+    current = section
     for part in location:
-        annotation = current.model_fields[str(part)].annotation
-        options = [annotation, *getattr(annotation, "__args__", ())]
-        current = next(o for o in options if isinstance(o, type) and issubclass(o, Section))
-    return list(current.model_fields)
+        below = current.known_keys()[str(part)]
+        assert below is not None
+        current = below
+    return list(current.known_keys())

@@ -5,7 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ModelWrapValidatorHandler,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import InitErrorDetails
 
 from pipeline.config.base import Fraction, NonNegative, Positive, Scalar, Section, parse, set_key
 from pipeline.config.data import Data
@@ -77,21 +86,34 @@ class Config(MethodSections):
             set_key(raw, key, value, "rounds.overrides")
         return parse(Config, raw, f"rounds.overrides of round {number}")
 
-    @model_validator(mode="before")
     @classmethod
-    def _sections_of_methods(cls, raw: Any) -> Any:
+    def known_keys(cls) -> dict[str, type[Section] | None]:
+        """Those of registered methods too."""
+        return {**sections(), **super().known_keys()}
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _sections_of_methods(cls, raw: Any, build: ModelWrapValidatorHandler[Config]) -> Config:
         """Unknown keys are errors, except for the sections of methods that were registered from outside."""
         if not isinstance(raw, Mapping):
-            return raw
-        known = sections()
-        parsed = dict(raw)
-        for key in [key for key in raw if key not in cls.model_fields]:
-            if key not in known:
-                raise ValueError(f"unknown key `{key}`, {did_you_mean(str(key), [*cls.model_fields, *known])}")
-            parsed[key] = known[key].model_validate(raw[key])
-        for key in [key for key in known if key not in cls.model_fields and key not in raw]:
-            parsed[key] = known[key]()
-        return parsed
+            return build(raw)
+        outside = {name: section for name, section in sections().items() if name not in cls.model_fields}
+        given = {key: value for key, value in raw.items() if key in cls.model_fields}
+        errors: list[InitErrorDetails] = []
+        for name, section in outside.items():
+            try:
+                given[name] = section.model_validate(raw.get(name, {}))
+            except ValidationError as error:
+                errors += [_below(name, dict(details)) for details in error.errors()]
+        for key in [key for key in raw if key not in cls.model_fields and key not in outside]:
+            errors.append(InitErrorDetails(type="extra_forbidden", loc=(str(key),), input=raw[key]))
+        try:
+            config = build(given)
+        except ValidationError as error:
+            errors = [*(_below(None, dict(details)) for details in error.errors()), *errors]
+        if errors:  # all of them, not the first only
+            raise ValidationError.from_exception_data(cls.__name__, errors)
+        return config
 
     @model_validator(mode="before")
     @classmethod
@@ -128,3 +150,9 @@ class Config(MethodSections):
         for number in range(1, len(self.rounds.overrides) + 1):
             self.for_round(number)  # a wrong key or value shows before the first round
         return self
+
+
+def _below(name: str | None, details: dict[str, Any]) -> InitErrorDetails:
+    """An error of a section as one of what has it under a name."""
+    location = details["loc"] if name is None else (name, *details["loc"])
+    return InitErrorDetails(type=details["type"], loc=location, input=details["input"], ctx=details.get("ctx", {}))

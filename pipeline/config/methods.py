@@ -120,7 +120,8 @@ class MethodConfig:
 
 
 EVERY_METHOD_READS = ("seed", "method", "data", "evaluate", "runtime", "finetune")
-_TARGETS = ("targets", "target_temperature")
+_OF_PSEUDO_LABELS = ("targets", "target_temperature", "mixup", "cutmix")
+"""Keys of a training that only the learner of labels and pseudo-labels reads."""
 _WITH_UNLABELED = {"unlabeled_ratio": 7.0, "noise_labeled": False, "loss_normalization": "labeled"}
 """A student that learns from unlabeled images as they are: labeled ones without noise, the loss as a sum of means."""
 
@@ -162,7 +163,7 @@ def _changed(value: Any, default: Any, key: str = "") -> list[str]:
 
 
 def _of_noisy_student(config: Config) -> Iterable[str]:
-    return [f"teacher.{key}" for key in _TARGETS]
+    return ["teacher.targets", "teacher.target_temperature"]
 
 
 def _check_noisy_student(config: Config) -> None:
@@ -177,7 +178,7 @@ def _check_noisy_student(config: Config) -> None:
 
 
 def _of_uda(config: Config) -> Iterable[str]:
-    return [f"student.{key}" for key in _TARGETS]
+    return [f"student.{key}" for key in _OF_PSEUDO_LABELS]
 
 
 def _check_uda(config: Config) -> None:
@@ -185,11 +186,11 @@ def _check_uda(config: Config) -> None:
 
 
 def _of_meta(config: Config) -> Iterable[str]:
-    keys = [f"student.{key}" for key in _TARGETS]
+    keys = [f"student.{key}" for key in _OF_PSEUDO_LABELS]
     if config.meta.feedback == "off":
         keys += ["meta.scale", "meta.baseline_decay"]
     if config.meta.teacher == "adjuster":
-        return [*keys, "uda", *(f"teacher.{key}" for key in _TARGETS)]
+        return [*keys, "uda", "teacher.targets", "teacher.target_temperature"]
     stream = [key for key in Training.model_fields if key not in NetworkSettings.model_fields]
     return [*keys, "meta.adjuster", "label", *(f"teacher.{key}" for key in stream)]
 

@@ -7,6 +7,7 @@ from typing import Annotated, Literal, TypeVar
 from pydantic import Field, model_validator
 
 from pipeline.config.base import NonNegative, Positive, Probability, Section, technique
+from pipeline.config.mixing import Cutmix, Mixup
 from pipeline.config.network import NetworkSettings, Optimizer
 from pipeline.config.views import StrongView, WeakView
 
@@ -53,6 +54,10 @@ class Training(NetworkSettings):
     """Crop and mirror, on every training image."""
     strong: StrongView = StrongView()
     """RandAugment and cutout, on unlabeled images and, with `noise_labeled`, on labeled ones."""
+    mixup: Mixup | None = technique(None)
+    """Mix images with each other as weighted means. Without this section it is off."""
+    cutmix: Cutmix | None = technique(None)
+    """Mix images with each other by pasting rectangles. Without this section it is off."""
     noise_labeled: bool = True
     """Whether labeled images get the strong view too, as in Noisy Student."""
     keep: Literal["last", "best"] = "last"

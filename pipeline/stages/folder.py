@@ -107,5 +107,9 @@ def append_timing(stage: Path, step: int, seconds: float, images: int) -> None:
 
 
 def _changes(before: Mapping[str, Json], after: Mapping[str, Json]) -> str:
-    keys = [k for k in sorted({*before, *after}) if before.get(k) != after.get(k)]
-    return ", ".join(f"{k}: {before.get(k)!r} -> {after.get(k)!r}" for k in keys[:4]) or "stage format"
+    def said(values: Mapping[str, Json], key: str) -> str:
+        return repr(values[key]) if key in values else "not set"  # such as a technique that is off
+
+    changes = [(key, said(before, key), said(after, key)) for key in sorted({*before, *after})]
+    shown = [f"{key}: {old} -> {new}" for key, old, new in changes if old != new]
+    return ", ".join(shown[:4]) or "stage format"

@@ -22,6 +22,11 @@ def soft_cross_entropy(logits_BC: Tensor, targets_BC: Tensor) -> Tensor:
     return -(targets_BC * F.log_softmax(logits_BC.float(), dim=1)).sum(1)
 
 
+def smooth_one_hot(labels_B: Tensor, num_classes: int, smoothing: float) -> Tensor:
+    """Labels as smoothed targets [B, C]: what `hard_cross_entropy` compares with (Szegedy 2016, section 7)."""
+    return F.one_hot(labels_B, num_classes).float() * (1 - smoothing) + smoothing / num_classes
+
+
 def combine(
     labeled: Tensor, unlabeled: Tensor, normalization: Literal["total", "labeled"], *, num_labeled: int, num_total: int
 ) -> Tensor:

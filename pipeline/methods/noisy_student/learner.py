@@ -12,7 +12,8 @@ from torch import Tensor
 from pipeline.selection.targets import Targets, open_selection
 from pipeline.train.batches import Batch, Batches
 from pipeline.train.learner import Learner
-from pipeline.train.losses import combine, hard_cross_entropy, num_correct, soft_cross_entropy
+from pipeline.train.losses import combine, hard_cross_entropy, num_correct, smooth_one_hot, soft_cross_entropy
+from pipeline.train.mixing import Mixing
 from pipeline.train.setup import Setup
 
 
@@ -30,6 +31,7 @@ class PseudoLabelLearner(Learner):
         self.networks = {"network": self.network}
         self.batches = _batches(setup)
         self.views = setup.views()
+        self.mixing = _mixing(setup)
 
     def update(self, step: int, batches: Iterable[Batch]) -> int:
         """Gradients of every micro-batch, then one update."""
@@ -58,9 +60,16 @@ class PseudoLabelLearner(Learner):
             weak = self.views.weak(images[:num_labeled], batch.positions[:num_labeled])
             strong = self.views.strong(images[num_labeled:], batch.positions[num_labeled:])
             views = torch.cat([weak, strong])
+        if self.mixing is not None:
+            all_targets = torch.cat([smooth_one_hot(labels, targets.shape[1], training.label_smoothing), targets])
+            views, mixed = self.mixing(views, all_targets, batch.positions)
         logits = self.network.model(views)  # one forward: BatchNorm sees the mixed batch (Noisy Student's code)
-        labeled = hard_cross_entropy(logits[:num_labeled], labels, training.label_smoothing)
-        unlabeled = soft_cross_entropy(logits[num_labeled:], targets)
+        if self.mixing is not None:
+            losses = soft_cross_entropy(logits, mixed)
+            labeled, unlabeled = losses[:num_labeled], losses[num_labeled:]
+        else:
+            labeled = hard_cross_entropy(logits[:num_labeled], labels, training.label_smoothing)
+            unlabeled = soft_cross_entropy(logits[num_labeled:], targets)
         loss = combine(
             labeled, unlabeled, training.loss_normalization, num_labeled=num_labeled, num_total=len(batch.images)
         )
@@ -74,6 +83,13 @@ class PseudoLabelLearner(Learner):
                 "unlabeled_agreement": num_correct(logits[num_labeled:], targets.argmax(1)) / num_unlabeled,
             }
         return loss, measured
+
+
+def _mixing(setup: Setup) -> Mixing | None:
+    training = setup.job.training
+    if training.mixup is None and training.cutmix is None:
+        return None
+    return Mixing(training.mixup, training.cutmix, seed=setup.job.seed, round=setup.job.round)
 
 
 def _batches(setup: Setup) -> Batches:
