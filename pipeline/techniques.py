@@ -186,7 +186,7 @@ TECHNIQUES: dict[str, Technique] = {
             ("label.ensemble",),
             2,
             "pipeline.evaluate.predictor:mean_logits",
-            "Krizhevsky 2012, 6.1",
+            "Krizhevsky 2012, 6",
         ),
         Technique("threshold", "select", ("select.threshold",), 0.3, "pipeline.selection.rules:select", "Xie 2020, 2"),
         Technique("per_class", "select", ("select.per_class",), 100, "pipeline.selection.rules:select", "Xie 2020, 2"),

@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from support.fake_stages import with_section
 from typer.core import TyperGroup
 from typer.main import get_command
 from typer.testing import CliRunner
@@ -258,7 +259,7 @@ def make_run(folder: Path, config: Config, teacher: Path) -> Path:
 
 def test_a_stage_of_a_run_is_measured_as_the_run_measures(digits: Config, teacher: Path, tmp_path: Path) -> None:
     assert digits.data.root is not None
-    mirrored = digits.model_copy(update={"evaluate": digits.evaluate.model_copy(update={"flip": True})})
+    mirrored = with_section(digits, "evaluate", flip=True)
     run = make_run(tmp_path / "run", mirrored, teacher)
     of_run, of_stage, of_teacher = (
         json.loads(selftrain("evaluate", model, digits.data.root, "--split", "val", "--json"))

@@ -11,11 +11,30 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 import pipeline.config
-from pipeline.config import Config, Section, Training, dump_yaml, load_config, parse, semantic, unread_keys
+from pipeline.config import (
+    Config,
+    NetworkSettings,
+    Section,
+    Training,
+    Uda,
+    changed,
+    dump_yaml,
+    load,
+    load_config,
+    parse,
+    semantic,
+    unread_keys,
+)
+from pipeline.config.methods import METHOD_CONFIGS, MethodConfig
+from pipeline.demos.moons.config import TwoMoons
 from pipeline.errors import UserError
 
 ROOT = Path(pipeline.config.__file__).parents[2]
 RECIPES = sorted((ROOT / "configs").glob("*.yaml"))
+
+
+def section_of(recipe: Path) -> type[Section]:
+    return TwoMoons if recipe.stem == "two_moons" else Config
 
 
 def write(folder: Path, text: str) -> Path:
@@ -25,15 +44,15 @@ def write(folder: Path, text: str) -> Path:
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_every_recipe_parses_and_says_what_to_expect(path: Path) -> None:
-    load_config(path)
+    load(section_of(path), path)
     header = [line for line in path.read_text().splitlines() if line.startswith("#")]
     assert "expected" in " ".join(header).lower()
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_a_resolved_config_reads_back_as_itself(path: Path, tmp_path: Path) -> None:
-    config = load_config(path)
-    again = load_config(write(tmp_path, dump_yaml(config)))
+    config = load(section_of(path), path)
+    again = load(section_of(path), write(tmp_path, dump_yaml(config)))
     assert again == config
     assert dump_yaml(again) == dump_yaml(config)
     assert semantic(again) == semantic(config)
@@ -75,7 +94,10 @@ def test_an_empty_file_is_the_defaults(tmp_path: Path) -> None:
             r"`teacher`: the strong view is set, but with noise_labeled false .* set noise_labeled to true",
         ),
         ("select: {prior: [0.5, 0.5]}", r"`select`: prior is set, but balance is uniform.*set balance to prior"),
-        ("select: {targets: hard, temperature: 0.5}", r"`select`: temperature is 0\.5, but hard targets.*to soft"),
+        (
+            "student: {targets: hard, target_temperature: 0.5}",
+            r"`student`: target_temperature is 0\.5, but hard targets.*to soft",
+        ),
         (
             "rounds: {start: init}\nstudent: {unlabeled_ratio: 4, start: {model: a.safetensors}}",
             r"student\.start is a\.safetensors, but with rounds\.start: init .*drop student\.start",
@@ -84,7 +106,7 @@ def test_an_empty_file_is_the_defaults(tmp_path: Path) -> None:
         ("teacher: {steps: many}", r"`teacher\.steps`: .*valid integer.* \(got 'many'\)"),
         ("teacher: {optimizer: {lr: .inf}}", r"`teacher\.optimizer\.lr`: Input should be a finite number"),
         ("teacher: {optimizer: {name: adam}}", r"`teacher\.optimizer\.name`: .*'sgd', 'rmsproptf'.* \(got 'adam'\)"),
-        ("teacher: {unlabeled_ratio: 1}", r"`teacher`: the round-0 teacher has no pseudo-labels.*to 0"),
+        ("teacher: {unlabeled_ratio: 1}", r"the round-0 teacher has no pseudo-labels.*teacher\.unlabeled_ratio to 0"),
         ("student: {unlabeled_ratio: 0}", r"student\.unlabeled_ratio is 0, so students would see no pseudo-labels"),
         ("rounds: {overrides: [{teacher.steps: 1}]}", r"label, select and student only, not `teacher\.steps`"),
         ("rounds: {overrides: [{student.stepz: 1}]}", r"unknown key `student\.stepz`, did you mean `steps`\?"),
@@ -92,9 +114,8 @@ def test_an_empty_file_is_the_defaults(tmp_path: Path) -> None:
             "method: meta\nmeta: {teacher: adjuster}\nteacher: {unlabeled_ratio: 2}",
             r"the round-0 teacher has no pseudo-labels to train on; set teacher\.unlabeled_ratio to 0",
         ),
-        ("two_moons: {meta: {teacher: adjuster}}", r"meta\.teacher is adjuster, but points .* set it to network"),
-        ("two_moons: {meta: {feedback: off}}", r"meta\.feedback is off, which is a method of its own here"),
-        ("two_moons: {steps: 50, meta: {student_wait: 50}}", r"student_wait \(50\) leaves nothing of steps \(50\)"),
+        ("method: two_moons", r"`method`: there is no method 'two_moons', valid: .*'two_moons'"),
+        ("method: metta", r"`method`: there is no method 'metta', did you mean `meta`\?"),
         (
             "method: uda\nrounds: {num_rounds: 0}\nstudent: {unlabeled_ratio: 0}",
             r"student\.unlabeled_ratio leaves no unlabeled images",
@@ -111,13 +132,25 @@ def test_errors_name_key_value_and_fix(tmp_path: Path, text: str, message: str) 
 
 
 @pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("meta: {teacher: adjuster}", r"meta\.teacher is adjuster, but points .* set it to network"),
+        ("meta: {feedback: off}", r"meta\.feedback is off, which is a method of its own here"),
+        ("steps: 50\nmeta: {student_wait: 50}", r"student_wait \(50\) leaves nothing of steps \(50\)"),
+    ],
+)
+def test_errors_of_the_two_moons_name_key_value_and_fix(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        load(TwoMoons, write(tmp_path, text))
+
+
+@pytest.mark.parametrize(
     ("text", "key", "value"),
     [
         ("student: {steps: 5}", "student.unlabeled_ratio", 4.0),
         ("method: meta\nstudent: {steps: 500}", "student.unlabeled_ratio", 7.0),
         ("meta: {adjuster: {optimizer: {lr: 3.0e-4}}}", "meta.adjuster.optimizer.name", "adamw"),
         ("finetune: {image_size: 64, optimizer: {weight_decay: 0.0}}", "finetune.optimizer.lr", 0.01),
-        ("two_moons: {meta: {scale: 2.0}}", "two_moons.meta.uda_steps", 0),
     ],
 )
 def test_a_section_that_is_given_in_part_keeps_its_other_defaults(
@@ -129,11 +162,18 @@ def test_a_section_that_is_given_in_part_keeps_its_other_defaults(
     assert found == value
 
 
+def test_a_section_of_the_two_moons_that_is_given_in_part_keeps_its_other_defaults(tmp_path: Path) -> None:
+    found = load(TwoMoons, write(tmp_path, "uda: {weight: 2.0}")).uda
+    assert (found.weight, found.ramp_steps, Uda().ramp_steps) == (2.0, 0, 5000)
+
+
 def test_what_is_off_may_stay_beside_what_would_ignore_it(tmp_path: Path) -> None:
     load_config(write(tmp_path, "teacher: {noise_labeled: false}"))
     load_config(write(tmp_path, "teacher: {noise_labeled: false, strong: {num_ops: 0}}"))
     load_config(write(tmp_path, "student: {unlabeled_ratio: 4, noise_labeled: false, strong: {cutout: 4}}"))
-    load_config(write(tmp_path, "select: {balance: prior, prior: [0.5, 0.5], temperature: 0.5}"))
+    load_config(write(tmp_path, "select: {balance: prior, prior: [0.5, 0.5]}"))
+    load_config(write(tmp_path, "student: {targets: soft, target_temperature: 0.5}"))
+    load_config(write(tmp_path, "student: {targets: hard, target_temperature: 1.0}"))
 
 
 def test_every_wrong_key_is_told_at_once(tmp_path: Path) -> None:
@@ -156,20 +196,22 @@ def test_a_malformed_set_is_an_error(tmp_path: Path, wrong: str) -> None:
     ("text", "unread"),
     [
         ("teacher: {steps: 5}", []),
-        ("meta: {uda_weight: 2}", ["meta.uda_weight"]),
+        ("teacher: {targets: hard}", ["teacher.targets"]),
+        ("uda: {weight: 2}", ["uda.weight"]),
         ("method: meta\nselect: {threshold: 0.5}\nlabel: {flip: true}", ["label.flip", "select.threshold"]),
         ("method: meta\nmeta: {teacher: adjuster}\nlabel: {flip: true}", []),
-        ("method: uda\nstudent: {steps: 5, optimizer: {lr: 1.0}}", ["student.optimizer.lr"]),
+        ("method: uda\nstudent: {steps: 5, optimizer: {lr: 1.0}}", []),
+        ("method: uda\nteacher: {steps: 5, optimizer: {lr: 1.0}}", ["teacher.optimizer.lr", "teacher.steps"]),
+        ("method: uda\nstudent: {targets: hard}", ["student.targets"]),
         (
-            "method: uda\nmeta: {feedback: off, scale: 2.0, student_wait: 9999, uda_weight: 2}",
-            ["meta.feedback", "meta.scale", "meta.student_wait"],
+            "method: uda\nmeta: {feedback: off, scale: 2.0, student_wait: 9999}\nuda: {weight: 2}",
+            ["meta.scale", "meta.student_wait", "meta.feedback"],
         ),
+        ("method: meta\nteacher: {steps: 5, optimizer: {lr: 1.0}}", ["teacher.steps"]),
+        ("method: meta\nmeta: {teacher: adjuster}\nteacher: {steps: 5, optimizer: {lr: 1.0}}", []),
         ("method: meta\nmeta: {adjuster: {hidden: 9}, scale: 2.0}", ["meta.adjuster.hidden"]),
-        ("method: meta\nmeta: {teacher: adjuster, uda_weight: 2, adjuster: {hidden: 9}}", ["meta.uda_weight"]),
+        ("method: meta\nuda: {weight: 2}\nmeta: {teacher: adjuster, adjuster: {hidden: 9}}", ["uda.weight"]),
         ("method: meta\nmeta: {feedback: off, scale: 2.0, label_temperature: 0.5}", ["meta.scale"]),
-        ("method: two_moons\nmeta: {feedback: off}", ["meta.feedback"]),
-        ("method: two_moons\nruntime: {device: cuda, threads: 1}", ["runtime.device"]),
-        ("method: two_moons\ntwo_moons: {meta: {adjuster: {hidden: 9}}}", ["two_moons.meta.adjuster.hidden"]),
     ],
 )
 def test_keys_that_a_method_does_not_read_are_known(tmp_path: Path, text: str, unread: list[str]) -> None:
@@ -184,6 +226,56 @@ def test_the_big_teacher_of_an_adjuster_may_be_there_already(tmp_path: Path) -> 
 def test_a_config_cannot_be_changed() -> None:
     with pytest.raises(ValidationError, match="frozen"):
         Config().seed = 1
+
+
+def test_a_change_is_checked_as_if_a_file_said_it() -> None:
+    assert changed(Config(), seed=7) == Config(seed=7)
+    with pytest.raises(ValidationError, match="warmup_steps is 10000, not below steps"):
+        changed(Training(), warmup_steps=10_000)
+    with pytest.raises(ValidationError, match="stepz"):
+        changed(Training(), stepz=1)
+
+
+# -------------------------------------------------------------------------------------------- methods from outside
+
+
+class Echo(Section):
+    """The section of a method that was registered from outside."""
+
+    strength: float = 1.0
+    network: NetworkSettings = NetworkSettings(ema_decay=0.9)
+
+
+@pytest.fixture
+def echo(monkeypatch: pytest.MonkeyPatch) -> None:
+    method = MethodConfig(reads=("student", "echo"), settings={"echo": Echo})
+    monkeypatch.setitem(METHOD_CONFIGS, "echo", method)
+
+
+@pytest.mark.usefixtures("echo")
+def test_the_section_of_a_method_from_outside_is_one_as_any_other(tmp_path: Path) -> None:
+    config = load_config(write(tmp_path, "method: echo\necho: {network: {dropout: 0.5}}"))
+    assert config.echo == Echo(network=NetworkSettings(ema_decay=0.9, dropout=0.5))
+    assert load_config(write(tmp_path, dump_yaml(config))) == config == changed(config, seed=0)
+    assert semantic(config)["echo"] == semantic(config.echo)
+    assert load_config(write(tmp_path, "")).echo == Echo()
+    assert unread_keys(load_config(write(tmp_path, "echo: {strength: 2}"))) == ["echo.strength"]
+
+
+@pytest.mark.usefixtures("echo")
+def test_errors_in_the_section_of_a_method_from_outside_are_told_with_all_others(tmp_path: Path) -> None:
+    text = "sead: 1\nstudent: {steps: 0}\necho: {strenght: 2, network: {dropuot: 0.5}}"
+    with pytest.raises(UserError) as told:
+        load_config(write(tmp_path, text))
+    for message in (
+        "`student.steps`: Input should be greater than 0 (got 0)",
+        "unknown key `echo.strenght`, did you mean `strength`?",
+        "unknown key `echo.network.dropuot`, did you mean `dropout`?",
+        "unknown key `sead`, did you mean `seed`?",
+    ):
+        assert message in str(told.value)
+    with pytest.raises(UserError, match=r"unknown key `ehco`, did you mean `echo`\?"):
+        load_config(write(tmp_path, "ehco: {}"))
 
 
 # ------------------------------------------------------------------------------------------------------------ semantic
@@ -211,6 +303,12 @@ def test_semantic_leaves_operational_fields_out_at_every_depth() -> None:
     assert semantic(one) == semantic(other)
     assert "root" not in semantic(one)["data"]
     assert semantic(one) != semantic(parse(Config, {"seed": 1}, "x"))
+
+
+def test_semantic_leaves_a_technique_out_while_it_is_off() -> None:
+    on, off = (semantic(Training(ema_decay=decay)) for decay in (0.9, 0.0))
+    assert on["ema_decay"] == 0.9
+    assert off == {name: value for name, value in on.items() if name != "ema_decay"}
 
 
 @given(

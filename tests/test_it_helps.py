@@ -70,14 +70,8 @@ def _accuracies(seed: int, root: Path) -> dict[str, float]:
     selection = run(select_job(config.for_round(1), labels.parent / "select", labels))
     student = config.for_round(1).student
     shuffled = run(train_job(config, labels.parent / "train", selection=selection, training=student))
-    evaluation = EvaluateJob(
-        out=labels.parent / "evaluate",
-        data=config.data,
-        split="test",
-        models={"first": folder / first["train_dir"], "shuffled": shuffled},
-        evaluate=config.evaluate,
-        runtime=config.runtime,
-    )
+    models = {"first": folder / first["train_dir"], "shuffled": shuffled}
+    evaluation = EvaluateJob.of(config, labels.parent / "evaluate", "test", models)
     tests = result["final"]["test"] | read_json(run(evaluation) / "test.json")
     return {name: tests[name]["top1"] for name in ("teacher", "final", "control", "first", "shuffled")}
 

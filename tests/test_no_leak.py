@@ -8,9 +8,10 @@ import shutil
 from pathlib import Path
 
 import pytest
+from support.fake_stages import with_section
 from support.processes import outputs, run, train_job
 
-from pipeline.config import SHARED, Config, parse
+from pipeline.config import Config, parse
 from pipeline.errors import UserError
 from pipeline.runs.loop import run_loop
 from pipeline.stages.launch import run_job
@@ -24,15 +25,14 @@ def packed(digits: Config, tmp_path: Path) -> Path:
 
 
 def on(config: Config, root: Path) -> Config:
-    return config.model_copy(update={"data": config.data.model_copy(update={"root": root})})
+    return with_section(config, "data", root=root)
 
 
 def shorter_meta(config: Config) -> Config:
     """The same images by Meta Pseudo Labels."""
     raw = config.model_dump(mode="json")
     student = {**raw["student"], "steps": 20, "warmup_steps": 2, "loss_normalization": "labeled"}
-    shared = {key: student[key] for key in SHARED}
-    meta = {"method": "meta", "student": student, "teacher": {**raw["teacher"], **shared, "warmup_steps": 2}}
+    meta = {"method": "meta", "student": student, "teacher": {**raw["teacher"], "warmup_steps": 2}}
     return parse(Config, {**raw, **meta}, "tests")
 
 
@@ -56,7 +56,7 @@ def test_test_images_are_read_by_the_last_stage_alone(
         os.utime(tar, ns=(before.st_atime_ns, before.st_mtime_ns))
     shutil.rmtree(packed / "truth")
     config = on(digits if method == "noisy_student" else shorter_meta(digits), packed)
-    config = config.model_copy(update={"data": config.data.model_copy(update={"cache_dir": tmp_path / "cache"})})
+    config = with_section(config, "data", cache_dir=tmp_path / "cache")
     with pytest.raises(UserError, match=r"test-000000.*not a readable image"):
         run_loop(config, tmp_path / "run", run_stage=run_job)
     result = json.loads((tmp_path / "run" / "result.json").read_text())

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import shlex
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -15,7 +17,7 @@ from typer.core import TyperGroup
 from typer.main import get_command
 
 from flows.cli import app
-from pipeline.config import Config, load_config
+from pipeline.config import Config, Section, load_config
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = sorted(
@@ -60,15 +62,32 @@ def test_every_file_of_ours_that_is_named_exists(path: Path) -> None:
 
 
 @documents()
+def test_every_module_that_is_to_be_run_exists(path: Path) -> None:
+    """As in `python -m pipeline.demos.digits`."""
+    named = re.findall(r"\bpython -m ((?:pipeline|flows)[\w.]*)", path.read_text())
+    assert [name for name in named if importlib.util.find_spec(name) is None] == []
+
+
+def is_key(key: str) -> bool:
+    section: type[Section] | None = Config
+    for part in key.split("."):
+        if section is None or part not in section.known_keys():
+            return False
+        section = section.known_keys()[part]
+    return True
+
+
+@documents()
 def test_every_config_key_that_is_named_exists(path: Path) -> None:
-    config = Config()
-    for key in re.findall(r"`([a-z]+\.[a-z_.]+)(?:: [^`]*)?`", path.read_text()):
-        section, _, rest = key.partition(".")
-        if section in Config.model_fields and section != "finetune" and rest not in ("jsonl", "json", "yaml"):
-            value = getattr(config, section)
-            for part in rest.split("."):
-                assert part in type(value).model_fields, f"{path.name} names {key}"
-                value = getattr(value, part)
+    text = path.read_text()
+    named = [
+        key
+        for key in re.findall(r"`([a-z]+\.[a-z_.]+)(?:: [^`]*)?`", text)
+        if key.split(".")[0] in Config.model_fields and key.partition(".")[2] not in ("jsonl", "json", "yaml")
+    ]
+    pairs = [pair for words in commands(text) for pair in pairwise(words)]
+    named += [value.partition("=")[0] for option, value in pairs if option == "--set"]
+    assert [key for key in named if not is_key(key)] == []
 
 
 def test_the_readme_has_a_row_for_every_verb() -> None:

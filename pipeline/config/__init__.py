@@ -12,12 +12,13 @@ from pipeline.config.data import SPLITS, Data, Split
 from pipeline.config.evaluate import Evaluate
 from pipeline.config.label import Label
 from pipeline.config.load import load, load_config
-from pipeline.config.methods import Adjuster, Meta, Uda, unread_keys
+from pipeline.config.methods import Adjuster, Meta, Uda
 from pipeline.config.mixing import Cutmix, Mixup
 from pipeline.config.network import NetworkSettings, Optimizer, Start
 from pipeline.config.runtime import Runtime
 from pipeline.config.selection import Select
 from pipeline.config.training import Finetune, Training
+from pipeline.config.unread import unread_keys
 from pipeline.config.views import StrongView, WeakView
 
 __all__ = [

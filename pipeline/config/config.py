@@ -51,9 +51,8 @@ class Config(MethodSections):
     seed: int = 0
     """Every random number of the run is a function of this and of its position."""
     method: str = Field("noisy_student", json_schema_extra={"enum": list(METHOD_CONFIGS)})
-    """How teacher and student learn from each other. `noisy_student` repeats label, select and train. `uda` trains one
-    network to be consistent between views. `meta` trains a teacher and its student together, the teacher by what its
-    student learns."""
+    """How teacher and student learn from each other; docs/methods/ has a card for each. `noisy_student` repeats label,
+    select and train. Others train one network to be consistent between views, or a teacher and its student together."""
     data: Data = Data()
     """The images."""
     teacher: Training = Training()

@@ -18,7 +18,6 @@ from pipeline.config.base import (
     Probability,
     Section,
     off_is_a_word,
-    semantic,
     technique,
 )
 from pipeline.config.network import NetworkSettings, Optimizer
@@ -119,44 +118,10 @@ class MethodConfig:
     """Raises ValueError if the config cannot be trained so; names the key, the value and the fix."""
 
 
-EVERY_METHOD_READS = ("seed", "method", "data", "evaluate", "runtime", "finetune")
 _OF_PSEUDO_LABELS = ("targets", "target_temperature", "mixup", "cutmix")
 """Keys of a training that only the learner of labels and pseudo-labels reads."""
 _WITH_UNLABELED = {"unlabeled_ratio": 7.0, "noise_labeled": False, "loss_normalization": "labeled"}
 """A student that learns from unlabeled images as they are: labeled ones without noise, the loss as a sum of means."""
-
-
-def unread_keys(config: Config) -> list[str]:
-    """Keys that differ from their defaults and that the config's method does not read, such as `select.threshold`."""
-    asked = METHOD_CONFIGS[config.method]
-    read, unread = {*EVERY_METHOD_READS, *asked.reads}, list(asked.unread(config))
-    changed = _changed(semantic(config), semantic(type(config).model_validate({"method": config.method})))
-    return [key for key in changed if key.split(".")[0] not in read or _is_below(key, unread)]
-
-
-def settings_of(config: Config) -> dict[str, Section]:
-    """The sections of the method's learner. Keys that it does not read have their defaults, so that a change of them
-    repeats nothing."""
-    asked = METHOD_CONFIGS[config.method]
-    unread = list(asked.unread(config))
-    result = {}
-    for name, section in asked.settings.items():
-        own = {key.removeprefix(f"{name}.") for key in unread if key.startswith(f"{name}.")}
-        given: Section = getattr(config, name)
-        result[name] = section.model_validate({key: value for key, value in dict(given).items() if key not in own})
-    return result
-
-
-def _is_below(key: str, sections: Iterable[str]) -> bool:
-    return any(f"{key}.".startswith(f"{section}.") for section in sections)
-
-
-def _changed(value: Any, default: Any, key: str = "") -> list[str]:
-    if isinstance(value, dict) and isinstance(default, dict):
-        names = [*value, *(name for name in default if name not in value)]
-        parts = (_changed(value.get(name), default.get(name), f"{key}.{name}" if key else name) for name in names)
-        return [changed for part in parts for changed in part]
-    return [] if value == default else [key]
 
 
 # ------------------------------------------------------------------------------------------------ the methods' demands
@@ -179,10 +144,6 @@ def _check_noisy_student(config: Config) -> None:
 
 def _of_uda(config: Config) -> Iterable[str]:
     return [f"student.{key}" for key in _OF_PSEUDO_LABELS]
-
-
-def _check_uda(config: Config) -> None:
-    _check_joint_training(config)
 
 
 def _of_meta(config: Config) -> Iterable[str]:
@@ -255,7 +216,7 @@ METHOD_CONFIGS: dict[str, MethodConfig] = {
         settings={"uda": Uda},
         defaults={"student": _WITH_UNLABELED},
         unread=_of_uda,
-        check=_check_uda,
+        check=_check_joint_training,
     ),
     "meta": MethodConfig(
         reads=("teacher", "label", "student", "uda", "meta"),

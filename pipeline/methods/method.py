@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from pipeline.config import Config, NetworkSettings, Section, Training, changed
-from pipeline.config.methods import METHOD_CONFIGS, settings_of
+from pipeline.config.methods import METHOD_CONFIGS
+from pipeline.config.unread import settings_of
 from pipeline.stages.jobs import Role
 from pipeline.stages.kinds import load_object
 
@@ -129,6 +130,15 @@ class Method:
 # ------------------------------------------------------------------------------------------------ what methods share
 
 
+def one_training(method: Method, stages: Stages, on_round: OnRound) -> list[Round]:
+    """One training of the section `student` in place of rounds."""
+    folder = stages.train("student", 1, stages.config.student, "rounds/1", method=method)
+    student = stages.judge("student", 1, folder)
+    warn_of_chance(student, stages.num_classes, fix_of("student"))
+    on_round(student)
+    return [student]
+
+
 def supervised(training: Training, *, by_labels: bool) -> Training:
     """A supervised training at the budget of one with unlabeled images: its network, recipe, noise, optimizer steps and
     images per step, with a labeled image in every slot.
@@ -155,8 +165,9 @@ def warn_of_chance(first: Round, num_classes: int, fix: str) -> None:
     """Warn of a first model whose accuracy on val could be luck."""
     if first.interval[0] <= 1 / num_classes:
         log.warning(
-            "the round-0 %s cannot be told from chance on val (%.1f%% of %d classes): too few val images, or %s",
+            "the %s of round %d cannot be told from chance on val (%.1f%% of %d classes): too few val images, or %s",
             first.role,
+            first.round,
             100 * first.val_top1,
             num_classes,
             fix,
@@ -166,8 +177,3 @@ def warn_of_chance(first: Round, num_classes: int, fix: str) -> None:
 def fix_of(section: str) -> str:
     """What to do about a model at chance, whose training is that section of the config."""
     return f"raise {section}.steps, check {section}.optimizer.lr, or look at the labels in the report"
-
-
-def by_labels(training: Training) -> bool:
-    """Whether the learning rate of a training is scaled with its labeled images alone."""
-    return training.loss_normalization == "labeled"

@@ -65,9 +65,7 @@ def find_weights(path: Path) -> Path:
     if (path / "model.safetensors").exists():
         return path / "model.safetensors"
     if (path / "result.json").exists():
-        final: str | None = read_json(path / "result.json")["final"].get("model_dir")
-        if final is None:
-            raise UserError(f"no model at {path}: a run of the two moons leaves none")
+        final: str = read_json(path / "result.json")["final"]["model_dir"]
         return path / final / "model.safetensors"
     if not path.exists():
         raise UserError(f"no model at {path}: it does not exist")

@@ -188,7 +188,11 @@ def read_run(path: Path) -> RunRecord:
     if not (path / "config.yaml").is_file():
         raise UserError(f"{path} is not a run folder: it has no config.yaml; give the --run-dir of `selftrain run`")
     result: Json | None = read_json(path / "result.json") if (path / "result.json").exists() else None
-    begun = [entry for entry in read_ledger(path) if (path / entry.folder / "stage.json").exists()]
+    entries = read_ledger(path)
+    models = {Path(entry["train_dir"]) for entry in result["rounds"]} if result else set()
+    if not models <= {entry.folder for entry in entries}:
+        result, models = None, set()  # of stages that this run has since begun to make anew
+    begun = [e for e in entries if e.folder in models or (path / e.folder / "stage.json").exists()]
     tests = result["final"]["test"] if result else {}
     control = next((e for e in reversed(begun) if e.role == "control"), None)
     evaluations = [_open(p.parent) for p in sorted(path.glob("evaluate-*/test.json"))]

@@ -1,4 +1,4 @@
-"""The ledger of a run, RUN/stages.json: which stages its config asked for, in order, and what each was for.
+"""The ledger of a run, RUN/stages.json: which stages it asked for, in order, and what each was for.
 
 A report of an unfinished run knows by it what belongs to the run and what was left by other settings.
 """
@@ -29,9 +29,9 @@ class Ledger:
     """The stages that a run asked for so far.
 
     Args:
-        run_dir: The run folder. purpose: A digest of config, data and stage versions. The same command typed again adds
-        to what is there; another
-            begins anew.
+        run_dir: The run folder.
+        purpose: A digest of config, data and stage versions. The same command typed again goes along what is there and
+            adds to it; another begins anew.
     """
 
     def __init__(self, run_dir: Path, purpose: str) -> None:
@@ -39,6 +39,7 @@ class Ledger:
         path = run_dir / FILE
         same = path.exists() and read_json(path)["purpose"] == purpose
         self.entries: list[Entry] = read_ledger(run_dir) if same else []
+        self.num_passed = 0
         self._write()
 
     def add(self, job: Job) -> None:
@@ -50,9 +51,14 @@ class Ledger:
         self._add("train", folder, role, round)
 
     def _add(self, kind: str, folder: Path, role: Role | None, round: int | None) -> None:
-        relative = folder.relative_to(self.run_dir)
-        if all(entry.folder != relative for entry in self.entries):
-            self.entries.append(Entry(kind=kind, folder=relative, role=role, round=round))
+        entry = Entry(kind=kind, folder=folder.relative_to(self.run_dir), role=role, round=round)
+        passed, ahead = self.entries[: self.num_passed], self.entries[self.num_passed :]
+        if any(entry.folder == other.folder for other in passed):
+            return
+        self.num_passed += 1
+        if not ahead or ahead[0] != entry:
+            # What followed there was made from something else, such as weights that were replaced since.
+            self.entries = [*passed, entry]
             self._write()
 
     def _write(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
@@ -15,9 +15,6 @@ from pipeline.errors import UserError
 from pipeline.files import read_json, write_json
 from pipeline.labels.arrow import read_arrow, write_arrow
 from pipeline.selection.summary import Summary
-
-if TYPE_CHECKING:
-    pass
 
 FORMAT = "selftrain-selection-1"
 SELECTION_FILES = ("selection.arrow", "selection.json")

@@ -66,8 +66,9 @@ class Loop:
                 self._log_time(time.monotonic() - started, num_images)
                 started, num_images = time.monotonic(), 0
             if self.step in evaluate_at:
+                before = time.monotonic()
                 self._evaluate()
-                started = time.monotonic()
+                started += time.monotonic() - before  # which is no time of the steps
             stopping = self.ranks.any(self.stage.stop.requested)
             if stopping or self.step % runtime.checkpoint_every == 0 or self.step == training.steps:
                 self._checkpoint()

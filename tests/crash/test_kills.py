@@ -17,12 +17,12 @@ import psutil
 import pytest
 from support.processes import kill, outputs, run, start
 
-import pipeline.runs.loop
-from pipeline.config import SHARED, Config, dump_yaml, parse
+import pipeline
+from pipeline.config import Config, changed, dump_yaml, parse
 from pipeline.runs.loop import run_loop
 from pipeline.stages.jobs import Job
 
-ROOT = Path(pipeline.loop.__file__).parent.parent
+ROOT = Path(pipeline.__file__).parent.parent
 
 
 class Killed(Exception):
@@ -33,18 +33,17 @@ class Killed(Exception):
 def small(digits: Config) -> Config:
     """A teacher, a student and a control of 24 steps."""
     training = {"steps": 24, "evaluations": 2, "warmup_steps": 3}
-    return digits.model_copy(
-        update={
-            "teacher": digits.teacher.model_copy(update=training),
-            "student": digits.student.model_copy(update={**training, "accumulation": 2}),
-            "runtime": digits.runtime.model_copy(update={"checkpoint_every": 5}),
-        }
+    return changed(
+        digits,
+        teacher=changed(digits.teacher, **training),
+        student=changed(digits.student, **training, accumulation=2),
+        runtime=changed(digits.runtime, checkpoint_every=5),
     )
 
 
 @dataclass(frozen=True)
 class Whole:
-    """A run that was never killed, and how long its stages took by kind."""
+    """A run that was never killed, and how long its stages took by title."""
 
     folder: Path
     seconds: dict[str, float]
@@ -60,7 +59,7 @@ def timed_whole(config: Config, folder: Path) -> Whole:
     def timed(job: Job) -> None:
         began = time.monotonic()
         run(job)
-        whole.seconds[job.kind] = time.monotonic() - began
+        whole.seconds[job.title] = time.monotonic() - began
 
     run_whole(config, whole.folder, timed)
     return whole
@@ -81,8 +80,8 @@ def check_kills(config: Config, reference: Whole, folder: Path, kills_a_stage: i
         tries[job.out] += 1
         if tries[job.out] > kills_a_stage:
             run(job)
-        elif kill(start(job), draws.uniform(0.0, reference.seconds[job.kind])):
-            killed.append(job.kind)
+        elif kill(start(job), draws.uniform(0.0, reference.seconds[job.title])):
+            killed.append(job.title)
             raise Killed
 
     while True:
@@ -105,12 +104,15 @@ def test_a_run_killed_at_random_ends_with_the_same_bytes(
 def test_meta_pseudo_labels_killed_at_random_ends_with_the_same_bytes(small: Config, tmp_path: Path) -> None:
     """A teacher and its student, a fine-tune, a control."""
     raw = small.model_dump(mode="json")
-    shared = {name: raw["student"][name] for name in SHARED if name not in ("accumulation", "noise_labeled")}
-    shared |= {"loss_normalization": "labeled", "unlabeled_ratio": 2, "noise_labeled": False}
-    finetune = {"image_size": 8, "steps": 12, "batch_size": 32}
-    meta = {"student_wait": 3, "uda_steps": 6}
-    sections = {name: {**raw[name], **shared, "accumulation": 1} for name in ("teacher", "student")}
-    config = parse(Config, {**raw, "method": "meta", "meta": meta, "finetune": finetune, **sections}, "tests")
+    student = {"loss_normalization": "labeled", "unlabeled_ratio": 2, "noise_labeled": False, "accumulation": 1}
+    sections = {
+        "method": "meta",
+        "student": {**raw["student"], **student},
+        "uda": {"ramp_steps": 6},
+        "meta": {"student_wait": 3},
+        "finetune": {"image_size": 8, "steps": 12, "batch_size": 32},
+    }
+    config = parse(Config, {**raw, **sections}, "tests")
     whole = timed_whole(config, tmp_path / "whole")
     assert check_kills(config, whole, tmp_path / "run", 2, seed=0) >= 3  # of 8 tries
 

@@ -1,7 +1,8 @@
-"""The two moons: networks that do not feel each other, and a run from points to figures."""
+"""The two moons: networks that do not feel each other, and a comparison from points to figures."""
 
 from __future__ import annotations
 
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -9,17 +10,19 @@ import numpy as np
 import pytest
 import torch
 
-from flows.cli import moons_table
-from pipeline.config import Config, TwoMoons, load_config, parse
+from pipeline.config import load, parse
+from pipeline.demos.moons.__main__ import PICTURE, RESULT, main
+from pipeline.demos.moons.compare import NUM_METHODS, compare
+from pipeline.demos.moons.config import TwoMoons
 from pipeline.demos.moons.data import moons, pack_moons
 from pipeline.demos.moons.methods import Batches, Points, meta_pseudo_labels, supervised
 from pipeline.demos.moons.networks import Networks
-from pipeline.errors import UserError
+from pipeline.errors import EXIT_OK, EXIT_USER_ERROR, UserError
+from pipeline.files import read_json
 from pipeline.packing.pack import pack
-from pipeline.runs.loop import run_loop
-from pipeline.stages.launch import run_job
 
-CONFIG = Path(__file__).parents[1] / "configs" / "two_moons.yaml"
+CONFIG = Path(__file__).parents[2] / "configs" / "two_moons.yaml"
+METHODS = {"supervised", "pseudo_label", "uda", "off", "meta", "wrong_sign"}
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +57,7 @@ def test_seeds_end_as_they_would_alone(points: Points) -> None:
 
 
 def test_weights_that_are_not_finite_are_an_error(points: Points) -> None:
-    with pytest.raises(UserError, match=r"not finite; lower two_moons\.teacher_lr"):
+    with pytest.raises(UserError, match=r"not finite; lower teacher_lr or student_lr"):
         supervised(points, TwoMoons(steps=20, activation="relu", init=1.0, teacher_lr=1e30), [0], lambda _: None)
 
 
@@ -64,21 +67,42 @@ def test_supervised_networks_fit_the_labeled_points(points: Points) -> None:
     assert (model(points.labeled[:, None]).argmax(-1) == points.labels).all()
 
 
-def test_a_run_counts_the_seeds_that_each_method_separates(tmp_path: Path) -> None:
+def run_main(monkeypatch: pytest.MonkeyPatch, *arguments: str | Path) -> int:
+    monkeypatch.setattr(sys, "argv", ["moons", *map(str, arguments)])
+    return main()
+
+
+def test_the_command_counts_the_seeds_that_each_method_separates(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     pack_moons(tmp_path / "moons")
-    raw = {
-        "method": "two_moons",
-        "data": {"root": str(tmp_path / "moons")},
-        "two_moons": {"num_seeds": 2, "steps": 20},
-        "runtime": {"device": "cpu", "threads": 1},
-    }
-    final = run_loop(parse(Config, raw, "tests"), tmp_path / "run", run_stage=run_job)["final"]
-    assert final["num_seeds"] == 2
-    for name in ("supervised", "pseudo_label", "uda", "off", "meta", "wrong_sign"):
-        assert 0 <= final[f"{name}_separated"] <= 2
-        assert len(final["accuracy"][name]) == 2
-    assert (tmp_path / "run" / final["picture"]).read_bytes().startswith(b"\x89PNG")
-    assert moons_table(final).row_count == 6
+    (tmp_path / "moons.yaml").write_text(f"data: {{root: {tmp_path / 'moons'}}}\nnum_seeds: 2\nthreads: 1\n")
+    command = (tmp_path / "moons.yaml", "--out", tmp_path / "out", "--set", "steps=20")
+    assert run_main(monkeypatch, *command) == EXIT_OK
+    found = read_json(tmp_path / "out" / RESULT)
+    assert found["config"]["steps"] == 20
+    assert found["accuracy"].keys() == found["num_separated"].keys() == METHODS
+    assert all(0 <= number <= 2 for number in found["num_separated"].values())
+    assert all(len(values) == 2 and 0 <= min(values) <= max(values) <= 1 for values in found["accuracy"].values())
+    assert (tmp_path / "out" / PICTURE).read_bytes().startswith(b"\x89PNG")
+    shown = capsys.readouterr().out
+    for name in METHODS:
+        separated = f"{found['num_separated'][name]} of 2"
+        assert any(name.replace("_", " ") in line and separated in line for line in shown.splitlines())
+    assert run_main(monkeypatch, *command) == EXIT_OK  # in place of the first
+    assert read_json(tmp_path / "out" / RESULT) == found
+    (tmp_path / "out" / "thesis.txt").write_text("mine")
+    assert run_main(monkeypatch, *command) == EXIT_USER_ERROR
+    assert "has files, such as thesis.txt; choose another --out" in capsys.readouterr().err
+
+
+def test_every_step_of_every_method_is_told(tmp_path: Path) -> None:
+    pack_moons(tmp_path / "moons")
+    raw = {"data": {"root": str(tmp_path / "moons")}, "num_seeds": 1, "threads": 1, "steps": 5}
+    ticks: list[int] = []
+    comparison = compare(parse(TwoMoons, raw, "tests"), ticks.append)
+    assert comparison.accuracy.keys() == METHODS
+    assert sum(ticks) == NUM_METHODS * 5
 
 
 def test_other_data_than_points_of_two_classes_is_refused(tmp_path: Path) -> None:
@@ -88,35 +112,34 @@ def test_other_data_than_points_of_two_classes_is_refused(tmp_path: Path) -> Non
             folder.mkdir(parents=True)
             np.save(folder / "0.npy", np.array([len(split), ord(name), 0.5], np.float32))
         pack(tmp_path / split, tmp_path / "packed", split=split)
-    raw = {
-        "method": "two_moons",
-        "data": {"root": str(tmp_path / "packed")},
-        "runtime": {"device": "cpu", "threads": 1},
-    }
-    with pytest.raises(UserError, match=r"2 classes of vectors of length 3; method two_moons needs"):
-        run_loop(parse(Config, raw, "tests"), tmp_path / "run", run_stage=run_job)
+    config = parse(TwoMoons, {"data": {"root": str(tmp_path / "packed")}, "threads": 1}, "tests")
+    with pytest.raises(UserError, match=r"2 classes of vectors of length 3; the two moons are 2 classes of points in"):
+        compare(config, lambda _: None)
+
+
+def separated_by(tmp_path: Path, *overrides: str) -> dict[str, int]:
+    """Of the 20 seeds of the shipped config, how many each method separates."""
+    pack_moons(tmp_path / "moons")
+    config = load(TwoMoons, CONFIG, [f"data.root={tmp_path / 'moons'}", *overrides])
+    assert config.num_seeds == 20
+    found = dict(compare(config, lambda _: None).num_separated)
+    print(found)
+    return found
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_feedback_alone_brings_the_labels_to_the_moons(tmp_path: Path) -> None:
     """20 seeds of the shipped config, in which a teacher meets labels through its student's progress only."""
-    pack_moons(tmp_path / "moons")
-    final = run_loop(load_config(CONFIG, [f"data.root={tmp_path / 'moons'}"]), tmp_path / "run", run_stage=run_job)[
-        "final"
-    ]
-    print({name: count for name, count in final.items() if name != "accuracy"})
-    assert final["meta_separated"] >= 18
+    found = separated_by(tmp_path)
+    assert found["meta"] >= 18
     for control in ("supervised", "pseudo_label", "off", "wrong_sign"):
-        assert final[f"{control}_separated"] == 0
+        assert found[control] == 0
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_beside_a_supervised_loss_too_the_sign_of_the_feedback_counts(tmp_path: Path) -> None:
     """Here a teacher without feedback meets the labels as well, so that the controls could separate the moons."""
-    pack_moons(tmp_path / "moons")
-    overrides = [f"data.root={tmp_path / 'moons'}", "two_moons.meta.labeled_weight=1"]
-    final = run_loop(load_config(CONFIG, overrides), tmp_path / "run", run_stage=run_job)["final"]
-    print({name: count for name, count in final.items() if name != "accuracy"})
-    assert final["meta_separated"] >= final["off_separated"] >= final["wrong_sign_separated"] + 5
+    found = separated_by(tmp_path, "uda.labeled_weight=1")
+    assert found["meta"] >= found["off"] >= found["wrong_sign"] + 5

@@ -14,6 +14,7 @@ from support import fake_run
 
 from pipeline.config import Config, parse
 from pipeline.errors import Interrupted, UserError
+from pipeline.methods import METHODS
 from pipeline.stages import launch
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
@@ -21,9 +22,9 @@ pytestmark = pytest.mark.usefixtures("prefect_server")
 
 @pytest.fixture(autouse=True)
 def _fakes(monkeypatch: pytest.MonkeyPatch) -> None:
-    from flows import flow as rounds
+    from flows import flow
 
-    monkeypatch.setattr(rounds, "run_loop", fake_run.fake_loop)
+    monkeypatch.setattr(flow, "run_loop", fake_run.fake_loop)
     set_stage_seconds(monkeypatch, 0.0)
 
 
@@ -59,7 +60,7 @@ def last_flow_run() -> tuple[Any, list[Any]]:
 
 
 def test_a_task_a_stage_and_the_result_comes_back(tmp_path: Path) -> None:
-    from flows.flow import run_watched
+    from flows.watch import run_watched
 
     result = run_watched(Config(seed=5), tmp_path)
     assert result["final"]["test_top1"] == 0.75
@@ -71,23 +72,22 @@ def test_a_task_a_stage_and_the_result_comes_back(tmp_path: Path) -> None:
     assert all(task.state.is_completed() for task in tasks)
 
 
-def test_meta_pseudo_labels_are_a_flow_of_their_own(tmp_path: Path) -> None:
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_is_the_same_flow(tmp_path: Path, method: str) -> None:
     from prefect.client.orchestration import get_client
 
-    from flows.flow import meta_pseudo_labels, run_watched
+    from flows.watch import run_watched
 
-    run_watched(parse(Config, {"method": "uda"}, "tests"), tmp_path)
+    run_watched(parse(Config, {"method": method}, "tests"), tmp_path)
     run, _ = last_flow_run()
     assert run.name
-    assert run.parameters["config"]["method"] == "uda"
+    assert run.parameters["config"]["method"] == method
     with get_client(sync_client=True) as client:
-        assert client.read_flow(run.flow_id).name == "meta-pseudo-labels"
-    with pytest.raises(UserError, match="which is the flow self-train's"):
-        meta_pseudo_labels(Config(), tmp_path)
+        assert client.read_flow(run.flow_id).name == "self-train"
 
 
 def test_artifacts_show_progress_leaderboard_and_plots(tmp_path: Path) -> None:
-    from flows.flow import run_watched
+    from flows.watch import run_watched
 
     run_watched(Config(), tmp_path)
     found = artifacts()
@@ -106,7 +106,7 @@ def test_a_display_that_fails_costs_a_warning_only(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     from flows import artifacts as module
-    from flows.flow import run_watched
+    from flows.watch import run_watched
 
     def broken(*_: object, **__: object) -> None:
         raise ConnectionError("the server is gone")
@@ -127,7 +127,7 @@ def test_a_ctrl_c_while_the_page_is_drawn_is_no_display_error() -> None:
 
 
 def test_bad_input_fails_the_flow_and_comes_out_as_user_error(tmp_path: Path) -> None:
-    from flows.flow import run_watched
+    from flows.watch import run_watched
 
     with pytest.raises(UserError, match="pack first"):
         run_watched(Config(seed=13), tmp_path)
@@ -136,7 +136,7 @@ def test_bad_input_fails_the_flow_and_comes_out_as_user_error(tmp_path: Path) ->
 
 
 def test_a_failed_stage_fails_its_task_and_the_flow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from flows.flow import run_watched
+    from flows.watch import run_watched
 
     monkeypatch.setattr(launch, "CHILD", (sys.executable, "-c", "raise ArithmeticError('a defect')"))
     with pytest.raises(launch.StageFailed, match="a defect"):
@@ -147,7 +147,7 @@ def test_a_failed_stage_fails_its_task_and_the_flow(tmp_path: Path, monkeypatch:
 
 
 def test_an_interrupted_stage_interrupts_the_flow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from flows.flow import run_watched
+    from flows.watch import run_watched
 
     monkeypatch.setattr(launch, "CHILD", (sys.executable, "-c", "raise SystemExit(75)"))
     with pytest.raises(Interrupted):
@@ -157,7 +157,7 @@ def test_an_interrupted_stage_interrupts_the_flow(tmp_path: Path, monkeypatch: p
 def test_an_unreachable_server_of_the_user_is_a_user_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from prefect.settings import PREFECT_API_URL, temporary_settings
 
-    from flows.flow import run_watched
+    from flows.watch import run_watched
 
     monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
     with (

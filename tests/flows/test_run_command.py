@@ -152,23 +152,23 @@ def test_a_terminated_run_without_prefect_exits_75(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("variable", ["PREFECT_API_URL", "PREFECT_PROFILE"])
 def test_a_prefect_of_the_user_is_left_as_it_is(variable: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from flows import settings as env
+    from flows import settings
 
     environment = {variable: "theirs"}
-    monkeypatch.setattr(env.os, "environ", environment)
-    assert env.prepare(tmp_path) is False
-    assert environment == {variable: "theirs", **env.TERMINAL}
+    monkeypatch.setattr(settings.os, "environ", environment)
+    assert settings.prepare(tmp_path) is False
+    assert environment == {variable: "theirs", **settings.TERMINAL}
 
 
 def test_the_embedded_server_lives_in_the_run_folder_and_settings_of_the_user_stay(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from flows import settings as env
+    from flows import settings
 
     environment = {"PREFECT_LOGGING_LEVEL": "DEBUG", "DO_NOT_TRACK": "0", "no_proxy": "intranet"}
-    monkeypatch.setattr(env.os, "environ", environment)
-    assert env.prepare(tmp_path) is True
+    monkeypatch.setattr(settings.os, "environ", environment)
+    assert settings.prepare(tmp_path) is True
     assert environment["PREFECT_HOME"] == str(tmp_path / "prefect")
     assert environment["DO_NOT_TRACK"] == "0"
     assert environment["no_proxy"] == "intranet,127.0.0.1"
-    assert not set(env.TERMINAL) & set(environment)
+    assert not set(settings.TERMINAL) & set(environment)

@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from flows import cli
-from pipeline.report import page as html
+from pipeline.report import page
 
 ROUND = {"role": "student", "model": "wide_resnet28_2", "val_top1": 0.9, "interval": [0.885, 0.9125]}
 RESULT: dict[str, Any] = {
@@ -41,7 +41,7 @@ def test_a_report_that_fails_is_a_warning_after_the_table(
     def fail(run_dir: Path) -> Path:
         raise IndexError("a defect")
 
-    monkeypatch.setattr(html, "write_report", fail)
+    monkeypatch.setattr(page, "write_report", fail)
     monkeypatch.setattr(cli, "_run_loop", lambda *args, **kwargs: RESULT)
     config = tmp_path / "birds.yaml"
     config.write_text("seed: 1\n")

@@ -15,7 +15,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from support.processes import run, train_job
 
-from pipeline.config import Config
+from pipeline.config import Config, changed
 
 STORED = Path(__file__).with_name("digits.json")
 VERSION = ".".join(torch.__version__.split(".")[:2])
@@ -24,8 +24,8 @@ TOLERANCE = 0.02
 
 
 def losses(config: Config, out: Path) -> list[float]:
-    training = config.teacher.model_copy(update={"steps": 30, "strong": config.student.strong, "evaluations": 1})
-    runtime = config.runtime.model_copy(update={"log_every": 1})
+    training = changed(config.teacher, steps=30, strong=config.student.strong, evaluations=1)
+    runtime = changed(config.runtime, log_every=1)
     folder = run(train_job(config, out, training=training, runtime=runtime))
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [round(line["loss"], 5) for line in lines if "loss" in line]

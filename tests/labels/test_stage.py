@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from pathlib import Path
 
 import pytest
+from support.fake_stages import with_section
 from support.processes import kill, label_job, outputs, run, select_job, start, wait_for
+from support.spoilers import die_after_2_label_files, die_before_rename, without_links
 
 from pipeline.config import Config
 from pipeline.errors import EXIT_INTERRUPTED, UserError
+from pipeline.labels.store import LabelStore
 from pipeline.models.format import export_model
 from pipeline.shards.dataset import open_split
 from pipeline.stages.jobs import LabelJob, SelectJob
@@ -26,35 +28,6 @@ def arrows(folder: Path) -> list[Path]:
     return sorted(folder.glob("*.arrow"))
 
 
-def die_after(num_files: int) -> None:
-    """SIGKILL this process as soon as it has renamed that many label files into place."""
-    rename, left = os.replace, [num_files]
-
-    def counted(source: str, target: str) -> None:
-        rename(source, target)
-        left[0] -= str(target).endswith(".arrow")
-        if not left[0]:
-            os.kill(os.getpid(), 9)
-
-    os.replace = counted  # type: ignore[assignment]
-
-
-def die_after_2() -> None:
-    die_after(2)
-
-
-def die_before_rename() -> None:
-    """SIGKILL this process when a file is written but not yet in place."""
-    rename = os.replace
-
-    def deadly(source: str, target: str) -> None:
-        if str(target).endswith(".arrow"):
-            os.kill(os.getpid(), 9)
-        rename(source, target)
-
-    os.replace = deadly  # type: ignore[assignment]
-
-
 def killed(job: LabelJob | SelectJob, how: object) -> None:
     process = start(job, how)  # type: ignore[arg-type]
     process.join()
@@ -65,7 +38,7 @@ def killed(job: LabelJob | SelectJob, how: object) -> None:
 
 
 def test_label_resumes_after_kill_with_the_same_bytes_and_labels_no_shard_again(job: LabelJob, labels: Path) -> None:
-    killed(job, die_after_2)
+    killed(job, die_after_2_label_files)
     before = {path.name: path.stat().st_ino for path in arrows(job.out)}
     assert len(before) == 2
     killed(job, die_before_rename)
@@ -124,15 +97,6 @@ def test_a_teacher_that_stays_for_another_round_labels_no_image_again(
     assert [path.stat().st_ino for path in arrows(out)] == [path.stat().st_ino for path in arrows(earlier)]
 
 
-def without_links() -> None:
-    """A file system that has no links."""
-
-    def link(source: Path, target: Path) -> None:
-        raise PermissionError(1, "Operation not permitted")
-
-    os.link = link  # type: ignore[assignment]
-
-
 def test_files_are_copied_where_there_are_no_links(job: LabelJob, labels: Path, tmp_path: Path) -> None:
     shutil.copytree(labels, tmp_path / "label-b")
     stored = {path.name: path.stat().st_mtime_ns for path in arrows(tmp_path / "label-b")}
@@ -154,7 +118,7 @@ def labels_name(folder: Path) -> str:
 
 
 def test_labels_of_another_teacher_in_the_folder_are_refused(job: LabelJob, digits: Config, student: Path) -> None:
-    killed(job, die_after_2)
+    killed(job, die_after_2_label_files)
     with pytest.raises(UserError, match=r"holds a label stage with other settings \(teacher0"):
         run(label_job(digits, job.out, student))
     other = run(label_job(digits, job.out.parent / "label-b", student))
@@ -183,13 +147,11 @@ def test_a_finished_stage_is_left_alone(job: LabelJob) -> None:
 def test_every_unlabeled_image_has_one_row_whatever_the_batch(
     digits: Config, teacher: Path, labels: Path, tmp_path: Path
 ) -> None:
-    from pipeline.labels.store import LabelStore
-
     dataset = open_split(digits.data, "unlabeled")
     store = LabelStore(labels, dataset)
     assert len(store.label) == len(dataset)
-    whole = digits.label.model_copy(update={"batch_size": 1000})
-    other = LabelStore(run(label_job(digits, tmp_path / "label", teacher, label=whole)), dataset)
+    whole = with_section(digits, "label", batch_size=1000)
+    other = LabelStore(run(label_job(whole, tmp_path / "label", teacher)), dataset)
     assert (store.label == other.label).mean() > 0.99  # the last bits may differ, hence the batch size is semantic
     truth = dataset.truth()
     assert truth is not None
@@ -205,7 +167,7 @@ def test_an_exported_teacher_gives_the_rows_of_its_stage(
 
 
 def test_two_teachers_are_averaged(digits: Config, teacher: Path, student: Path, labels: Path, tmp_path: Path) -> None:
-    out = run(label_job(digits, tmp_path / "label", student, teacher))
+    out = run(label_job(with_section(digits, "label", ensemble=2), tmp_path / "label", student, teacher))
     assert json.loads((out / "stage.json").read_text())["outputs"]["provenance"]["teachers"].count(",") == 1
     assert (out / labels_name(out)).read_bytes() != (labels / labels_name(out)).read_bytes()
 

@@ -2,4 +2,4 @@
 
 from support.run_folder import digits, finished_run, run, unfinished, unfinished_run
 
-__all__ = ["run", "unfinished", "digits", "finished_run", "unfinished_run"]
+__all__ = ["digits", "finished_run", "run", "unfinished", "unfinished_run"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,9 @@ from pipeline.errors import UserError
 from pipeline.report.page import write_report
 from pipeline.report.record import read_run
 from pipeline.report.verdict import judge
+from pipeline.runs.ledger import Ledger
 from pipeline.stages import progress
+from pipeline.stages.jobs import LabelJob, SelectJob
 
 
 def test_an_unfinished_run_claims_nothing_on_test(unfinished: Path) -> None:
@@ -65,7 +68,7 @@ def test_a_timing_line_that_a_kill_cut_is_left_out(unfinished: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["result.json", "rounds/1/train-*/metrics.jsonl", "rounds/0/train-*/predictions-val.npz"]
+    "name", ["result.json", "stages.json", "rounds/1/train-*/metrics.jsonl", "rounds/0/train-*/predictions-val.npz"]
 )
 def test_a_broken_file_is_named(run: Path, name: str) -> None:
     path = next(run.glob(name))
@@ -80,28 +83,60 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(("method", "shown"), [("meta", [1]), ("uda", [])])
-def test_after_a_change_of_method_only_its_own_stages_are_shown(
-    unfinished: Path, method: str, shown: list[int]
-) -> None:
-    folder = next(unfinished.glob("rounds/1/train-*"))
-    together = Path(shutil.copytree(folder, folder.with_name("meta-ffffffff")))
-    edit(together / "stage.json", lambda r: r.update(kind="meta", complete=False))
+def begin_anew(run: Path) -> Ledger:
+    """What a run with other settings does first: all stages that are there are an earlier config's."""
+    return Ledger(run, "another config")
+
+
+def forget(run: Path, pattern: str) -> None:
+    """As if the run had not asked for these stages: they are an earlier config's."""
+
+    def without(ledger: dict) -> None:
+        ledger["stages"] = [entry for entry in ledger["stages"] if not fnmatch(entry["folder"], pattern)]
+
+    edit(run / "stages.json", without)
+
+
+def begun(folder: Path) -> Path:
+    """A stage of other settings beside this one, under way."""
+    name = f"{folder.name.partition('-')[0]}-ffffffff"
+    other = Path(shutil.copytree(folder, folder.with_name(name)))
+    edit(other / "stage.json", lambda r: r.update(fingerprint="another", complete=False, outputs={}))
+    return other
+
+
+@pytest.mark.parametrize("method", ["meta", "uda"])
+def test_after_a_change_of_method_only_its_own_stages_are_shown(unfinished: Path, method: str) -> None:
     root = read_run(unfinished).config.data.root
+    together = begun(next(unfinished.glob("rounds/1/train-*")))
     (unfinished / "config.yaml").write_text(f"method: {method}\ndata: {{root: {root}}}\n")
-    rounds = read_run(unfinished).rounds
-    assert [round_.number for round_ in rounds] == shown
-    for round_ in rounds:
-        assert round_.train is not None
-        assert (round_.train.path, round_.train.role) == (together, "student")
-        assert round_.label is None
-        assert round_.select is None
+    ledger = begin_anew(unfinished)
+    assert read_run(unfinished).rounds == ()
+    ledger.add_model(together, "student", 1)
+    (round_,) = read_run(unfinished).rounds
+    assert round_.number == 1
+    assert round_.train is not None
+    assert (round_.train.path, round_.train.role) == (together, "student")
+    assert round_.label is None
+    assert round_.select is None
+    assert "not finished" in text_of(unfinished)
 
 
 def test_a_training_of_an_earlier_selection_is_not_shown_beside_a_new_one(unfinished: Path) -> None:
-    edit(next(unfinished.glob("rounds/1/select-*")) / "stage.json", lambda r: r.update(fingerprint="another"))
+    config = read_run(unfinished).config
+    teacher, labels, select = (
+        next(unfinished.glob(f"rounds/{stage}-*")) for stage in ("0/train", "1/label", "1/select")
+    )
+    selection = begun(select)
+    ledger = begin_anew(unfinished)
+    ledger.add_model(teacher, "teacher", 0)
+    ledger.add(LabelJob.of(config, labels, 1, [teacher]))
+    ledger.add(SelectJob.of(config, selection, 1, labels))
     round_ = read_run(unfinished).rounds[1]
+    assert round_.label is not None
+    assert round_.label.path == labels
     assert round_.select is not None
+    assert round_.select.path == selection
     assert round_.train is None
 
 
@@ -110,6 +145,7 @@ def test_the_control_of_an_earlier_config_is_not_shown(run: Path) -> None:
     edit(run / "result.json", lambda r: r["final"].update(control_dir=None))
     edit(run / "result.json", lambda r: r["final"]["test"].pop("control"))
     edit(next(run.glob("evaluate-*")) / "test.json", lambda t: t.pop("control"))
+    forget(run, "control/*")
     assert read_run(run).control is None
     (run / "result.json").unlink()
     assert read_run(run).control is None
@@ -118,6 +154,7 @@ def test_the_control_of_an_earlier_config_is_not_shown(run: Path) -> None:
 def test_a_control_that_an_earlier_config_left_unfinished_is_not_shown(run: Path) -> None:
     edit(run / "result.json", lambda r: r["final"].update(control_dir=None, test={}))
     edit(next(run.glob("control/train-*")) / "stage.json", lambda r: r.update(complete=False))
+    forget(run, "control/*")
     config = run / "config.yaml"
     config.write_text(config.read_text().replace("control: true", "control: false"))
     assert not read_run(run).config.evaluate.control
@@ -125,9 +162,29 @@ def test_a_control_that_an_earlier_config_left_unfinished_is_not_shown(run: Path
 
 
 def test_labels_of_an_earlier_teacher_are_not_shown_beside_a_new_one(unfinished: Path) -> None:
-    record = next(unfinished.glob("rounds/0/train-*")) / "stage.json"
-    edit(record, lambda r: r.update(fingerprint="another", complete=False, outputs={}))
-    assert [round_.number for round_ in read_run(unfinished).rounds] == [0]
+    teacher = begun(next(unfinished.glob("rounds/0/train-*")))
+    begin_anew(unfinished).add_model(teacher, "teacher", 0)
+    (round_,) = read_run(unfinished).rounds
+    assert round_.number == 0
+    assert round_.train is not None
+    assert round_.train.path == teacher
+
+
+def test_a_result_of_stages_that_are_made_anew_is_not_shown(run: Path) -> None:
+    """It stays until the run ends: config and data are the same, the version of the stages or a start is not."""
+    assert judge(read_run(run)).finished
+    begin_anew(run).add_model(begun(next(run.glob("rounds/0/train-*"))), "teacher", 0)
+    seen = read_run(run)
+    assert seen.result is None
+    assert not seen.test
+    assert "0 of the 1 stages it began are complete" in text_of(run)
+
+
+def test_a_model_of_the_result_that_is_gone_is_named(run: Path) -> None:
+    folder = next(run.glob("rounds/2/train-*"))
+    shutil.rmtree(folder)
+    with pytest.raises(UserError, match=re.escape(str(folder / "stage.json"))):
+        write_report(run)
 
 
 def test_a_control_under_way_is_shown_and_the_run_unfinished(run: Path) -> None:
@@ -140,10 +197,12 @@ def test_a_control_under_way_is_shown_and_the_run_unfinished(run: Path) -> None:
     assert "its control is under way" in verdict.sentences[-1]
 
 
-def test_two_moons_have_no_page_finished_or_not(tmp_path: Path) -> None:
-    (tmp_path / "config.yaml").write_text("method: two_moons\n")
-    with pytest.raises(UserError, match="a run of the two moons"):
+def test_a_comparison_on_the_two_moons_has_no_page(tmp_path: Path) -> None:
+    for name in ("two_moons.json", "two_moons.png"):
+        (tmp_path / name).write_text("{}")
+    with pytest.raises(UserError, match="is not a run folder"):
         write_report(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["two_moons.json", "two_moons.png"]
 
 
 def test_sibling_stages_of_other_settings_are_told(unfinished: Path) -> None:

@@ -182,8 +182,8 @@ def test_plots_draw_class_names_of_any_script() -> None:
 
     tally = Tally(3)
     names = ["猫" * 40, "$\\frac$", "a" * 200]
-    report = tally.report(names, np.array([3, 0, 1]), np.array([0.5, 0.25, 0.25]))
-    assert plots.per_class(report).startswith(b"\x89PNG")
+    summary = tally.summary(names, np.array([3, 0, 1]), np.array([0.5, 0.25, 0.25]))
+    assert plots.per_class(summary).startswith(b"\x89PNG")
 
 
 def test_plots_survive_runs_of_any_length() -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from support.run_folder import edit, text_of
 
-from pipeline.config import Data
+from pipeline.config import Config, Data, changed, dump_yaml
 from pipeline.report.record import read_run
 from pipeline.report.verdict import judge
 
@@ -47,7 +48,14 @@ def test_a_fine_tuned_teacher_has_learned_from_no_pseudo_label(run: Path) -> Non
     def finetune(result: dict) -> None:
         result["rounds"][2].update(role="finetune", label_dir=None, select_dir=None)
 
+    def name_it_so(ledger: dict) -> None:
+        of_round_2 = [entry for entry in ledger["stages"] if entry["folder"].startswith("rounds/2/")]
+        *labels_and_selection, trained = of_round_2
+        ledger["stages"] = [entry for entry in ledger["stages"] if entry not in labels_and_selection]
+        trained.update(role="finetune")
+
     edit(run / "result.json", finetune)
+    edit(run / "stages.json", name_it_so)
     teacher = read_run(run).rounds[0].train
     assert teacher is not None
     digest = teacher.record["outputs"]["model_sha256"]
@@ -59,17 +67,41 @@ def test_a_fine_tuned_teacher_has_learned_from_no_pseudo_label(run: Path) -> Non
 
 def test_a_teacher_trained_together_with_its_student_is_held_against_the_control(run: Path) -> None:
     edit(run / "result.json", lambda r: r["final"].update(round=0))
+    edit(next(run.glob("rounds/0/train-*")) / "stage.json", lambda r: r["inputs"].update(unlabeled="images"))
     seen = read_run(run)
-    config = seen.config.model_copy(update={"method": "meta"})
-    verdict = judge(type(seen)(**{**vars(seen), "config": config}))
+    verdict = judge(replace(seen, config=Config(method="meta", data=seen.config.data)))
     assert set(verdict.gains) == {"control"}
     assert "a control trained as long" in verdict.sentences[0]
+
+
+def test_a_student_that_never_had_a_teacher_is_held_against_the_control_alone(run: Path) -> None:
+    """As UDA's."""
+
+    def without_others(ledger: dict) -> None:
+        of_round_1 = [entry for entry in ledger["stages"] if entry["folder"].startswith("rounds/1/train-")]
+        ends = [entry for entry in ledger["stages"] if not entry["folder"].startswith("rounds/")]
+        ledger["stages"] = [*of_round_1, *ends]
+
+    def of_one_model(result: dict) -> None:
+        entry = {**result["rounds"][1], "label_dir": None, "select_dir": None}
+        result.update(rounds=[entry], final={**result["final"], "round": 1})
+        result["final"]["test"].pop("teacher")
+
+    config = Config(method="uda", data=read_run(run).config.data)
+    (run / "config.yaml").write_text(dump_yaml(config))
+    edit(run / "stages.json", without_others)
+    edit(run / "result.json", of_one_model)
+    edit(next(run.glob("evaluate-*")) / "test.json", lambda t: t.pop("teacher"))
+    edit(next(run.glob("rounds/1/train-*")) / "stage.json", lambda r: r.update(inputs={"unlabeled": "images"}))
+    verdict = judge(read_run(run))
+    assert set(verdict.gains) == {"control"}
+    assert "The final model, of round 1, " in verdict.sentences[0]
+    assert "Round 0 teacher" not in text_of(run)
 
 
 def test_without_a_test_split_the_run_is_finished_all_the_same(run: Path) -> None:
     edit(run / "result.json", lambda r: r["final"].update(test={}))
     seen = read_run(run)
-    config = seen.config.model_copy(update={"data": Data(labeled=(Path("a.tar"),))})
-    verdict = judge(type(seen)(**{**vars(seen), "config": config}))
+    verdict = judge(replace(seen, config=changed(seen.config, data=Data(labeled=(Path("a.tar"),)))))
     assert verdict.finished
     assert "no test split" in verdict.sentences[-1]

@@ -11,17 +11,17 @@ import torch
 from support.fake_stages import FakeStages, with_section
 from support.processes import run
 
-from pipeline.config import Config, Finetune, Optimizer, Start, WeakView, load_config, parse
+from pipeline.config import Config, Finetune, Optimizer, Start, WeakView, changed, load_config, parse
 from pipeline.demos.digits import pack_digits
+from pipeline.methods.method import Round
 from pipeline.models.format import read_info, read_state
 from pipeline.runs.loop import run_loop
-from pipeline.runs.run import Round
 from pipeline.stages.jobs import EvaluateJob, Job
 
 
 @pytest.fixture
 def config(digits: Config) -> Config:
-    return digits.model_copy(update={"rounds": digits.rounds.model_copy(update={"num_rounds": 3})})
+    return with_section(digits, "rounds", num_rounds=3)
 
 
 def everything(folder: Path) -> dict[str, bytes]:
@@ -82,7 +82,7 @@ def test_an_equal_student_is_kept(config: Config, tmp_path: Path) -> None:
 
 
 def test_finetune_starts_from_the_best_and_competes(config: Config, tmp_path: Path) -> None:
-    finetuned = config.model_copy(update={"finetune": Finetune(image_size=12, steps=20, frozen_layers=1)})
+    finetuned = changed(config, finetune=Finetune(image_size=12, steps=20, frozen_layers=1))
     stages = FakeStages(0.6, 0.8, 0.7, finetune=0.85)
     result = run_loop(finetuned, tmp_path, run_stage=stages)
     (job,), (student, _) = stages.of("train", "finetune"), stages.of("train", "student")
@@ -97,7 +97,7 @@ def test_finetune_starts_from_the_best_and_competes(config: Config, tmp_path: Pa
 def test_finetune_sees_labeled_images_as_they_are(config: Config, tmp_path: Path) -> None:
     """Random crops are what the fine-tune undoes; a mirrored digit is another one."""
     stages = FakeStages(0.6, 0.8, 0.7, finetune=0.85)
-    run_loop(config.model_copy(update={"finetune": Finetune(image_size=12)}), tmp_path, run_stage=stages)
+    run_loop(changed(config, finetune=Finetune(image_size=12)), tmp_path, run_stage=stages)
     training = stages.of("train", "finetune")[0].training
     assert not config.student.weak.flip
     assert training.weak == WeakView(crop="none", flip=False)
@@ -158,7 +158,7 @@ def test_a_finetune_at_a_higher_resolution_is_evaluated_there(config: Config, tm
     short = with_section(with_section(config, "rounds", num_rounds=1), "evaluate", control=False)
     finetune = Finetune(image_size=12, steps=12, batch_size=32, frozen_layers=1, optimizer=Optimizer(lr=0.05))
     result = run_loop(
-        short.model_copy(update={"finetune": finetune}),
+        changed(short, finetune=finetune),
         tmp_path / "run",
         run_stage=lambda job, lock_fd: run(job) and None,
     )
@@ -179,9 +179,7 @@ def test_the_control_of_a_finetuned_model_is_finetuned_too(
     different = ({"student.steps": 10}, {"student.steps": 20}, {"student.steps": 30})
     config = with_section(config, "rounds", overrides=different, patience=2)
     stages = FakeStages(0.6, 0.8, 0.7, 0.75, finetune=finetune)
-    result = run_loop(
-        config.model_copy(update={"finetune": Finetune(image_size=12, steps=5)}), tmp_path, run_stage=stages
-    )
+    result = run_loop(changed(config, finetune=Finetune(image_size=12, steps=5)), tmp_path, run_stage=stages)
     controls = stages.of("train", "control")
     assert controls[0].training.steps == 10  # of round 1, which the fine-tune began with, not of the last round
     assert len(controls) == num_controls
@@ -189,7 +187,7 @@ def test_the_control_of_a_finetuned_model_is_finetuned_too(
     if num_controls == 2:
         (final,) = stages.of("train", "finetune")
         start = Start(model=str(controls[0].out), mode="init")
-        assert controls[1].training == final.training.model_copy(update={"start": start})
+        assert controls[1].training == changed(final.training, start=start)
         assert controls[1].round == final.round
 
 
@@ -275,7 +273,7 @@ def test_a_changed_config_goes_to_sibling_folders_and_keeps_the_earlier_result(c
     assert json.loads((earlier / "result.json").read_text()) == first
     assert load_config(earlier / "config.yaml").select.threshold == 0.0
     after = {name: data for name, data in everything(tmp_path).items() if name in before}
-    moved = {"result.json", "config.yaml", "run.lock"}
+    moved = {"result.json", "config.yaml", "run.lock", "stages.json"}
     assert {k: v for k, v in after.items() if k not in moved} == {k: v for k, v in before.items() if k not in moved}
 
 

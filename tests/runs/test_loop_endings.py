@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 from support.fake_stages import NUM_VAL, FakeStages, with_section
 
-from pipeline.config import Config, Split, Start
+from pipeline.config import Config, Split, Start, changed
 from pipeline.errors import UserError
 from pipeline.evaluate.metrics import wilson_interval
 from pipeline.packing.pack import pack
@@ -29,7 +29,7 @@ from pipeline.stages.lock import run_lock
 
 @pytest.fixture
 def config(digits: Config) -> Config:
-    return digits.model_copy(update={"rounds": digits.rounds.model_copy(update={"num_rounds": 3})})
+    return with_section(digits, "rounds", num_rounds=3)
 
 
 def test_a_teacher_at_chance_is_an_error(config: Config, tmp_path: Path) -> None:
@@ -43,7 +43,7 @@ def test_a_teacher_that_may_be_at_chance_is_a_warning(
     config: Config, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     run_loop(config, tmp_path, run_stage=FakeStages(0.12, 0.7, 0.8, 0.9))
-    assert "the round-0 teacher cannot be told from chance on val (12.0% of 10 classes)" in caplog.text
+    assert "the teacher of round 0 cannot be told from chance on val (12.0% of 10 classes)" in caplog.text
 
 
 def test_a_second_run_in_the_folder_is_refused_with_the_pid_of_the_first(
@@ -183,19 +183,20 @@ def test_a_class_without_labeled_images_is_an_error_before_any_training(config: 
     splits: tuple[Split, ...] = ("labeled", "unlabeled", "val")
     for split in splits:
         pack(tmp_path / split, tmp_path / "packed", split=split, classes=tmp_path / "classes.txt")
-    config = with_section(config, "data", root=tmp_path / "packed").model_copy(update={"method": "uda"})
+    config = changed(with_section(config, "data", root=tmp_path / "packed"), method="uda")
     stages = FakeStages()
     with pytest.raises(UserError, match=r"labeled split has no image of 1 of 2 classes, such as 'dog'"):
         run_loop(config, tmp_path / "run", run_stage=stages)
     assert not stages.jobs
 
 
-def test_a_teacher_trained_with_its_student_that_may_be_at_chance_is_a_warning(
-    config: Config, tmp_path: Path, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize(("method", "model"), [("uda", "student of round 1"), ("meta", "teacher of round 0")])
+def test_a_model_without_a_teacher_before_it_that_may_be_at_chance_is_a_warning(
+    config: Config, tmp_path: Path, caplog: pytest.LogCaptureFixture, method: str, model: str
 ) -> None:
-    uda = config.model_copy(update={"method": "uda"})
-    run_loop(uda, tmp_path, run_stage=FakeStages(0.1))
-    assert "cannot be told from chance on val (10.0% of 10 classes)" in caplog.text
+    """Of UDA the student, of Meta Pseudo Labels the teacher that was trained with its student."""
+    run_loop(changed(config, method=method), tmp_path, run_stage=FakeStages(0.1))
+    assert f"the {model} cannot be told from chance on val (10.0% of 10 classes)" in caplog.text
 
 
 def test_num_val_is_that_of_the_digits(config: Config) -> None:

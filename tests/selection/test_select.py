@@ -124,8 +124,11 @@ def test_a_folder_with_other_settings_is_refused(
 ) -> None:
     labels = write_stage(logits)
     run_stage(job_of(tmp_path, data, labels))
-    with pytest.raises(UserError, match=r"threshold: 0\.0 -> 0\.7"):
+    with pytest.raises(UserError, match=r"threshold: not set -> 0\.7"):
         run_stage(job_of(tmp_path, data, labels, Select(threshold=0.7)))
+    run_stage(job_of(tmp_path, data, labels, Select(threshold=0.5), out="other"))
+    with pytest.raises(UserError, match=r"threshold: 0\.5 -> 0\.7"):
+        run_stage(job_of(tmp_path, data, labels, Select(threshold=0.7), out="other"))
 
 
 def test_selecting_never_reads_the_truth(

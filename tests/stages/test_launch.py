@@ -192,7 +192,12 @@ def test_sigkill_of_the_parent_ends_the_child(tmp_path: Path) -> None:
 
 
 def test_a_parent_killed_before_the_child_began_ends_the_child(tmp_path: Path) -> None:
-    code = "from pipeline.stages.owner import die_with_parent; import signal; die_with_parent(signal.SIGTERM); print('alive')"
+    code = """
+import signal
+from pipeline.stages.owner import die_with_parent
+die_with_parent(signal.SIGTERM)
+print("alive")
+"""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "SELFTRAIN_PARENT": "1"}
     result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, check=False)
     assert result.returncode == -signal.SIGKILL

@@ -11,10 +11,11 @@ from PIL import Image
 
 from pipeline.config import Config, load_config, parse
 from pipeline.errors import UserError
-from pipeline.models import registry as build
+from pipeline.models.registry import build
 from pipeline.packing.carve import Carve
 from pipeline.packing.pack import pack
-from pipeline.starter.plan import recipe, starting_config
+from pipeline.starter.plan import starting_config
+from pipeline.starter.recipe import recipe
 
 
 def packed(folder: Path, side: int, num_per_class: tuple[int, ...] = (30, 30), carve: bool = True) -> Path:

@@ -86,13 +86,13 @@ def fake_stage(out: Path, seconds: float) -> int:
 
 def install(seconds: float) -> None:
     """Put the fakes where the run command finds them."""
-    from pipeline.report import page as html
+    from pipeline.report import page
     from pipeline.runs import loop
     from pipeline.stages import launch
 
     launch.CHILD = (sys.executable, __file__, "stage", str(seconds))
     loop.run_loop = fake_loop
-    html.write_report = lambda run_dir: run_dir / "report.html"
+    page.write_report = lambda run_dir: run_dir / "report.html"
 
 
 if __name__ == "__main__":

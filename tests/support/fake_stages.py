@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config import Config, NetworkSettings, changed
-from pipeline.evaluate.metrics import wilson_interval
+from pipeline.evaluate.metrics import Metrics, wilson_interval
 from pipeline.files import write_bytes, write_json
 from pipeline.labels.store import label_path
 from pipeline.models.format import ModelInfo
@@ -78,7 +78,8 @@ class FakeStages:
 
     @staticmethod
     def metrics(top1: float) -> dict[str, Any]:
-        return {"top1": top1, "interval": list(wilson_interval(round(top1 * NUM_VAL), NUM_VAL))}
+        interval = wilson_interval(round(top1 * NUM_VAL), NUM_VAL)
+        return Metrics(top1, top5=1.0, nll=0.5, ece=0.1, num_samples=NUM_VAL, interval=interval).to_json()
 
     def of(self, kind: str, role: str | None = None) -> list[Any]:
         return [job for job in self.jobs if job.kind == kind and getattr(job, "role", None) == role]

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
 MakeFolder = Callable[..., Path]

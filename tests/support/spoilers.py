@@ -104,3 +104,40 @@ def become_rank_with_a_clock(rank: int, port: int) -> None:
     """A rank that labels, whose clock goes on by a second between two looks."""
     become_rank(rank, port)
     labels_stage.time = SimpleNamespace(monotonic=count().__next__)  # type: ignore[attr-defined]
+
+
+# --------------------------------------------------------------------------------------------------------------- labels
+
+
+def die_after_2_label_files() -> None:
+    """SIGKILL this process as soon as it has renamed two label files into place."""
+    rename, left = os.replace, [2]
+
+    def counted(source: str, target: str) -> None:
+        rename(source, target)
+        left[0] -= str(target).endswith(".arrow")
+        if not left[0]:
+            os.kill(os.getpid(), 9)
+
+    os.replace = counted  # type: ignore[assignment]
+
+
+def die_before_rename() -> None:
+    """SIGKILL this process when a file is written but not yet in place."""
+    rename = os.replace
+
+    def deadly(source: str, target: str) -> None:
+        if str(target).endswith(".arrow"):
+            os.kill(os.getpid(), 9)
+        rename(source, target)
+
+    os.replace = deadly  # type: ignore[assignment]
+
+
+def without_links() -> None:
+    """A file system that has no links."""
+
+    def link(source: Path, target: Path) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    os.link = link  # type: ignore[assignment]

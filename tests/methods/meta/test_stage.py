@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import signal
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,66 +13,33 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from support.processes import HAS_BF16, kill, outputs, run, start, wait_for
+from support.processes import HAS_BF16, kill, method_job, outputs, run, start, wait_for
 from support.ranks import in_two, run_ranks
+from support.spoilers import record_draws
 from support.tiny_net import register
 
-from pipeline.config import Config, Meta, Training, parse
+from pipeline.config import Config, changed, parse, unread_keys
 from pipeline.errors import EXIT_INTERRUPTED, UserError
-from pipeline.methods.meta import shared_teacher
-from pipeline.methods.meta.step import MetaBatch
 from pipeline.models.format import load_model, model_digest
-from pipeline.report import plots, write_report
+from pipeline.report import plots
 from pipeline.report.lineage import draw
+from pipeline.report.page import write_report
 from pipeline.report.record import read_run
 from pipeline.report.verdict import judge
 from pipeline.runs.loop import run_loop
 from pipeline.stages.folder import stage_record
-from pipeline.stages.jobs import MetaJob
+from pipeline.stages.jobs import TrainJob
 from pipeline.stages.launch import run_job
-from pipeline.train import meta_trainer
-from pipeline.train.network import Network
+from pipeline.train.checkpoint import Checkpoints
 from pipeline.train.schedule import lr_at
 
 
-@pytest.fixture(scope="session")
-def config(digits: Config) -> Config:
-    """The digits with a student that waits, every kind of noise, and feedback from step 5 on."""
-    raw = digits.model_dump(mode="json")
-    shared = {"unlabeled_ratio": 2, "strong": raw["student"]["strong"], "steps": 40, "evaluations": 4}
-    common = {key: raw["student"][key] for key in ("model", "model_args", "image_size", "mean", "std", "weak")}
-    network = {**common, "warmup_steps": 5, "ema_decay": 0.9, "optimizer": {"lr": 0.4}, "dropout": 0.1}
-    meta = {"uda_steps": 10, "uda_weight": 2.0, "student_wait": 5}
-    return parse(
-        Config,
-        {
-            "method": "meta",
-            "data": raw["data"],
-            "teacher": {**network, "clip_norm": 5.0},
-            "student": {**network, **shared, "batch_size": 32},
-            "meta": meta,
-            "runtime": raw["runtime"],
-        },
-        "tests",
-    )
-
-
-def meta_job(config: Config, out: Path, *, tiny: bool = False, alone: bool = False, **meta: object) -> MetaJob:
-    teacher, student = shared_teacher(config), config.student
+def meta_job(config: Config, out: Path, *, tiny: bool = False, joint_batch: bool = True, **meta: object) -> TrainJob:
     if tiny:  # no BatchNorm, no dropout
         plain = {"model": "selftrain_tiny", "model_args": {}, "dropout": 0.0, "steps": 20}
-        teacher, student = (Training.model_validate({**t.model_dump(), **plain}) for t in (teacher, student))
-    return MetaJob(
-        out=out,
-        round=1,
-        seed=config.seed,
-        data=config.data,
-        teacher=teacher,
-        student=None if alone else student,
-        meta=Meta.model_validate({**config.meta.model_dump(), **meta}),
-        evaluate=config.evaluate,
-        runtime=config.runtime,
-    )
+        config = changed(config, **{name: changed(getattr(config, name), **plain) for name in ("teacher", "student")})
+    uda = changed(config.uda, joint_batch=joint_batch)
+    return method_job(changed(config, uda=uda, meta=changed(config.meta, **meta)), out)
 
 
 def lines(folder: Path) -> list[dict[str, Any]]:
@@ -100,9 +68,9 @@ def test_metrics_show_the_feedback_and_both_accuracies(config: Config, whole: Pa
     losses = [line for line in lines(whole) if "loss" in line]
     assert losses[0]["feedback"] is None  # the student waits for 5 steps
     for line in losses:
-        assert line["teacher_lr"] == lr_at(line["step"] - 1, shared_teacher(config))
-    later = config.student.model_copy(update={"steps": 35})
-    assert [line["lr"] for line in losses] == [0.0, *(lr_at(line["step"] - 6, later) for line in losses[1:])]
+        assert line["teacher_lr"] == lr_at(line["step"] - 1, config.teacher, steps=40, num_images=32)
+    waited = [lr_at(line["step"] - 6, config.student, steps=35, num_images=32) for line in losses[1:]]
+    assert [line["lr"] for line in losses] == [0.0, *waited]
     for line in losses[1:]:
         assert {"feedback", "baseline", "cosine", "feedback_gradient", "uda_gradient", "mask_rate"} <= set(line)
         assert -1 <= line["cosine"] <= 1
@@ -110,19 +78,6 @@ def test_metrics_show_the_feedback_and_both_accuracies(config: Config, whole: Pa
     evaluations = [line for line in lines(whole) if "val_top1" in line]
     assert len(evaluations) == 4
     assert all(0 <= line["teacher_val_top1"] <= 1 for line in evaluations)
-
-
-def record_draws(path: Path) -> None:
-    """Have the steps of this process append their draws to a file."""
-    register()
-    take = meta_trainer.meta_step
-
-    def recording(teacher: Network, student: Network | None, batch: MetaBatch, *rest: Any, **rates: Any) -> Any:
-        with open(path, "a") as file:
-            file.write(json.dumps(batch.draws.tolist()) + "\n")
-        return take(teacher, student, batch, *rest, **rates)
-
-    meta_trainer.meta_step = recording
 
 
 def test_every_image_of_every_step_has_a_draw_of_its_own(config: Config, tmp_path: Path) -> None:
@@ -154,8 +109,7 @@ def test_resume_is_bit_exact_in_bf16_with_weak_views_apart(config: Config, tmp_p
     """What configs/cifar10_4k_meta.yaml is on a CPU with bf16."""
     settings = {"joint_batch": False, "label_temperature": 0.5}
     whole, cut = (meta_job(config, tmp_path / name, **settings) for name in ("whole", "cut"))
-    runtime = whole.runtime.model_copy(update={"precision": "bf16"})
-    whole, cut = (job.model_copy(update={"runtime": runtime}) for job in (whole, cut))
+    whole, cut = (changed(job, runtime=changed(job.runtime, precision="bf16")) for job in (whole, cut))
     path, process = cut.out / "metrics.jsonl", start(cut)
     wait_for(lambda: (path.exists() and '"step": 25,' in path.read_text()) or not process.is_alive())
     assert kill(process, 0.02) == -9
@@ -163,8 +117,6 @@ def test_resume_is_bit_exact_in_bf16_with_weak_views_apart(config: Config, tmp_p
 
 
 def test_a_stop_saves_and_goes_on_to_the_same_bytes(config: Config, whole: Path, tmp_path: Path) -> None:
-    import signal
-
     job = meta_job(config, tmp_path / "stopped")
     path = job.out / "metrics.jsonl"
     process = start(job)
@@ -176,9 +128,9 @@ def test_a_stop_saves_and_goes_on_to_the_same_bytes(config: Config, whole: Path,
 # ---------------------------------------------------------------------------------------------------------------- modes
 
 
-def test_off_equals_uda_bit_for_bit(config: Config, tmp_path: Path) -> None:
+def test_off_equals_uda_bit_for_bit(config: Config, uda_config: Config, tmp_path: Path) -> None:
     off = run(meta_job(config, tmp_path / "off", feedback="off"))
-    uda = run(meta_job(config, tmp_path / "uda", alone=True, feedback="off"))
+    uda = run(method_job(uda_config, tmp_path / "uda"))
     weights = (folder / "model.safetensors" for folder in (off / "teacher", uda))
     first, second = (load_file(path) for path in weights)
     assert all(torch.equal(first[name], second[name]) for name in first)
@@ -196,12 +148,12 @@ def test_other_feedbacks_train_to_the_end(config: Config, tmp_path: Path, whole:
     "meta", [{"feedback": "exact"}, {"feedback": "finite-difference", "joint_batch": False}, {"teacher": "adjuster"}]
 )
 def test_two_ranks_equal_one_process_feedback_included(
-    config: Config, labels: Path, tmp_path: Path, meta: dict[str, object]
+    config: Config, labels: Path, tmp_path: Path, meta: dict[str, Any]
 ) -> None:
     """Each rank has half of the batch, so equal feedback means averaged gradients and the same sampled labels."""
     one = meta_job(config, tmp_path / "one", tiny=True, **meta)
     if "teacher" in meta:
-        one = one.model_copy(update={"labels": labels})
+        one = changed(one, labels=labels)
     run(one, register)
     two = in_two(one, tmp_path, "two")
     assert run_ranks(two) == [0, 0]
@@ -243,7 +195,10 @@ def test_a_run_ends_with_teacher_student_and_finetune(
     assert [(r["round"], r["role"]) for r in result["rounds"]] == [(0, "teacher"), (1, "student"), (2, "finetune")]
     student, finetune = (tmp_path / "run" / entry["train_dir"] for entry in result["rounds"][1:])
     assert stage_record(finetune)["inputs"]["start"] == model_digest(student)
-    assert stage_record(student / "teacher")["config"]["training"]["keep"] == "last"
+    last = Checkpoints(student, stage_record(student)["fingerprint"], keep=1).load_last()
+    assert last is not None
+    teacher = load_file(student / "teacher" / "model.safetensors")
+    assert all(torch.equal(teacher[name], value) for name, value in last["teacher"]["ema"].items())
     final = result["final"]
     assert all(0 < final[key] <= 1 for key in ("test_top1", "teacher_test_top1", "control_test_top1"))
     record = stage_record(tmp_path / "run" / final["control_dir"])
@@ -259,26 +214,25 @@ def test_a_run_ends_with_teacher_student_and_finetune(
     measured = [line for line in lines(student) if "loss" in line]
     assert shown["Round 0 teacher"] == [line["loss"] for line in measured]
     assert shown["Round 1 student"] == [line["student_loss"] for line in measured if line["student_loss"] is not None]
-    assert "Teacher and student" in page
-    assert page.count("Curves of a teacher and a student") == 2
+    assert "<h2>Meta Pseudo Labels</h2>" in page
+    assert page.count("Curves of Meta Pseudo Labels") == 2
 
 
 def test_uda_runs_alone_and_trains_the_teacher_of_a_run_without_feedback(
-    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    config: Config, uda_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    uda = run_here(config.model_copy(update={"method": "uda"}), tmp_path / "uda")
-    assert [r["role"] for r in uda["rounds"]] == ["teacher"]
-    assert uda["final"]["test_top1"] == uda["final"]["teacher_test_top1"]
-    assert 0 < uda["final"]["control_test_top1"] <= 1
+    uda = run_here(uda_config, tmp_path / "uda")
+    assert [(r["round"], r["role"]) for r in uda["rounds"]] == [(1, "student")]
+    assert uda["final"]["teacher_test_top1"] is None
+    assert all(0 < uda["final"][key] <= 1 for key in ("test_top1", "control_test_top1"))
     gains = judge(read_run(tmp_path / "uda")).gains
     assert set(gains) == {"control"}
     shown: list[str] = []
     monkeypatch.setattr(plots, "teacher_and_student", lambda _, curves: shown.extend(c[0] for c in curves) or b"")
     write_report(tmp_path / "uda")
-    assert shown == ["teacher"]
-    meta = config.meta.model_copy(update={"feedback": "off"})
-    evaluate = config.evaluate.model_copy(update={"control": False})
-    off = run_here(config.model_copy(update={"meta": meta, "evaluate": evaluate}), tmp_path / "off")
+    assert shown == ["student"]
+    meta, evaluate = changed(config.meta, feedback="off"), changed(config.evaluate, control=False)
+    off = run_here(changed(config, meta=meta, evaluate=evaluate), tmp_path / "off")
     of = [tmp_path / name / run["rounds"][0]["train_dir"] for name, run in (("uda", uda), ("off", off))]
     first, second = (load_file(folder / "model.safetensors") for folder in of)
     assert all(torch.equal(first[name], second[name]) for name in first)
@@ -286,8 +240,9 @@ def test_uda_runs_alone_and_trains_the_teacher_of_a_run_without_feedback(
 
 def test_reduced_meta_adjusts_the_stored_labels_of_a_big_teacher(config: Config, tmp_path: Path) -> None:
     raw = config.model_dump(mode="json")
+    own = {key: raw["student"][key] for key in ("image_size", "mean", "std", "weak")}
     warmup = 45  # longer than the whole of the student's training
-    raw["teacher"] |= {"steps": 60, "unlabeled_ratio": 0.0, "noise_labeled": True, "warmup_steps": warmup}
+    raw["teacher"] |= {"steps": 60, "warmup_steps": warmup, **own}
     raw["meta"] |= {"teacher": "adjuster"}
     result = run_here(parse(Config, raw, "tests"), tmp_path / "run")
     assert [r["role"] for r in result["rounds"]] == ["teacher", "student"]
@@ -303,7 +258,7 @@ def test_reduced_meta_adjusts_the_stored_labels_of_a_big_teacher(config: Config,
 @pytest.mark.parametrize(
     ("section", "values", "message"),
     [
-        ("teacher", {"steps": 70}, "teacher.steps is 70, but teacher and student share"),
+        ("teacher", {"warmup_steps": 40}, r"teacher.warmup_steps is 40, not below student.steps \(40\), .* lower it"),
         ("student", {"accumulation": 2}, "student.accumulation is 2, but .* set it to 1"),
         ("meta", {"student_wait": 39}, r"student_wait \(39\) and .*warmup_steps \(5\) leave nothing of .*steps \(40\)"),
     ],
@@ -313,7 +268,13 @@ def test_what_does_not_fit_together_is_refused(
 ) -> None:
     raw = config.model_dump(mode="json")
     raw[section] |= values
-    if section == "student":
-        raw["teacher"] |= values
     with pytest.raises(UserError, match=message):
         parse(Config, raw, "my.yaml")
+
+
+def test_the_stream_is_the_students_and_a_teachers_own_is_told_to_be_unread(config: Config, tmp_path: Path) -> None:
+    """What had to be equal once plays no part now: the job is the same."""
+    other = changed(config, teacher=changed(config.teacher, steps=70, keep="best", image_size=16))
+    assert unread_keys(config) == []
+    assert unread_keys(other) == ["teacher.image_size", "teacher.steps", "teacher.keep"]
+    assert method_job(other, tmp_path) == method_job(config, tmp_path)

@@ -14,12 +14,14 @@ from torch import Tensor
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from pipeline.config import Meta
-from pipeline.methods.meta.step import Baseline, MetaBatch, inner, mean_cross_entropy, meta_step
-from pipeline.train import meta as step
+from pipeline.config import Meta, Uda
+from pipeline.methods.meta.step import Baseline, MetaBatch, inner, labeled_gradient, meta_step
+from pipeline.methods.uda.learner import answer_batch
+from pipeline.train.losses import mean_cross_entropy
 from pipeline.train.network import Network
 
-FEEDBACK_ONLY = Meta(labeled_weight=0.0, uda_weight=0.0)
+FEEDBACK_ONLY = Uda(labeled_weight=0.0, weight=0.0)
+"""The teacher has no other loss."""
 
 
 def cosine(a: Tensor, b: Tensor) -> float:
@@ -75,7 +77,7 @@ def expected_feedback_gradient(
     moved = network(copy.deepcopy(student.raw_model))
     with torch.no_grad():
         torch._foreach_sub_(list(moved.raw_model.parameters()), mean, alpha=eta)
-    labeled = step.labeled_gradient(moved, batch)
+    labeled = labeled_gradient(moved, batch)
     total = torch.zeros_like(weights(teacher))
     for labels in all_labels():
         h = eta * inner(labeled, of_student(labels))
@@ -114,8 +116,8 @@ def test_the_step_teaches_where_soft_labels_of_its_own_would_teach_nothing(
     assert flat(torch.autograd.grad(published, list(teacher.raw_model.parameters()))).norm() < 1e-15
     before, baseline = weights(teacher), Baseline(0.99)
     baseline.value = torch.zeros(())
-    meta = Meta(labeled_weight=0.0)
-    meta_step(teacher, student, batch, meta, baseline, uda_weight=0.0, teacher_lr=1.0, student_lr=0.1)
+    rates = {"uda_weight": 0.0, "teacher_lr": 1.0, "student_lr": 0.1}
+    meta_step(teacher, student, batch, Meta(), FEEDBACK_ONLY, baseline, **rates)
     assert (weights(teacher) - before).norm() > 1e-5
 
 
@@ -123,6 +125,7 @@ def update_of(
     labels: Tensor,
     batch: MetaBatch,
     meta: Meta,
+    uda: Uda,
     eta: float,
     *,
     student_clip: float = 0.0,
@@ -137,13 +140,15 @@ def update_of(
     before = weights(teacher)
     draws = draws_for(teacher.raw_model(batch.strong) / meta.label_temperature, labels)
     rates = {"uda_weight": uda_weight, "teacher_lr": 1.0, "student_lr": eta}
-    meta_step(teacher, student, replace(batch, draws=draws), meta, baseline, **rates)
+    meta_step(teacher, student, replace(batch, draws=draws), meta, uda, baseline, **rates)
     return weights(teacher) - before
 
 
 def expected_update(batch: MetaBatch, meta: Meta, eta: float) -> Tensor:
     logits = mlp(1)(batch.strong) / meta.label_temperature
-    updates = [probability(logits, labels) * update_of(labels, batch, meta, eta) for labels in all_labels()]
+    updates = [
+        probability(logits, labels) * update_of(labels, batch, meta, FEEDBACK_ONLY, eta) for labels in all_labels()
+    ]
     return torch.stack(updates).sum(0)
 
 
@@ -156,7 +161,7 @@ def test_every_update_of_the_teacher_is_the_papers(
     """Equations 4 and 12 by autograd alone, beside the teacher's own losses, for every labeling. The student moves by
     its clipped gradient; the feedback is of the gradient itself. Labels are smoothed for the student, and for the
     teacher where a person gave them."""
-    meta = Meta.model_validate({"feedback": kind, "labeled_weight": 0.7, "label_temperature": temperature})
+    meta, uda = Meta.model_validate({"feedback": kind, "label_temperature": temperature}), Uda(labeled_weight=0.7)
     for labels in all_labels():
         teacher, student, eta = mlp(1), mlp(2), 0.3
         loss = F.cross_entropy(student(batch.strong), labels, label_smoothing=0.2)
@@ -175,10 +180,10 @@ def test_every_update_of_the_teacher_is_the_papers(
             "cosine": F.cosine_similarity(flat(labeled), flat(unlabeled), dim=0),
             "finite-difference": (before - after).detach(),
         }[kind]
-        own = step.answer_batch(network(teacher, label_smoothing=0.3), batch, meta, uda_weight=2.0).loss
+        own = answer_batch(network(teacher, label_smoothing=0.3), batch, uda, uda_weight=2.0).loss
         score = F.cross_entropy(teacher(batch.strong) / temperature, labels)
         expected = -flat(torch.autograd.grad(own + (h - 0.3) * score, list(teacher.parameters())))
-        update = update_of(labels, batch, meta, eta, student_clip=clip_norm, uda_weight=2.0, smoothing=(0.3, 0.2))
+        update = update_of(labels, batch, meta, uda, eta, student_clip=clip_norm, uda_weight=2.0, smoothing=(0.3, 0.2))
         torch.testing.assert_close(update, expected, rtol=1e-8, atol=1e-14)
 
 
@@ -200,7 +205,7 @@ def test_the_expected_update_by_finite_differences_descends_the_students_expecte
     likelihoods = [probs.gather(1, labels[:, None])[:, 0].prod() for labels in all_labels()]
     expected_loss = (torch.stack(likelihoods) * torch.stack(losses)).sum()
     exact = flat(torch.autograd.grad(expected_loss, list(teacher.parameters())))
-    meta = Meta(labeled_weight=0.0, label_temperature=temperature, feedback="finite-difference")
+    meta = Meta(label_temperature=temperature, feedback="finite-difference")
     torch.testing.assert_close(-NUM_UNLABELED * expected_update(batch, meta, eta), exact, rtol=1e-8, atol=1e-12)
 
 
@@ -209,7 +214,7 @@ def test_the_expected_update_by_gradients_is_the_same_to_first_order(
 ) -> None:
     errors = []
     for eta in (1e-2, 1e-3):
-        update, exact = expected_update(batch, FEEDBACK_ONLY, eta), meta_gradient(teacher, student, batch, eta)
+        update, exact = expected_update(batch, Meta(), eta), meta_gradient(teacher, student, batch, eta)
         errors.append(float((NUM_UNLABELED * update + exact).norm() / exact.norm()))
         assert cosine(update, -exact) > 0.999
     assert errors[1] < 0.2 * errors[0] < 0.02
@@ -218,6 +223,5 @@ def test_the_expected_update_by_gradients_is_the_same_to_first_order(
 def test_the_wrong_sign_climbs_where_the_right_one_descends(
     teacher: Network, student: Network, batch: MetaBatch
 ) -> None:
-    wrong = FEEDBACK_ONLY.model_copy(update={"scale": -1.0})
     exact = meta_gradient(teacher, student, batch, 1e-3)
-    assert cosine(expected_update(batch, wrong, 1e-3), -exact) < -0.999
+    assert cosine(expected_update(batch, Meta(scale=-1.0), 1e-3), -exact) < -0.999

@@ -14,9 +14,9 @@ from support.toys import NUM_CLASSES, SIZE, flat, mlp, network, weights
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.config import Meta
+from pipeline.config import Meta, Uda
+from pipeline.methods.meta import step
 from pipeline.methods.meta.step import Baseline, MetaBatch, meta_step
-from pipeline.train import meta as step
 from pipeline.train.network import Network
 
 
@@ -67,7 +67,8 @@ def test_an_update_that_fp16_skipped_gives_no_feedback(
 ) -> None:
     monkeypatch.setattr(AcceleratedOptimizer, "step_was_skipped", property(lambda _: True))
     meta, baseline = Meta.model_validate({"feedback": kind}), Baseline(0.99)
-    measured = meta_step(teacher, student, batch, meta, baseline, uda_weight=0.5, teacher_lr=0.1, student_lr=0.1)
+    rates = {"uda_weight": 0.5, "teacher_lr": 0.1, "student_lr": 0.1}
+    measured = meta_step(teacher, student, batch, meta, Uda(), baseline, **rates)
     assert "feedback" not in measured
     assert baseline.value is None
 
@@ -89,8 +90,8 @@ def test_a_probe_that_overflowed_in_fp16_changes_neither_teacher_nor_baseline(
     monkeypatch.setattr(step, "labeled_gradient", overflowing)
     before, baseline = weights(teacher), Baseline(0.99)
     baseline.value = None if baseline_before is None else torch.tensor(baseline_before)
-    meta = Meta(labeled_weight=0.0)
-    measured = meta_step(teacher, student, batch, meta, baseline, uda_weight=0.0, teacher_lr=1.0, student_lr=0.1)
+    rates = {"uda_weight": 0.0, "teacher_lr": 1.0, "student_lr": 0.1}
+    measured = meta_step(teacher, student, batch, Meta(), Uda(labeled_weight=0.0), baseline, **rates)
     assert torch.equal(weights(teacher), before)
     assert (baseline.value if baseline.value is None else float(baseline.value)) == baseline_before
     assert all(value.isfinite() for value in measured.values())
@@ -101,7 +102,7 @@ def test_a_waiting_student_gives_no_feedback_and_stays_as_it_is(
 ) -> None:
     before, baseline = weights(student), Baseline(0.99)
     rates = {"uda_weight": 0.5, "teacher_lr": 0.1, "student_lr": 0.0}
-    measured = meta_step(teacher, student, batch, Meta(), baseline, **rates)
+    measured = meta_step(teacher, student, batch, Meta(), Uda(), baseline, **rates)
     assert "feedback" not in measured
     assert baseline.value is None
     assert torch.equal(weights(student), before)
@@ -111,8 +112,8 @@ def test_off_is_uda_bit_for_bit(batch: MetaBatch) -> None:
     rates = {"uda_weight": 0.5, "teacher_lr": 0.1}
     off, alone = network(mlp(1)), network(mlp(1))
     for _ in range(3):
-        meta_step(off, network(mlp(2)), batch, Meta(feedback="off"), Baseline(0.99), student_lr=0.1, **rates)
-        meta_step(alone, None, batch, Meta(), Baseline(0.99), student_lr=0.0, **rates)
+        meta_step(off, network(mlp(2)), batch, Meta(feedback="off"), Uda(), Baseline(0.99), student_lr=0.1, **rates)
+        meta_step(alone, None, batch, Meta(), Uda(), Baseline(0.99), student_lr=0.0, **rates)
     assert torch.equal(weights(off), weights(alone))
 
 

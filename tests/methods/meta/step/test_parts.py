@@ -9,14 +9,14 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from pipeline.models.adjuster import Adjuster
 from support.toys import NUM_CLASSES, NUM_LABELED, NUM_UNLABELED, SIZE, flat, mlp, network
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.config import Meta
-from pipeline.methods.meta.step import Baseline, MetaBatch, meta_step, sample_labels
-from pipeline.train import meta as step
+from pipeline.config import Meta, Uda
+from pipeline.methods.meta.adjuster import Adjuster
+from pipeline.methods.meta.step import Baseline, MetaBatch, meta_step, sample_labels, student_step
+from pipeline.methods.uda.learner import answer_batch, uda_targets, uda_weight_at
 from pipeline.train.network import Network
 
 
@@ -45,9 +45,9 @@ def test_an_impossible_class_is_never_sampled() -> None:
 
 def test_the_uda_threshold_is_applied_after_sharpening() -> None:
     logits = torch.log(torch.tensor([[0.55, 0.45], [0.95, 0.05]]))
-    _, mask = step.uda_targets(logits, temperature=0.5, threshold=0.59)
+    _, mask = uda_targets(logits, temperature=0.5, threshold=0.59)
     assert mask.tolist() == [1.0, 1.0]
-    _, mask = step.uda_targets(logits, temperature=1.0, threshold=0.59)
+    _, mask = uda_targets(logits, temperature=1.0, threshold=0.59)
     assert mask.tolist() == [0.0, 1.0]
 
 
@@ -66,8 +66,8 @@ def test_the_teachers_own_loss_is_the_one_written_down_by_hand(batch: MetaBatch,
     consistency = sum(-(targets[i] * strong[i]).sum() for i in range(NUM_UNLABELED) if sure[i] >= threshold)
     loss = 0.7 * supervised + 3.0 * consistency / NUM_UNLABELED
     exact = flat(torch.autograd.grad(loss, list(model.parameters())))
-    meta = Meta(labeled_weight=0.7, uda_temperature=0.5, uda_threshold=threshold, joint_batch=joint_batch)
-    answer = step.answer_batch(network(model, label_smoothing=smoothing), batch, meta, uda_weight=3.0)
+    uda = Uda(labeled_weight=0.7, temperature=0.5, threshold=threshold, joint_batch=joint_batch)
+    answer = answer_batch(network(model, label_smoothing=smoothing), batch, uda, uda_weight=3.0)
     torch.testing.assert_close(answer.loss, loss, rtol=1e-12, atol=0)
     found = flat(torch.autograd.grad(answer.loss, list(model.parameters())))
     torch.testing.assert_close(found, exact, rtol=1e-10, atol=1e-14)
@@ -82,14 +82,14 @@ def test_a_joint_batch_shares_batchnorm_statistics(joint_batch: bool) -> None:
     batch = MetaBatch(labeled, torch.tensor([0, 1, 2, 1]), weak, strong, torch.rand(2), torch.empty(2, 0))
     seen = torch.cat([labeled, strong, weak] if joint_batch else [labeled, strong])
     expected = copy.deepcopy(model)(seen)[4:6]
-    answer = step.answer_batch(network(model), batch, Meta(joint_batch=joint_batch), uda_weight=1.0)
+    answer = answer_batch(network(model), batch, Uda(joint_batch=joint_batch), uda_weight=1.0)
     torch.testing.assert_close(answer.logits, expected)
 
 
 def test_the_weight_of_consistency_rises_linearly() -> None:
-    meta = Meta(uda_weight=8.0, uda_steps=4)
-    assert [step.uda_weight_at(n, meta) for n in range(6)] == [0.0, 2.0, 4.0, 6.0, 8.0, 8.0]
-    assert step.uda_weight_at(0, Meta(uda_weight=8.0, uda_steps=0)) == 8.0
+    uda = Uda(weight=8.0, ramp_steps=4)
+    assert [uda_weight_at(n, uda) for n in range(6)] == [0.0, 2.0, 4.0, 6.0, 8.0, 8.0]
+    assert uda_weight_at(0, Uda(weight=8.0, ramp_steps=0)) == 8.0
 
 
 @pytest.mark.parametrize("kind", ["exact", "cosine"])
@@ -110,8 +110,9 @@ def test_networks_side_by_side_take_the_steps_that_each_would_alone(kind: str, b
 
     def train(teacher: Network, student: Network, batch: MetaBatch) -> None:
         meta, baseline = Meta.model_validate({"feedback": kind}), Baseline(0.9)
+        rates = {"uda_weight": 0.5, "teacher_lr": 0.3, "student_lr": 0.3}
         for _ in range(3):
-            meta_step(teacher, student, batch, meta, baseline, uda_weight=0.5, teacher_lr=0.3, student_lr=0.3)
+            meta_step(teacher, student, batch, meta, Uda(), baseline, **rates)
 
     seeds, draws = (1, 2, 3), torch.rand(3, NUM_UNLABELED)
     together = network(Mlps([mlp(s) for s in seeds])), network(Mlps([mlp(s + 10) for s in seeds]))
@@ -138,7 +139,7 @@ def test_the_order_of_images_does_not_matter_to_the_feedback(batch: MetaBatch) -
     found = []
     for b in (batch, other):
         labels_hat = sample_labels(teacher(b.strong).detach(), b.draws)
-        found.append(step.student_step(network(mlp(2)), b, labels_hat, Meta(), 0.1)[0])
+        found.append(student_step(network(mlp(2)), b, labels_hat, Meta(), 0.1)[0])
     torch.testing.assert_close(*found, rtol=1e-12, atol=0)
 
 
@@ -152,5 +153,6 @@ def test_an_adjuster_begins_with_the_big_teachers_distribution_and_learns() -> N
     baseline = Baseline(0.9)
     baseline.value = torch.zeros(())
     meta = Meta(teacher="adjuster")
-    meta_step(teacher, student, batch, meta, baseline, uda_weight=0.0, teacher_lr=1.0, student_lr=0.5)
+    rates = {"uda_weight": 0.0, "teacher_lr": 1.0, "student_lr": 0.5}
+    meta_step(teacher, student, batch, meta, Uda(), baseline, **rates)
     assert not torch.allclose(F.softmax(adjuster(stored), -1), stored)

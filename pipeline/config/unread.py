@@ -1,0 +1,47 @@
+"""Which keys of a config its method reads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from pipeline.config.base import Section, semantic
+from pipeline.config.methods import METHOD_CONFIGS
+
+if TYPE_CHECKING:
+    from pipeline.config.config import Config
+
+EVERY_METHOD_READS = ("seed", "method", "data", "evaluate", "runtime", "finetune")
+
+
+def unread_keys(config: Config) -> list[str]:
+    """Keys that differ from their defaults and that the config's method does not read, such as `select.threshold`."""
+    asked = METHOD_CONFIGS[config.method]
+    read, unread = {*EVERY_METHOD_READS, *asked.reads}, list(asked.unread(config))
+    changed = _changed(semantic(config), semantic(type(config).model_validate({"method": config.method})))
+    return [key for key in changed if key.split(".")[0] not in read or _is_below(key, unread)]
+
+
+def settings_of(config: Config) -> dict[str, Section]:
+    """The sections of the method's learner. Keys that it does not read have their defaults, so that a change of them
+    repeats nothing."""
+    asked = METHOD_CONFIGS[config.method]
+    unread = list(asked.unread(config))
+    result = {}
+    for name, section in asked.settings.items():
+        own = {key.removeprefix(f"{name}.") for key in unread if key.startswith(f"{name}.")}
+        given: Section = getattr(config, name)
+        result[name] = section.model_validate({key: value for key, value in dict(given).items() if key not in own})
+    return result
+
+
+def _is_below(key: str, sections: Iterable[str]) -> bool:
+    return any(f"{key}.".startswith(f"{section}.") for section in sections)
+
+
+def _changed(value: Any, default: Any, key: str = "") -> list[str]:
+    if isinstance(value, dict) and isinstance(default, dict):
+        names = [*value, *(name for name in default if name not in value)]
+        parts = (_changed(value.get(name), default.get(name), f"{key}.{name}" if key else name) for name in names)
+        return [changed for part in parts for changed in part]
+    return [] if value == default else [key]
