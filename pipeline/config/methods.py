@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from pipeline.config.base import (
     Fraction,
@@ -20,6 +20,7 @@ from pipeline.config.base import (
     off_is_a_word,
     technique,
 )
+from pipeline.config.mixing import Mixup
 from pipeline.config.network import NetworkSettings, Optimizer
 from pipeline.config.training import Training
 
@@ -86,6 +87,31 @@ class Meta(Section):
     _off = field_validator("feedback", mode="before")(off_is_a_word)
 
 
+class FixMatch(Section):
+    """FixMatch, with `method: fixmatch` (Sohn 2020)."""
+
+    weight: Annotated[float, Field(ge=0)] = technique(1.0, off=0.0)
+    """Weight of the loss on unlabeled images."""
+    threshold: Fraction | Literal["adaptive"] = 0.95
+    """The surest class on the weak view becomes the label of the strong view if its probability is at least this.
+    `adaptive` learns one threshold per class from the model's own predictions (FreeMatch: Wang 2023, eq. 5 to 8), which
+    uses more images early on."""
+    threshold_decay: Probability = 0.999
+    """Decay of the averages that adaptive thresholds are made of."""
+    clamp: tuple[Fraction, Fraction] = (0.0, 1.0)
+    """Adaptive thresholds are kept within these bounds. Set [0.9, 0.95] for data such as SVHN, where low thresholds in
+    the first steps teach wrong labels."""
+    mixup: Mixup | None = technique(None)
+    """Another loss on unlabeled images, which are mixed with each other where both have a sure label. Without this
+    section it is off."""
+
+    @model_validator(mode="after")
+    def _clamp_is_a_range(self) -> FixMatch:
+        if self.clamp[0] > self.clamp[1]:
+            raise ValueError(f"clamp is {list(self.clamp)}, whose first bound is above its second; swap them")
+        return self
+
+
 class MethodSections(Section):
     """The sections of the methods, which a config has beside its own."""
 
@@ -93,6 +119,8 @@ class MethodSections(Section):
     """The consistency loss, with `method: uda` or `meta`."""
     meta: Meta = Meta()
     """The feedback, with `method: meta`."""
+    fixmatch: FixMatch = FixMatch()
+    """The loss on unlabeled images, with `method: fixmatch`."""
 
 
 # ------------------------------------------------------------------------------------------- what a method asks for
@@ -144,6 +172,21 @@ def _check_noisy_student(config: Config) -> None:
 
 def _of_uda(config: Config) -> Iterable[str]:
     return [f"student.{key}" for key in _OF_PSEUDO_LABELS]
+
+
+def _of_fixmatch(config: Config) -> Iterable[str]:
+    keys = [f"student.{key}" for key in _OF_PSEUDO_LABELS]
+    return keys if config.fixmatch.threshold == "adaptive" else [*keys, "fixmatch.threshold_decay", "fixmatch.clamp"]
+
+
+def _check_fixmatch(config: Config) -> None:
+    _check_joint_training(config)
+    smoothing, threshold = config.student.label_smoothing, config.fixmatch.threshold
+    if threshold != "adaptive" and threshold > 1 - smoothing:
+        raise ValueError(
+            f"student.label_smoothing {smoothing:g} keeps confidences below {1 - smoothing:g}, so fixmatch.threshold "
+            f"{threshold:g} would leave no unlabeled image; drop label_smoothing, or lower the threshold"
+        )
 
 
 def _of_meta(config: Config) -> Iterable[str]:
@@ -217,6 +260,13 @@ METHOD_CONFIGS: dict[str, MethodConfig] = {
         defaults={"student": _WITH_UNLABELED},
         unread=_of_uda,
         check=_check_joint_training,
+    ),
+    "fixmatch": MethodConfig(
+        reads=("student", "fixmatch"),
+        settings={"fixmatch": FixMatch},
+        defaults={"student": {**_WITH_UNLABELED, "label_smoothing": 0.0}},
+        unread=_of_fixmatch,
+        check=_check_fixmatch,
     ),
     "meta": MethodConfig(
         reads=("teacher", "label", "student", "uda", "meta"),

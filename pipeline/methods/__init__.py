@@ -4,12 +4,13 @@ Nothing outside asks for a method by its name.
 """
 
 from pipeline.config.methods import METHOD_CONFIGS, MethodConfig
+from pipeline.methods.fixmatch.rounds import FIXMATCH
 from pipeline.methods.meta.rounds import META
 from pipeline.methods.method import Method
 from pipeline.methods.noisy_student.rounds import NOISY_STUDENT
 from pipeline.methods.uda.rounds import UDA
 
-METHODS: dict[str, Method] = {method.name: method for method in (NOISY_STUDENT, UDA, META)}
+METHODS: dict[str, Method] = {method.name: method for method in (NOISY_STUDENT, UDA, FIXMATCH, META)}
 """`method` of the config -> the method."""
 
 
