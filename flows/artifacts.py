@@ -71,6 +71,12 @@ def show_rounds(rounds: Sequence[Round]) -> None:
         )
 
 
+def show_table(key: str, markdown: str) -> None:
+    """Show a Markdown table."""
+    with never_fatal(f"show the {key}"):
+        create_markdown_artifact(markdown, key=key)
+
+
 COLUMNS = ("round", "role", "model", "val accuracy", "95% interval", "pseudo-labels kept", "verdict")
 
 

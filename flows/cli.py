@@ -1,4 +1,4 @@
-"""The console script `selftrain`: the pipeline's verbs, and `run`, the whole loop under Prefect."""
+"""The console script `selftrain`: the pipeline's verbs, and those that Prefect watches: `run` and `ablate`."""
 
 from __future__ import annotations
 
@@ -6,19 +6,25 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
 
 import typer
 
 from pipeline.cli import AcceptOption, ConfigArgument, SetOption, app
-from pipeline.errors import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_USER_ERROR, Interrupted, UserError
+from pipeline.errors import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_USER_ERROR, Interrupted, UserError, did_you_mean
 
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from pipeline.ablation.rows import Row
     from pipeline.config import Config
+    from pipeline.runs.run import RunStage
+
+T = TypeVar("T")
 
 
 @app.command()
@@ -66,30 +72,104 @@ def run(
         console.print(f"Report: {report}", soft_wrap=True)
 
 
+@app.command()
+def ablate(
+    config: ConfigArgument,
+    techniques: Annotated[
+        str, typer.Option(metavar="NAME,NAME,...", help="Names of docs/techniques, or `all` that can be switched.")
+    ],
+    mode: Annotated[str, typer.Option(help="alone, drop-one or stack.")] = "alone",
+    seeds: Annotated[int, typer.Option(min=1, help="Number of seeds, from the config's on.")] = 3,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Output folder.", show_default="runs/NAME-ablation-MODE for NAME.yaml"),
+    ] = None,
+    set_: SetOption = None,
+    no_prefect: Annotated[bool, typer.Option("--no-prefect", help="Run without Prefect, to equal results.")] = False,
+) -> None:
+    """Measure what techniques are worth: runs that differ in one technique each, compared on val, paired by seed.
+
+    Writes DIR/rows.jsonl, table.md and ablation.png. Stopped or killed, it goes on when the same command is typed
+    again; the same DIR serves other techniques too, and reuses every run that it has. `python -m pipeline.ablation
+    DIR/rows.jsonl` draws table and plot again.
+
+    [bold]Example[/bold]: selftrain ablate configs/digits.yaml --techniques mixup,ema --mode drop-one --seeds 3
+    """
+    from rich import get_console
+
+    from pipeline.ablation.cells import MODES, Mode, all_techniques
+    from pipeline.ablation.rows import table
+    from pipeline.ablation.run import run_ablation
+    from pipeline.config import load_config
+    from pipeline.stages.progress import terminal
+
+    settings = load_config(config, set_ or ())
+    how: Mode | None = next((known for known in MODES if known == mode), None)
+    if how is None:
+        raise UserError(f"--mode {mode!r} is none, {did_you_mean(mode, MODES)}")
+    names = all_techniques(settings) if techniques == "all" else [name.strip() for name in techniques.split(",")]
+    folder = out or Path("runs") / f"{config.stem}-ablation-{mode}"
+
+    def plain() -> str:
+        def tell(row: Row) -> None:
+            terminal().print(f"seed {row.seed}, {row.technique}: val {100 * row.val_top1:.2f}%", highlight=False)
+
+        get_console().quiet = True  # the summary of every selection would bury the figures
+        with _stages_with_bars() as run_stage:
+            return table(run_ablation(settings, folder, names, how, seeds, run_stage=run_stage, on_row=tell))
+
+    def under_prefect() -> str:
+        from flows.flow import ablate as ablation_flow
+
+        return ablation_flow(settings, folder, names, how, seeds)
+
+    print(plain() if no_prefect else _watched(folder, under_prefect, plain), end="")
+    print(f"Written: {folder}/rows.jsonl, table.md, ablation.png")
+
+
 def _run_loop(config: Config, run_dir: Path, accept_environment: bool, *, watched: bool) -> dict[str, Any]:
-    from functools import partial
-
     from pipeline.runs.loop import run_loop
+
+    def plain() -> dict[str, Any]:
+        with _stages_with_bars() as run_stage:
+            return run_loop(config, run_dir, run_stage=run_stage, accept_environment=accept_environment)
+
+    def under_prefect() -> dict[str, Any]:
+        from flows.flow import self_train
+
+        return self_train(config, run_dir, accept_environment)
+
+    return _watched(run_dir, under_prefect, plain) if watched else plain()
+
+
+def _watched(folder: Path, call: Callable[[], T], plain: Callable[[], T]) -> T:
+    """Call a flow on the user's Prefect server, or on an embedded one in `folder`; without it if the server goes
+    away."""
+    from flows.settings import prepare
+    from pipeline.stages.progress import terminal
+
+    if prepare(folder):
+        from flows.server import start_server
+
+        with terminal().status("starting Prefect's embedded server"):
+            os.environ["PREFECT_API_URL"] = start_server()
+    from flows.watch import ServerGone, watched
+
+    try:
+        return watched(call)
+    except ServerGone as error:
+        logging.getLogger("selftrain.flows").warning("Prefect's server is gone (%s); going on without it", error)
+    return plain()
+
+
+@contextmanager
+def _stages_with_bars() -> Iterator[RunStage]:
+    """Runs stages in child processes, each with a progress bar."""
     from pipeline.stages.launch import run_job
-    from pipeline.stages.progress import show_progress, terminal
+    from pipeline.stages.progress import show_progress
 
-    if watched:
-        from flows.settings import prepare
-
-        if prepare(run_dir):
-            from flows.server import start_server
-
-            with terminal().status("starting Prefect's embedded server"):
-                os.environ["PREFECT_API_URL"] = start_server()
-        from flows.watch import ServerGone, run_watched
-
-        try:
-            return run_watched(config, run_dir, accept_environment)
-        except ServerGone as error:
-            logging.getLogger("selftrain.flows").warning("Prefect's server is gone (%s); going on without it", error)
     with show_progress() as show:
-        run_stage = partial(run_job, on_progress=show)
-        return run_loop(config, run_dir, run_stage=run_stage, accept_environment=accept_environment)
+        yield partial(run_job, on_progress=show)
 
 
 def summary(result: Mapping[str, Any]) -> Table:

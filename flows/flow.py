@@ -13,7 +13,10 @@ from typing import Any
 from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 
-from flows.artifacts import ProgressArtifact, show_rounds
+from flows.artifacts import ProgressArtifact, show_rounds, show_table
+from pipeline.ablation.cells import Mode
+from pipeline.ablation.rows import table
+from pipeline.ablation.run import run_ablation
 from pipeline.config import Config
 from pipeline.methods.method import Round
 from pipeline.runs.loop import run_loop
@@ -43,6 +46,22 @@ def self_train(config: Config, run_dir: Path, accept_environment: bool = False) 
             stage(job.title, job, lock_fd, show)
 
         return run_loop(config, run_dir, run_stage=run_stage, on_round=on_round, accept_environment=accept_environment)
+
+
+@flow(name="ablate", persist_result=False)
+def ablate(config: Config, out: Path, techniques: list[str], mode: Mode = "alone", num_seeds: int = 3) -> str:
+    """Run an ablation: one run per technique and seed. Returns its table, which is also an artifact.
+
+    Goes on where a stopped one was.
+    """
+    with show_progress() as show:
+
+        def run_stage(job: Job, lock_fd: int) -> None:
+            stage(job.title, job, lock_fd, show)
+
+        rows = run_ablation(config, out, techniques, mode, num_seeds, run_stage=run_stage)
+    show_table("ablation", table(rows))
+    return table(rows)
 
 
 @task(name="stage", task_run_name="{title}", cache_policy=NO_CACHE, persist_result=False)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx
 from prefect.client.orchestration import get_client
@@ -14,18 +15,25 @@ from flows.flow import self_train
 from pipeline.config import Config
 from pipeline.errors import Interrupted, UserError
 
+T = TypeVar("T")
+
 
 class ServerGone(Exception):
     """Prefect's server stopped answering while the flow ran."""
 
 
 def run_watched(config: Config, run_dir: Path, accept_environment: bool = False) -> dict[str, Any]:
-    """Call the flow on the server of PREFECT_API_URL.
+    """Call the flow `self-train` on the server of PREFECT_API_URL. See `watched`."""
+    return watched(lambda: self_train(config, run_dir, accept_environment))
+
+
+def watched(call: Callable[[], T]) -> T:
+    """Call a flow on the server of PREFECT_API_URL.
 
     Raises:
-        UserError: no server answers at the beginning, or what the loop raises.
-        Interrupted: what the loop raises.
-        ServerGone: the server stopped answering later; whatever was finished by then is in the run folder.
+        UserError: no server answers at the beginning, or what the flow raises.
+        Interrupted: what the flow raises.
+        ServerGone: the server stopped answering later; whatever was finished by then is on disk.
     """
     with get_client(sync_client=True) as client:
         problem = client.api_healthcheck()
@@ -40,7 +48,7 @@ def run_watched(config: Config, run_dir: Path, accept_environment: bool = False)
             logging.getLogger(name).propagate = False
         logging.getLogger("EventsWorker").setLevel(logging.ERROR)  # it counts the events left to send at exit
     try:
-        return self_train(config, run_dir, accept_environment)
+        return call()
     except httpx.HTTPError as error:
         for outcome in _chain(error):
             if isinstance(outcome, UserError | Interrupted):  # Prefect could not tell the server of it

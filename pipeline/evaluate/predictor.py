@@ -9,11 +9,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline.arrays import F32Array, I64Array
 from pipeline.config import StrongView, WeakView
 from pipeline.files import atomic_path
-from pipeline.models.format import ModelInfo
+from pipeline.models.format import ModelInfo, load_model
 from pipeline.shards.reader import Reader
 from pipeline.threads import read_ahead
 from pipeline.views import Views
@@ -91,3 +92,11 @@ def write_predictions(path: Path, log_probs: np.ndarray, labels: np.ndarray) -> 
             pred=log_probs.argmax(1).astype(np.int32),
             confidence=np.exp(log_probs.max(1)).astype(np.float32),
         )
+
+
+def flops_per_image(model: Path) -> int:
+    """Floating-point operations of one forward pass of a model in a run folder, a stage folder or an exported file."""
+    loaded, info = load_model(model)
+    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+        loaded(torch.zeros(1, *info.input_size))
+    return int(counter.get_total_flops())

@@ -34,6 +34,7 @@ def run_loop(
     run_stage: RunStage,
     on_round: OnRound = lambda _: None,
     accept_environment: bool = False,
+    read_test: bool = True,
 ) -> dict[str, Any]:
     """Run or resume the whole loop in `run_dir`; returns the content of its result.json.
 
@@ -43,6 +44,7 @@ def run_loop(
         run_stage: Runs one stage, such as `launch.run_job`.
         on_round: Called with every round when its model is trained and judged.
         accept_environment: Resume stages that were begun in another environment.
+        read_test: Whether the final model is measured on test; not where runs are compared to choose between them.
 
     Raises:
         UserError: bad config or data, a teacher at chance, another process in this run folder.
@@ -73,9 +75,11 @@ def run_loop(
 
         sees_unlabeled = any(r.role == "student" for r in rounds)
         control = train_control(run, method, rounds, final) if config.evaluate.control and sees_unlabeled else None
-        if "test" not in data:
+        tests = {}
+        if read_test and "test" in data:
+            tests = run.evaluate("test", models_of(rounds, final, control))
+        elif read_test:
             log.warning("the data has no test split: result.json has val figures only")
-        tests = run.evaluate("test", models_of(rounds, final, control)) if "test" in data else {}
         result = result_of(run, rounds, final, control=control, tests=tests, skipped=skipped)
         write_json(run_dir / "result.json", result)
     return result

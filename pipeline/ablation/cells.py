@@ -1,0 +1,131 @@
+"""The cells of an ablation: which techniques are on in which run."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from pipeline.config import Config, Section, changed, parse, semantic
+from pipeline.config.base import set_key
+from pipeline.config.methods import METHOD_CONFIGS
+from pipeline.config.unread import EVERY_METHOD_READS
+from pipeline.errors import UserError, did_you_mean
+from pipeline.stages.fingerprint import digest
+from pipeline.techniques import TECHNIQUES, Technique
+
+log = logging.getLogger("selftrain.ablation")
+
+Mode = Literal["alone", "drop-one", "stack"]
+MODES: tuple[Mode, ...] = get_args(Mode)
+BASE = "base"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One row of the table: a config that all seeds share."""
+
+    name: str
+    """`base`, or the technique that the row is about."""
+    on: tuple[str, ...]
+    """The listed techniques that are on."""
+    against: str
+    """The row that it is compared with; empty for the base."""
+    config: Config
+
+    def for_seed(self, seed: int) -> Config:
+        """The cell's config of one seed."""
+        return changed(self.config, seed=seed)
+
+
+def folder_of(config: Config) -> str:
+    """The name of the run folder of a config: equal ones share it, whatever the mode that asks for them."""
+    return digest(semantic(config))[:12]
+
+
+def plan_cells(config: Config, techniques: Sequence[str], mode: Mode) -> list[Cell]:
+    """The cells of an ablation, the base first.
+
+    `alone` turns all of the techniques off and then each one on. `drop-one` turns all on and then each one off. `stack`
+    turns all off and then one after another on, in the order given.
+
+    Args:
+        config: A technique that is on in it keeps its settings; another gets a usual value.
+        techniques: Names in `TECHNIQUES`.
+        mode: One of `MODES`.
+
+    Raises:
+        UserError: a technique is unknown, is not read by the config's method, or cannot be switched in this config.
+    """
+    rows = [_row(config, name) for name in techniques]
+    if len(set(techniques)) < len(techniques):
+        raise UserError(f"--techniques {','.join(techniques)} names one twice; name each once")
+    names = tuple(techniques)
+    of: dict[str, tuple[str, ...]]
+    if mode == "alone":
+        of = {BASE: (), **{name: (name,) for name in names}}
+    elif mode == "drop-one":
+        of = {BASE: names, **{name: tuple(n for n in names if n != name) for name in names}}
+    else:
+        of = {BASE: (), **{name: names[: number + 1] for number, name in enumerate(names)}}
+    cells = []
+    for number, (name, on) in enumerate(of.items()):
+        before = list(of)[number - 1] if mode == "stack" else BASE
+        cells.append(Cell(name, on, before if number else "", _switched(config, rows, on)))
+    return cells
+
+
+def all_techniques(config: Config) -> list[str]:
+    """The techniques that can be switched on and off in this config, each by itself. The others are logged."""
+    names = []
+    for name in TECHNIQUES:
+        try:
+            row = _row(config, name)
+            for on in ((), (name,)):
+                _switched(config, [row], on)
+        except UserError as error:
+            log.warning("%s is left out: %s", name, error)
+        else:
+            names.append(name)
+    return names
+
+
+def _row(config: Config, name: str) -> Technique:
+    if name not in TECHNIQUES:
+        raise UserError(f"--techniques: there is no technique {name!r}, {did_you_mean(name, TECHNIQUES)}")
+    row = TECHNIQUES[name]
+    if not _keys(config, row):
+        raise UserError(f"technique {name} is not read by `method: {config.method}`; leave it out")
+    if row.on is None and all(_at(config, key) == row.off for key in _keys(config, row)):
+        raise UserError(
+            f"technique {name} is off in this config, and has no usual value; set {row.switch} to ablate it"
+        )
+    return row
+
+
+def _keys(config: Config, row: Technique) -> list[str]:
+    """The keys that switch it, of those sections that the config's method reads."""
+    read = {*EVERY_METHOD_READS, *METHOD_CONFIGS[config.method].reads}
+    unread = set(METHOD_CONFIGS[config.method].unread(config))
+    return [key for key in row.switch_in(config) if key.split(".")[0] in read and key not in unread]
+
+
+def _switched(config: Config, rows: Sequence[Technique], on: Sequence[str]) -> Config:
+    raw = config.model_dump(mode="json")
+    for row in rows:
+        values: Mapping[str, Any] = {key: _at(config, key) for key in _keys(config, row)}
+        for key, value in values.items():
+            is_on = value != row.off
+            # A technique that only one of the trainings has stays that one's.
+            elsewhere = not is_on and any(other != row.off for other in values.values())
+            new = row.off if row.name not in on or elsewhere else value if is_on else row.on
+            set_key(raw, key, new.model_dump(mode="json") if isinstance(new, Section) else new, "ablation")
+    return parse(Config, raw, f"with {', '.join(on) or 'none'} of {', '.join(row.name for row in rows)} on")
+
+
+def _at(config: Section, key: str) -> Any:
+    value: Any = config
+    for part in key.split("."):
+        value = getattr(value, part)
+    return value

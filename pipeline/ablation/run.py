@@ -1,0 +1,154 @@
+"""Run the cells of an ablation and collect their rows."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline.ablation.cells import Cell, Mode, folder_of, plan_cells
+from pipeline.ablation.plot import draw_effects
+from pipeline.ablation.rows import Row, table, write_rows
+from pipeline.config import Config, changed
+from pipeline.errors import UserError
+from pipeline.files import read_json, read_lines, write_bytes
+from pipeline.runs.loop import run_loop
+from pipeline.runs.run import RunStage
+from pipeline.stages.folder import is_finished
+from pipeline.stages.jobs import Job, LabelJob, TrainJob
+from pipeline.stages.kinds import read_job
+
+log = logging.getLogger("selftrain.ablation")
+
+ROWS, TABLE, PLOT, CELLS = "rows.jsonl", "table.md", "ablation.png", "cells"
+
+
+def run_ablation(
+    config: Config,
+    out: Path,
+    techniques: Sequence[str],
+    mode: Mode,
+    num_seeds: int,
+    *,
+    run_stage: RunStage,
+    on_row: Callable[[Row], None] = lambda _: None,
+) -> list[Row]:
+    """Run every cell for every seed; returns the rows, and leaves them in `out` with their table and plot.
+
+    A run folder per cell and seed lies in `out`/cells. What is finished there is reused, what was begun is resumed, and
+    a stage that another cell has finished is copied.
+
+    Args:
+        config: The config that the cells differ from.
+        out: The folder of the ablation.
+        techniques: Names in `TECHNIQUES`.
+        mode: How they are combined.
+        num_seeds: Seeds, from the config's on.
+        run_stage: Runs one stage, such as `launch.run_job`.
+        on_row: Called with every row when its run is finished.
+
+    Raises:
+        UserError: a bad technique or config, or `out` holds other files.
+        Interrupted: stopped by a signal; the same call goes on.
+    """
+    out = out.resolve()
+    _check_out(out)
+    config = changed(config, evaluate=changed(config.evaluate, control=False))
+    cells = plan_cells(config, techniques, mode)
+    rows: list[Row] = []
+    for seed in range(config.seed, config.seed + num_seeds):  # all cells of a seed, so that pairs come early
+        for cell in cells:
+            own = cell.for_seed(seed)
+            folder = out / CELLS / folder_of(own)
+            result = run_loop(own, folder, run_stage=_sharing(run_stage, out / CELLS), read_test=False)
+            rows.append(_row(cell, mode, seed, folder, result))
+            write_rows(out / ROWS, rows)
+            on_row(rows[-1])
+    write_figures(out, rows)
+    return rows
+
+
+def write_figures(out: Path, rows: Sequence[Row]) -> None:
+    """Write the table and the plot of these rows into a folder."""
+    write_bytes(out / TABLE, table(rows).encode())
+    write_bytes(out / PLOT, draw_effects(rows))
+
+
+def _check_out(out: Path) -> None:
+    """Only what an ablation left is replaced."""
+    names = {p.name for p in out.iterdir() if p.name[0] != "."} if out.is_dir() else set()
+    if names - {ROWS, TABLE, PLOT, CELLS, "prefect"}:
+        raise UserError(f"{out} has files, such as {min(names)}, but is no ablation's folder; choose another --out")
+
+
+def _sharing(run_stage: RunStage, cells: Path) -> RunStage:
+    """Copies a stage that another cell has finished instead of running it again."""
+
+    def run(job: Job, lock_fd: int) -> None:
+        if not (job.out / "stage.json").exists():
+            for other in cells.glob(f"*/*/*/{job.out.name}"):
+                if other != job.out and is_finished(other):
+                    log.info("%s is copied from %s", job.out, other)
+                    _copy(other, job.out)
+                    return
+        run_stage(job, lock_fd)
+
+    return run
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Copy a finished stage; its record comes last, so that a kill leaves none that looks finished."""
+    shutil.rmtree(target, ignore_errors=True)
+    staging = target.with_name(f".{target.name}.tmp")
+    shutil.rmtree(staging, ignore_errors=True)
+    shutil.copytree(source, staging)
+    staging.rename(target)
+
+
+def _row(cell: Cell, mode: Mode, seed: int, folder: Path, result: dict[str, Any]) -> Row:
+    seconds = tflops = 0.0
+    env: dict[str, Any] = {}
+    for entry in result["rounds"]:
+        for kind in ("train", "label"):
+            if (name := entry[f"{kind}_dir"]) is not None and (folder / name / "job.json").exists():
+                stage = folder / name
+                lines = read_lines(stage / "timing.jsonl", torn=True)
+                seconds += sum(line["seconds"] for line in lines)
+                tflops += _flops(read_job(stage / "job.json"), sum(line["images"] for line in lines), stage) / 1e12
+                env = read_json(stage / "stage.json")["environment"]
+    final = result["final"]
+    evaluation = read_json(folder / final["model_dir"] / "evaluation-val.json")
+    return Row(
+        mode=mode,
+        technique=cell.name,
+        against=cell.against,
+        on=cell.on,
+        seed=seed,
+        val_top1=final["val_top1"],
+        num_val=evaluation["num_samples"],
+        seconds=round(seconds, 3),
+        tflops=round(tflops, 6),
+        machine=f"{env.get('processor', 'unknown')}, {env.get('threads', '?')} threads",
+        commit=str(env.get("commit", "unknown")),
+        folder=str(folder.relative_to(folder.parents[1])),
+    )
+
+
+_FLOPS_PER_STEP: dict[str, int] = {}
+
+
+def _flops(job: Job, num_images: int, stage: Path) -> float:
+    """Operations of a finished stage: its steps as counted on one of them, or its forward passes."""
+    from pipeline.evaluate.predictor import flops_per_image
+    from pipeline.train.flops import flops_per_step
+
+    if isinstance(job, TrainJob):
+        key = read_json(stage / "stage.json")["fingerprint"]
+        if key not in _FLOPS_PER_STEP:
+            _FLOPS_PER_STEP[key] = flops_per_step(job)
+        return float(_FLOPS_PER_STEP[key] * job.training.steps)
+    assert isinstance(job, LabelJob)
+    passes = 2 if job.label.flip else 1
+    return float(sum(flops_per_image(path) for path in job.teachers) * passes * num_images)

@@ -1,0 +1,27 @@
+"""Floating-point operations of a training step, counted while it is taken."""
+
+from __future__ import annotations
+
+from itertools import islice
+
+from torch.utils.flop_counter import FlopCounterMode
+
+from pipeline.stages.jobs import TrainJob
+from pipeline.stages.kinds import load_object
+from pipeline.stages.ranks import Ranks
+from pipeline.train.learner import Learner
+from pipeline.train.setup import Setup
+
+
+def flops_per_step(job: TrainJob) -> int:
+    """Operations of the matrix products and convolutions of one step, forward and backward, of all networks.
+
+    A step is taken in this process, on weights that are thrown away. A multiplication and an addition count as two.
+    """
+    learner: Learner = load_object(job.learner)(Setup(job, Ranks(), {}))
+    for network in learner.networks.values():
+        network.train_mode()
+    step = job.training.steps - 1  # where everything that waits or warms up takes part
+    with FlopCounterMode(display=False) as counter:
+        learner.update(step, islice(learner.batches.from_step(step, step + 1), job.training.accumulation))
+    return int(counter.get_total_flops())
