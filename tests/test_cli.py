@@ -43,6 +43,7 @@ VERBS = {
     "evaluate": "MODEL DATA --split --json",
     "export": "RUN --out",
     "report": "RUN",
+    "ablate": "CONFIG --techniques --mode --seeds --out --set --no-prefect",
 }
 
 

@@ -109,12 +109,18 @@ def parse(section: type[S], raw: Mapping[str, Any], where: str) -> S:
         raise UserError(f"{where}: " + "; ".join(lines)) from error
 
 
+def own_first(section: type[Section]) -> list[str]:
+    """The names of a section's fields: its own before those that it inherits."""
+    own = [name for name in vars(section).get("__annotations__", ()) if name in section.model_fields]
+    return [*own, *(name for name in section.model_fields if name not in own)]
+
+
 def dump_yaml(section: Section) -> str:
-    """The section as YAML with every default written out, its own keys before those that it inherits."""
+    """The section as YAML with every default written out."""
     values = section.model_dump(mode="json")
-    own = [name for name in vars(type(section)).get("__annotations__", ()) if name in values]
+    order = own_first(type(section))
     return yaml.safe_dump(
-        {name: values[name] for name in [*own, *(n for n in values if n not in own)]}, sort_keys=False
+        {name: values[name] for name in [*order, *(n for n in values if n not in order)]}, sort_keys=False
     )
 
 

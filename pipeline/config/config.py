@@ -132,7 +132,8 @@ class Config(MethodSections):
     @classmethod
     def _method_is_known(cls, method: str) -> str:
         if method not in METHOD_CONFIGS:
-            raise ValueError(f"there is no method {method!r}, {did_you_mean(method, METHOD_CONFIGS)}")
+            known = did_you_mean(method, METHOD_CONFIGS)
+            raise ValueError(f"there is no method {method!r}, {known}; a plugin's needs its --plugin")
         return method
 
     @field_validator("rounds")
