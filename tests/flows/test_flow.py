@@ -11,11 +11,13 @@ from typing import Any
 
 import pytest
 from support import fake_run
+from support.waiting import wait_for
 
 from pipeline.config import Config, parse
 from pipeline.errors import Interrupted, UserError
 from pipeline.methods import METHODS
 from pipeline.stages import launch
+from pipeline.stages.lock import run_lock
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 
@@ -41,21 +43,21 @@ def artifacts() -> dict[str, Any]:
     return {artifact["key"]: artifact for artifact in found}
 
 
-def last_flow_run() -> tuple[Any, list[Any]]:
-    """The newest flow run, and its task runs once the server has recorded them, in order."""
-    import time
-
+def last_flow_run(num_tasks: int) -> tuple[Any, list[Any]]:
+    """The newest flow run, and its task runs once the server has recorded so many, in order."""
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
     from prefect.client.schemas.sorting import FlowRunSort
 
     with get_client(sync_client=True) as client:
         (run,) = client.read_flow_runs(limit=1, sort=FlowRunSort.EXPECTED_START_TIME_DESC)
-        for _ in range(100):  # they arrive as events
-            tasks = client.read_task_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[run.id])))
-            if tasks and all(task.state and task.state.is_final() for task in tasks):
-                break
-            time.sleep(0.1)
+        tasks: list[Any] = []
+
+        def are_recorded() -> bool:
+            tasks[:] = client.read_task_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[run.id])))
+            return len(tasks) == num_tasks and all(task.state and task.state.is_final() for task in tasks)
+
+        wait_for(are_recorded, poll_s=0.1)  # they arrive as events
     return run, sorted(tasks, key=lambda task: task.start_time or run.created)
 
 
@@ -64,7 +66,7 @@ def test_a_task_a_stage_and_the_result_comes_back(tmp_path: Path) -> None:
 
     result = run_watched(Config(seed=5), tmp_path)
     assert result["final"]["test_top1"] == 0.75
-    run, tasks = last_flow_run()
+    run, tasks = last_flow_run(num_tasks=2)
     assert run.state.is_completed()
     assert run.parameters["config"]["seed"] == 5
     assert run.parameters["run_dir"] == str(tmp_path)
@@ -79,7 +81,7 @@ def test_every_method_is_the_same_flow(tmp_path: Path, method: str) -> None:
     from flows.watch import run_watched
 
     run_watched(parse(Config, {"method": method}, "tests"), tmp_path)
-    run, _ = last_flow_run()
+    run, _ = last_flow_run(num_tasks=2)
     assert run.name
     assert run.parameters["config"]["method"] == method
     with get_client(sync_client=True) as client:
@@ -131,7 +133,7 @@ def test_bad_input_fails_the_flow_and_comes_out_as_user_error(tmp_path: Path) ->
 
     with pytest.raises(UserError, match="pack first"):
         run_watched(Config(seed=13), tmp_path)
-    run, _ = last_flow_run()
+    run, _ = last_flow_run(num_tasks=0)
     assert run.state.is_failed()
 
 
@@ -141,7 +143,7 @@ def test_a_failed_stage_fails_its_task_and_the_flow(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(launch, "CHILD", (sys.executable, "-c", "raise ArithmeticError('a defect')"))
     with pytest.raises(launch.StageFailed, match="a defect"):
         run_watched(Config(), tmp_path)
-    run, tasks = last_flow_run()
+    run, tasks = last_flow_run(num_tasks=1)
     assert run.state.is_failed()
     assert [task.state.is_failed() for task in tasks] == [True]
 
@@ -165,3 +167,27 @@ def test_an_unreachable_server_of_the_user_is_a_user_error(tmp_path: Path, monke
         pytest.raises(UserError, match=r"PREFECT_API_URL=http://127\.0\.0\.1:9/api"),
     ):
         run_watched(Config(), tmp_path)
+
+
+def test_an_ablation_is_a_flow_whose_stages_are_tasks_and_whose_table_is_an_artifact(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from flows import flow
+    from flows.watch import watched
+    from pipeline.ablation.rows import Row
+
+    def one_stage(config: Config, out: Path, *_: object, run_stage: Any) -> list[Row]:
+        with run_lock(out) as lock_fd:
+            run_stage(fake_run.job(out, 1), lock_fd)
+        common = {"mode": "alone", "on": (), "seed": 0, "num_val": 100, "seconds": 1.0, "tflops": 1.0}
+        common |= {"machine": "a processor", "commit": "abc", "folder": "cells/x"}
+        base = Row(technique="base", against="", val_top1=0.8, **common)  # type: ignore[arg-type]
+        return [base, Row(technique="ema", against="base", val_top1=0.9, **common)]  # type: ignore[arg-type]
+
+    monkeypatch.setattr(flow, "run_ablation", one_stage)
+    text = watched(lambda: flow.ablate(Config(), tmp_path, ["ema"], "alone", 1))
+    assert "| ema | +10.00 |" in text
+    assert artifacts()["ablation"]["data"] == text
+    run, tasks = last_flow_run(num_tasks=1)
+    assert run.state.is_completed()
+    assert [task.name for task in tasks] == ["label (round 1)"]

@@ -9,8 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
-ROOT = Path(__file__).parents[2]
+from support.command import ROOT, selftrain
 
 
 def imported(path: Path) -> Iterator[str]:
@@ -33,6 +32,7 @@ def test_the_pipeline_never_imports_prefect_or_flows() -> None:
     assert wrong == set()
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("code", ["import pipeline.cli", "import flows.cli", "import pipeline.stages.child"])
 def test_importing_the_command_loads_nothing_heavy(code: str) -> None:
     heavy = {"torch", "timm", "prefect", "matplotlib", "pyarrow", "sklearn", "webdataset"}
@@ -41,7 +41,6 @@ def test_importing_the_command_loads_nothing_heavy(code: str) -> None:
     assert result.stdout.split() == []
 
 
+@pytest.mark.process
 def test_help_of_run_shows_an_example() -> None:
-    command = [sys.executable, "-m", "flows.cli", "run", "--help"]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert "Example: selftrain run" in result.stdout
+    assert "Example: selftrain run" in selftrain("run", "--help", cwd=ROOT)

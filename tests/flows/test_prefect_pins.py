@@ -5,6 +5,7 @@ A real `prefect server start`, as people run it: a cron deployment gets its runs
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -13,18 +14,18 @@ import socket
 import subprocess
 import sys
 import textwrap
-import time
-import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 from support import fake_run
+from support.command import environment, finish, type_command
+from support.waiting import LIMIT_S, wait_for
 
-ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.process
+
 POSTGRES = max(Path("/usr/lib/postgresql").glob("*/bin"), default=Path("/nowhere"))
 
 
@@ -36,31 +37,22 @@ def free_port() -> int:
 def call(url: str, body: Any = None) -> Any:
     data = None if body is None else json.dumps(body).encode()
     request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
-    with urllib.request.urlopen(request, timeout=30) as response:
+    with urllib.request.urlopen(request, timeout=LIMIT_S) as response:
         return json.loads(response.read())
 
 
-def wait_for(what: str, condition: Any, timeout_s: float) -> Any:
-    deadline = time.monotonic() + timeout_s
-    while time.monotonic() < deadline:
-        try:
-            if value := condition():
-                return value
-        except (urllib.error.URLError, OSError):
-            pass
-        time.sleep(0.3)
-    raise AssertionError(f"timed out waiting for {what}")
+def answer(url: str, body: Any = None) -> Any:
+    """What `call` returns, or None where nobody serves yet."""
+    with contextlib.suppress(OSError):
+        return call(url, body)
 
 
-@contextmanager
+@contextlib.contextmanager
 def prefect_server(home: Path, **variables: str) -> Iterator[dict[str, str]]:
-    """`prefect server start` on a free port; yields the environment of its clients."""
+    """`prefect server start` on a free port; yields the variables of its clients."""
     port = free_port()
     url = f"http://127.0.0.1:{port}/api"
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
-    environment = {
-        **clean,
-        "PYTHONPATH": str(ROOT),
+    of_clients = {
         "PREFECT_HOME": str(home),
         "PREFECT_API_URL": url,
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
@@ -71,14 +63,17 @@ def prefect_server(home: Path, **variables: str) -> Iterator[dict[str, str]]:
     home.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
     with open(home / "server.log", "wb") as log:
-        server = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+        server = subprocess.Popen(
+            command, env=environment(**of_clients), stdout=log, stderr=log, start_new_session=True
+        )
     try:
-        wait_for("the server", lambda: server.poll() is None and call(f"{url}/health"), 120)
-        yield environment
+        wait_for(lambda: server.poll() is not None or answer(f"{url}/health"), poll_s=0.3)
+        assert server.poll() is None, (home / "server.log").read_text()
+        yield of_clients
     finally:
         os.killpg(server.pid, signal.SIGTERM)
         try:
-            server.wait(15)
+            server.wait(60)
         except subprocess.TimeoutExpired:
             os.killpg(server.pid, signal.SIGKILL)
             server.wait()
@@ -92,22 +87,20 @@ DEPLOY = """
 """
 
 
-def check(environment: dict[str, str], folder: Path) -> None:
+def check(variables: dict[str, str], folder: Path) -> None:
     """A cron deployment is scheduled, and `selftrain run` shows up as a completed flow run."""
-    url = environment["PREFECT_API_URL"]
-    script = textwrap.dedent(DEPLOY)
-    subprocess.run([sys.executable, "-c", script], env=environment, check=True, capture_output=True, timeout=120)
+    url = variables["PREFECT_API_URL"]
+    deploy = [sys.executable, "-c", textwrap.dedent(DEPLOY)]
+    subprocess.run(deploy, env=environment(**variables), check=True, capture_output=True, timeout=LIMIT_S)
     scheduled = {"flow_runs": {"state": {"type": {"any_": ["SCHEDULED"]}}}}
-    runs = wait_for("SCHEDULED runs", lambda: call(f"{url}/flow_runs/filter", scheduled), 90)
+    runs = wait_for(lambda: answer(f"{url}/flow_runs/filter", scheduled), poll_s=0.3)
     assert all(run["parameters"]["run_dir"] == "run" for run in runs)
 
     (folder / "birds.yaml").write_text("seed: 1\n")
-    command = [sys.executable, fake_run.__file__, "0", "run", "birds.yaml"]
-    done = subprocess.run(
-        command, env=environment, cwd=folder, capture_output=True, text=True, check=False, timeout=120
-    )
-    assert done.returncode == 0, done.stderr
-    assert "final model 75.00%" in done.stdout
+    command = (sys.executable, fake_run.__file__, "0")
+    code, out, err = finish(type_command("run", "birds.yaml", cwd=folder, command=command, **variables))
+    assert code == 0, err
+    assert "final model 75.00%" in out
     assert not (folder / "runs/birds/prefect").exists()  # no embedded server beside the user's
     completed = {"flow_runs": {"state": {"type": {"any_": ["COMPLETED"]}}}}
     (run,) = call(f"{url}/flow_runs/filter", completed)
@@ -116,8 +109,8 @@ def check(environment: dict[str, str], folder: Path) -> None:
 
 
 def test_a_fresh_server_schedules_and_runs_the_flow(tmp_path: Path) -> None:
-    with prefect_server(tmp_path / "home") as environment:
-        check(environment, tmp_path)
+    with prefect_server(tmp_path / "home") as variables:
+        check(variables, tmp_path)
 
 
 @pytest.mark.skipif(not (POSTGRES / "initdb").exists(), reason="Debian's postgresql is not installed")
@@ -138,8 +131,8 @@ def test_the_same_on_postgresql(tmp_path_factory: pytest.TempPathFactory) -> Non
     )
     try:
         url = f"postgresql+asyncpg://prefect@127.0.0.1:{port}/postgres"
-        with prefect_server(folder / "home", PREFECT_SERVER_DATABASE_CONNECTION_URL=url) as environment:
-            check(environment, folder)
+        with prefect_server(folder / "home", PREFECT_SERVER_DATABASE_CONNECTION_URL=url) as variables:
+            check(variables, folder)
     finally:
         subprocess.run([*pg_ctl, "-m", "fast", "-w", "stop"], check=True, capture_output=True)
         shutil.rmtree(data)

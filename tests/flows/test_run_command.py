@@ -7,46 +7,24 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 import pytest
 from support import fake_run
+from support.command import finish, type_command
+from support.waiting import FOREVER_S, LIMIT_S, wait_for
 
-ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.process
+
 SERVER = "flows.server"
 
 
-def start(
-    folder: Path, seconds: float, *options: str, environment: dict[str, str] | None = None
-) -> subprocess.Popen[str]:
-    """Type `selftrain run` in a terminal of its own."""
+def start(folder: Path, seconds: float, *options: str) -> subprocess.Popen[str]:
+    """Type `selftrain run` with stages that take so long."""
     config = folder / "birds.yaml"
     config.write_text("seed: 1\n")
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
-    return subprocess.Popen(
-        [sys.executable, fake_run.__file__, str(seconds), "run", str(config), *options],
-        cwd=folder,
-        env={**clean, "PYTHONPATH": str(ROOT), "COLUMNS": "120", **(environment or {})},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-
-
-def finish(process: subprocess.Popen[str], timeout_s: float = 200) -> tuple[int, str, str]:
-    out, err = process.communicate(timeout=timeout_s)
-    return process.returncode, out, err
-
-
-def wait_for(condition: Callable[[], object], timeout_s: float = 200) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "timed out"
-        time.sleep(0.05)
+    return type_command("run", config, *options, cwd=folder, command=(sys.executable, fake_run.__file__, str(seconds)))
 
 
 def family(process: subprocess.Popen[str]) -> list[psutil.Process]:
@@ -63,7 +41,7 @@ def servers(processes: list[psutil.Process]) -> list[psutil.Process]:
 
 def assert_gone(processes: list[psutil.Process]) -> None:
     assert processes
-    _, alive = psutil.wait_procs(processes, timeout=10)
+    _, alive = psutil.wait_procs(processes, timeout=LIMIT_S)
     assert alive == []
 
 
@@ -81,12 +59,12 @@ def test_it_ends_with_the_table_and_the_report_and_is_quiet(tmp_path: Path) -> N
 
 
 def test_ctrl_c_saves_exits_75_and_the_same_command_goes_on(tmp_path: Path) -> None:
-    process = start(tmp_path, 60.0)
+    process = start(tmp_path, FOREVER_S)
     wait_for((tmp_path / "runs/birds/label-0/began").exists)
     everything = family(process)
     assert len(servers(everything)) == 1
     os.killpg(process.pid, signal.SIGINT)  # what a terminal does
-    code, _, err = finish(process, 60)
+    code, _, err = finish(process)
     assert code == 75, err
     assert "Type the same command to go on" in err
     assert "Traceback" not in err
@@ -98,7 +76,7 @@ def test_ctrl_c_saves_exits_75_and_the_same_command_goes_on(tmp_path: Path) -> N
 
 
 def test_sigkill_leaves_no_stage_and_no_server(tmp_path: Path) -> None:
-    process = start(tmp_path, 60.0)
+    process = start(tmp_path, FOREVER_S)
     wait_for((tmp_path / "runs/birds/label-0/began").exists)
     everything = family(process)
     assert len(everything) >= 2
@@ -108,10 +86,14 @@ def test_sigkill_leaves_no_stage_and_no_server(tmp_path: Path) -> None:
 
 
 def test_the_run_goes_on_when_the_server_is_killed(tmp_path: Path) -> None:
-    process = start(tmp_path, 3.0)
-    wait_for((tmp_path / "runs/birds/label-0/began").exists)
+    process = start(tmp_path, FOREVER_S)
+    stages = [tmp_path / "runs/birds" / name for name in ("label-0", "label-1")]
+    wait_for((stages[0] / "began").exists)
     (server,) = servers(family(process))
     server.kill()
+    for stage in stages:
+        wait_for((stage / "began").exists)
+        (stage / "go").touch()
     code, out, err = finish(process)
     assert code == 0, err
     assert "final model 75.00%" in out
@@ -142,10 +124,10 @@ def test_a_missing_config_exits_2_before_anything_starts(tmp_path: Path) -> None
 
 
 def test_a_terminated_run_without_prefect_exits_75(tmp_path: Path) -> None:
-    process = start(tmp_path, 60.0, "--no-prefect", "--run-dir", "elsewhere")
+    process = start(tmp_path, FOREVER_S, "--no-prefect", "--run-dir", "elsewhere")
     wait_for((tmp_path / "elsewhere/label-0/began").exists)
     process.terminate()
-    code, _, err = finish(process, 60)
+    code, _, err = finish(process)
     assert code == 75, err
     assert (tmp_path / "elsewhere/label-0/saved").exists()
 
