@@ -16,16 +16,16 @@ import time
 from collections.abc import Callable
 
 import torch
-from pipeline.train.meta import Baseline, MetaBatch, meta_step
-from pipeline.train.setting import make_accelerator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.config import Meta, Runtime, Training
-from pipeline.models import registry as build
+from pipeline.config import Meta, NetworkSettings, Runtime, Uda
+from pipeline.methods.meta.step import Baseline, MetaBatch, meta_step
+from pipeline.models import build
 from pipeline.stages.machine import resolve
 from pipeline.stages.ranks import Ranks
 from pipeline.train.network import Network, prepare
+from pipeline.train.setup import make_accelerator
 
 
 def main() -> None:
@@ -60,11 +60,11 @@ def main() -> None:
     least = statistics.median(times["unavoidable"])
     for name, values in times.items():
         median = statistics.median(values)
-        print(f"{name:18} {1000 * median:8.1f} ms a step   {median / least:.3f} of unavoidable")
+        print(f"{name:18} {1000 * median:8.1f} ms per step   {median / least:.3f} of unavoidable")
 
 
 def timed(step: Callable[[], None], steps: int, device: torch.device) -> float:
-    """Seconds a step."""
+    """Seconds per step."""
     synchronize(device)
     started = time.perf_counter()
     for _ in range(steps):
@@ -96,13 +96,13 @@ def ours(name: str, batch: MetaBatch, runtime: Runtime, kind: str, *, joint: boo
     accelerator, ranks = make_accelerator(runtime), Ranks()
 
     def network() -> Network:
-        return prepare(make_model(name, accelerator.device), Training(model=name), accelerator, ranks)
+        return prepare(make_model(name, accelerator.device), NetworkSettings(model=name), accelerator, ranks)
 
     teacher, student, baseline = network(), network(), Baseline(0.99)
-    meta = Meta.model_validate({"feedback": kind, "joint_batch": joint})
+    meta, uda = Meta.model_validate({"feedback": kind}), Uda(joint_batch=joint)
 
     def step() -> None:
-        meta_step(teacher, student, batch, meta, baseline, uda_weight=1.0, teacher_lr=0.01, student_lr=0.01)
+        meta_step(teacher, student, batch, meta, uda, baseline, uda_weight=1.0, teacher_lr=0.01, student_lr=0.01)
 
     return step
 

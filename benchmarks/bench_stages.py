@@ -25,16 +25,14 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from pipeline.config import Config, Runtime, parse
-from pipeline.labels.stage import run_label
-from pipeline.models import registry as build
+from pipeline.config import Config, Runtime, changed, parse
+from pipeline.models import build
 from pipeline.packing.carve import Carve
 from pipeline.packing.pack import pack
-from pipeline.selection.stage import run_select
 from pipeline.stages.jobs import LabelJob, SelectJob, TrainJob
 from pipeline.stages.machine import resolve
+from pipeline.stages.preamble import run_stage
 from pipeline.train.ema import Ema
-from pipeline.train.stage import run_train
 
 
 def make_data(folder: Path, num_images: int) -> Path:
@@ -64,7 +62,7 @@ def make_config(root: Path, args: argparse.Namespace, folder: Path) -> Config:
         "runtime": {"threads": args.threads, "precision": args.precision, "log_every": 20},
     }
     config = parse(Config, raw, "benchmark")
-    return config.model_copy(update={"runtime": resolve(config.runtime)})
+    return changed(config, runtime=resolve(config.runtime))
 
 
 def images_per_s(stage: Path) -> float:
@@ -73,18 +71,12 @@ def images_per_s(stage: Path) -> float:
     return sum(line["images"] for line in lines) / sum(line["seconds"] for line in lines)
 
 
-def train_job(config: Config, out: Path, selection: Path | None) -> TrainJob:
-    return TrainJob(
-        out=out,
-        role="student" if selection else "teacher",
-        round=1,
-        seed=0,
-        data=config.data,
-        training=config.student if selection else config.teacher,
-        evaluate=config.evaluate,
-        runtime=config.runtime,
-        selection=selection,
-    )
+def run_training(config: Config, out: Path, selection: Path | None = None) -> None:
+    """A student of the selection or, without one, a teacher."""
+    if selection is None:
+        run_stage(TrainJob.of(config, out, "teacher", 0, config.teacher))
+    else:
+        run_stage(TrainJob.of(config, out, "student", 1, config.student, selection=selection))
 
 
 def bare_training(config: Config, device: torch.device) -> Callable[[], float]:
@@ -162,30 +154,19 @@ def main() -> None:
         device = torch.device(config.runtime.device)
         torch.set_num_threads(config.runtime.threads)
         print(f"{args.model}, {config.runtime.model_dump(include={'device', 'precision', 'threads'})}")
-        with contextlib.redirect_stdout(io.StringIO()):
-            run_train(train_job(config, folder / "teacher", None))
+        run_training(config, folder / "teacher")
         pairs: dict[str, tuple[list[float], list[float]]] = {"training": ([], []), "labeling": ([], [])}
         bare_train, bare_label = bare_training(config, device), bare_labeling(config, device, 16)
         bare_train()
         for repeat in range(args.repeats):
-            labels, selection = folder / f"{repeat}/labels", folder / f"{repeat}/selection"
-            job = LabelJob(
-                out=labels,
-                round=1,
-                data=config.data,
-                label=config.label,
-                runtime=config.runtime,
-                teachers=(folder / "teacher",),
-            )
-            run_label(job)
+            labels, selection, student = (folder / f"{repeat}" / name for name in ("labels", "selection", "student"))
+            run_stage(LabelJob.of(config, labels, 1, [folder / "teacher"]))
             pairs["labeling"][0].append(images_per_s(labels))
             pairs["labeling"][1].append(bare_label())
-            with contextlib.redirect_stdout(io.StringIO()):
-                run_select(
-                    SelectJob(out=selection, round=1, seed=0, data=config.data, select=config.select, labels=labels)
-                )
-            run_train(train_job(config, folder / f"{repeat}/student", selection))
-            pairs["training"][0].append(images_per_s(folder / f"{repeat}/student"))
+            with contextlib.redirect_stdout(io.StringIO()):  # its summary
+                run_stage(SelectJob.of(config, selection, 1, labels))
+            run_training(config, student, selection)
+            pairs["training"][0].append(images_per_s(student))
             pairs["training"][1].append(bare_train())
         for kind, (ours, bare) in pairs.items():
             report(kind, ours, bare)

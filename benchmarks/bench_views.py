@@ -21,7 +21,7 @@ from PIL import Image, ImageEnhance, ImageOps
 from pipeline.config import StrongView, WeakView
 from pipeline.views import OPS, RandAugment, Views
 from pipeline.views.geometry import FILL
-from pipeline.views.randaugment import GEOMETRIC
+from pipeline.views.ops import GEOMETRIC
 
 MEAN, STD = (0.49, 0.48, 0.45), (0.25, 0.24, 0.26)
 STRONG = StrongView(num_ops=2, magnitude=9, cutout=16)

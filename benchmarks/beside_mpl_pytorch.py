@@ -28,7 +28,7 @@ from bench_meta import ours, random_batch, synchronize, timed
 from torch import nn
 
 import pipeline.models  # noqa: F401  (cures torchvision beside a torch without CUDA, before theirs imports it)
-from pipeline.config import Runtime
+from pipeline.config import Runtime, changed
 from pipeline.stages.machine import resolve
 
 THEIRS = "MPL-pytorch, fp32"
@@ -50,18 +50,18 @@ def main() -> None:
     batch = random_batch(args.labeled, args.unlabeled, device)
     for precision in sorted({"fp32", runtime.precision}):
         AcceleratorState._reset_state(True)
-        step = ours("wide_resnet28_2", batch, runtime.model_copy(update={"precision": precision}), "exact", joint=True)
+        step = ours("wide_resnet28_2", batch, changed(runtime, precision=precision), "exact", joint=True)
         step()
         ways[f"selftrain, exact, {precision}"] = partial(timed, step, args.steps, device)
     times: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(args.repeats):
         for name, way in ways.items():
             times[name].append(way())
-            print(f"{name:24} {1000 * times[name][-1]:8.1f} ms a step", flush=True)
+            print(f"{name:24} {1000 * times[name][-1]:8.1f} ms per step", flush=True)
     medians = {name: statistics.median(values) for name, values in times.items()}
     for name, median in medians.items():
         ratio = medians[THEIRS] / median
-        print(f"{name:24} {1000 * median:8.1f} ms a step, {ratio:.2f} times as fast")
+        print(f"{name:24} {1000 * median:8.1f} ms per step, {ratio:.2f} times as fast")
 
 
 class Done(Exception):
@@ -69,7 +69,7 @@ class Done(Exception):
 
 
 class Resident:
-    """A loader of one batch, which notes when it was asked for it: once a step."""
+    """A loader of one batch, which notes when it was asked for it: once per step."""
 
     def __init__(self, batch: Any, steps: int, device: torch.device) -> None:
         self.batch, self.steps, self.device, self.asked = batch, steps, device, list[float]()
@@ -86,7 +86,7 @@ class Resident:
 
 
 def theirs(clone: Path, num_labeled: int, num_unlabeled: int, steps: int, device: torch.device) -> Callable[[], float]:
-    """Seconds a step of their `train_loop`."""
+    """Seconds per step of their `train_loop`."""
     sys.path.insert(0, str(clone))
     for name in ("wandb", "torch.utils.tensorboard"):  # which they import and the loop does not need
         sys.modules.setdefault(name, ModuleType(name))

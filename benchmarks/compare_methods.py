@@ -41,7 +41,10 @@ class Method:
 METHODS = {
     "supervised": Method("supervised", "cifar10_4k.yaml", ("rounds.num_rounds=0", "teacher.steps=11500")),
     "uda": Method(
-        "UDA", "cifar10_4k_meta.yaml", ("method=uda", "student.steps=4900", "meta.uda_steps=2400"), seeds=(0, 1)
+        "UDA",
+        "cifar10_4k_meta.yaml",
+        ("method=uda", "student.steps=4900", "student.warmup_steps=150", "uda.ramp_steps=2400"),
+        seeds=(0, 1),
     ),
     "off": Method(
         "distillation only (h = 0)", "cifar10_4k_meta.yaml", ("meta.feedback=off", "student.steps=2900"), seeds=(0, 1)

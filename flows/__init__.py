@@ -1,1 +1,1 @@
-"""Prefect around the pipeline: flows, tasks, artifacts, and the console script."""
+"""The Prefect side of selftrain: flows, tasks, artifacts, and the console script."""

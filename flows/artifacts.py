@@ -1,6 +1,6 @@
-"""What the Prefect UI shows of a run: progress of each stage, a leaderboard, and a page with plots for each round.
+"""The artifacts of a run in the Prefect UI: the progress of each stage, a leaderboard, and a page of plots per round.
 
-A display must never cost a training: whatever goes wrong here is a warning, and the run goes on.
+A display must never cost a training, so an error here becomes a warning, and the run goes on.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class ProgressArtifact:
         self._next_update = 0.0
 
     def show(self, progress: Progress) -> None:
-        """Show a report, unless one was shown a moment ago. After a failure no more are tried for this stage."""
+        """Show a report, unless one was shown a moment ago. After a failure the stage's later reports are left out."""
         if time.monotonic() < self._next_update and not progress.done >= progress.total > 0:
             return
         self._next_update = float("inf")
@@ -53,14 +53,14 @@ class ProgressArtifact:
         with never_fatal("update the progress"):
             if self._id is None:
                 created = create_progress_artifact(percent, key=self._key, description=text)
-                self._id = cast(UUID, created)  # it is a coroutine in async code only
+                self._id = cast(UUID, created)  # a coroutine only in async code
             else:
                 update_progress_artifact(self._id, percent, description=text)
             self._next_update = time.monotonic() + UPDATE_S
 
 
 def show_rounds(rounds: Sequence[Round]) -> None:
-    """Show the rounds so far: the leaderboard, and a page for the newest one."""
+    """Show the rounds so far, in the leaderboard, and a page of the newest one."""
     with never_fatal("create the leaderboard"):
         rows = [dict(zip(COLUMNS, cells(round_), strict=True)) for round_ in rounds]
         create_table_artifact(rows, key="leaderboard", description="Val accuracy of every round, with a 95% interval")
@@ -72,7 +72,7 @@ def show_rounds(rounds: Sequence[Round]) -> None:
 
 
 def show_table(key: str, markdown: str) -> None:
-    """Show a Markdown table."""
+    """Show a Markdown table as an artifact."""
     with never_fatal(f"show the {key}"):
         create_markdown_artifact(markdown, key=key)
 
@@ -81,7 +81,7 @@ COLUMNS = ("round", "role", "model", "val accuracy", "95% interval", "pseudo-lab
 
 
 def cells(round_: Round) -> tuple[str, ...]:
-    """A round as text, a cell a column."""
+    """A round as texts, one per column of COLUMNS."""
     low, high = round_.interval
     return (
         str(round_.round),
@@ -95,7 +95,7 @@ def cells(round_: Round) -> tuple[str, ...]:
 
 
 def round_page(rounds: Sequence[Round]) -> str:
-    """The newest round as markdown, with its plots inside as data URIs."""
+    """The page of the newest round as Markdown, in which plots are data URIs."""
     newest = rounds[-1]
     lines = [
         f"# Round {newest.round}: {newest.role}",
@@ -115,20 +115,20 @@ def round_page(rounds: Sequence[Round]) -> str:
 
 
 def image(title: str, png: bytes) -> str:
-    """A PNG as markdown that needs no other file."""
+    """A PNG as Markdown that needs no other file."""
     return f"![{title}](data:image/png;base64,{base64.b64encode(png).decode()})"
 
 
 @contextlib.contextmanager
 def never_fatal(what: str) -> Iterator[None]:
-    """Turn any error of the block into a warning. The server gets one chance: a stage's stop must not wait for it."""
+    """Turn any error of the block into a warning. The server gets one try, because a stop must not wait for it."""
     impatient = {PREFECT_CLIENT_MAX_RETRIES: 0, PREFECT_API_REQUEST_TIMEOUT: 10.0}
     try:
         with temporary_settings(impatient):
             yield
-    except Interrupted:  # a Ctrl-C while the page was drawn
+    except Interrupted:  # of a Ctrl-C while the page was drawn
         raise
-    except Exception as error:  # days of training outweigh whatever may be wrong with a display
+    except Exception as error:  # days of training outweigh any error of a display
         _logger.warning("cannot %s in Prefect (%s: %s); the run goes on", what, type(error).__name__, error)
 
 

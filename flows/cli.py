@@ -1,4 +1,4 @@
-"""The console script `selftrain`: the pipeline's verbs, and those that Prefect watches: `run` and `ablate`."""
+"""The console script `selftrain`: the verbs of the pipeline, and `run` and `ablate`, which Prefect watches."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ def run(
 ) -> None:
     """Run the whole loop: teacher, labels, selection, student, and again.
 
-    Stopped or killed, it goes on when the same command is typed again. Prefect watches it, on an embedded server or on
-    yours if PREFECT_API_URL is set.
+    A run that was stopped or killed goes on when the same command is typed again. Prefect watches it, on an embedded
+    server, or on yours if PREFECT_API_URL is set.
 
     [bold]Example[/bold]: selftrain run birds.yaml --run-dir runs/longer --set student.steps=20000
     """
@@ -61,7 +61,7 @@ def run(
         report = write_report(folder)
     except Interrupted:
         raise
-    except Exception as error:  # whatever it is: the result, perhaps of days, is on disk and stands
+    except Exception as error:  # any error: the result, perhaps of days, is on disk and stands
         logging.getLogger("selftrain.flows").warning(
             "the report could not be written (%s: %s); the result stands. Write it with: selftrain report %s",
             type(error).__name__,
@@ -87,19 +87,19 @@ def ablate(
     set_: SetOption = None,
     no_prefect: Annotated[bool, typer.Option("--no-prefect", help="Run without Prefect, to equal results.")] = False,
 ) -> None:
-    """Measure what techniques are worth: runs that differ in one technique each, compared on val, paired by seed.
+    """Measure the worth of techniques: runs that differ in one technique are compared on val, paired by seed.
 
-    Writes DIR/rows.jsonl, table.md and ablation.png. Stopped or killed, it goes on when the same command is typed
-    again; the same DIR serves other techniques too, and reuses every run that it has. `python -m pipeline.ablation
-    DIR/rows.jsonl` draws table and plot again.
+    It writes DIR/rows.jsonl, table.md and ablation.png. If it was stopped or killed, it goes on when the same command
+    is typed again. The same DIR serves other techniques too, and all of its runs are reused. `python -m
+    pipeline.ablation DIR/rows.jsonl` draws table and plot again.
 
     [bold]Example[/bold]: selftrain ablate configs/digits.yaml --techniques mixup,ema --mode drop-one --seeds 3
     """
     from rich import get_console
 
     from pipeline.ablation.cells import MODES, Mode, all_techniques
+    from pipeline.ablation.loop import run_ablation
     from pipeline.ablation.rows import table
-    from pipeline.ablation.run import run_ablation
     from pipeline.config import load_config
     from pipeline.stages.progress import terminal
 
@@ -114,7 +114,7 @@ def ablate(
         def tell(row: Row) -> None:
             terminal().print(f"seed {row.seed}, {row.technique}: val {100 * row.val_top1:.2f}%", highlight=False)
 
-        get_console().quiet = True  # the summary of every selection would bury the figures
+        get_console().quiet = True  # else the summaries of all selections would bury the figures
         with _stages_with_bars() as run_stage:
             return table(run_ablation(settings, folder, names, how, seeds, run_stage=run_stage, on_row=tell))
 
@@ -143,8 +143,8 @@ def _run_loop(config: Config, run_dir: Path, accept_environment: bool, *, watche
 
 
 def _watched(folder: Path, call: Callable[[], T], plain: Callable[[], T]) -> T:
-    """Call a flow on the user's Prefect server, or on an embedded one in `folder`; without it if the server goes
-    away."""
+    """Call a flow on the user's Prefect server, or on an embedded one in `folder`. If the server goes away, `plain` is
+    called, which goes on without it."""
     from flows.settings import prepare
     from pipeline.stages.progress import terminal
 
@@ -164,7 +164,7 @@ def _watched(folder: Path, call: Callable[[], T], plain: Callable[[], T]) -> T:
 
 @contextmanager
 def _stages_with_bars() -> Iterator[RunStage]:
-    """Runs stages in child processes, each with a progress bar."""
+    """Yield a function that runs a stage in child processes, with a progress bar."""
     from pipeline.stages.launch import run_job
     from pipeline.stages.progress import show_progress
 
@@ -173,7 +173,7 @@ def _stages_with_bars() -> Iterator[RunStage]:
 
 
 def summary(result: Mapping[str, Any]) -> Table:
-    """The run as a table, a line a round, with a star at the final model's and the test accuracies below."""
+    """The run as a table with one line per round, a star at the final model, and the test accuracies below."""
     from rich.table import Table
 
     final = result["final"]
@@ -182,7 +182,7 @@ def summary(result: Mapping[str, Any]) -> Table:
     table = Table(caption=f"on test: {', '.join(tests)}" if tests else None, caption_justify="left")
     table.add_column("round", justify="right")
     table.add_column("model")
-    for column in ("val", "95% interval", "pseudo-labels"):  # short names: with them it fits 80 columns
+    for column in ("val", "95% interval", "pseudo-labels"):  # short names, so that the table fits 80 columns
         table.add_column(column, justify="right", no_wrap=True)
     for entry in result["rounds"]:
         low, high = entry["interval"]
@@ -202,7 +202,7 @@ def summary(result: Mapping[str, Any]) -> Table:
 
 
 def main() -> NoReturn:
-    """The console entry: runs a verb and turns its outcome into a message and an exit code (pipeline.errors)."""
+    """The console entry. It runs a verb and turns its outcome into a message and an exit code (pipeline.errors)."""
     for signum in (signal.SIGTERM, signal.SIGINT):
         signal.signal(signum, _interrupt)
     _log_to_terminal()
@@ -235,7 +235,7 @@ def _say(message: str, code: int) -> int:
 
 
 class _Terminal(logging.Handler):
-    """Warnings, printed above the progress bars."""
+    """Prints warnings above the progress bars."""
 
     def emit(self, record: logging.LogRecord) -> None:
         from pipeline.stages.progress import terminal

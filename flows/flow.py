@@ -1,7 +1,7 @@
-"""The self-training loop as a Prefect flow, one task per stage.
+"""The self-training loop as a Prefect flow, with one task per stage.
 
-Prefect only watches: the loop, what is done already and what a stage writes are the pipeline's, so the outputs are the
-same bits with and without it.
+Prefect only watches. The pipeline runs the loop, knows what is done already, and writes all outputs, so they are the
+same bits with and without Prefect.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from prefect.cache_policies import NO_CACHE
 
 from flows.artifacts import ProgressArtifact, show_rounds, show_table
 from pipeline.ablation.cells import Mode
+from pipeline.ablation.loop import run_ablation
 from pipeline.ablation.rows import table
-from pipeline.ablation.run import run_ablation
 from pipeline.config import Config
 from pipeline.methods.method import Round
 from pipeline.runs.loop import run_loop
@@ -32,7 +32,7 @@ load_plugins()  # before a config is checked, which may name a method of theirs
 def self_train(config: Config, run_dir: Path, accept_environment: bool = False) -> dict[str, Any]:
     """Train by the config's method, from labeled and unlabeled images to a final model that is measured on test once.
 
-    Returns the content of result.json. Goes on where a stopped run was.
+    It returns the content of result.json. A stopped run is resumed.
     """
     rounds: list[Round] = []
 
@@ -50,9 +50,9 @@ def self_train(config: Config, run_dir: Path, accept_environment: bool = False) 
 
 @flow(name="ablate", persist_result=False)
 def ablate(config: Config, out: Path, techniques: list[str], mode: Mode = "alone", num_seeds: int = 3) -> str:
-    """Run an ablation: one run per technique and seed. Returns its table, which is also an artifact.
+    """Run an ablation, which is one run per technique and seed; returns its table, which is also an artifact.
 
-    Goes on where a stopped one was.
+    A stopped ablation is resumed.
     """
     with show_progress() as show:
 
@@ -66,7 +66,7 @@ def ablate(config: Config, out: Path, techniques: list[str], mode: Mode = "alone
 
 @task(name="stage", task_run_name="{title}", cache_policy=NO_CACHE, persist_result=False)
 def stage(title: str, job: Job, lock_fd: int, show: Callable[[Progress], None]) -> None:
-    """Run one stage. Called directly, never submitted: signals reach the main thread only."""
+    """Run one stage. The task is called directly, never submitted, because signals reach the main thread only."""
     artifact = ProgressArtifact(f"{job.kind}-progress")
 
     def on_progress(progress: Progress) -> None:

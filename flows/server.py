@@ -1,7 +1,7 @@
-"""The embedded Prefect server: a child process that dies with us, on a SQLite file in the run folder.
+"""The embedded Prefect server: a child process that dies with its parent, on a SQLite file in the run folder.
 
-Prefect would start the same server by itself. That one survives a kill of its parent, and a Ctrl-C in the terminal
-ends it before the flow has told it how it ended.
+Prefect would start the same server by itself. But that one survives a kill of its parent, and a Ctrl-C in the terminal
+ends it before the flow has reported its end.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pipeline.stages.launch import child_variables
 from pipeline.stages.owner import die_with_parent
 
 VARIABLES = {
-    "PREFECT__SERVER_EPHEMERAL": "1",  # without the services that schedule and clean up
+    "PREFECT__SERVER_EPHEMERAL": "1",  # leaves out the services that schedule and clean up
     "PREFECT__SERVER_FINAL": "1",
     "PREFECT_UI_ENABLED": "0",
 }
@@ -32,10 +32,10 @@ STOP_S = 5.0
 def start_server() -> str:
     """Start the server for the rest of this process; returns the URL of its API.
 
-    Reads PREFECT_HOME and PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS (see flows.settings).
+    It reads PREFECT_HOME and PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS, which flows.settings sets.
 
     Raises:
-        UserError: it did not start in time.
+        UserError: the server did not start in time, or its log cannot be written.
     """
     home = Path(os.environ["PREFECT_HOME"])
     log_path = home / "server.log"
@@ -46,7 +46,7 @@ def start_server() -> str:
         raise UserError(
             f"cannot write in {home}: {error.strerror}; choose another --run-dir, or fix permissions"
         ) from error
-    # The server takes over a socket that listens already, so no other process can take its port.
+    # The server takes over a socket that already listens, so no other process can take its port.
     with socket.create_server(("127.0.0.1", 0)) as listener, log_file as log:
         url = f"http://127.0.0.1:{listener.getsockname()[1]}/api"
         process = subprocess.Popen(
@@ -90,7 +90,7 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
 
 
 def main() -> None:
-    """Serve on the listening socket whose descriptor is given."""
+    """Serve on the listening socket whose descriptor the command line gives."""
     die_with_parent(signal.SIGKILL)
     import uvicorn
 

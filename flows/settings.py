@@ -1,4 +1,4 @@
-"""The environment that Prefect reads when it is imported: quiet, offline, and its server inside the run folder."""
+"""The environment that Prefect reads when it is imported: quiet, offline, with its server in the run folder."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import os
 from pathlib import Path
 
 EXTERNAL_VARIABLES = ("PREFECT_API_URL", "PREFECT_PROFILE")
-"""Whoever sets one of these has a Prefect of their own, which is left as it is."""
+"""A user who sets one of these has a Prefect of their own, whose settings are left as they are."""
 
 TERMINAL = {
-    # Our progress bars are the terminal's output. Prefect's server still gets every log line.
+    # The terminal shows our progress bars. Prefect's server still gets every log line.
     "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "WARNING",
     "PREFECT_LOGGING_EXTRA_LOGGERS": "selftrain",
     "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
@@ -22,18 +22,18 @@ EMBEDDED = {
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
     "PREFECT_SERVER_LOGGING_LEVEL": "WARNING",
     "PREFECT_RESULTS_PERSIST_BY_DEFAULT": "false",
-    "PREFECT_CLIENT_MAX_RETRIES": "2",  # seconds, not minutes: on this machine a dead server stays dead
+    "PREFECT_CLIENT_MAX_RETRIES": "2",  # seconds, not minutes, because a dead server on this machine stays dead
 }
 
 
 def prepare(run_dir: Path) -> bool:
-    """Set what is not set yet; must be called before Prefect is imported. Returns whether the server is embedded."""
+    """Set the variables that are not set yet, before Prefect is imported; returns whether the server is embedded."""
     if "PREFECT_LOGGING_LEVEL" not in os.environ:
         _set_defaults(TERMINAL)
     if any(name in os.environ for name in EXTERNAL_VARIABLES):
         return False
     _set_defaults({**EMBEDDED, "PREFECT_HOME": str(run_dir.resolve() / "prefect")})
-    for name in ("no_proxy", "NO_PROXY"):  # a company's proxy cannot reach our loopback
+    for name in ("no_proxy", "NO_PROXY"):  # a proxy cannot reach our loopback
         os.environ[name] = ",".join(filter(None, [os.environ.get(name), "127.0.0.1"]))
     return True
 

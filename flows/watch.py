@@ -1,4 +1,4 @@
-"""Call the flow on a Prefect server, and tell its absence from what the loop raises."""
+"""Call a flow on a Prefect server, and tell errors of the server from those that the loop raises."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 
 class ServerGone(Exception):
-    """Prefect's server stopped answering while the flow ran."""
+    """The Prefect server stopped answering while the flow ran."""
 
 
 def run_watched(config: Config, run_dir: Path, accept_environment: bool = False) -> dict[str, Any]:
@@ -31,9 +31,9 @@ def watched(call: Callable[[], T]) -> T:
     """Call a flow on the server of PREFECT_API_URL.
 
     Raises:
-        UserError: no server answers at the beginning, or what the flow raises.
-        Interrupted: what the flow raises.
-        ServerGone: the server stopped answering later; whatever was finished by then is on disk.
+        UserError: no server answers at the beginning, or the flow raised it.
+        Interrupted: the flow raised it.
+        ServerGone: the server stopped answering later; all that was finished by then is on disk.
     """
     with get_client(sync_client=True) as client:
         problem = client.api_healthcheck()
@@ -44,20 +44,20 @@ def watched(call: Callable[[], T]) -> T:
             "embedded one, or pass --no-prefect"
         )
     if "PREFECT_LOGGING_LEVEL" not in os.environ:
-        for name in ("prefect.flow_runs", "prefect.task_runs"):  # they go to the server; whoever called us tells people
+        for name in ("prefect.flow_runs", "prefect.task_runs"):  # the server gets these logs; the caller tells people
             logging.getLogger(name).propagate = False
-        logging.getLogger("EventsWorker").setLevel(logging.ERROR)  # it counts the events left to send at exit
+        logging.getLogger("EventsWorker").setLevel(logging.ERROR)  # it logs the events left at exit
     try:
         return call()
     except httpx.HTTPError as error:
         for outcome in _chain(error):
-            if isinstance(outcome, UserError | Interrupted):  # Prefect could not tell the server of it
+            if isinstance(outcome, UserError | Interrupted):  # Prefect could not report it to the server
                 raise outcome from error
         raise ServerGone(str(error) or type(error).__name__) from error
 
 
 def _chain(error: BaseException) -> list[BaseException]:
-    """The error and what was being handled when it was raised, and so on."""
+    """The error, the error that was being handled when it was raised, and so on."""
     chain = [error]
     while (earlier := chain[-1].__cause__ or chain[-1].__context__) is not None and earlier not in chain:
         chain.append(earlier)

@@ -1,4 +1,4 @@
-"""The numpy array types by name."""
+"""Names for the types of numpy arrays."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""The verbs of the `selftrain` command, but for `run`, which is in flows/cli.py and joins this app.
+"""The verbs of the `selftrain` command, except for `run` and `ablate`, which flows/cli.py adds to this app.
 
-It is long because every verb has its options and their help here. Heavy imports are inside the functions: `selftrain
---help` must be instant.
+The file is long because every verb has its options and their help here. Heavy imports are inside the functions, because
+`selftrain --help` must be instant.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def pack(
     split: Annotated[
         str | None, typer.Option(callback=_split, help="labeled, unlabeled, val or test.", show_default="labeled")
     ] = None,
-    shard_size: Annotated[int, typer.Option(min=1, help="Images a shard, at most.")] = 10_000,
+    shard_size: Annotated[int, typer.Option(min=1, help="At most this many images per shard.")] = 10_000,
     classes: Annotated[Path | None, typer.Option(help="Text file of class names in the order of their ids.")] = None,
     labels: Annotated[int | None, typer.Option(min=1, help="Carve: keep this many labels in total.")] = None,
     val_fraction: Annotated[
@@ -81,7 +81,7 @@ def pack(
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Carve: seed of the draw.", show_default="0")] = None,
     skip_bad_images: Annotated[bool, typer.Option(help="Leave undecodable images out and count them.")] = False,
-    workers: Annotated[int, typer.Option(min=0, help="Decoding threads; 0 means one a core.")] = 0,
+    workers: Annotated[int, typer.Option(min=0, help="Decoding threads; 0 means one per core.")] = 0,
 ) -> None:
     """Pack images into shards.
 
@@ -226,7 +226,7 @@ def select(
     overrides: SetOption = None,
     accept_environment: AcceptOption = False,
 ) -> None:
-    """Choose pseudo-labels: filter by confidence, balance the classes. Prints a report per class.
+    """Choose pseudo-labels: filter by confidence, balance the classes. It prints a summary per class.
 
     [bold]Example[/bold]: selftrain select birds.yaml --labels work/labels --out work/selection
     """
@@ -259,7 +259,7 @@ def evaluate(
     from pipeline.stages.machine import precision_here, resolve
 
     how, runtime = Evaluate(), Runtime()
-    if (run := find_run(model)) is not None:  # a run's models are measured the way it measured itself
+    if (run := find_run(model)) is not None:  # a run's models are measured in the way of the run
         config = load_config(run / "config.yaml")
         how, runtime = config.evaluate, Runtime(precision=precision_here(config.runtime.precision))
     metrics = evaluate_on(model, data, _as_split(split) or "test", how, resolve(runtime))
@@ -282,21 +282,21 @@ def export(
 
     [bold]Example[/bold]: selftrain export runs/birds --out birds.safetensors
     """
-    from pipeline.models import list_own_models
     from pipeline.models.format import export_model
+    from pipeline.models.registry import import_of
 
     info = export_model(run, out)
     arguments = "".join(f", {k}={v!r}" for k, v in info.model_args.items())
     call = f'"{info.architecture}", num_classes={len(info.classes)}, checkpoint_path="{out}"{arguments}'
     console.print(f"{out} and {out.with_suffix('.json')} written. In timm:", soft_wrap=True)
-    if info.architecture in list_own_models():
-        console.print(f"  import pipeline.models  # registers {info.architecture} with timm")
+    if (module := import_of(info.architecture)) is not None:
+        console.print(f"  import {module}  # registers {info.architecture} with timm")
     console.print(f"  timm.create_model({call})", soft_wrap=True)
 
 
 @app.command()
 def report(run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]) -> None:
-    """Write RUN/report.html: one file that shows everything a run did, finished or not.
+    """Write RUN/report.html, one file that shows everything a run did, finished or not.
 
     [bold]Example[/bold]: selftrain report runs/birds
     """
@@ -317,7 +317,7 @@ def _load(path: Path, overrides: list[str] | None) -> Config:
 
 
 def _run(job: Job) -> None:
-    """Run one stage by hand: in child processes, under the lock of its folder, with a progress bar."""
+    """Run one stage in child processes, under the lock of its folder, with a progress bar."""
     from pipeline.stages.launch import run_job
     from pipeline.stages.lock import run_lock
     from pipeline.stages.progress import show_progress

@@ -6,21 +6,21 @@ import difflib
 from collections.abc import Iterable
 
 EXIT_OK = 0
-EXIT_FAILURE = 1  # a defect of ours, with its traceback
+EXIT_FAILURE = 1  # a defect of selftrain, with its traceback
 EXIT_USER_ERROR = 2  # bad input: a message without a traceback
-EXIT_INTERRUPTED = 75  # SIGTERM or SIGINT: everything is saved, the same command goes on (sysexits' EX_TEMPFAIL)
+EXIT_INTERRUPTED = 75  # SIGTERM or SIGINT: the same command goes on from what is saved (EX_TEMPFAIL)
 
 
 class UserError(ValueError):
-    """Bad input or a bad environment. The message names the file or config key, the value and the fix."""
+    """The input or the environment is bad. The message names the file or config key, the value and the fix."""
 
 
 class Interrupted(Exception):
-    """A stage stopped at a step boundary after SIGTERM or SIGINT, with its state saved."""
+    """SIGTERM, SIGINT or a request stopped a stage or a run. The message says what is saved."""
 
 
 def did_you_mean(wrong: str, valid: Iterable[str]) -> str:
-    """A suggestion to append to an error message: the nearest valid name, or the valid names."""
+    """A suggestion for the end of an error message: the nearest valid name, or all valid names."""
     names = sorted(valid)
     nearest = difflib.get_close_matches(wrong, names, n=1, cutoff=0.6)
     return f"did you mean `{nearest[0]}`?" if nearest else f"valid: {', '.join(names)}"

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, JSON, and files of JSON lines that survive a kill."""
+"""Files that appear whole or not at all, JSON files, and files of JSON lines that survive a kill."""
 
 from __future__ import annotations
 
@@ -16,10 +16,13 @@ Json = Any
 
 @contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; when the block succeeds it is fsynced and renamed onto `path`.
+    """Yield a temporary path beside `path`; if the block succeeds, it is fsynced and renamed onto `path`.
 
-    After a crash or a full disk `path` is either what it was or complete; the temporary file of a failed block is
-    removed. Raises UserError when the disk is full or the folder cannot be written.
+    After a crash or a full disk, `path` is either what it was or complete. The temporary file of a failed block is
+    removed.
+
+    Raises:
+        UserError: the disk is full, or the folder cannot be written.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -41,7 +44,7 @@ def _cannot_write(path: Path, error: OSError) -> UserError:
 
 
 def fsync(path: Path) -> None:
-    """Bring a file to the disk, or the names of a folder's files: a rename is safe only then."""
+    """Bring a file, or the names in a folder, to the disk. A rename is safe only after that."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -50,18 +53,18 @@ def fsync(path: Path) -> None:
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file atomically."""
+    """Write a file, whole or not at all. Raises UserError as `atomic_path` does."""
     with atomic_path(path) as temporary:
         temporary.write_bytes(data)
 
 
 def write_json(path: Path, value: Json) -> None:
-    """Write JSON atomically, with stable formatting. NaN is refused: it is not JSON."""
+    """Write JSON with stable formatting, whole or not at all. Raises ValueError for NaN, which is not JSON."""
     write_bytes(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
 
 
 def append_json(path: Path, value: Json) -> None:
-    """Add a line to a file of JSON lines. A kill can cut the last line short, and no other."""
+    """Add a line to a file of JSON lines. A kill can cut the last line short, but no other one."""
     try:
         with open(path, "a") as file:
             file.write(json.dumps(value) + "\n")
@@ -70,7 +73,7 @@ def append_json(path: Path, value: Json) -> None:
 
 
 def read_json(path: Path) -> Json:
-    """Read a JSON file. Raises UserError that names the file when it is missing or broken."""
+    """Read a JSON file. Raises UserError, which names the file, when it is missing or broken."""
     try:
         return json.loads(path.read_text())
     except FileNotFoundError as error:
@@ -80,9 +83,13 @@ def read_json(path: Path) -> Json:
 
 
 def read_lines(path: Path, *, torn: bool = False) -> tuple[dict[str, Json], ...]:
-    """The lines of a JSONL file, none if there is no such file. A half line at the end, being written, is left out.
+    """The lines of a file of JSON lines; none if there is no such file. A half line at the end is left out.
 
-    With `torn`, so are lines in the middle that are no JSON: a kill cuts a line, and the next process appends to it.
+    With `torn`, lines in the middle that are not JSON are left out too: a kill may cut a line, to which the next
+    process appends.
+
+    Raises:
+        UserError: a line is not JSON, and `torn` is not set.
     """
     if not path.exists():
         return ()
@@ -97,14 +104,14 @@ def read_lines(path: Path, *, torn: bool = False) -> tuple[dict[str, Json], ...]
 
 
 def sync_lines(path: Path) -> None:
-    """Bring JSON lines to the disk: a checkpoint that survives a power cut must find the lines that it goes on from."""
+    """Bring JSON lines to the disk, so that a checkpoint that survives a power cut finds the lines before its step."""
     if path.exists():
         fsync(path)
     fsync(path.parent)
 
 
 def cut_lines(path: Path, step: int | None = None) -> None:
-    """Drop a last line that a kill cut short and, given a step, the lines of later steps."""
+    """Remove a last line that a kill cut short and, if `step` is given, the lines of later steps."""
     if path.exists():
         lines = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
         kept = [line for line in lines if step is None or json.loads(line)["step"] <= step]

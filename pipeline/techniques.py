@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic.fields import FieldInfo
@@ -16,6 +17,7 @@ from pydantic.fields import FieldInfo
 from pipeline.config import Evaluate, Label, Rounds, Section, Select, Training
 from pipeline.config.base import is_technique, off_value
 from pipeline.config.methods import sections
+from pipeline.errors import UserError, did_you_mean
 
 Seam = Literal[
     "view", "batch", "network", "init", "loss", "optimizer", "update", "label", "select", "target", "rounds", "evaluate"
@@ -38,6 +40,8 @@ class Technique:
     """`module:name` of what does it."""
     source: str
     """Paper and section."""
+    card: Path | None = None
+    """Its card, where that is not docs/techniques/NAME.md: a plugin's lies beside the plugin."""
 
     @property
     def switch(self) -> str:
@@ -223,20 +227,39 @@ PLUMBING = frozenset(
 
 
 def register_technique(row: Technique) -> None:
-    """Make a technique known to documentation, tests and ablations."""
+    """Make a technique known to documentation, tests and ablations. The method that reads its keys comes first.
+
+    Raises:
+        UserError: its name or a key is taken, a key does not exist, or the first one has no value that turns it off.
+    """
+    if row.name in TECHNIQUES:
+        raise UserError(f"there is a technique {row.name!r} already; choose another name")
+    owners = {key: other.name for other in TECHNIQUES.values() for key in other.keys}
+    for key in row.keys:
+        if key in owners:
+            raise UserError(f"technique {row.name}: its key `{key}` is that of {owners[key]}; choose another key")
+        field_of(key)
+    if not is_technique(field_of(row.switch)):
+        raise UserError(f"technique {row.name}: nothing turns `{row.switch}` off; declare its field by technique()")
     TECHNIQUES[row.name] = row
 
 
 def field_of(key: str) -> FieldInfo:
-    """The config field of a key such as `training.strong.cutout`."""
-    section, *path = key.split(".")
-    known: Mapping[str, type[Section]] = {**_SECTIONS, **sections()}
-    current = known[section]
-    for part in path[:-1]:
-        annotation = current.model_fields[part].annotation
-        options = [annotation, *getattr(annotation, "__args__", ())]
-        current = next(o for o in options if isinstance(o, type) and issubclass(o, Section))
-    return current.model_fields[path[-1]]
+    """The config field of a key such as `training.strong.cutout`.
+
+    Raises:
+        UserError: there is none.
+    """
+    known: Mapping[str, type[Section] | None] = {**_SECTIONS, **sections()}
+    parent, current, part = None, None, ""
+    for part in key.split("."):
+        if part not in known:
+            raise UserError(f"there is no config key `{key}`, {did_you_mean(part, known)}")
+        parent, current = current, known[part]
+        known = current.known_keys() if current is not None else {}
+    if parent is None:
+        raise UserError(f"`{key}` is a section of the config; name a key of it")
+    return parent.model_fields[part]
 
 
 _SECTIONS: Mapping[str, type[Section]] = {

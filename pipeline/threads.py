@@ -1,4 +1,4 @@
-"""Threads: the next item is read while one is used, and chunks of many items are worked on side by side."""
+"""Threads that read the next item while one is used, and that work on chunks of many items side by side."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ Value = TypeVar("Value")
 
 
 def num_cores() -> int:
-    """Cores that this process may use, such as those of a Slurm job."""
+    """The number of cores that this process may use, such as those of a Slurm job."""
     return len(os.sched_getaffinity(0))
 
 
 def read_ahead(items: Iterable[Item], read: Callable[[Item], Value]) -> Iterator[tuple[Item, Value]]:
-    """(item, read(item)) for every item, in order; one read is under way while the value before is used."""
+    """Yield (item, read(item)) for each item, in order. A thread reads the next value while one is used."""
     with ThreadPoolExecutor(1, thread_name_prefix="read-ahead") as thread:
         ahead: tuple[Item, Future[Value]] | None = None
         for item in items:
@@ -31,13 +31,13 @@ def read_ahead(items: Iterable[Item], read: Callable[[Item], Value]) -> Iterator
 def map_chunks(
     items: Sequence[Item], work: Callable[[Item], Value], *, workers: int = 0, size: int = 64
 ) -> Iterator[list[Value]]:
-    """[work(item) for each item of a chunk], chunk after chunk, in order; the chunks are worked on by many threads.
+    """Yield [work(item) for each item of a chunk], chunk after chunk, in order. Many threads work on the chunks.
 
     Args:
-        items: What to work on.
-        work: Called from any thread.
-        workers: Threads; 0 means one per core.
-        size: Items per chunk: enough to hide what a task costs, few enough to balance the threads.
+        items: The items to work on.
+        work: The function of an item. Any thread may call it.
+        workers: The number of threads; 0 means one per core.
+        size: The items per chunk: enough to hide the cost of a task, few enough to balance the threads.
     """
 
     def chunk(begin: int) -> list[Value]:

@@ -1,26 +1,86 @@
-"""What all tests share: one thread a process, their own cache, packed digits, a run small enough to kill often.
+"""What all tests share: one thread per process, their own cache, packed digits, a run small enough to kill often.
 
-The trained stages are made once a session; tests read them and never write into them.
+The trained stages are made once per session; tests read them and never write into them.
 """
 
 from __future__ import annotations
 
 import os
+import subprocess
+from collections.abc import Iterator
+from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 os.environ["OMP_WAIT_POLICY"] = "passive"  # before torch: idle OpenMP threads of many children must not spin
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["GIT_DIR"] = os.devnull  # a stage notes the checkout's commit, which may move between kill and resume
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 from support.digits import digits_config
 from support.processes import label_job, run, select_job, train_job
 
 from pipeline.config import Config
 
-settings.register_profile("selftrain", deadline=None)  # the first call of a test imports and compiles
+# Nothing about time: the first call of a test imports and compiles, and the machine may be busy.
+settings.register_profile("selftrain", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("selftrain")
+
+
+# ---------------------------------------------------------------------------------------------------------------- tiers
+
+LIMIT_S, LIMITS_S = 600, {"process": 1800, "slow": 4 * 3600}
+"""Seconds after which pytest-timeout, where it is installed, ends a test, by marker. They find what hangs, and are so
+long that a machine with other work to do fails nothing."""
+TOOLS = {"git", "fc-list"}
+"""Programs that answer at once, which are no matter: Matplotlib asks for fonts once per session."""
+_unmarked: list[str] = []
+"""The running test, while it may start no process."""
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    for item in items:
+        if "children" in getattr(item, "fixturenames", ()):
+            item.add_marker("process")
+        if config.pluginmanager.hasplugin("timeout") and not item.get_closest_marker("timeout"):
+            limits = [limit for name, limit in LIMITS_S.items() if item.get_closest_marker(name)]
+            item.add_marker(pytest.mark.timeout(max(limits, default=LIMIT_S)))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """So that `make test-fast` stays fast, a test that starts a process and does not say so fails."""
+    may_start = item.get_closest_marker("process") or item.get_closest_marker("gpu")
+    _unmarked[:] = [] if may_start else [item.nodeid]
+    try:
+        return (yield)
+    finally:
+        _unmarked.clear()
+
+
+def _guard(owner: Any, name: str) -> None:
+    start = getattr(owner, name)
+
+    def guarded(*arguments: Any, **options: Any) -> Any:
+        command = arguments[1:2] if owner is subprocess.Popen else ()
+        if _unmarked and not (command and Path(command[0][0]).name in TOOLS):
+            pytest.fail(f"{_unmarked[0]} starts a process: mark it `process`, or have its fixture ask for `children`")
+        return start(*arguments, **options)
+
+    setattr(owner, name, guarded)
+
+
+for _owner, _name in ((subprocess.Popen, "__init__"), (BaseProcess, "start"), (os, "fork")):
+    _guard(_owner, _name)
+
+
+@pytest.fixture(scope="session")
+def children() -> None:
+    """Fixtures that start processes ask for this one, which marks the tests that use them."""
+
+
+# ------------------------------------------------------------------------------------------------------------- fixtures
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -38,7 +98,7 @@ def digits(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Config:
 
 
 @pytest.fixture(scope="session")
-def teacher(digits: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def teacher(digits: Config, children: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished teacher."""
     return run(train_job(digits, tmp_path_factory.mktemp("stages") / "train-teacher"))
 

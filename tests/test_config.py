@@ -258,7 +258,8 @@ def test_the_section_of_a_method_from_outside_is_one_as_any_other(tmp_path: Path
     assert config.echo == Echo(network=NetworkSettings(ema_decay=0.9, dropout=0.5))
     assert load_config(write(tmp_path, dump_yaml(config))) == config == changed(config, seed=0)
     assert semantic(config)["echo"] == semantic(config.echo)
-    assert load_config(write(tmp_path, "")).echo == Echo()
+    assert load_config(write(tmp_path, "method: echo")).echo == Echo()
+    assert "echo" not in dump_yaml(load_config(write(tmp_path, ""))), "it would need the plugin to be read again"
     assert unread_keys(load_config(write(tmp_path, "echo: {strength: 2}"))) == ["echo.strength"]
 
 

@@ -101,6 +101,7 @@ PARTS = {
     "cli.py",
     "folder.py",
     "loop.py",
+    "plot.py",
 }
 """Names that several files have, because they play the same part."""
 

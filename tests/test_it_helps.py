@@ -28,7 +28,7 @@ from pipeline.labels.store import read_labels, write_labels
 from pipeline.runs.loop import run_loop
 from pipeline.stages.jobs import EvaluateJob
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
+pytestmark = [pytest.mark.slow, pytest.mark.process]
 
 CONFIG = Path(__file__).parents[1] / "configs" / "digits.yaml"
 SEEDS = (1, 2, 3, 4, 5)

@@ -16,6 +16,8 @@ from pipeline.errors import UserError
 from pipeline.runs.loop import run_loop
 from pipeline.stages.launch import run_job
 
+pytestmark = pytest.mark.process
+
 
 @pytest.fixture
 def packed(digits: Config, tmp_path: Path) -> Path:

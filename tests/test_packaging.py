@@ -70,6 +70,7 @@ def test_every_config_parses_and_begins_with_what_it_is(path: Path) -> None:
     load(TwoMoons if path.stem == "two_moons" else Config, path)
 
 
+@pytest.mark.process
 def test_make_clean_leaves_data_and_runs_alone(tmp_path: Path) -> None:
     shutil.copy(ROOT / "Makefile", tmp_path)
     kept = ["shards/birds/labeled-000000.tar", "runs/demo/result.json", "birds.yaml", "pipeline/mine.py"]

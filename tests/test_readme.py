@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import re
 import shlex
 import subprocess
@@ -12,14 +11,15 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from support.command import ROOT, environment
 from support.images import class_files, write_files
+from support.waiting import LIMIT_S
 from typer.core import TyperGroup
 from typer.main import get_command
 
 from flows.cli import app
 from pipeline.config import Config, Section, load_config
 
-ROOT = Path(__file__).parents[1]
 DOCUMENTS = sorted(
     [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "shards/README.md", *(ROOT / "docs").glob("*.md")]
 )
@@ -33,7 +33,7 @@ def documents() -> pytest.MarkDecorator:
 def commands(text: str) -> list[list[str]]:
     """Every `selftrain VERB ...` of code blocks, as words."""
     blocks = re.findall(r"```sh\n(.*?)```", text, re.S) + re.findall(r"^    (selftrain .*)$", text, re.M)
-    lines = [line.strip() for block in blocks for line in block.splitlines()]
+    lines = [re.sub(r" --plugin \S+", "", line.strip()) for block in blocks for line in block.splitlines()]
     return [shlex.split(line, comments=True) for line in lines if line.startswith("selftrain ")]
 
 
@@ -97,6 +97,7 @@ def test_the_readme_has_a_row_for_every_verb() -> None:
     assert rows == set(group.commands)
 
 
+@pytest.mark.process
 def test_the_runnable_commands_of_the_readme_run(tmp_path: Path) -> None:
     """On made-up images in the folders that it names; `selftrain` is this checkout's."""
     write_files(tmp_path / "photos", class_files(200))
@@ -107,8 +108,8 @@ def test_the_runnable_commands_of_the_readme_run(tmp_path: Path) -> None:
     blocks = RUNNABLE.findall((ROOT / "README.md").read_text())
     assert len(blocks) == 2
     script = f'set -eu\nselftrain() {{ "{sys.executable}" -m flows.cli "$@"; }}\n' + "\n".join(blocks)
-    env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(["bash", "-c", script], cwd=tmp_path, env=env, capture_output=True, text=True)
+    how = {"cwd": tmp_path, "env": environment(), "capture_output": True, "text": True, "timeout": LIMIT_S}
+    done = subprocess.run(["bash", "-c", script], **how)
     assert done.returncode == 0, done.stdout + done.stderr
     config = load_config(tmp_path / "birds.yaml")
     assert config.data.root == Path("shards/birds")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from pipeline.ablation.loop import write_figures
 from pipeline.ablation.rows import read_rows, table
-from pipeline.ablation.run import write_figures
 from pipeline.errors import EXIT_USER_ERROR, UserError
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from pipeline.report.plots import ACCENT, MUTED, canvas
 def draw_effects(rows: Sequence[Row]) -> bytes:
     """A PNG: one line per technique, sorted by effect; grey where the interval holds 0."""
     found = sorted(effects(rows), key=lambda e: e.points)
-    with canvas(height=0.9 + 0.28 * len(found), width=8.0) as drawing:
+    with canvas(height=0.9 + 0.28 * len(found), width=8.0, transparent=False) as drawing:
         (ax,) = drawing.axes
         for place, e in enumerate(found):
             color = ACCENT if e.verdict in ("helps", "harms") else MUTED

@@ -1,4 +1,4 @@
-"""What every section of the config is: a frozen pydantic model, its errors in plain words, its semantic part."""
+"""The base of every section of the config: a frozen pydantic model, its errors in plain words, its semantic part."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ Scalar = bool | int | float | str
 
 
 def operational(default: Any, **kwargs: Any) -> Any:
-    """A field that cannot change results (paths, workers, intervals), so it is left out of fingerprints."""
+    """Declare a field that cannot change results (paths, workers, intervals); fingerprints leave it out."""
     return Field(default, json_schema_extra={"operational": True}, **kwargs)
 
 
 def technique(default: Any, *, off: Any = None, **kwargs: Any) -> Any:
-    """A field that turns a technique on.
+    """Declare a field that switches a technique.
 
-    While it has the value `off`, fingerprints leave it out: so a new technique, which is off by default, invalidates no
-    run that was ever made.
+    Fingerprints leave it out while it has the value `off`. A new technique, which is off by default, therefore
+    invalidates no run that was ever made.
     """
     return Field(default, json_schema_extra={"off": off}, **kwargs)
 
@@ -51,7 +51,7 @@ def off_value(field: FieldInfo) -> Any:
 
 
 class Section(BaseModel):
-    """A frozen part of the configuration; unknown keys are errors."""
+    """A frozen part of the config, in which unknown keys are errors."""
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True, protected_namespaces=()
@@ -69,7 +69,7 @@ class Section(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _beside_defaults(cls, raw: Any) -> Any:
-        """What a given section leaves out is as in its field's default, which may differ from its class's."""
+        """Fill in what a given section leaves out from the default of its field, which may differ from its class's."""
         if not isinstance(raw, Mapping):
             return raw
         defaults = {name: field.default for name, field in cls.model_fields.items()}
@@ -85,10 +85,10 @@ S = TypeVar("S", bound=Section)
 
 
 def changed(section: S, **values: Any) -> S:
-    """The section with other values, which are checked as if they had been read from a file.
+    """The section with other values, which are checked as if they were read from a file.
 
     Raises:
-        pydantic.ValidationError: no file could say so.
+        pydantic.ValidationError: a file with these values would be refused.
     """
     fields = type(section).model_fields
     names = {name: (fields[name].alias if name in fields else None) or name for name, _ in section}
@@ -96,12 +96,12 @@ def changed(section: S, **values: Any) -> S:
 
 
 def off_is_a_word(value: Any) -> Any:
-    """The word `off`, of which YAML makes False without quotes. For validators."""
+    """Turn False back into the word `off`, which YAML reads as False without quotes. It is for validators."""
     return "off" if value is False else value
 
 
 def parse(section: type[S], raw: Mapping[str, Any], where: str) -> S:
-    """Validate a mapping as a config section; errors become one UserError that lists every wrong key."""
+    """Validate a mapping as a config section. Raises one UserError that lists every wrong key."""
     try:
         return section.model_validate(raw)
     except ValidationError as error:
@@ -110,13 +110,13 @@ def parse(section: type[S], raw: Mapping[str, Any], where: str) -> S:
 
 
 def own_first(section: type[Section]) -> list[str]:
-    """The names of a section's fields: its own before those that it inherits."""
+    """The names of a section's fields, its own before those that it inherits."""
     own = [name for name in vars(section).get("__annotations__", ()) if name in section.model_fields]
     return [*own, *(name for name in section.model_fields if name not in own)]
 
 
 def dump_yaml(section: Section) -> str:
-    """The section as YAML with every default written out."""
+    """The section as YAML, with every default written out."""
     values = section.model_dump(mode="json")
     order = own_first(type(section))
     return yaml.safe_dump(
@@ -125,7 +125,7 @@ def dump_yaml(section: Section) -> str:
 
 
 def semantic(section: Section) -> dict[str, Any]:
-    """The section's semantic fields as JSON: what its results depend on. A technique that is off is left out."""
+    """The section's semantic fields as JSON, which its results depend on. A technique that is off is left out."""
     values = section.model_dump(mode="json")
     result: dict[str, Any] = {}
     for name, field in type(section).model_fields.items():
@@ -139,7 +139,7 @@ def semantic(section: Section) -> dict[str, Any]:
 
 
 def set_key(raw: dict[str, Any], key: str, value: Any, where: str) -> None:
-    """Set `a.b.c` in nested mappings; `where` begins the error's message."""
+    """Set `a.b.c` in nested mappings. Raises UserError, whose message begins with `where`, if `a.b` is a value."""
     *parents, last = key.split(".")
     node = raw
     for parent in parents:

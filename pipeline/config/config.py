@@ -1,4 +1,4 @@
-"""A whole run."""
+"""The config of a whole run."""
 
 from __future__ import annotations
 
@@ -28,54 +28,61 @@ from pipeline.errors import did_you_mean
 
 
 class Rounds(Section):
-    """How many rounds there are, and when to stop."""
+    """The number of rounds, and when to stop earlier."""
 
     num_rounds: NonNegative = 3
-    """Number of students after the round-0 teacher."""
+    """Number of students after the round-0 teacher. 0 trains the teacher only."""
     start: Literal["scratch", "init"] = "scratch"
-    """Whether each student starts from random weights (the paper), or from its teacher's weights where shapes agree."""
+    """The weights that each student starts from: `scratch` takes random ones, as in the paper; `init` takes its
+    teacher's where shapes agree."""
     patience: Positive = 1
-    """Stop after this many rounds in a row whose student is worse on val than its teacher."""
+    """Stop after this many rounds in a row in which the student is worse on val than its teacher."""
     tolerance: Fraction = 0.0
-    """A student counts as not worse if its val accuracy is at least its teacher's minus this."""
+    """A student counts as worse only if its val accuracy is below its teacher's by more than this fraction."""
     overrides: tuple[dict[str, Scalar], ...] = ()
-    """What differs from round to round, as `key.path: value` of label, select or student. The first entry holds for
-    round 1, the second for round 2, and the last for every later round."""
+    """Keys of label, select or student that differ between rounds, as `key.path: value`. The first entry holds for
+    round 1, the second for round 2, and the last one for all later rounds."""
+
+
+def _offer_methods(schema: dict[str, Any]) -> None:
+    """Offer all methods that are registered when a form is made of the schema."""
+    schema["enum"] = list(METHOD_CONFIGS)
 
 
 class Config(MethodSections):
-    """A whole run."""
+    """The config of a whole run."""
 
-    model_config = ConfigDict(extra="allow")  # sections of registered methods only, see _sections_of_methods
+    model_config = ConfigDict(extra="allow")  # only sections of registered methods, see _sections_of_methods
 
     seed: int = 0
-    """Every random number of the run is a function of this and of its position."""
-    method: str = Field("noisy_student", json_schema_extra={"enum": list(METHOD_CONFIGS)})
-    """How teacher and student learn from each other; docs/methods/ has a card for each. `noisy_student` repeats label,
-    select and train. Others train one network to be consistent between views, or a teacher and its student together."""
+    """Seed of the run. Every random number is a function of the seed and of its own position."""
+    method: str = Field("noisy_student", json_schema_extra=_offer_methods)
+    """The way in which teacher and student learn from each other; docs/methods/ has a card for each. `noisy_student`
+    repeats label, select and train. `uda` and `fixmatch` train one network to agree between views of an image. `meta`
+    trains a teacher and its student together."""
     data: Data = Data()
-    """The images."""
+    """The folders and tars of images."""
     teacher: Training = Training()
-    """The round-0 teacher, which sees labeled images only. `method: meta` reads its network and optimization, and
-    trains it on the student's stream."""
+    """The round-0 teacher, which is trained on labeled images only. With `method: meta` and `meta.teacher: network`,
+    only its network and optimization are read, and it is trained on the student's stream."""
     label: Label = Label()
-    """The teacher's pass over the unlabeled images."""
+    """The teacher's pass over the unlabeled images, which predicts their pseudo-labels."""
     select: Select = Select()
-    """The choice of pseudo-labels, with `method: noisy_student`."""
+    """The choice of pseudo-labels; only `method: noisy_student` reads it."""
     student: Training = Training(unlabeled_ratio=4.0)
-    """The network that learns from labeled and unlabeled images, with noise."""
+    """The student, which learns from labeled and unlabeled images, with noise."""
     rounds: Rounds = Rounds()
-    """The rounds, with `method: noisy_student`."""
+    """The number of rounds, and when to stop; only `method: noisy_student` reads it."""
     finetune: Finetune | None = None
-    """An optional last training on labeled images: of the best model, at a higher resolution; with `method: meta` of
-    the student, which has met none yet."""
+    """An optional last training on labeled images, at a higher resolution. It trains the best model, or with `method:
+    meta` the student, which has not learned from labels yet."""
     evaluate: Evaluate = Evaluate()
-    """How models are evaluated."""
+    """The evaluation of models, on val and on test."""
     runtime: Runtime = Runtime()
-    """The machine."""
+    """The machine that the run uses."""
 
     def for_round(self, number: int) -> Config:
-        """The config with the overrides of a round (1 is the first student's)."""
+        """The config with the overrides of a round; round 1 is that of the first student."""
         overrides = self.rounds.overrides
         if not overrides:
             return self
@@ -87,19 +94,25 @@ class Config(MethodSections):
 
     @classmethod
     def known_keys(cls) -> dict[str, type[Section] | None]:
-        """Those of registered methods too."""
+        """The keys that a file may give, those of registered methods included."""
         return {**sections(), **super().known_keys()}
 
     @model_validator(mode="wrap")
     @classmethod
     def _sections_of_methods(cls, raw: Any, build: ModelWrapValidatorHandler[Config]) -> Config:
-        """Unknown keys are errors, except for the sections of methods that were registered from outside."""
+        """Unknown keys are errors, except for the sections of methods that were registered from outside.
+
+        The config has the sections that are given and those that its method reads; others leave no trace in it.
+        """
         if not isinstance(raw, Mapping):
             return build(raw)
         outside = {name: section for name, section in sections().items() if name not in cls.model_fields}
         given = {key: value for key, value in raw.items() if key in cls.model_fields}
+        asked = METHOD_CONFIGS.get(str(raw.get("method", "noisy_student")))
         errors: list[InitErrorDetails] = []
         for name, section in outside.items():
+            if name not in raw and (asked is None or name not in asked.settings):
+                continue
             try:
                 given[name] = section.model_validate(raw.get(name, {}))
             except ValidationError as error:
@@ -110,7 +123,7 @@ class Config(MethodSections):
             config = build(given)
         except ValidationError as error:
             errors = [*(_below(None, dict(details)) for details in error.errors()), *errors]
-        if errors:  # all of them, not the first only
+        if errors:  # all errors, not only the first
             raise ValidationError.from_exception_data(cls.__name__, errors)
         return config
 
@@ -148,11 +161,11 @@ class Config(MethodSections):
     def _method_can_train_so(self) -> Config:
         METHOD_CONFIGS[self.method].check(self)
         for number in range(1, len(self.rounds.overrides) + 1):
-            self.for_round(number)  # a wrong key or value shows before the first round
+            self.for_round(number)  # so a wrong key or value shows before the first round
         return self
 
 
 def _below(name: str | None, details: dict[str, Any]) -> InitErrorDetails:
-    """An error of a section as one of what has it under a name."""
+    """The error of a section, as an error of the section above, which has it under `name`."""
     location = details["loc"] if name is None else (name, *details["loc"])
     return InitErrorDetails(type=details["type"], loc=location, input=details["input"], ctx=details.get("ctx", {}))

@@ -1,4 +1,4 @@
-"""Where the images are."""
+"""The images of a run."""
 
 from __future__ import annotations
 
@@ -12,30 +12,30 @@ SPLITS: tuple[Split, ...] = ("labeled", "unlabeled", "val", "test")
 
 
 class Data(Section):
-    """Where the images are: in a packed folder, in WebDataset tars that others made, or in both."""
+    """The images of a run: a packed folder, WebDataset tars that others made, or both."""
 
     root: Path | None = operational(None)
-    """A folder written by `selftrain pack`; its manifest names the splits."""
+    """A folder that `selftrain pack` wrote; its manifest names the splits."""
     labeled: tuple[Path, ...] = operational(())
-    """More labeled tars, folders of tars, or packed folders. Tars need `classes` when there is no `root`."""
+    """More labeled tars, folders of tars, or packed folders. Tars need `classes` if there is no `root`."""
     unlabeled: tuple[Path, ...] = operational(())
     """More unlabeled tars, folders of tars, or packed folders."""
     val: tuple[Path, ...] = operational(())
     """More validation tars, folders of tars, or packed folders."""
     test: tuple[Path, ...] = operational(())
-    """More test tars, folders of tars, or packed folders. A model sees them in the run's last stage only."""
+    """More test tars, folders of tars, or packed folders. A model sees them only in the last stage of a run."""
     classes: Path | None = operational(None)
     """A text file with one class name per line, for tars without a manifest. Line numbers are the class ids."""
     window_shards: Positive = 64
-    """Shards are permuted in each epoch, then samples within windows of this many shards. Lower it to save memory with
-    very many shards."""
+    """In each epoch shards are permuted, and then samples within windows of this many shards. Lower it to save memory
+    with very many shards."""
     bad_images: Literal["error", "skip"] = "error"
-    """What to do with images that cannot be decoded: stop, or count and skip them."""
+    """What to do with images that cannot be decoded: `error` stops, `skip` counts them and leaves them out."""
     cache: Literal["auto", "always", "never"] = operational("auto")
-    """Whether to keep decoded uint8 images in memory-mapped files. `auto` does so while they take under 25% of
+    """Whether to keep decoded uint8 images in memory-mapped files. `auto` keeps them if they take under 25% of
     memory."""
     cache_dir: Path | None = operational(None)
-    """Folder of decoded images and of indexes of read-only tars. The default is `selftrain` below `$XDG_CACHE_HOME`, or
-    below `~/.cache`."""
+    """Folder for decoded images and for indexes of read-only tars. The default is `selftrain` below `$XDG_CACHE_HOME`,
+    or below `~/.cache`."""
     decode_workers: NonNegative = operational(0)
-    """Threads that decode images. 0 means one per core that the process may use."""
+    """Number of threads that decode images. 0 means one per core that the process may use."""

@@ -1,4 +1,4 @@
-"""How models are evaluated."""
+"""The evaluation of models."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from pipeline.config.base import Positive, Section, technique
 
 
 class Evaluate(Section):
-    """How models are evaluated, on val while choices are made and on test once they are fixed."""
+    """How models are evaluated: on val while choices are made, and on test once they are fixed."""
 
     batch_size: Positive = 512
-    """Images per forward pass."""
+    """Images per forward pass. Lower it if they do not fit in memory."""
     flip: bool = technique(False, off=False)
-    """Average the probabilities of each image and its mirror image, in every figure of the run (val too)."""
+    """Average the probabilities of each image and its mirror image, in all figures of the run, on val too."""
     control: bool = True
-    """Train a supervised control at the final student's budget and report it beside the final model."""
+    """Whether to train a supervised control at the final student's budget, to report beside the final model."""

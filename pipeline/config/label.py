@@ -9,11 +9,11 @@ class Label(Section):
     """The teacher's pass over the unlabeled images."""
 
     batch_size: Positive = 512
-    """Images per forward pass. It is part of the fingerprint, because kernels, and with them the last bits, depend on
-    it."""
+    """Images per forward pass. It is part of the fingerprint, because the choice of kernels, and with it the last bits,
+    depends on it."""
     flip: bool = technique(False, off=False)
-    """Average the probabilities of each image and its mirror image. It doubles the time."""
+    """Average the probabilities of each image and its mirror image. This doubles the time."""
     ensemble: Positive = technique(1, off=1)
-    """Average the probabilities of the teachers of this many last rounds."""
+    """Average the probabilities of this many teachers, the newest ones. 1 uses the newest alone."""
     top_k: Positive = 10
-    """Classes stored per image; all of them when there are no more than this."""
+    """Number of classes stored per image, the likeliest first; all classes if there are no more than this."""

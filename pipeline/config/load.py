@@ -1,4 +1,4 @@
-"""Read a config from YAML and `--set key.path=value`."""
+"""Read a config from a YAML file and from overrides, `--set key.path=value`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ S = TypeVar("S", bound=Section)
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML in which a key given twice, of which the first would be lost, is an error."""
+    """Loads YAML and raises an error for a key that is given twice, because the first value would be lost."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
@@ -27,7 +27,7 @@ class _Loader(yaml.SafeLoader):
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
-    """Read a run's config and apply `key.path=value` overrides. See `load`."""
+    """Read the config of a run and apply `key.path=value` overrides. It raises UserError as `load` does."""
     return load(Config, path, overrides)
 
 
@@ -35,8 +35,8 @@ def load(section: type[S], path: Path, overrides: Sequence[str] = ()) -> S:
     """Read a YAML file as a section and apply `key.path=value` overrides.
 
     Raises:
-        UserError: the file is missing or is no YAML mapping, a key is unknown (with the nearest valid one), or a value
-            is wrong; the message names the key, the value and the fix.
+        UserError: the file is missing or is not a YAML mapping, a key is unknown, or a value is wrong. The message
+            names the key, the value and the fix.
     """
     try:
         raw = yaml.load(path.read_text(), _Loader) or {}

@@ -1,6 +1,7 @@
-"""The sections of the methods, and what each method asks of the config.
+"""The sections of the methods, and what each method requires of the config.
 
-A method of yours registers itself here and in `pipeline.methods` (docs/extend.md). Nothing else asks for the method.
+A method of yours is registered here by `pipeline.methods.register_method` (docs/extend.md). Nothing else asks for a
+method by its name.
 """
 
 from __future__ import annotations
@@ -29,22 +30,22 @@ if TYPE_CHECKING:
 
 
 class Uda(Section):
-    """The consistency loss of UDA, with `method: uda`, and of the teacher with `method: meta` (Xie 2019)."""
+    """The consistency loss (Xie 2019) of `method: uda`, and of the teacher with `method: meta`."""
 
     weight: Annotated[float, Field(ge=0)] = technique(8.0, off=0.0)
     """Weight of the consistency loss between the predictions on the weak and the strong view of an unlabeled image."""
     ramp_steps: NonNegative = technique(5000, off=0)
-    """Steps over which `weight` rises from 0. Lower it for short trainings."""
+    """Steps over which the weight rises linearly from 0 to `weight`. Lower it for short trainings."""
     temperature: Annotated[float, Field(gt=0)] = technique(0.7, off=1.0)
-    """The prediction on the weak view is sharpened by this temperature."""
+    """Temperature that sharpens the prediction on the weak view. 1 leaves it as it is."""
     threshold: Fraction = technique(0.6, off=0.0)
-    """Sharpened predictions whose confidence is below this do not count."""
+    """A sharpened prediction with a confidence below this does not count. 0 counts all."""
     labeled_weight: Annotated[float, Field(ge=0)] = 1.0
-    """Weight of the supervised loss. With 0 and `method: meta`, labels reach the teacher by feedback only."""
+    """Weight of the supervised loss. At 0 with `method: meta`, labels reach the teacher by feedback only."""
     joint_batch: bool = True
-    """Whether labeled images and both views of the unlabeled ones share one forward pass, and with it their BatchNorm
-    statistics, as in the code of Meta Pseudo Labels. Without, weak views are passed by themselves without gradients,
-    which is 15 to 20% faster."""
+    """Whether labeled images and both views of unlabeled ones share one forward pass, and with it their BatchNorm
+    statistics, as in the code of Meta Pseudo Labels. If not, weak views have a forward pass of their own without
+    gradients, which is 15 to 20% faster."""
 
 
 class Adjuster(Section):
@@ -52,43 +53,43 @@ class Adjuster(Section):
     appendix E)."""
 
     hidden: Positive = 128
-    """Units of its hidden layer."""
+    """Number of units in the hidden layer."""
     optimizer: Optimizer = Optimizer(name="adamw", lr=1e-3, weight_decay=0.0)
-    """Its optimizer and learning rate."""
+    """The optimizer of the adjuster and its learning rate."""
 
 
 class Meta(Section):
-    """Meta Pseudo Labels, with `method: meta` (Pham 2021).
+    """The feedback of Meta Pseudo Labels (Pham 2021), with `method: meta`.
 
-    Teacher and student take their steps together. The section `student` says how many, and on which images and views.
-    The section `teacher` says the teacher's network and optimization, and `uda` its consistency loss.
+    Teacher and student take their steps together. The section `student` sets their number, the images and the views.
+    The section `teacher` sets the teacher's network and optimization, and `uda` its consistency loss.
     """
 
     feedback: Literal["exact", "cosine", "finite-difference", "off"] = technique("exact", off="off")
-    """How the student's progress on labeled images is measured. `exact` is the inner product of two gradients (eq. 12),
-    `cosine` their cosine (appendix C.3), `finite-difference` the labeled loss before and after the student's step. With
-    `off` the teacher learns nothing from its student, which still learns from it."""
+    """The measure of the student's progress on labeled images. `exact` is the inner product of two gradients (eq. 12),
+    `cosine` is their cosine (appendix C.3), and `finite-difference` is the labeled loss before the student's step minus
+    that after it. With `off` the teacher learns nothing from its student, but the student still learns from it."""
     teacher: Literal["network", "adjuster"] = "network"
     """`network` trains the teacher along with the student. `adjuster` trains a small network on the stored predictions
     of a round-0 teacher, so that only one big network is in memory (Reduced Meta Pseudo Labels)."""
     adjuster: Adjuster = Adjuster()
-    """The small network with `teacher: adjuster`."""
+    """The small network; only `teacher: adjuster` reads it."""
     scale: float = 1.0
-    """Factor on the loss of the feedback, which is a mean over the unlabeled images of a step; with their number as
-    factor it would be the gradient through the student's step. Controls: 0 measures feedback without using it, -1 has
-    the wrong sign."""
+    """Factor on the loss of the feedback. That loss is a mean over the unlabeled images of a step; with their number as
+    factor, its gradient would be that through the student's step. Two values are controls: 0 measures the feedback
+    without using it, and -1 has the wrong sign."""
     baseline_decay: Probability = 0.99
     """Decay of the moving average that is subtracted from the feedback."""
     label_temperature: Annotated[float, Field(gt=0)] = technique(1.0, off=1.0)
-    """Labels are sampled from softmax(logits / temperature)."""
+    """Labels are sampled from softmax(logits / temperature). Values below 1 sample the surest class more often."""
     student_wait: NonNegative = technique(0, off=0)
-    """Steps of the teacher before the student takes its first."""
+    """Number of steps that the teacher takes before the student takes its first."""
 
     _off = field_validator("feedback", mode="before")(off_is_a_word)
 
 
 class FixMatch(Section):
-    """FixMatch, with `method: fixmatch` (Sohn 2020)."""
+    """The loss of FixMatch (Sohn 2020) on unlabeled images, with `method: fixmatch`."""
 
     weight: Annotated[float, Field(ge=0)] = technique(1.0, off=0.0)
     """Weight of the loss on unlabeled images."""
@@ -97,13 +98,13 @@ class FixMatch(Section):
     `adaptive` learns one threshold per class from the model's own predictions (FreeMatch: Wang 2023, eq. 5 to 8), which
     uses more images early on."""
     threshold_decay: Probability = 0.999
-    """Decay of the averages that adaptive thresholds are made of."""
+    """Decay of the averages that adaptive thresholds are made of. Lower it for short trainings."""
     clamp: tuple[Fraction, Fraction] = (0.0, 1.0)
-    """Adaptive thresholds are kept within these bounds. Set [0.9, 0.95] for data such as SVHN, where low thresholds in
+    """Lowest and highest value of adaptive thresholds. Set [0.9, 0.95] for data such as SVHN, where low thresholds in
     the first steps teach wrong labels."""
     mixup: Mixup | None = technique(None)
-    """Another loss on unlabeled images, which are mixed with each other where both have a sure label. Without this
-    section it is off."""
+    """A second loss on unlabeled images, on mixtures of two images that both have a sure label. Without this section it
+    is off."""
 
     @model_validator(mode="after")
     def _clamp_is_a_range(self) -> FixMatch:
@@ -113,14 +114,14 @@ class FixMatch(Section):
 
 
 class MethodSections(Section):
-    """The sections of the methods, which a config has beside its own."""
+    """The sections of the methods, which are part of a run's config."""
 
     uda: Uda = Uda()
-    """The consistency loss, with `method: uda` or `meta`."""
+    """The consistency loss; only `method: uda` and `method: meta` read it."""
     meta: Meta = Meta()
-    """The feedback, with `method: meta`."""
+    """The feedback; only `method: meta` reads it."""
     fixmatch: FixMatch = FixMatch()
-    """The loss on unlabeled images, with `method: fixmatch`."""
+    """The loss on unlabeled images; only `method: fixmatch` reads it."""
 
 
 # ------------------------------------------------------------------------------------------- what a method asks for
@@ -132,24 +133,24 @@ def _nothing(config: Config) -> Iterable[str]:
 
 @dataclass(frozen=True)
 class MethodConfig:
-    """What a method asks of the config."""
+    """What a method requires of the config."""
 
     reads: tuple[str, ...]
     """The sections that it reads, beside those that every method reads."""
     settings: Mapping[str, type[Section]] = field(default_factory=dict)
-    """Those of them that belong to its learner: name -> class."""
+    """The sections among them that belong to its learner: name -> class."""
     defaults: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """Section -> key -> value, where a default differs from the section's own."""
+    """Section -> key -> value of defaults that differ from the section's own."""
     unread: Callable[[Config], Iterable[str]] = _nothing
-    """Keys inside these sections that it does not read. If they are changed, that is a warning."""
+    """The keys inside these sections that it does not read. A warning names those that are changed."""
     check: Callable[[Config], None] = _nothing  # type: ignore[assignment]
-    """Raises ValueError if the config cannot be trained so; names the key, the value and the fix."""
+    """It raises ValueError if the method cannot train by the config; the message names key, value and fix."""
 
 
 _OF_PSEUDO_LABELS = ("targets", "target_temperature", "mixup", "cutmix")
-"""Keys of a training that only the learner of labels and pseudo-labels reads."""
+"""The keys of a training that only the learner of labels and pseudo-labels reads."""
 _WITH_UNLABELED = {"unlabeled_ratio": 7.0, "noise_labeled": False, "loss_normalization": "labeled"}
-"""A student that learns from unlabeled images as they are: labeled ones without noise, the loss as a sum of means."""
+"""The defaults of a student without pseudo-labels: labeled images have no noise, and the loss is a sum of means."""
 
 
 # ------------------------------------------------------------------------------------------------ the methods' demands
@@ -224,7 +225,7 @@ def _check_supervised_teacher(config: Config) -> None:
 
 
 def _check_joint_training(config: Config) -> None:
-    """A network that sees labeled and unlabeled images, without pseudo-labels from a round before."""
+    """Check a student that learns from labeled and unlabeled images in one training, without pseudo-labels."""
     student = config.student
     _check_start("student", student)
     if config.rounds.overrides:
@@ -276,9 +277,9 @@ METHOD_CONFIGS: dict[str, MethodConfig] = {
         check=_check_meta,
     ),
 }
-"""`method` of the config -> what it asks of the config."""
+"""`method` of the config -> what it requires of the config."""
 
 
 def sections() -> dict[str, type[Section]]:
-    """The sections of every method's learner: name -> class."""
+    """The sections of all methods' learners: name -> class."""
     return {name: section for asked in METHOD_CONFIGS.values() for name, section in asked.settings.items()}

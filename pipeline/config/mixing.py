@@ -13,21 +13,21 @@ Share = Annotated[float, Field(gt=0, le=1)]
 
 
 class Mixup(Section):
-    """mixup: each image becomes a weighted mean of itself and another one of its batch, and so does its target (Zhang
-    2018, eq. 1)."""
+    """mixup (Zhang 2018, eq. 1): each image becomes the weighted mean of itself and another image of its batch, and its
+    target becomes the same mean of their targets."""
 
     alpha: MixingAlpha = 0.2
-    """The weight is drawn from Beta(alpha, alpha). Larger values mix more; 0.2 is usual for photographs, 1 for small
+    """The weight is drawn from Beta(alpha, alpha). Larger values mix more: 0.2 is usual for photographs, 1 for small
     images."""
     probability: Share = 1.0
-    """Share of the images that are mixed. Lower it where cutmix is on too."""
+    """Share of the images that are mixed. Lower it if cutmix is on too: the two shares add up to at most 1."""
 
 
 class Cutmix(Section):
-    """CutMix: a rectangle of each image is replaced by that of another one of its batch, and targets are weighted by
-    the areas (Yun 2019, eq. 1 and 2)."""
+    """CutMix (Yun 2019, eq. 1 and 2): a rectangle of each image is replaced by that of another image of its batch, and
+    their targets are weighted by the areas."""
 
     alpha: MixingAlpha = 1.0
-    """The share of the area that stays is drawn from Beta(alpha, alpha)."""
+    """The share of the area that stays is drawn from Beta(alpha, alpha). At 1 all shares are equally likely."""
     probability: Share = 1.0
-    """Share of the images that are mixed. Lower it where mixup is on too."""
+    """Share of the images that are mixed. Lower it if mixup is on too: the two shares add up to at most 1."""

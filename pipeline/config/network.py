@@ -13,45 +13,46 @@ class Optimizer(Section):
     """The optimizer and its learning rate."""
 
     name: Literal["sgd", "rmsproptf", "adamw", "lamb"] = "sgd"
-    """`sgd` has Nesterov momentum. `rmsproptf` is TensorFlow's RMSProp (eps inside the root), as in EfficientNet."""
+    """The update rule. `sgd` has Nesterov momentum. `rmsproptf` is TensorFlow's RMSProp (eps inside the root), as in
+    EfficientNet."""
     lr: Annotated[float, Field(gt=0)] = 0.1
-    """Peak learning rate for `lr_batch_size` images. It is scaled linearly with the images of a step (Goyal 2017): with
-    all of them, or with `loss_normalization: labeled` with the labeled ones."""
+    """Peak learning rate for `lr_batch_size` images. It is scaled linearly with the images of a step (Goyal 2017): all
+    of them, or only the labeled ones with `loss_normalization: labeled`."""
     lr_batch_size: Positive = 256
-    """The number of images per step that `lr` is meant for."""
+    """Number of images per step that `lr` is meant for."""
     momentum: Probability = technique(0.9, off=0.0)
-    """Momentum of sgd and rmsproptf; beta1 of adamw and lamb."""
+    """Momentum of sgd and rmsproptf, and beta1 of adamw and lamb. 0 turns it off."""
     weight_decay: Annotated[float, Field(ge=0)] = technique(5e-4, off=0.0)
-    """L2 regularization of the weights. Biases and normalization parameters never decay (Bag of Tricks 3.1)."""
+    """Weight decay. Biases and normalization parameters never decay (Bag of Tricks 3.1). 0 turns it off."""
 
 
 class Start(Section):
-    """Where the weights of a network come from."""
+    """The weights that a network starts from."""
 
     model: str
     """A run folder, a stage folder, an exported .safetensors file, or `timm:NAME` for timm's pretrained weights."""
     mode: Literal["use", "continue", "init"] = "init"
-    """`use` takes the model as it is. `continue` goes on with its training up to `steps`; it needs the same optimizer,
-    size and normalization. `init` begins a new training with its weights."""
+    """`use` takes the model as it is. `continue` goes on with its training up to `steps`; optimizer, size and
+    normalization must be the same. `init` begins a new training with its weights."""
 
 
 class NetworkSettings(Section):
     """A network with its optimization: architecture, start, regularization, optimizer, average."""
 
     model: str = "wide_resnet28_2"
-    """Any architecture of `timm.list_models()`, or one of ours: wide_resnet28_2, wide_resnet16_2, wide_resnet10_1,
+    """The architecture: any of `timm.list_models()`, or one of ours: wide_resnet28_2, wide_resnet16_2, wide_resnet10_1,
     resnet9."""
     model_args: dict[str, Scalar] = Field(default_factory=dict)
-    """More arguments for timm.create_model."""
+    """More arguments for timm.create_model, such as `bn_momentum: 0.1`."""
     start: Start | None = technique(None)
     """Weights to start from. Without it they are random."""
     dropout: Probability = technique(0.0, off=0.0)
     """Probability of dropping a feature before the last layer. 0 turns dropout off."""
     stochastic_depth: Probability = technique(0.0, off=0.0)
-    """Probability of dropping the last residual block; it grows linearly from 0 at the first block (Huang 2016). 0
+    """Probability of dropping the last residual block. It is lower, linearly, for the blocks before (Huang 2016). 0
     turns stochastic depth off."""
     frozen_layers: NonNegative = technique(0, off=0)
-    """Freeze the stem and this many blocks, with their BatchNorm in eval mode (Noisy Student's resolution fix). 0
+    """Freeze the stem and this many blocks, with their BatchNorm in eval mode, as in Noisy Student's resolution fix. 0
     freezes nothing."""
     label_smoothing: Probability = technique(0.1, off=0.0)
     """Probability that hard targets spread evenly over all classes. Soft pseudo-labels are never smoothed. 0 turns
@@ -59,9 +60,10 @@ class NetworkSettings(Section):
     optimizer: Optimizer = Optimizer()
     """The optimizer and its learning rate."""
     warmup_steps: NonNegative = technique(0, off=0)
-    """Steps over which the learning rate rises linearly from 0. After them it falls as a cosine to 0."""
+    """Steps over which the learning rate rises linearly from 0; then it falls to 0 as half a cosine. 0 turns warm-up
+    off."""
     clip_norm: Annotated[float, Field(ge=0)] = technique(0.0, off=0.0)
-    """Clip the global norm of the gradient to this. 0 turns clipping off."""
+    """Largest global norm of the gradient; larger ones are clipped to it. 0 turns clipping off."""
     ema_decay: Probability = technique(0.999, off=0.0)
     """Decay of the weight average (EMA). The averaged weights are evaluated and produce labels. The decay is warmed up
     as min(decay, (1 + n) / (10 + n)). Lower it for trainings of under 10,000 steps. 0 turns the average off."""

@@ -1,4 +1,4 @@
-"""The reference of all config keys as a page, generated from the models: `python -m pipeline.config.reference`."""
+"""The page of all config keys, generated from the models: `python -m pipeline.config.reference`."""
 
 from __future__ import annotations
 
@@ -47,12 +47,12 @@ def reference() -> str:
 def _sections(
     title: str, section: type[Section], default: Section | None
 ) -> Iterator[tuple[str, type[Section], Section | None]]:
-    """Every section with its path and its defaults; those that two paths share are told at the first."""
+    """Each section with its path and its defaults. `student` is left out, because its keys are those of `teacher`."""
     yield title, section, default
     known = section.known_keys()
     for name in own_first(section):
         below = known[name]
-        if below is None or name == "student":  # whose keys are the teacher's
+        if below is None or name == "student":  # its keys are the teacher's
             continue
         value = getattr(default, name) if default is not None and name in section.model_fields else None
         yield from _sections(f"{title}.{name}".lstrip("."), below, value)

@@ -11,19 +11,20 @@ class Runtime(Section):
     """The machine that a run uses."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """`auto` takes a GPU if there is one. Set `cuda` to fail where there is none."""
+    """`auto` takes a GPU if there is one, else the CPU. Set `cuda` to fail if there is no GPU."""
     precision: Precision = "auto"
-    """`auto` takes bf16 where the hardware has it, else fp32. Set `fp16` on older GPUs (V100, T4)."""
+    """Precision of forward passes. `auto` takes bf16 if the hardware has it, else fp32. Set `fp16` on older GPUs (V100,
+    T4)."""
     processes: Positive = 1
-    """Number of training and labeling processes, one per GPU; on a CPU they talk by gloo. Batch sizes must be multiples
+    """Number of processes that train and label, one per GPU; on a CPU they talk by gloo. Batch sizes must be multiples
     of it."""
     threads: NonNegative = 0
-    """CPU threads per process. 0 means cores / processes, resolved once when the run is made."""
+    """CPU threads per process. 0 means cores / processes, which is resolved once, when the run is made."""
     compile: bool = False
-    """Whether to torch.compile the model. Equal bits after a kill are promised only without it."""
+    """Whether to torch.compile the model. With it, equal bits after a kill are not promised."""
     log_every: Positive = operational(20)
-    """Steps between two lines of metrics. Every line costs one host sync."""
+    """Steps between two lines of metrics. Each line costs one host sync."""
     checkpoint_every: Positive = operational(200)
-    """Steps between two checkpoints."""
+    """Steps between two checkpoints. A killed training repeats the steps since the last one."""
     keep_checkpoints: Positive = operational(2)
-    """Number of checkpoints that are kept beside the best on val."""
+    """Number of last checkpoints that are kept, beside the best one on val."""

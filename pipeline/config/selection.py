@@ -10,21 +10,21 @@ from pipeline.config.base import Fraction, NonNegative, Positive, Section, off_i
 
 
 class Select(Section):
-    """Which pseudo-labels train the student, and how often (Noisy Student, section 2)."""
+    """The pseudo-labels that train the student, and how often each occurs (Noisy Student, section 2)."""
 
     threshold: Fraction = technique(0.0, off=0.0)
     """Keep an image if its confidence is at least this. Raise it to 0.3 or more for images that may show anything."""
     per_class: NonNegative = technique(0, off=0)
     """Keep at most this many images per class, the surest first. 0 keeps all."""
     balance: Literal["off", "uniform", "prior"] = technique("uniform", off="off")
-    """Duplicate images of rare classes up to `per_class` images, or up to the size of the largest class. `uniform`
-    gives every class the same number, `prior` a number in proportion to `prior`, `off` duplicates nothing."""
+    """Duplicate images of rare classes. `uniform` gives each class the same number, which is `per_class` or the size of
+    the largest class. `prior` gives each class a number in proportion to `prior`. `off` duplicates nothing."""
     prior: tuple[float, ...] = ()
-    """Share of each class with `balance: prior`. Empty means the shares among the labeled images."""
+    """Shares of the classes, in their order, with `balance: prior`. Empty means the shares among labeled images."""
     max_copies: Positive = 5
-    """No image appears more often than this per epoch."""
+    """An image occurs at most this often per epoch."""
     allow_empty_classes: bool = False
-    """Whether a class may end up without any pseudo-label. Unless this is set, that is an error."""
+    """Whether a class may be left without any pseudo-label. If not, that is an error."""
 
     _off = field_validator("balance", mode="before")(off_is_a_word)
 

@@ -27,43 +27,44 @@ class Training(NetworkSettings):
     """One training: a network, and the stream of images that it sees."""
 
     image_size: Positive = 32
-    """Side of the square input in pixels."""
+    """Side of the square input in pixels, to which images are resized."""
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     """Mean of RGB in [0, 1], which is subtracted from the input. The default is ImageNet's, which pretrained weights
     expect."""
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
-    """Standard deviation of RGB, which divides the input."""
+    """Standard deviation of RGB in [0, 1], which divides the input."""
     steps: Positive = 10_000
     """Number of optimizer steps."""
     batch_size: Positive = 128
     """Labeled images per step, over all processes and micro-steps together."""
     unlabeled_ratio: Annotated[float, Field(ge=0)] = 0.0
-    """Unlabeled images per step, in units of `batch_size`. 0 for a teacher of Noisy Student."""
+    """Unlabeled images per step, in units of `batch_size`. It is 0 for the teacher of Noisy Student."""
     accumulation: Positive = 1
-    """Micro-steps that the batch of a step is split into, so that it fits in memory."""
+    """Number of micro-steps that the batch of a step is split into. Raise it if a batch does not fit in memory."""
     loss_normalization: Literal["total", "labeled"] = "total"
-    """What the summed loss is divided by: all images of the step (the text of Noisy Student), or the labeled ones only
-    (its code), which makes the gradient about 1 + `unlabeled_ratio` times larger. The learning rate is scaled with the
-    same number of images."""
+    """The number that the summed loss is divided by. `total` is all images of the step (the text of Noisy Student).
+    `labeled` is the labeled images only (its code), which makes the gradient about 1 + `unlabeled_ratio` times larger.
+    The learning rate is scaled with the same number of images."""
     targets: Literal["soft", "hard"] = "soft"
-    """What is learned from a pseudo-label: the teacher's probabilities, or its surest class. Choose `hard` for
-    unlabeled images of the same kind as the labeled ones."""
+    """The target of a pseudo-labeled image: `soft` is the teacher's probabilities, `hard` its surest class. Choose
+    `hard` if unlabeled images are of the same kind as the labeled ones."""
     target_temperature: Annotated[float, Field(gt=0)] = technique(1.0, off=1.0)
-    """Soft targets are p^(1/temperature), renormalized. Below 1 they are sharper."""
+    """Soft targets are p^(1/temperature), renormalized. Values below 1 make them sharper."""
     weak: WeakView = WeakView()
-    """Crop and mirror, on every training image."""
+    """The weak view, crop and mirror, of every training image."""
     strong: StrongView = StrongView()
-    """RandAugment and cutout, on unlabeled images and, with `noise_labeled`, on labeled ones."""
+    """The strong view, RandAugment and cutout, of unlabeled images and, with `noise_labeled`, of labeled ones."""
     mixup: Mixup | None = technique(None)
-    """Mix images with each other as weighted means. Without this section it is off."""
+    """Mix images of a batch as weighted means. Without this section mixup is off."""
     cutmix: Cutmix | None = technique(None)
-    """Mix images with each other by pasting rectangles. Without this section it is off."""
+    """Mix images of a batch by pasting rectangles. Without this section CutMix is off."""
     noise_labeled: bool = True
-    """Whether labeled images get the strong view too, as in Noisy Student."""
+    """Whether labeled images get the strong view too, as in Noisy Student. Otherwise they get the weak view."""
     keep: Literal["last", "best"] = "last"
-    """Which weights become the model: those of the last step, or the best on val."""
+    """The weights that become the model: `last` takes those of the last step, `best` the best ones on val."""
     evaluations: Positive = 10
-    """Number of evaluations on val, evenly spread over the steps. The last one is at the last step."""
+    """Number of evaluations on val, evenly spread over the steps. The last one is at the last step. Lower it if val is
+    large."""
 
     _warmup_ends = model_validator(mode="after")(_check_warmup)
 
@@ -93,34 +94,34 @@ class Training(NetworkSettings):
 
     @property
     def peak_images(self) -> int:
-        """Images per step that the learning rate is scaled with: those that its loss is averaged over."""
+        """Images per step that the learning rate is scaled with, over which the loss is averaged."""
         return self.batch_size + (self.unlabeled_batch_size if self.loss_normalization == "total" else 0)
 
 
 class Finetune(Section):
-    """A last, short training of the best model at a higher resolution: the train-test resolution fix (Touvron 2019;
-    Noisy Student 3.1). With `method: meta` it is the student's first sight of labels (Pham 2021).
+    """A last, short training of the best model at a higher resolution, which fixes the train-test resolution (Touvron
+    2019; Noisy Student 3.1). With `method: meta` it is the first training of the student on labels (Pham 2021).
 
-    It sees labeled images without noise or augmentation, except for the mirror if the best model's training had it.
-    Architecture and normalization are the best model's.
+    It uses labeled images without noise or augmentation, except for mirroring if the model's training had that.
+    Architecture and normalization are those of the model.
     """
 
     image_size: Positive
-    """Side of the square input in pixels, usually above the students'."""
+    """Side of the square input in pixels, usually larger than that of the students."""
     steps: Positive = 500
     """Number of optimizer steps."""
     batch_size: Positive = 128
     """Labeled images per step, over all processes and micro-steps together."""
     accumulation: Positive = 1
-    """Micro-steps that the batch of a step is split into, so that it fits in memory."""
+    """Number of micro-steps that the batch of a step is split into. Raise it if a batch does not fit in memory."""
     optimizer: Optimizer = Optimizer(lr=0.01)
-    """The optimizer and its learning rate, which should be that of the end of a training."""
+    """The optimizer and its learning rate, which should be as low as at the end of a training."""
     warmup_steps: NonNegative = 0
     """Steps over which the learning rate rises linearly from 0. After them it falls as a cosine to 0."""
     label_smoothing: Probability = 0.1
-    """Probability that targets spread evenly over all classes, as in the trainings before."""
+    """Probability that targets spread evenly over all classes. 0 turns label smoothing off."""
     ema_decay: Probability = 0.99
-    """Decay of the weight average, which is evaluated."""
+    """Decay of the weight average (EMA), which is evaluated. 0 turns the average off."""
     frozen_layers: NonNegative = 0
     """Freeze the stem and this many blocks, with their BatchNorm in eval mode. 0 freezes nothing."""
 

@@ -1,4 +1,4 @@
-"""Which keys of a config its method reads."""
+"""The keys of a config that its method does not read."""
 
 from __future__ import annotations
 
@@ -15,15 +15,16 @@ EVERY_METHOD_READS = ("seed", "method", "data", "evaluate", "runtime", "finetune
 
 
 def unread_keys(config: Config) -> list[str]:
-    """Keys that differ from their defaults and that the config's method does not read, such as `select.threshold`."""
+    """The keys, such as `select.threshold`, that differ from their defaults but that the method does not read."""
     asked = METHOD_CONFIGS[config.method]
     read, unread = {*EVERY_METHOD_READS, *asked.reads}, list(asked.unread(config))
-    changed = _changed(semantic(config), semantic(type(config).model_validate({"method": config.method})))
+    defaults = type(config).model_validate({"method": config.method, **{name: {} for name in config.model_extra or ()}})
+    changed = _changed(semantic(config), semantic(defaults))
     return [key for key in changed if key.split(".")[0] not in read or _is_below(key, unread)]
 
 
 def settings_of(config: Config) -> dict[str, Section]:
-    """The sections of the method's learner. Keys that it does not read have their defaults, so that a change of them
+    """Name -> section of the method's learner. Keys that it does not read have their defaults, so that changing them
     repeats nothing."""
     asked = METHOD_CONFIGS[config.method]
     unread = list(asked.unread(config))

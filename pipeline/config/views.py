@@ -10,16 +10,16 @@ from pipeline.config.base import NonNegative, Section, technique
 
 
 class WeakView(Section):
-    """The weak view: a random crop and a random mirror image (AlexNet 4.1; Bag of Tricks 2.1)."""
+    """The weak view: a random crop, mirrored at random (AlexNet 4.1; Bag of Tricks 2.1)."""
 
     crop: Literal["pad", "resized", "none"] = technique("pad", off="none")
-    """How the crop is drawn. `pad` pads by reflection and crops to the size before: for small images. `resized` crops
-    a random area at a random aspect ratio: for photographs. `none` takes the whole image."""
+    """How the crop is drawn. `pad` pads by reflection and crops to the size before; it suits small images. `resized`
+    crops a random area at a random aspect ratio; it suits photographs. `none` takes the whole image."""
     padding: NonNegative = 4
     """Pixels of reflection on each side with `crop: pad`. An eighth of the image's side is usual."""
     min_area: Annotated[float, Field(gt=0, le=1)] = 0.25
-    """Smallest share of the image's area with `crop: resized`. The aspect ratio is between 3/4 and 4/3. Lower it to
-    0.08 for trainings of many epochs on large images."""
+    """Smallest share of the image's area that `crop: resized` takes, at an aspect ratio between 3/4 and 4/3. Lower it
+    to 0.08 for trainings of many epochs on large images."""
     flip: bool = technique(True, off=False)
     """Mirror each image with probability 1/2. Turn it off where left and right mean something, as in digits and
     text."""
@@ -29,7 +29,7 @@ class StrongView(Section):
     """The strong view on top of the weak one: RandAugment and cutout (Noisy Student, section 2)."""
 
     num_ops: NonNegative = technique(2, off=0)
-    """RandAugment's N: the number of operations per image, each drawn for itself. 0 turns RandAugment off."""
+    """RandAugment's N: the number of operations per image, which are drawn independently. 0 turns RandAugment off."""
     magnitude: Annotated[float, Field(ge=0, le=30)] = 9.0
     """RandAugment's M in the units of the papers, where 10 is the nominal maximum. Lower it for short trainings."""
     cutout: NonNegative = technique(0, off=0)

@@ -1,1 +1,1 @@
-"""Users of the library, for which the core never bends: digits, and the two moons."""
+"""The demos, digits and the two moons: they use the library, and the core never bends for them."""

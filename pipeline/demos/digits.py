@@ -1,4 +1,4 @@
-"""scikit-learn's embedded digits as a packed folder: the data of `make demo`.
+"""Pack the digits that come with scikit-learn: the data of `make demo`.
 
     python -m pipeline.demos.digits shards/digits
 
@@ -13,6 +13,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
 from pipeline.errors import EXIT_USER_ERROR, UserError
@@ -24,19 +25,30 @@ VAL_FRACTION = 0.2
 TEST_FRACTION = 0.25
 
 
+def load_digits() -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
+    """The grey images, uint8 [1797, 8, 8], and their labels, int64 [1797].
+
+    Raises:
+        UserError: scikit-learn, which only the demo needs, is not installed.
+    """
+    try:
+        from sklearn import datasets
+    except ModuleNotFoundError as error:
+        raise UserError("the digits are scikit-learn's, which is not installed: pip install selftrain[demo]") from error
+    digits = datasets.load_digits()
+    return np.round(digits.images * (255 / 16)).astype(np.uint8), digits.target  # levels are 0 to 16
+
+
 def pack_digits(
     out: Path, *, num_labeled: int = NUM_LABELED, shard_size: int = SHARD_SIZE, seed: int = 0
 ) -> PackReport:
     """Write the digits as PNG files and pack them into `out`; nothing is added when they are there already."""
-    from sklearn.datasets import load_digits
-
-    digits = load_digits()
+    images, labels = load_digits()
     with tempfile.TemporaryDirectory(prefix="selftrain-") as folder:
-        for index, (image, label) in enumerate(zip(digits.images, digits.target, strict=True)):
+        for index, (image, label) in enumerate(zip(images, labels, strict=True)):
             path = Path(folder) / "digits" / str(label) / f"{index:04d}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
-            pixels = np.round(image * (255 / 16)).astype(np.uint8)  # scikit-learn's levels are 0 to 16
-            Image.fromarray(pixels).save(path)
+            Image.fromarray(image).save(path)
         carve = Carve(num_labeled=num_labeled, val_fraction=VAL_FRACTION, test_fraction=TEST_FRACTION, seed=seed)
         return pack(Path(folder) / "digits", out, carve=carve, shard_size=shard_size)
 

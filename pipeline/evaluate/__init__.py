@@ -1,1 +1,1 @@
-"""Evaluate models: accuracy with intervals, calibration."""
+"""The evaluation of models: accuracy with its interval, likelihood and calibration."""

@@ -1,7 +1,7 @@
-"""What is said about a model on a split: accuracy with its interval, likelihood and calibration. Pure numpy.
+"""The figures of a model on a split: accuracy with its interval, likelihood and calibration, in numpy alone.
 
-Shapes: N samples, C classes. Everything is computed in float64 over the whole split at once, so no batch size and no
-order of samples can change a figure.
+Shapes: N samples, C classes. Figures are computed in float64 over the whole split at once, so neither a batch size nor
+the order of samples can change them.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ import numpy.typing as npt
 from pipeline.errors import UserError
 
 NUM_BINS = 15
-_Z = 1.959963984540054  # of a two-sided 95% interval
+_Z = 1.959963984540054  # the normal quantile of a two-sided 95% interval
 FloatArray = npt.NDArray[np.floating[Any]]
 IntArray = npt.NDArray[np.integer[Any]]
 
 
 @dataclass(frozen=True)
 class Metrics:
-    """Figures of one model on one split. Accuracies, ece and interval are fractions, nll is in nats."""
+    """The figures of one model on one split. Accuracies, ece and interval are fractions; nll is in nats."""
 
     top1: float
     top5: float
@@ -31,7 +31,7 @@ class Metrics:
     ece: float
     num_samples: int
     interval: tuple[float, float]
-    """Wilson 95% interval of top1."""
+    """The Wilson 95% interval of top1."""
 
     def to_json(self) -> dict[str, Any]:
         """The figures as JSON values."""
@@ -39,34 +39,34 @@ class Metrics:
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Metrics:
-        """The inverse of to_json."""
+        """The figures from what `to_json` returned."""
         low, high = value["interval"]
         return cls(**{**value, "interval": (low, high)})
 
 
 @dataclass(frozen=True)
 class ReliabilityBins:
-    """Samples grouped by confidence into equal-width bins over [0, 1]. Means of empty bins are nan."""
+    """Samples grouped by their confidence into bins of equal width over [0, 1]. The means of empty bins are nan."""
 
     edges: npt.NDArray[np.float64]
-    """[bins + 1]"""
+    """The edges of the bins, [bins + 1]."""
     counts: npt.NDArray[np.int64]
-    """[bins]"""
+    """The number of samples in each bin, [bins]."""
     confidence: npt.NDArray[np.float64]
-    """Mean confidence, [bins]."""
+    """The mean confidence in each bin, [bins]."""
     accuracy: npt.NDArray[np.float64]
-    """Share of right answers, [bins]."""
+    """The share of right answers in each bin, [bins]."""
 
     @property
     def ece(self) -> float:
-        """Expected calibration error: the gap between confidence and accuracy, averaged over samples."""
+        """The expected calibration error: the gap between confidence and accuracy, averaged over samples (Guo 2017)."""
         full = self.counts > 0
         gaps = np.abs(self.confidence[full] - self.accuracy[full])
         return float(np.average(gaps, weights=self.counts[full])) if full.any() else math.nan
 
 
 def compute_metrics(log_probs: FloatArray, labels: IntArray) -> Metrics:
-    """Metrics of log-probabilities [N, C] against labels [N].
+    """The metrics of log-probabilities [N, C] against labels [N].
 
     Raises:
         UserError: there are no samples, shapes do not fit, a label is out of range, or a value is nan.
@@ -84,12 +84,12 @@ def compute_metrics(log_probs: FloatArray, labels: IntArray) -> Metrics:
 
 
 def top_k_accuracy(log_probs: FloatArray, labels: IntArray, k: int) -> float:
-    """Share of samples whose label is among the k largest; ties go to the lower class id, as argmax has it."""
+    """The share of labels [N] that are among the k largest of [N, C]; ties go to the lower class, as in argmax."""
     return float((_rank(log_probs, labels) < k).mean())
 
 
 def wilson_interval(num_right: int, num_samples: int) -> tuple[float, float]:
-    """95% interval of a share (Wilson 1927): unlike the normal one it stays in [0, 1] and is right near 1."""
+    """The 95% interval of a share (Wilson 1927). Unlike the normal interval it stays in [0, 1] and holds near 1."""
     z = _Z
     share = num_right / num_samples
     spread = z * math.sqrt(share * (1 - share) / num_samples + (z / (2 * num_samples)) ** 2)
@@ -99,10 +99,10 @@ def wilson_interval(num_right: int, num_samples: int) -> tuple[float, float]:
 
 
 def paired_difference(right: npt.NDArray[np.bool_], other: npt.NDArray[np.bool_]) -> tuple[float, float, float]:
-    """Accuracy of one model minus another's on the same samples, with its 95% interval: (difference, low, high).
+    """The accuracy of one model minus another's on the same N samples, with its 95% interval: (difference, low, high).
 
-    Pairing removes what the samples have in common, so it is sharper than two intervals side by side (the Wald interval
-    with the +2 adjustment of Agresti and Min 2005).
+    Both masks are [N]. It is the Wald interval with the +2 adjustment of Agresti and Min (2005). Pairing removes what
+    the samples have in common, so it is sharper than a comparison of two intervals.
     """
     n = len(right)
     gained, lost = int((right & ~other).sum()), int((~right & other).sum())
@@ -112,7 +112,7 @@ def paired_difference(right: npt.NDArray[np.bool_], other: npt.NDArray[np.bool_]
 
 
 def reliability(confidence: FloatArray, right: npt.NDArray[np.bool_], num_bins: int = NUM_BINS) -> ReliabilityBins:
-    """Group samples by confidence into bins (a, b] of equal width (Guo et al. 2017, section 2); 0 is in the first."""
+    """Group samples [N] by confidence into bins (a, b] of equal width (Guo 2017, section 2); 0 is in the first bin."""
     edges = np.linspace(0, 1, num_bins + 1)
     bins = np.clip(np.searchsorted(edges, confidence, side="left") - 1, 0, num_bins - 1)
     counts = np.bincount(bins, minlength=num_bins)
@@ -126,7 +126,7 @@ def reliability(confidence: FloatArray, right: npt.NDArray[np.bool_], num_bins: 
 
 
 def _rank(log_probs: FloatArray, labels: IntArray) -> npt.NDArray[np.int64]:
-    """Place of each label's class among all classes, 0 is the largest."""
+    """The place of each label's class among all classes, [N]: 0 for the class with the largest value."""
     own = log_probs[np.arange(len(labels)), labels][:, None]
     larger = (log_probs > own).sum(axis=1)
     tied_before = ((log_probs == own) & (np.arange(log_probs.shape[1]) < labels[:, None])).sum(axis=1)

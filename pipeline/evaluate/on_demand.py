@@ -1,4 +1,4 @@
-"""Evaluate a model on whatever images a user has: a packed folder, or a folder, tar or zip of class folders."""
+"""The evaluation of a model on a user's images: a packed folder, or a folder, tar or zip of class folders."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ TEST_READS = "test_reads.jsonl"
 
 
 def evaluate_on(model_path: Path, data_path: Path, split: Split, evaluate: Evaluate, runtime: Runtime) -> Metrics:
-    """Metrics of a model on a split of a packed folder, or on all images of an unpacked one.
+    """The metrics of a model on a split of a packed folder, or on all images of an unpacked one.
 
-    Classes are matched by name. A read of test with a model that is in a run is logged in the run's test_reads.jsonl.
+    Classes are matched by name. If the model is in a run, a read of test is logged in the run's test_reads.jsonl.
 
     Raises:
-        UserError: no model or no images there, the data has a class that the model does not know, or a read of test
-            cannot be logged, in which case nothing is read.
+        UserError: there is no model or no image, the data has a class that the model does not know, or a read of test
+            cannot be logged; nothing is read then.
     """
     if split == "unlabeled":
         raise UserError("--split unlabeled has no labels to evaluate against; use val or test")
@@ -61,7 +61,7 @@ def evaluate_on(model_path: Path, data_path: Path, split: Split, evaluate: Evalu
 
 
 def _match(dataset: Dataset, classes: tuple[str, ...], data_path: Path) -> np.ndarray:
-    """The dataset's labels as class ids of the model."""
+    """The dataset's labels [N] as class ids of the model, [N]."""
     present = np.unique(dataset.labels)
     unknown = [dataset.classes[i] for i in present if dataset.classes[i] not in classes]
     if unknown:

@@ -1,4 +1,4 @@
-"""Forward passes without noise: what labels and evaluates."""
+"""Forward passes without noise, by which models label and are evaluated."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from pipeline.views import Views
 
 
 class Predictor:
-    """A model in eval mode on a device, with its own view of the images: centre crop at its input size, no noise."""
+    """A model in eval mode on a device. It sees a centre crop of each image, at its own input size, without noise."""
 
     def __init__(self, model: nn.Module, info: ModelInfo, *, device: torch.device, precision: str, flip: bool) -> None:
         # Always channels_last, so that a model predicts the same bits in training, labeling and evaluation.
@@ -36,26 +36,26 @@ class Predictor:
         self.views = Views(WeakView(), StrongView(), info.input_size[-1], mean=info.mean, std=info.std, device=device)
 
     def read(self, reader: Reader, rows: I64Array) -> Tensor:
-        """Images on the host, uint8 [len(rows), S, S, 3]; pinned for a GPU, which then copies them by itself."""
+        """The images of rows [B] on the host, uint8 [B, S, S, 3]; pinned for a GPU, which copies them by itself."""
         images = torch.from_numpy(reader.read(rows))
         return images.pin_memory() if self.device.type == "cuda" else images
 
     @torch.inference_mode()
     def logits(self, images_BHWC: Tensor) -> Tensor:
-        """uint8 images [B, S, S, 3] -> fp32 log-probabilities or logits [B, C] on the device.
+        """Images uint8 [B, S, S, 3] -> logits float32 [B, C] on the device.
 
-        With flip averaging the result is the log of the mean probability of image and mirror, which serves as logits.
+        With `flip` they are the log of the mean probability of an image and its mirror image, which serves as logits.
         """
         views = self.views.center(images_BHWC.to(self.device, non_blocking=True))
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
             seen = [views, views.flip(3)] if self.flip else [views]
             features = [self._features(view) for view in seen]
-        # The head in fp32: log-odds of bf16 logits, with 8 bits, would leave ranking to ties.
+        # The head runs in fp32: bf16 logits have 8 bits, so that ties would decide the ranking by log-odds.
         return mean_logits([self._head(f.float()) for f in features])
 
 
 def mean_logits(logits: list[Tensor]) -> Tensor:
-    """The log of the mean of the softmaxes: logits of the averaged prediction. One element is returned as it is."""
+    """The logits of an averaged prediction: the log of the mean softmax of several [B, C]. One stays as it is."""
     if len(logits) == 1:
         return logits[0]
     stacked = torch.stack([torch.log_softmax(z, dim=1) for z in logits])
@@ -72,8 +72,10 @@ def predict(
     num_ranks: int = 1,
     check_stop: Callable[[], None] = lambda: None,
 ) -> F32Array:
-    """Log-probabilities [N, C] of a whole dataset. A rank fills every num_ranks-th batch and leaves zeros elsewhere,
-    so that a sum over ranks is the whole. `check_stop` is called before each batch and may raise."""
+    """The log-probabilities [N, C] of a whole dataset. `check_stop` is called before each batch and may raise.
+
+    A rank fills every num_ranks-th batch and leaves zeros elsewhere, so the sum over ranks is the whole result.
+    """
     result = np.zeros((num_rows, len(predictor.info.classes)), np.float32)
     starts = range(rank * batch_size, num_rows, num_ranks * batch_size)
     batches = (np.arange(start, min(start + batch_size, num_rows), dtype=np.int64) for start in starts)
@@ -84,7 +86,7 @@ def predict(
 
 
 def write_predictions(path: Path, log_probs: np.ndarray, labels: np.ndarray) -> None:
-    """Label, prediction and confidence of every sample, for the report's calibration plots."""
+    """Write label, prediction and confidence of each sample, of [N, C] and [N], for the report's calibration plots."""
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
         np.savez(
             file,
@@ -95,7 +97,11 @@ def write_predictions(path: Path, log_probs: np.ndarray, labels: np.ndarray) -> 
 
 
 def flops_per_image(model: Path) -> int:
-    """Floating-point operations of one forward pass of a model in a run folder, a stage folder or an exported file."""
+    """The floating-point operations of a model's forward pass for one image.
+
+    Args:
+        model: A run folder, a stage folder or an exported file.
+    """
     loaded, info = load_model(model)
     with torch.inference_mode(), FlopCounterMode(display=False) as counter:
         loaded(torch.zeros(1, *info.input_size))

@@ -1,4 +1,4 @@
-"""The evaluate stage: models on a split, once every choice is fixed."""
+"""The evaluate stage: it measures models on a split, once every choice is fixed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from pipeline.stages.preamble import Stage
 
 
 def evaluate_inputs(job: EvaluateJob) -> StageInputs:
-    """What the stage's output is a function of."""
+    """The settings and inputs that the stage's output is a function of."""
     config = {
         "split": job.split,
         "batch_size": job.evaluate.batch_size,
@@ -35,7 +35,12 @@ def evaluate_inputs(job: EvaluateJob) -> StageInputs:
 
 
 def run_evaluate(job: EvaluateJob, stage: Stage) -> None:
-    """Write SPLIT.json ({name: metrics}) and predictions-NAME.npz."""
+    """Write SPLIT.json ({name: metrics}) and one predictions-NAME.npz per model.
+
+    Raises:
+        UserError: a model or the split is missing, or they do not fit.
+        Interrupted: a signal stopped it between two batches.
+    """
     dataset = open_split(job.data, job.split)
     results, files = {}, [f"{job.split}.json"]
     for done, (name, path) in enumerate(job.models.items()):
@@ -50,7 +55,7 @@ def run_evaluate(job: EvaluateJob, stage: Stage) -> None:
 
 
 def _evaluate_model(path: Path, dataset: Dataset, job: EvaluateJob, stage: Stage, predictions: str) -> Metrics:
-    """Metrics of one model on one dataset; keeps every prediction."""
+    """The metrics of one model on one dataset; its predictions are written into the stage folder."""
     model, info = load_model(path)
     reader = Reader(dataset, info.input_size[-1], job.data)
     predictor = Predictor(

@@ -1,1 +1,1 @@
-"""Pseudo-labels: the teacher's pass, the files it fills, the choice of what to train on, and the targets."""
+"""Pseudo-labels, which a teacher says: its pass over the unlabeled images, and the label files that it fills."""

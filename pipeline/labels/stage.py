@@ -1,4 +1,4 @@
-"""The label stage: a teacher's pass over the unlabeled images, one label file a shard."""
+"""The label stage: a teacher's pass over the unlabeled images, which writes one label file per shard."""
 
 from __future__ import annotations
 
@@ -30,7 +30,8 @@ from pipeline.threads import read_ahead
 
 
 def label_inputs(job: LabelJob) -> StageInputs:
-    """What the stage's output is a function of. Round and ranks are not: the same teacher gives the same rows."""
+    """The settings and inputs that the labels are a function of. Round and ranks are not among them: the same teacher
+    gives the same rows."""
     config = {**semantic(job.label), "precision": job.runtime.precision, "data": semantic(job.data)}
     inputs = {f"teacher{i}": model_digest(path) for i, path in enumerate(job.teachers)}
     inputs["unlabeled"] = open_split(job.data, "unlabeled").fingerprint
@@ -40,13 +41,13 @@ def label_inputs(job: LabelJob) -> StageInputs:
 def run_label(job: LabelJob, stage: Stage) -> None:
     """Label every unlabeled image with EMA weights, in eval mode, at each teacher's own resolution, without noise.
 
-    A batch never crosses a shard and ranks take whole shards, so the rows are the same for any number of ranks (of
-    equal threads). A shard whose label file exists is not labeled again, be it in this folder, in a sibling from before
-    new shards came, or in another round's.
+    A batch never crosses a shard, and ranks take whole shards, so the rows do not depend on the number of ranks (with
+    equal threads). A shard is not labeled again if its label file exists in this folder, in a sibling from before new
+    shards came, or in the folder of another round.
 
     Raises:
-        UserError: a teacher is missing or knows other classes; labels there were made by another teacher.
-        Interrupted: stopped by a signal between two batches; finished shards stay.
+        UserError: a teacher is missing or knows other classes, or another teacher made the labels in the folder.
+        Interrupted: a signal stopped it between two batches; finished shards stay.
     """
     dataset = open_split(job.data, "unlabeled")
     predictors = _predictors(job, dataset)
@@ -72,7 +73,7 @@ def run_label(job: LabelJob, stage: Stage) -> None:
             rows = _label_shard(job, stage, dataset, shard, predictors, readers)
             write_labels(path, rows, expected)
         done += shard.num_rows
-        seconds = (time.monotonic() - started) / stage.ranks.number  # ranks work at the same time, and lines add up
+        seconds = (time.monotonic() - started) / stage.ranks.number  # ranks work in parallel, and lines are summed
         append_timing(job.out, done, seconds, shard.num_rows)
         progress.report(job.out, done, sum(s.num_rows for s in mine), "images")
     files = [label_path(job.out, shard.name).name for shard in dataset.shards]
@@ -101,8 +102,10 @@ def _predictors(job: LabelJob, dataset: Dataset) -> list[Predictor]:
 
 
 def _adopt(path: Path, expected: dict[str, str]) -> bool:
-    """Take over the file of another label stage, of this round or another, with the same provenance: neither new shards
-    nor a teacher that stays for another round label an image again."""
+    """Take over the label file of another label stage, of any round, if its provenance is the same.
+
+    So no image is labeled again because new shards came, or because a teacher stays for another round.
+    """
     folder = path.parent.absolute()
     rounds = folder.parent.parent
     others = rounds.glob("*/label-*") if rounds.name == "rounds" else folder.parent.glob("label-*")
@@ -112,7 +115,7 @@ def _adopt(path: Path, expected: dict[str, str]) -> bool:
             continue
         try:
             read_labels(candidate, expected)
-        except UserError:  # another teacher's, or another shard of that name
+        except UserError:  # of another teacher, or of another shard with that name
             continue
         try:
             os.link(candidate, path)
@@ -142,6 +145,6 @@ def _label_shard(
         stage.check_stop(f"in shard {shard.name}; the shards before it are labeled")
         logits = [p.logits(images[p.info.input_size[-1]]) for p in predictors]
         summaries.append(summarize(mean_logits(logits), job.label.top_k))
-    # The only host sync of a shard: until here a GPU has work queued.
+    # This is the only host sync per shard; until here a GPU has work queued.
     columns = {k: torch.cat([s[k] for s in summaries]).cpu().numpy() for k in summaries[0]}
     return LabelRows(keys=[dataset.key(int(row)) for row in rows], ids=dataset.ids[rows], **columns)

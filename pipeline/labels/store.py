@@ -6,10 +6,10 @@ Shape legend: N rows of the dataset, n rows of a shard, B rows asked for, C clas
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from pipeline.arrays import F32Array, I32Array, U64Array
 from pipeline.errors import UserError
-from pipeline.labels.arrow import read_arrow, write_arrow
+from pipeline.shards.table import read_table, write_table
 from pipeline.stages.folder import stage_record
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ FORMAT = "selftrain-labels-1"
 
 @dataclass(frozen=True)
 class LabelRows:
-    """A teacher's predictions for n images."""
+    """A teacher's predictions for n images: the columns of a label file, in its order."""
 
     keys: Sequence[str]
     """For people and other tools; we join by row and check by id."""
@@ -56,7 +56,7 @@ class LabelRows:
 def summarize(logits_BC: torch.Tensor, top_k: int) -> dict[str, torch.Tensor]:
     """The fields of `LabelRows` that follow from logits, as tensors on the logits' device; no host sync.
 
-    Logits may be shifted by a constant a row, so log-probabilities serve too, such as those of a mean of
+    Logits may be shifted by one constant per row, so log-probabilities serve too, such as those of a mean of
     probabilities: `logsumexp(log_softmax(logits_MBC, -1), 0)`. Of equal logits the lower class comes first.
     """
     import torch
@@ -110,20 +110,9 @@ def write_labels(path: Path, rows: LabelRows, provenance: Mapping[str, str]) -> 
             f"`{rows.keys[broken[0]]}`); its weights are broken: train it again with a lower learning rate, or label "
             "in `runtime.precision: fp32`"
         )
-    schema = _schema(provenance)
     keys = [key.encode("utf-8", "backslashreplace").decode() for key in rows.keys]  # names of files may be no UTF-8
-    columns: list[Sequence[str] | npt.NDArray[Any]] = [
-        keys,
-        rows.ids,
-        rows.label,
-        rows.confidence,
-        rows.log_odds,
-        rows.topk_ids,
-        rows.topk_log_probs,
-        rows.residual,
-    ]
-    arrays = [_arrow(values, field.type) for values, field in zip(columns, schema, strict=True)]
-    write_arrow(path, pa.record_batch(arrays, schema.with_metadata({"format": FORMAT, **provenance})))
+    columns = {**vars(rows), "keys": keys}.values()
+    write_table(path, _schema(provenance), {"format": FORMAT, **provenance}, columns)
 
 
 def _schema(provenance: Mapping[str, str]) -> pa.Schema:
@@ -143,12 +132,6 @@ def _schema(provenance: Mapping[str, str]) -> pa.Schema:
     )
 
 
-def _arrow(values: Sequence[str] | npt.NDArray[Any], kind: pa.DataType) -> pa.Array:
-    if not pa.types.is_fixed_size_list(kind):
-        return pa.array(values, kind)
-    return pa.FixedSizeListArray.from_arrays(pa.array(np.ravel(values), kind.value_type), type=kind)
-
-
 def read_labels(path: Path, expected: Mapping[str, str] | None = None) -> LabelRows:
     """Labels as read-only views of the memory-mapped file: nothing is copied.
 
@@ -157,9 +140,7 @@ def read_labels(path: Path, expected: Mapping[str, str] | None = None) -> LabelR
             provenance.
     """
     fix = "delete this file and run `selftrain label` again"
-    batch = read_arrow(path, fix)
-    metadata = batch.schema.metadata or {}
-    found = {key.decode(errors="replace"): value.decode(errors="replace") for key, value in metadata.items()}
+    schema, found, columns = read_table(path, fix)
     for key, value in {"format": FORMAT, **(expected or {})}.items():
         if found.get(key) != value:
             raise UserError(
@@ -167,50 +148,23 @@ def read_labels(path: Path, expected: Mapping[str, str] | None = None) -> LabelR
                 "run `selftrain label` into a new folder, or delete this file and run it again"
             )
     try:
-        num_classes, sound = int(found["num_classes"]), batch.schema.equals(_schema(found))
+        num_classes, sound = int(found["num_classes"]), schema.equals(_schema(found))
     except (KeyError, ValueError):
         num_classes, sound = 0, False
     if not sound:
         raise UserError(f"{path} is damaged (its columns are not those of a label file); {fix}")
-    rows = LabelRows(_Keys(batch.column(0)), *(_view(column) for column in batch.columns[1:]))
+    rows = LabelRows(*columns)
     for ids in (rows.label, rows.topk_ids):
         if ids.size and not 0 <= ids.min() <= ids.max() < num_classes:
             raise UserError(f"{path} is damaged (a class id is not in 0..{num_classes - 1}); {fix}")
     return rows
 
 
-class _Keys(Sequence[str]):
-    """An Arrow string column as a sequence; a key is decoded when it is asked for."""
-
-    def __init__(self, column: pa.StringArray) -> None:
-        self.column = column
-
-    def __len__(self) -> int:
-        return len(self.column)
-
-    @overload
-    def __getitem__(self, index: int) -> str: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[str]: ...
-    def __getitem__(self, index: int | slice) -> str | Sequence[str]:
-        return _Keys(self.column[index]) if isinstance(index, slice) else str(self.column[index].as_py())
-
-    def __iter__(self) -> Iterator[str]:
-        yield from self.column.to_pylist()
-
-
-def _view(column: pa.Array) -> npt.NDArray[Any]:
-    if not pa.types.is_fixed_size_list(column.type):
-        return np.asarray(column.to_numpy(zero_copy_only=True))
-    values = np.asarray(column.flatten().to_numpy(zero_copy_only=True))
-    return values.reshape(len(column), column.type.list_size)
-
-
 # ------------------------------------------------------------------------------------------------------------ all files
 
 
 class LabelStore:
-    """The labels of a whole dataset, a row for each of its rows, from a finished label stage's folder.
+    """The labels of a whole dataset, one row per row of it, from a finished label stage's folder.
 
     Raises:
         UserError: the stage is no label stage or unfinished, or the label file of a shard is missing, damaged, or made
@@ -228,13 +182,11 @@ class LabelStore:
         self.num_classes = len(dataset.classes)
         expected = {**record["outputs"]["provenance"], "num_classes": str(self.num_classes)}
         self._parts: list[LabelRows] = []
-        self._starts = np.zeros(len(dataset.shards) + 1, np.int64)
-        for number, shard in enumerate(dataset.shards):
+        self._starts = dataset.shard_starts
+        for shard in dataset.shards:
             path = label_path(folder, shard.name)
             rows = read_labels(path, {**expected, "shard": shard.sha256})
-            start = self._starts[number]
-            self._starts[number + 1] = start + shard.num_rows
-            _check_ids(path, rows.ids, dataset.ids[start : start + shard.num_rows])
+            _check_ids(path, rows.ids, dataset.ids[shard.start : shard.start + shard.num_rows])
             self._parts.append(rows)
         self.label: I32Array = _join([part.label for part in self._parts])
         self.confidence: F32Array = _join([part.confidence for part in self._parts])

@@ -1,4 +1,4 @@
-"""The contract of a method, and what methods share."""
+"""The contract between a method and a run, and the parts that methods share."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, Literal, Protocol
 from pipeline.config import Config, NetworkSettings, Section, Training, changed
 from pipeline.config.methods import METHOD_CONFIGS
 from pipeline.config.unread import settings_of
-from pipeline.stages.jobs import Role
+from pipeline.stages.jobs import Job, Role
 from pipeline.stages.kinds import load_object
 
 log = logging.getLogger("selftrain.loop")
@@ -26,9 +26,9 @@ class Round:
     model: str
     val_top1: float
     interval: tuple[float, float]
-    """Wilson 95% interval of val_top1."""
+    """The Wilson 95% interval of val_top1."""
     num_selected: int | None
-    """Distinct pseudo-labeled images it trained on; None without a selection."""
+    """The number of distinct pseudo-labeled images that it was trained on; None without a selection."""
     kept: bool
     """Whether it became the next teacher."""
     train: Path
@@ -36,7 +36,7 @@ class Round:
     select: Path | None
 
     def to_json(self, run_dir: Path) -> dict[str, Any]:
-        """As an entry of result.json's `rounds`, with paths relative to the run folder."""
+        """The entry in `rounds` of result.json, with paths relative to the run folder."""
         entry = {**asdict(self), "interval": list(self.interval)}
         for name in ("train", "label", "select"):
             path: Path | None = entry.pop(name)
@@ -45,16 +45,16 @@ class Round:
 
 
 def best_of(rounds: Sequence[Round]) -> Round:
-    """The best on val, the earliest on ties."""
+    """The round that is best on val; the earliest on ties."""
     return max(rounds, key=lambda r: (r.val_top1, -r.round))
 
 
 OnRound = Callable[[Round], None]
-"""Called with every round when its model is trained and judged."""
+"""It is called with each round when the round's model is trained and evaluated."""
 
 
 class Stages(Protocol):
-    """What a method may ask of a run. Each call runs a stage in its folder, or reuses what is finished there."""
+    """The stages that a method may ask a run for. Each call runs a stage in its folder, or reuses a finished one."""
 
     @property
     def config(self) -> Config:
@@ -62,7 +62,10 @@ class Stages(Protocol):
 
     @property
     def num_classes(self) -> int:
-        """Classes of the labeled split."""
+        """The number of classes of the labeled split."""
+
+    def stage(self, job: Job, parent: str) -> Path:
+        """Run a job of any kind in RUN/parent/KIND-FP8, where its fingerprint begins with FP8."""
 
     def train(
         self,
@@ -76,45 +79,45 @@ class Stages(Protocol):
         selection: Path | None = None,
         labels: Path | None = None,
     ) -> Path:
-        """Train in RUN/parent: by the method's learner, or without one as supervised trainings and students are."""
+        """Train in RUN/parent by the method's learner, else on labels and pseudo-labels; returns the stage folder."""
 
     def label(self, round: int, teachers: Sequence[Path]) -> Path:
-        """Label the unlabeled images with the mean of these teachers, of which the newest come first."""
+        """Label the unlabeled images with the mean of these teachers, the newest first; returns the folder."""
 
     def select(self, round: int, labels: Path) -> Path:
-        """Choose pseudo-labels."""
+        """Choose pseudo-labels; returns the folder of the selection."""
 
     def judge(
         self, role: Role, round: int, train: Path, labels: Path | None = None, selection: Path | None = None
     ) -> Round:
-        """What a finished training came to."""
+        """The round of a finished training, with its figures on val."""
 
 
 @dataclass(frozen=True)
 class Method:
-    """One method."""
+    """One method: what a run, a config and a report need to know of it."""
 
     name: str
-    """As the config's `method` has it."""
+    """The value of `method` in the config."""
     title: str
-    """For people."""
+    """The name that people read."""
     rounds: str
-    """`module:function` (stages, on_round) -> rounds: what the run does between its data and its choice."""
+    """`module:function` of (stages, on_round) -> rounds, which trains all models that the run chooses from."""
     learner: str
-    """`module:class` of what a step does, a subclass of `train.learner.Learner`."""
+    """`module:class` of the learner that takes the steps, a subclass of `train.learner.Learner`."""
     recipe: Callable[[Config, int], Training]
-    """The recipe of the model of a round."""
+    """(config, round) -> the settings that the round's model is trained with."""
     control: Callable[[Config, Sequence[Round], Round], Training]
-    """The supervised training that the model of a round is held against."""
+    """(config, rounds, round) -> the supervised training that the round's model is compared with."""
     finetunes: Literal["best", "student"] = "best"
-    """What a fine-tune takes: the best model on val, or the student even if it is not."""
+    """The model that is fine-tuned: the best one on val, or the student even if another is better."""
     needs_every_class: bool = False
-    """Whether every class must have labeled images, because nothing before a training could find that one has none."""
+    """Whether each class must have labeled images. Set it if nothing before the training would find a class without."""
     panels: tuple[str, ...] = ()
-    """Plots of the report, by their names in `report.panels`."""
+    """The method's plots in the report, by their names in `report.panels`."""
 
     def run_rounds(self, stages: Stages, on_round: OnRound) -> list[Round]:
-        """Run the rounds."""
+        """Run the method's rounds; returns one entry per trained model."""
         result: list[Round] = load_object(self.rounds)(stages, on_round)
         return result
 
@@ -123,7 +126,7 @@ class Method:
         return settings_of(config)
 
     def reads(self, section: str) -> bool:
-        """Whether it reads this section of the config."""
+        """Whether the method reads this section of the config."""
         return section in METHOD_CONFIGS[self.name].reads
 
 
@@ -131,7 +134,7 @@ class Method:
 
 
 def one_training(method: Method, stages: Stages, on_round: OnRound) -> list[Round]:
-    """One training of the section `student` in place of rounds."""
+    """Run one training, of the section `student`, in place of rounds."""
     folder = stages.train("student", 1, stages.config.student, "rounds/1", method=method)
     student = stages.judge("student", 1, folder)
     warn_of_chance(student, stages.num_classes, fix_of("student"))
@@ -140,13 +143,14 @@ def one_training(method: Method, stages: Stages, on_round: OnRound) -> list[Roun
 
 
 def supervised(training: Training, *, by_labels: bool) -> Training:
-    """A supervised training at the budget of one with unlabeled images: its network, recipe, noise, optimizer steps and
-    images per step, with a labeled image in every slot.
+    """A supervised training at the budget of one with unlabeled images.
+
+    Network, recipe, optimizer steps and images per step are the same. All images are labeled and get the strong view.
 
     Args:
-        training: The one with unlabeled images.
-        by_labels: Whether its learning rate is that of its labeled images alone, so that the control, which has more of
-            them, must not get a larger one.
+        training: The training with unlabeled images.
+        by_labels: Whether the number of labeled images set its learning rate. The supervised training, which has more
+            of them, then keeps that rate instead of a larger one.
     """
     optimizer = training.optimizer
     if by_labels:
@@ -162,7 +166,7 @@ def supervised(training: Training, *, by_labels: bool) -> Training:
 
 
 def warn_of_chance(first: Round, num_classes: int, fix: str) -> None:
-    """Warn of a first model whose accuracy on val could be luck."""
+    """Log a warning if the first model's accuracy on val could be chance."""
     if first.interval[0] <= 1 / num_classes:
         log.warning(
             "the %s of round %d cannot be told from chance on val (%.1f%% of %d classes): too few val images, or %s",
@@ -175,5 +179,5 @@ def warn_of_chance(first: Round, num_classes: int, fix: str) -> None:
 
 
 def fix_of(section: str) -> str:
-    """What to do about a model at chance, whose training is that section of the config."""
+    """The advice for a model at chance that this section of the config trained."""
     return f"raise {section}.steps, check {section}.optimizer.lr, or look at the labels in the report"

@@ -5,7 +5,7 @@
 
 from pipeline.models.compat import declare_missing_ops
 
-declare_missing_ops()  # before anything imports timm, and through it torchvision
+declare_missing_ops()  # must run before anything imports timm, which imports torchvision
 
 from pipeline.models import resnet9, wide_resnet  # noqa: E402 - register their architectures
 from pipeline.models.registry import build, list_own_models, num_frozen, set_trainable  # noqa: E402

@@ -3,9 +3,9 @@
 torchvision 0.28 wheels are built against CUDA torch. Beside a CPU-only torch their C++ library does not load, and the
 import then fails with "operator torchvision::nms does not exist", because torchvision registers fake kernels for two
 operators that nobody declared. timm imports torchvision, so this stops every CPU-only user. Declaring the two schemas
-first cures it. torchvision's own image operators stay absent: selftrain decodes with Pillow.
+first cures it. torchvision's own image operators stay absent, which does not matter: selftrain decodes with Pillow.
 
-Imported for its effect by `pipeline.models`, before timm. Does nothing where torchvision's operators exist.
+`pipeline.models` calls this before it imports timm. It does nothing where torchvision's operators exist.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _LIBRARY: torch.library.Library | None = None  # schemas live as long as this ob
 
 
 def declare_missing_ops() -> bool:
-    """Declare `torchvision::nms` and `qnms` if torchvision's own library cannot load. Returns whether it did."""
+    """Declare `torchvision::nms` and `qnms` if torchvision's own library cannot load; returns whether it did so."""
     global _LIBRARY
     if _LIBRARY is not None or not _library_is_broken():
         return False

@@ -1,4 +1,4 @@
-"""The one model format: `model.safetensors` (EMA weights) beside `model.json` (everything needed to use them).
+"""The one model format: `model.safetensors` (EMA weights) beside `model.json` (all that is needed to use them).
 
 An exported file is the same pair under another name, FILE.safetensors and FILE.json, and opens in plain timm:
 `timm.create_model(architecture, num_classes=C, checkpoint_path=FILE, **model_args)`.
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from pipeline.config import Scalar, Section, changed, parse
 from pipeline.errors import UserError
 from pipeline.files import read_json, write_bytes, write_json
-from pipeline.models.registry import build
+from pipeline.models.registry import build, plugins_of
 from pipeline.stages.fingerprint import digest, digest_file
 
 log = logging.getLogger("selftrain.models")
@@ -37,9 +37,9 @@ class ModelInfo(Section):
     model_args: dict[str, Scalar]
     classes: tuple[str, ...]
     input_size: tuple[int, int, int]
-    """Channels, height, width."""
+    """Channels, height and width."""
     mean: Numbers
-    """Of RGB in [0, 1]."""
+    """Mean of RGB in [0, 1]."""
     std: Numbers
     crop: Literal["center"] = "center"
     interpolation: Literal["bicubic"] = "bicubic"
@@ -47,19 +47,23 @@ class ModelInfo(Section):
     lineage: dict[str, Any]
 
     def with_metrics(self, metrics: dict[str, Any]) -> ModelInfo:
-        """The same model with its figures."""
+        """The same description with these figures."""
         return changed(self, metrics=metrics)
 
 
 def save_model(weights_path: Path, state: Mapping[str, Tensor], info: ModelInfo) -> None:
-    """Write the pair: weights first, then the JSON that makes them a model. Each file is atomic."""
+    """Write the weights first, then the JSON that makes them a model. Each file appears whole or not at all."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     write_bytes(weights_path, save(tensors, metadata={"format": "pt"}))
     write_json(weights_path.with_suffix(".json"), info.model_dump(mode="json", by_alias=True))
 
 
 def find_weights(path: Path) -> Path:
-    """The .safetensors file that a run folder, a stage folder or a file stands for."""
+    """The .safetensors file that a run folder, a stage folder or a file stands for.
+
+    Raises:
+        UserError: there is no model at this path.
+    """
     if path.is_file():
         return path
     if (path / "model.safetensors").exists():
@@ -73,13 +77,13 @@ def find_weights(path: Path) -> Path:
 
 
 def read_info(path: Path) -> ModelInfo:
-    """The model.json of a run folder, a stage folder or an exported file."""
+    """The model.json of a run folder, a stage folder or an exported file. Raises UserError when there is none."""
     weights = find_weights(path)
     return parse(ModelInfo, read_json(weights.with_suffix(".json")), str(weights.with_suffix(".json")))
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
-    """The weights, of a .safetensors file or of a .pth file as timm writes it. Raises UserError when it is broken."""
+    """The weights in a .safetensors file, or in a .pth file as timm writes it. Raises UserError when it is broken."""
     weights = find_weights(path)
     try:
         if weights.suffix == ".safetensors":
@@ -93,10 +97,10 @@ def read_state(path: Path) -> dict[str, Tensor]:
 
 
 def load_model(path: Path) -> tuple[nn.Module, ModelInfo]:
-    """Build the architecture and load its weights exactly; eval mode, on the CPU.
+    """Build the architecture and load its weights exactly; the model is in eval mode, on the CPU.
 
     Raises:
-        UserError: no model there, or weights and architecture disagree.
+        UserError: there is no model, or weights and architecture disagree.
     """
     info = read_info(path)
     model = build(info.architecture, len(info.classes), model_args=info.model_args)
@@ -111,22 +115,25 @@ _PREDICTS_BY = {"architecture", "model_args", "classes", "input_size", "mean", "
 
 
 def model_digest(path: Path) -> str:
-    """Digest of what a model's predictions depend on: the weights and, where there is a model.json, how it sees images.
+    """A digest of all that a model's predictions depend on: its weights, how its model.json says that it sees images,
+    and the plugin that defines its architecture, if one does.
 
-    Equal for a stage and a file that was exported from it.
+    A stage and a file that was exported from it have the same digest.
     """
     weights = find_weights(path)
     sha256 = digest_file(weights)
     if not weights.with_suffix(".json").exists():
         return sha256
-    return digest({"weights": sha256, **read_info(path).model_dump(mode="json", include=_PREDICTS_BY)})
+    info = read_info(path)
+    sees = info.model_dump(mode="json", include=_PREDICTS_BY)
+    return digest({"weights": sha256, **sees, **plugins_of(info.architecture)})
 
 
 def export_model(source: Path, out: Path) -> ModelInfo:
     """Write the model of a run or a stage as OUT and its JSON beside it.
 
     Raises:
-        UserError: no model there, `out` is no .safetensors name, or it exists with other content.
+        UserError: there is no model, `out` is not a .safetensors name, or it exists with other content.
     """
     if out.suffix != ".safetensors":
         raise UserError(f"--out {out} must end in .safetensors")

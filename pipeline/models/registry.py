@@ -1,18 +1,18 @@
-"""Architectures by name: build one, register our own with timm, freeze the first layers."""
+"""Architectures by name: how to build one, register one with timm, and freeze its first layers."""
 
 from __future__ import annotations
 
-import importlib
-import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import timm
 from timm.models import group_parameters
+from timm.models import register_model as register_model  # for plugins
 from torch import nn
 
 from pipeline.config import Scalar
 from pipeline.errors import UserError, did_you_mean
+from pipeline.stages.plugins import sources_of
 
 M = TypeVar("M")
 
@@ -31,7 +31,8 @@ def build(
         UserError: the architecture is unknown (with the nearest name), or refuses an argument.
     """
     if not timm.is_model(architecture):
-        raise UserError(f"`model`: timm has no architecture {architecture!r}, {suggest(architecture)}")
+        known = suggest(architecture)
+        raise UserError(f"`model`: timm has no architecture {architecture!r}, {known}; a plugin's needs its --plugin")
     arguments: dict[str, Scalar] = {**(model_args or {})}
     if dropout:
         arguments["drop_rate"] = dropout
@@ -48,13 +49,33 @@ def build(
 
 def list_own_models() -> list[str]:
     """The architectures that selftrain adds to timm."""
-    return [m for m in timm.list_models() if _is_own(m)]
+    return [m for m in timm.list_models() if module_of(m).startswith("pipeline.")]
+
+
+def module_of(architecture: str) -> str:
+    """The module that registered an architecture with timm."""
+    return str(timm.model_entrypoint(architecture).__module__)
+
+
+def import_of(architecture: str) -> str | None:
+    """The module whose import makes timm know an architecture; None for timm's own, and for one that it does not
+    know."""
+    module = module_of(architecture) if timm.is_model(architecture) else "timm"
+    return {"timm": None, "pipeline": "pipeline.models"}.get(module.partition(".")[0], module)
+
+
+def plugins_of(architecture: str) -> dict[str, str]:
+    """File name -> digest of the plugins that define an architecture; empty for timm's and ours."""
+    return sources_of(module_of(architecture)) if timm.is_model(architecture) else {}
 
 
 def set_trainable(model: nn.Module, frozen_layers: int) -> None:
-    """Freeze the stem and the first `frozen_layers` blocks: no gradients, BatchNorm in eval mode.
+    """Freeze the stem and the first `frozen_layers` blocks: they get no gradients, and their BatchNorm is in eval mode.
 
-    Call after `model.train()`, which would otherwise put the frozen BatchNorms back into train mode.
+    Call this after `model.train()`, which puts the frozen BatchNorms back into train mode.
+
+    Raises:
+        UserError: the model does not describe the order of its layers.
     """
     if not frozen_layers:
         return
@@ -68,7 +89,7 @@ def set_trainable(model: nn.Module, frozen_layers: int) -> None:
 
 
 def num_frozen(model: nn.Module) -> int:
-    """Parameters without gradients."""
+    """The number of parameters without gradients."""
     return sum(p.numel() for p in model.parameters() if not p.requires_grad)
 
 
@@ -80,15 +101,10 @@ def _frozen_parameters(model: nn.Module, frozen_layers: int) -> set[str]:
     return {name for name, layer in layer_of.items() if int(layer) <= frozen_layers}
 
 
-def _is_own(architecture: str) -> bool:
-    entry = timm.model_entrypoint(architecture)
-    module = inspect.getmodule(entry) or importlib.import_module(entry.__module__)
-    return module.__name__.startswith("pipeline.")
-
-
 def suggest(architecture: str) -> str:
-    """The nearest name in timm, to append to an error message."""
-    return did_you_mean(architecture, timm.list_models()) if len(architecture) > 3 else "see timm.list_models()"
+    """The nearest name in timm, as the end of an error message."""
+    hint = did_you_mean(architecture, timm.list_models())
+    return hint if hint.startswith("did you mean") else "see timm.list_models()"  # there are over a thousand
 
 
 def create(network: Callable[..., M], pretrained: bool, arguments: dict[str, Any]) -> M:

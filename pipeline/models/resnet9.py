@@ -1,7 +1,7 @@
 """A residual network for small images on slow machines, after the DAWNBench winners (Page 2018, "How to Train Your
-ResNet") and airbench (Jordan 2024): few wide convolutions, early pooling, nothing that is bound by memory traffic.
+ResNet") and airbench (Jordan 2024): it has few, wide convolutions and pools early, so memory traffic does not bound it.
 
-On CPUs with bf16 matrix units its throughput is about four times that of a WRN-28-2 of equal parameter count.
+On CPUs with bf16 matrix units its throughput is about four times that of a WRN-28-2, which is of similar size.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pipeline.models.registry import create
 
 
 class Block(nn.Module):
-    """Conv, max-pool by 2, norm, act; then a residual conv, norm, act, on [B, C, H, W]."""
+    """Conv, max-pool by 2, norm, act, then a residual branch of conv, norm, act, on [B, C, H, W]."""
 
     def __init__(self, in_channels: int, channels: int, drop_path: float, bn_momentum: float) -> None:
         super().__init__()
@@ -29,14 +29,14 @@ class Block(nn.Module):
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: [B, C, H, W] -> [B, C', H/2, W/2]."""
+        """Features [B, C, H, W] -> [B, C', H/2, W/2]."""
         x = F.silu(self.norm1(F.max_pool2d(self.conv1(x), 2)), inplace=True)
         residual: Tensor = self.drop_path(F.silu(self.norm2(self.conv2(x)), inplace=True))
         return x + residual
 
 
 class ResNet9(nn.Module):
-    """A stem and three stages of `width`, 2 `width` and 4 `width` channels; global max pooling.
+    """A stem, three stages of `width`, 2 `width` and 4 `width` channels, and a global max pooling.
 
     Logits are scaled by 1/9, which keeps the first steps of a high learning rate from saturating the softmax.
     """
@@ -58,20 +58,20 @@ class ResNet9(nn.Module):
         self.stages = nn.ModuleList()
         channels = 24
         for index in range(3):
-            # Linear decay over the residual branches: half a rate on average (Huang 2016).
+            # The rate grows linearly, from a third of it at the first block to all of it at the last (Huang 2016).
             self.stages.append(Block(channels, width * 2**index, drop_path_rate * (index + 1) / 3, bn_momentum))
             channels = width * 2**index
         self.fc = nn.Linear(channels, num_classes, bias=False)
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """[B, 3, H, W] -> [B, 4 width, H/8, W/8]."""
+        """Images [B, 3, H, W] -> features [B, 4 width, H/8, W/8]."""
         x = F.silu(self.stem(F.pad(x, (0, 1, 0, 1))), inplace=True)
         for stage in self.stages:
             x = stage(x)
         return x
 
     def forward_head(self, x: Tensor) -> Tensor:
-        """[B, C, H, W] -> logits [B, num_classes]."""
+        """Features [B, C, H, W] -> logits [B, num_classes]."""
         logits: Tensor = self.fc(F.dropout(x.amax((2, 3)), self.drop_rate, self.training)) / 9
         return logits
 
@@ -80,13 +80,16 @@ class ResNet9(nn.Module):
         return self.forward_head(self.forward_features(x))
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """timm's description of the layer order: stem, stages, the rest."""
+        """The order of the layers, as timm describes it: the stem, the stages, the rest."""
         return {"stem": r"^stem", "blocks": r"^stages\.(\d+)"}
 
     @torch.no_grad()
     def init_from_images(self, images: Tensor) -> None:
-        """Set the stem to whiten 2x2 patches of normalized images [B, 3, H, W]: principal directions of the data, each
-        divided by its standard deviation, with both signs (Page 2018). Data-dependent, so a training calls it once."""
+        """Let the stem whiten the 2x2 patches of normalized images [B, 3, H, W] (Page 2018).
+
+        Its filters become the principal directions of the data, each divided by its standard deviation, with both
+        signs. They depend on the data, so a training calls this once, before its first step.
+        """
         patches = images.float().unfold(2, 2, 1).unfold(3, 2, 1).permute(0, 2, 3, 1, 4, 5).reshape(-1, 12)
         values, vectors = torch.linalg.eigh(patches.T @ patches / len(patches))
         filters = (vectors / (values + 5e-4).sqrt()).T.reshape(12, -1, 2, 2).flip(0)
@@ -96,5 +99,5 @@ class ResNet9(nn.Module):
 
 @register_model
 def resnet9(pretrained: bool = False, **kwargs: Any) -> ResNet9:
-    """Widths 64, 128, 256: 1.2M parameters."""
+    """ResNet-9 with widths 64, 128 and 256: 1.2M parameters."""
     return create(ResNet9, pretrained, kwargs)

@@ -1,4 +1,4 @@
-"""Where weights come from: another model's, a file's or timm's, as a `start` of the config names them."""
+"""The weights that a network starts from: another model's, a file's or timm's, as `start` of the config names them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from pipeline.config import NetworkSettings, Start, semantic
 from pipeline.errors import UserError
 from pipeline.models.format import find_weights, model_digest, read_state
-from pipeline.models.registry import suggest
+from pipeline.models.registry import plugins_of, suggest
 
 log = logging.getLogger("selftrain.models")
 
@@ -24,8 +24,9 @@ MIN_SHARE = 0.9
 
 
 def semantic_settings(settings: NetworkSettings) -> dict[str, Any]:
-    """What a network's training depends on, with the start told by what it is and not by where it lies."""
-    values, start = semantic(settings), settings.start
+    """The semantic form of a network's settings. A file to start from stands there as its digest, not as its path, and
+    an architecture from a plugin adds the plugin's digest."""
+    values, start = {**semantic(settings), **plugins_of(settings.model)}, settings.start
     if start is not None:
         is_file = not start.model.startswith(TIMM)
         values["start"] = {"mode": start.mode, "model": model_digest(Path(start.model)) if is_file else start.model}
@@ -33,16 +34,16 @@ def semantic_settings(settings: NetworkSettings) -> dict[str, Any]:
 
 
 def start_inputs(settings: NetworkSettings) -> dict[str, str]:
-    """The start as an input of a stage, if it is a file."""
+    """The start among the inputs of a stage, if it is a file: {"start": digest}."""
     start = settings.start
     return {} if start is None or start.model.startswith(TIMM) else {"start": model_digest(Path(start.model))}
 
 
 def load_start(model: nn.Module, settings: NetworkSettings) -> None:
-    """Load the weights of `settings.start`, if there is one.
+    """Load the weights of `settings.start`, if it is set.
 
     Raises:
-        UserError: there is no such model, or it does not fit.
+        UserError: there is no such model, or its weights do not fit.
     """
     if settings.start is None:
         return
@@ -61,15 +62,15 @@ def load_start(model: nn.Module, settings: NetworkSettings) -> None:
 
 
 def has_info(start: Start) -> bool:
-    """Whether a start's model says by its model.json what it is. timm's weights do not."""
+    """Whether the start has a model.json that says what it is; timm's weights have none."""
     return not start.model.startswith(TIMM) and find_weights(Path(start.model)).with_suffix(".json").exists()
 
 
 def start_state(source: str) -> dict[str, Tensor]:
-    """The weights that a training starts from: of a run folder, a stage folder, a file, or `timm:NAME`.
+    """The weights that a training starts from. `source` is a run folder, a stage folder, a file or `timm:NAME`.
 
     Raises:
-        UserError: there are none, or timm's cannot be had.
+        UserError: there are no such weights, or timm cannot download them.
     """
     if not source.startswith(TIMM):
         return read_state(Path(source))
@@ -89,10 +90,10 @@ def start_state(source: str) -> dict[str, Tensor]:
 def init_from(model: nn.Module, state: Mapping[str, Tensor], source: str) -> int:
     """Copy the weights whose names and shapes agree; returns how many tensors were copied.
 
-    A classifier of other classes stays as it is. Whatever else is left out is logged.
+    A classifier for another number of classes stays as it is. A warning names other weights that the source lacks.
 
     Raises:
-        UserError: under 90% of the weights before the classifier agree, so the source is of another architecture.
+        UserError: under 90% of the weights before the classifier agree, so the source has another architecture.
     """
     own = model.state_dict()
     matching = {k: v for k, v in state.items() if k in own and own[k].shape == v.shape}
@@ -112,6 +113,6 @@ def init_from(model: nn.Module, state: Mapping[str, Tensor], source: str) -> int
 
 
 def _is_classifier(model: nn.Module, own: Tensor, other: Tensor | None) -> bool:
-    """Whether two tensors differ in the number of classes alone."""
+    """Whether `own` belongs to the classifier and differs from `other` in the number of classes only."""
     num_classes = getattr(model, "num_classes", None)
     return other is not None and own.shape[:1] == (num_classes,) and own.shape[1:] == other.shape[1:]

@@ -28,16 +28,20 @@ class Block(nn.Module):
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: [B, C, H, W] -> [B, C', H/stride, W/stride]."""
+        """Features [B, C, H, W] -> [B, C', H/stride, W/stride]."""
         active = F.leaky_relu(self.norm1(x), 0.2, inplace=True)
         out = self.conv2(F.leaky_relu(self.norm2(self.conv1(active)), 0.2, inplace=True))
-        # A projected shortcut starts from the activated input, an identity one from x itself (He 2016).
+        # A projected shortcut starts from the activated input, an identity shortcut from x itself (He 2016).
         residual: Tensor = self.drop_path(out)
         return (x if self.shortcut is None else self.shortcut(active)) + residual
 
 
 class WideResNet(nn.Module):
-    """WRN-depth-width for small images: three stages of (depth - 4) / 6 blocks, at strides 1, 2, 4."""
+    """WRN-depth-width for small images: three stages of (depth - 4) / 6 blocks, at strides 1, 2 and 4.
+
+    Raises:
+        ValueError: the depth is not 6n + 4.
+    """
 
     def __init__(
         self,
@@ -64,7 +68,7 @@ class WideResNet(nn.Module):
         num_blocks = 3 * blocks_per_stage
         for stage in range(3):
             for index in range(blocks_per_stage):
-                # Linear decay: survival falls from 1 at the first block to 1 - drop_path_rate at the last (Huang 2016).
+                # The rate grows linearly, from 0 at the first block to drop_path_rate at the last (Huang 2016).
                 drop_path = drop_path_rate * len(blocks) / max(num_blocks - 1, 1)
                 stride = 2 if stage > 0 and index == 0 else 1
                 blocks.append(Block(channels, 16 * 2**stage * width, stride, drop_path, bn))
@@ -79,14 +83,14 @@ class WideResNet(nn.Module):
         nn.init.zeros_(self.fc.bias)
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """[B, 3, H, W] -> [B, C, H/4, W/4]."""
+        """Images [B, 3, H, W] -> features [B, C, H/4, W/4]."""
         x = self.stem(x)
         for block in self.blocks:
             x = block(x)
         return F.leaky_relu(self.norm(x), 0.2, inplace=True)
 
     def forward_head(self, x: Tensor) -> Tensor:
-        """[B, C, H, W] -> logits [B, num_classes]."""
+        """Features [B, C, H, W] -> logits [B, num_classes]."""
         logits: Tensor = self.fc(F.dropout(x.mean((2, 3)), self.drop_rate, self.training))
         return logits
 
@@ -95,23 +99,23 @@ class WideResNet(nn.Module):
         return self.forward_head(self.forward_features(x))
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """timm's description of the layer order: stem, blocks, the rest."""
+        """The order of the layers, as timm describes it: the stem, the blocks, the rest."""
         return {"stem": r"^stem", "blocks": r"^blocks\.(\d+)"}
 
 
 @register_model
 def wide_resnet10_1(pretrained: bool = False, **kwargs: Any) -> WideResNet:
-    """WRN-10-1, 0.08M parameters: the digits demo."""
+    """WRN-10-1 with 0.08M parameters, the network of the digits demo."""
     return create(partial(WideResNet, 10, 1), pretrained, kwargs)
 
 
 @register_model
 def wide_resnet16_2(pretrained: bool = False, **kwargs: Any) -> WideResNet:
-    """WRN-16-2, 0.7M parameters."""
+    """WRN-16-2 with 0.7M parameters."""
     return create(partial(WideResNet, 16, 2), pretrained, kwargs)
 
 
 @register_model
 def wide_resnet28_2(pretrained: bool = False, **kwargs: Any) -> WideResNet:
-    """WRN-28-2, 1.5M parameters: the standard network of semi-supervised CIFAR-10."""
+    """WRN-28-2 with 1.5M parameters, the standard network of semi-supervised CIFAR-10."""
     return create(partial(WideResNet, 28, 2), pretrained, kwargs)

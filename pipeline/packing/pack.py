@@ -30,12 +30,12 @@ from pipeline.shards.manifest import (
 from pipeline.stages.lock import run_lock
 
 SHARD_SIZE = 10_000
-"""Samples a shard, at most, unless asked otherwise."""
+"""Samples per shard, at most, unless something else is asked for."""
 
 
 @dataclass(frozen=True)
 class PackReport:
-    """What a pack did, for people to check."""
+    """What a pack did, so that people can check it."""
 
     out: Path
     classes: tuple[str, ...]
@@ -48,9 +48,9 @@ class PackReport:
     relabeled: tuple[str, ...]
     """Those among them that `out` holds under another class, by their names in SOURCE. Shards keep what they hold."""
     num_duplicates: int
-    """Images of SOURCE that equal another one of it; they are packed too, into the same split."""
+    """Images of SOURCE that are equal to another one of it. They are packed too, into the same split."""
     conflicts: tuple[str, ...]
-    """Equal images under different classes. A carve leaves them unlabeled."""
+    """Equal images under different classes, one line per group. A carve leaves them unlabeled."""
     absent_classes: tuple[str, ...]
     """Classes that SOURCE has no image of."""
     ignored: dict[str, int]
@@ -76,8 +76,8 @@ def pack(
     """Pack `source` into `out` as one split, or carve it into several; appends when `out` holds shards already.
 
     The bytes of JPEG, PNG and WebP files are stored unchanged; other formats become PNG. Equal images and arguments
-    give equal tars, whatever the order of files and the number of workers (0: one a core). Images that their split of
-    `out` holds already are left out, so the same command typed again adds nothing.
+    give equal tars, whatever the order of files and the number of workers (0: one per core). Images that their split
+    of `out` holds already are left out, so the same command typed again adds nothing.
 
     Raises:
         UserError: bad arguments, a bad image (with `bad_images="error"`), an unknown class, an image that another
@@ -174,7 +174,7 @@ def _find_present(
         if len(clashing):
             row = int(clashing[0])
             wanted, name, content = SPLITS[splits[row]], images.items[row].name, images.contents[row]
-            twins = (index.key(int(place)) for index in indexes for place in np.flatnonzero(index.content == content))
+            twins = (index.key[int(place)] for index in indexes for place in np.flatnonzero(index.content == content))
             raise UserError(
                 f"{len(clashing)} images to be packed as {wanted} are in {out} as {split} already, e.g. {name} = "
                 f"{next(twins)}; splits must not share images: remove them from the source, or pack into another --out"

@@ -80,7 +80,7 @@ def check_images(
 
 
 def conflicting(images: Images) -> tuple[str, ...]:
-    """Equal images under different classes, a line each."""
+    """Equal images under different classes, one line per group."""
     if len(np.unique(images.contents)) == len(images.contents):
         return ()
     groups: defaultdict[bytes, list[Item]] = defaultdict(list)

@@ -122,8 +122,7 @@ def _open_tar(stack: contextlib.ExitStack, path: Path) -> tuple[list[str], Calla
         if inside in places:
             raise UserError(f"{path} holds {inside} twice; make the tar again from a folder")
         places[inside] = (offset, size)
-    descriptor = open_shard(path)
-    stack.callback(os.close, descriptor)
+    descriptor = stack.enter_context(open_shard(path))
 
     def read(name: str) -> bytes:
         offset, size = places[name]

@@ -62,22 +62,21 @@ def _check_shard(folder: Path, entry: ShardEntry, index: Index, num_classes: int
     if index.cut:
         yield index.cut
     for row, why in sorted(index.problems.items()):
-        yield f"{tar}: {index.key(row)}: {why}"
+        yield f"{tar}: {index.key[row]}: {why}"
     if entry.split == "unlabeled":
         for unwanted in np.flatnonzero(index.label >= 0):
-            yield f"{tar}: {index.key(int(unwanted))}: has a .cls in an unlabeled shard"
+            yield f"{tar}: {index.key[int(unwanted)]}: has a .cls in an unlabeled shard"
         yield from _check_truth(folder / "truth" / f"{entry.name}.npy", entry, num_classes)
     else:
         for wrong in np.flatnonzero((index.label < 0) | (index.label >= num_classes)):
-            yield f"{tar}: {index.key(int(wrong))}: label {index.label[wrong]} is out of range ({num_classes} classes)"
+            yield f"{tar}: {index.key[int(wrong)]}: label {index.label[wrong]} is out of range ({num_classes} classes)"
     stored = read_index(index_path(tar))
-    if stored is None:
-        return
-    same_keys = np.array_equal(stored.key_bytes, index.key_bytes) and np.array_equal(stored.key_end, index.key_end)
-    if not (
-        same_keys and np.array_equal(stored.content, index.content) and np.array_equal(stored.offset, index.offset)
+    if stored is not None and not (
+        list(stored.key) == list(index.key)
+        and np.array_equal(stored.content, index.content)
+        and np.array_equal(stored.offset, index.offset)
     ):
-        yield f"{tar}: its stored index differs from its bytes; delete {tar.stem}.selftrain.npz"
+        yield f"{tar}: its stored index differs from its bytes; delete {index_path(tar).name}"
 
 
 def _check_truth(path: Path, entry: ShardEntry, num_classes: int) -> Iterator[str]:

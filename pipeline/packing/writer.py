@@ -38,7 +38,7 @@ class ShardWriter:
         """Spread the rows over shards of equal size, at random but as a function of their keys alone."""
         # Sorted keys would put a class into each shard, and a window of shards would then hold few classes.
         shuffled = sorted(
-            rows, key=lambda row: hashlib.blake2b(_utf8(self.images.items[row].key), digest_size=8).digest()
+            rows, key=lambda row: hashlib.blake2b(self.images.items[row].key.encode(), digest_size=8).digest()
         )
         earlier = manifest.of_split(split) if manifest else ()
         number = 1 + max((int(entry.name.rpartition("-")[2]) for entry in earlier), default=-1)
@@ -74,7 +74,3 @@ class ShardWriter:
                 yield f"{item.key}.cls", b"%d" % self.images.labels[row]
             yield f"{item.key}.{extension}", data
             self.tick(1)
-
-
-def _utf8(text: str) -> bytes:
-    return text.encode("utf-8", "surrogateescape")

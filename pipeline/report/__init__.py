@@ -1,4 +1,4 @@
-"""The report of a run: plots and images in one HTML page."""
+"""The report of a run: figures, plots and images in one HTML page."""
 
 from pipeline.report.page import write_report
 

@@ -1,4 +1,4 @@
-"""Pseudo-labeled images to look at: the surest, the least sure of the kept, and the wrong where truth is known."""
+"""Pseudo-labeled images to look at: the surest, the least sure of the kept, and those known to be wrong."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ Rows = npt.NDArray[np.integer[Any]]
 
 @dataclass(frozen=True)
 class Tile:
-    """One image and what its teacher said about it."""
+    """One image with its pseudo-label."""
 
     label: str
     confidence: float
     truth: str | None
-    """The true class, where it is known."""
+    """The true class; None if it is not known."""
 
 
 @dataclass(frozen=True)
 class Gallery:
-    """Images side by side in one PNG, a tile each."""
+    """Images side by side in one PNG, one tile per image."""
 
     title: str
     note: str
@@ -48,21 +48,21 @@ class Gallery:
 
 @dataclass(frozen=True)
 class PseudoLabels:
-    """The pseudo-labels of one round against the images, and against truth where it is known."""
+    """The pseudo-labels of one round beside their images, and compared with truth where it is known."""
 
     galleries: tuple[Gallery, ...]
     num_known: int
-    """Unlabeled images whose truth is known."""
+    """The number of unlabeled images whose truth is known."""
     accuracy: float | None
-    """Share of right pseudo-labels among those."""
+    """The share of right pseudo-labels among those; None if there are none."""
     num_known_kept: int
-    """Kept images whose truth is known."""
+    """The number of kept images whose truth is known."""
     kept_accuracy: float | None
-    """Share of right pseudo-labels among those."""
+    """The share of right pseudo-labels among those; None if there are none."""
 
 
 def inspect_pseudo_labels(dataset: Dataset, labels: Path, selection: Path, data: Data, image_size: int) -> PseudoLabels:
-    """Read one round's pseudo-labels and the images worth a look."""
+    """Read one round's pseudo-labels and the images that are worth a look."""
     store = LabelStore(labels, dataset)
     kept = read_selection(selection).rows.astype(np.int64)
     truth = dataset.truth()
@@ -72,7 +72,7 @@ def inspect_pseudo_labels(dataset: Dataset, labels: Path, selection: Path, data:
     order = kept[np.lexsort((kept, -store.log_odds[kept]))]  # the surest first
     wrong = order[known[order] & ~right[order]]
     size = min(image_size, MAX_TILE_PX)
-    # The report reads a hundred images: it must not decode and cache a whole data set for them.
+    # The report reads under a hundred images, for which it must not decode and cache a whole data set.
     reader = Reader(dataset, size, changed(data, cache="never"))
 
     def gallery(title: str, note: str, rows: Rows) -> Gallery:
@@ -96,7 +96,10 @@ def inspect_pseudo_labels(dataset: Dataset, labels: Path, selection: Path, data:
 
 
 def spread_over_classes(rows: Rows, label: Rows, count: int) -> Rows:
-    """The first `count` rows, taking turns over the classes: each class's first, then each class's second."""
+    """The first `count` of rows [N], taking turns over the classes: each class's first, then each class's second.
+
+    `label` has the class of every row of the data set.
+    """
     turn = np.zeros(len(rows), np.int64)
     by_class = np.argsort(label[rows], kind="stable")
     _, starts, sizes = np.unique(label[rows][by_class], return_index=True, return_counts=True)
@@ -105,9 +108,9 @@ def spread_over_classes(rows: Rows, label: Rows, count: int) -> Rows:
 
 
 def make_sprite(images: U8Array) -> tuple[bytes, int]:
-    """Images [n, S, S, 3] side by side as one PNG, small ones enlarged by a whole factor; and the side of a tile."""
+    """Images uint8 [n, S, S, 3] side by side in one PNG, and the side of a tile. Small ones grow by a whole factor."""
     factor = max(1, TILE_PX // images.shape[1])
-    large = images.repeat(factor, axis=1).repeat(factor, axis=2)  # nearest neighbour: pixels stay visible
+    large = images.repeat(factor, axis=1).repeat(factor, axis=2)  # nearest neighbour, so pixels stay visible
     row = np.concatenate(list(large), axis=1)
     buffer = io.BytesIO()
     Image.fromarray(row).save(buffer, format="png", optimize=True)

@@ -1,6 +1,6 @@
-"""Which teacher labeled what, and which student learned from it: boxes and arrows, laid out for an inline SVG.
+"""The lineage of a run: boxes and arrows show which teacher labeled what, and which student learned from it.
 
-Arrows follow the fingerprints in stage.json, not the folder names.
+They are laid out for an inline SVG. Arrows follow the fingerprints in stage.json, not the folder names.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ WIDTH = 3 * BOX_WIDTH + 2 * GAP_X + 24
 
 @dataclass(frozen=True)
 class Box:
-    """A stage."""
+    """One stage in the diagram."""
 
     x: int
     y: int
@@ -30,18 +30,18 @@ class Box:
 
 @dataclass(frozen=True)
 class Diagram:
-    """Boxes and arrows; arrows are SVG path data."""
+    """The boxes, and the arrows as SVG path data."""
 
     height: int
     boxes: tuple[Box, ...]
     arrows: tuple[str, ...]
     summary: str
-    """The same in words, for those who cannot see it."""
+    """The diagram in words, for people who cannot see it."""
     width: int = WIDTH
 
 
 def draw(run: RunRecord, details: Mapping[str, str]) -> Diagram:
-    """Lay the run out, a row a round. `details` has a line for each stage fingerprint."""
+    """Lay out a run, one row per round. `details` has one line of text per stage fingerprint."""
     rows: list[tuple[StageRecord | None, StageRecord | None, TrainRecord]] = [
         (r.label, r.select, r.train) for r in run.rounds if r.train is not None
     ]
@@ -75,7 +75,7 @@ def draw(run: RunRecord, details: Mapping[str, str]) -> Diagram:
 
 
 def title_of(train: TrainRecord) -> str:
-    """What a training is called in the report."""
+    """The name of a training in the report."""
     if train.role == "finetune":
         return "Fine-tune"
     return train.role.capitalize() if train.round is None else f"Round {train.round} {train.role}"
@@ -87,19 +87,19 @@ def teachers_of(round_: RoundRecord, run: RunRecord) -> list[TrainRecord]:
 
 
 def _start(source: int, row: int) -> str:
-    """From a model's box to the box of a later one that started with its weights."""
+    """The arrow from a model's box to that of a later model, which started with its weights."""
     step = BOX_HEIGHT + GAP_Y
     left = 2 * (BOX_WIDTH + GAP_X) + 1
     bottom, top = source * step + 1 + BOX_HEIGHT, row * step + 1
     if source == row - 1:
         return f"M{left + 3 * BOX_WIDTH // 4} {bottom}V{top - 6}"
     right = left + BOX_WIDTH
-    x = right + 20  # beside the channel of labels that skip a round
+    x = right + 20  # beside the arrows of labels that skip a round
     return f"M{right} {bottom - BOX_HEIGHT // 4}H{x}V{top + BOX_HEIGHT // 4}H{right + 6}"
 
 
 def _elbow(teacher: int, row: int) -> str:
-    """From a model's box, by the right margin, to the labels' box of a later row."""
+    """The arrow from a model's box to the labels' box of a later row; it may run along the right margin."""
     step = BOX_HEIGHT + GAP_Y
     top = row * step + 1
     channel = top - GAP_Y // 2

@@ -1,4 +1,4 @@
-"""The report of a run: one HTML file that needs nothing else, not even a network."""
+"""The page of a run's report: one HTML file that needs no other file and no network."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def write_report(run_dir: Path) -> Path:
     """Write RUN/report.html from what the run has left so far; returns its path.
 
     Raises:
-        UserError: `run_dir` is no run folder, or a file in it is broken.
+        UserError: `run_dir` is not a run folder, or a file in it is broken.
     """
     path = run_dir / "report.html"
     write_bytes(path, render(read_run(run_dir)).encode())
@@ -41,7 +41,7 @@ def render(run: RunRecord) -> str:
 
 
 def percent(fraction: float | None, digits: int = 1) -> str:
-    """0.8731 -> 87.3%. Never rounds up to 100%: 0.99999 -> >99.9%."""
+    """0.8731 -> 87.3%. A fraction below 1 is never rounded up to 100%: 0.99999 -> >99.9%."""
     if fraction is None:
         return "\u2013"
     nearly = 1 - 10.0 ** -(digits + 2) / 2
@@ -51,20 +51,20 @@ def percent(fraction: float | None, digits: int = 1) -> str:
 
 
 def points(difference: float) -> str:
-    """A difference of two accuracies in percentage points, with its sign."""
+    """The difference of two accuracies in percentage points, with its sign."""
     rounded = round(100 * difference, 1)
     return f"{rounded:+.1f}".replace("-", "\u2212") if rounded else "0.0"
 
 
 def number(value: Any) -> str:
-    """Digits in groups, a dash for nothing."""
+    """A number with its digits in groups of three; a dash for None."""
     if value is None:
         return "\u2013"
     return f"{value:,}" if isinstance(value, int) else f"{value:,.3g}" if abs(value) < 1000 else f"{value:,.0f}"
 
 
 def duration(seconds: float | None) -> str:
-    """Seconds as people say them."""
+    """A duration as people say it: 12.3 s, 4.5 min, 1 h 05 min; a dash for None."""
     if seconds is None:
         return "\u2013"
     if seconds < 60:
@@ -74,5 +74,5 @@ def duration(seconds: float | None) -> str:
 
 
 def data_uri(png: bytes) -> str:
-    """A PNG inside the page."""
+    """A PNG as a data URI, so that it is part of the page."""
     return "data:image/png;base64," + base64.b64encode(png).decode()

@@ -1,4 +1,4 @@
-"""Plots of what one method alone measures; a method names its panels in its row."""
+"""The plots of what some methods alone measure. A method names its panels in its row."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ _FEEDBACK = (
 
 @dataclass(frozen=True)
 class Panel:
-    """One plot."""
+    """One plot with its caption."""
 
     png: bytes
     caption: str = ""
 
 
 def method_panels(run: RunRecord) -> list[Panel]:
-    """The plots of the run's method; none before there is something to plot."""
+    """The plots of the run's method that have something to show already."""
     drawn = [PANELS[name](run) for name in METHODS[run.config.method].panels]
     return [panel for panel in drawn if panel is not None]
 
 
 def _feedback(run: RunRecord) -> Panel | None:
-    """What a student's progress told its teacher."""
+    """The feedback of a student to its teacher; None if it was not measured."""
     train = _that_measured(run, "feedback")
     if train is None:
         return None
@@ -48,7 +48,7 @@ def _feedback(run: RunRecord) -> Panel | None:
 
 
 def _consistency(run: RunRecord) -> Panel | None:
-    """How many predictions are sure enough to teach, and what came of it."""
+    """The share of predictions that are sure enough to teach, and the accuracies; None if it was not measured."""
     train = _that_measured(run, "mask_rate") or _that_measured(run, "student_loss")
     if train is None:
         return None
@@ -60,7 +60,7 @@ def _consistency(run: RunRecord) -> Panel | None:
 
 
 PANELS: Mapping[str, Callable[[RunRecord], Panel | None]] = {"feedback": _feedback, "consistency": _consistency}
-"""Panel -> the plot."""
+"""Name of a panel -> the function that plots it."""
 
 
 def _that_measured(run: RunRecord, name: str) -> TrainRecord | None:

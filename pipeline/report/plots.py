@@ -1,6 +1,6 @@
-"""The report's plots, as PNG bytes: one style, colors of Okabe and Ito (2008) that colorblind people tell apart.
+"""The report's plots as PNG bytes, in one style. The colors of Okabe and Ito (2008) can be told apart by all eyes.
 
-The background is transparent, so that the page decides it; the page inverts the plots in dark mode.
+The background is transparent, so that the page decides its color; in dark mode the page inverts the plots.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ INK = "#3A434C"
 PAIR_HEIGHT_IN = 2.9
 MAX_NAMED_CLASSES = 25
 MIN_BIN = 10
-"""Reliability of fewer samples than this is noise, and not drawn."""
+"""The reliability of a bin with fewer samples than this is noise, so it is not drawn."""
 COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#8A939C", "#B8A800")
 DPI = 144
 WIDTH_IN = 10.4
@@ -59,7 +59,7 @@ _STYLE: Any = {
 
 
 class Canvas:
-    """A figure in the report's style, and its PNG once drawn."""
+    """A figure in the report's style, and its PNG once it is drawn."""
 
     def __init__(self, figure: Figure, axes: Sequence[Axes]) -> None:
         self.figure = figure
@@ -69,9 +69,14 @@ class Canvas:
 
 @contextmanager
 def canvas(
-    columns: int = 1, *, width: float = WIDTH_IN, height: float = 3.2, ratios: Sequence[float] = ()
+    columns: int = 1,
+    *,
+    width: float = WIDTH_IN,
+    height: float = 3.2,
+    ratios: Sequence[float] = (),
+    transparent: bool = True,
 ) -> Iterator[Canvas]:
-    """A row of axes; the PNG is there when the block ends."""
+    """Open a row of axes; their PNG is there when the block ends. It is transparent for a page, white for a file."""
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -84,14 +89,14 @@ def canvas(
         yield drawing
         buffer = io.BytesIO()
         with warnings.catch_warnings():
-            # Class names in scripts that matplotlib's font lacks show as boxes; the page's tables have them in full.
+            # Class names in scripts that matplotlib's font lacks show as boxes; the page's tables show them in full.
             warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-            figure.savefig(buffer, format="png", transparent=True, metadata={"Software": None})
+            figure.savefig(buffer, format="png", transparent=transparent, metadata={"Software": None})
         drawing.png = buffer.getvalue()
 
 
 def css_width(png: bytes) -> int:
-    """Width in CSS pixels at which a plot's letters are as large as the page's, from the PNG's header."""
+    """The width in CSS pixels at which a plot's letters are as large as the page's; it reads the PNG's header."""
     return round(int.from_bytes(png[16:20], "big") * 96 / DPI)
 
 
@@ -105,7 +110,7 @@ Standing = Literal["kept", "not kept", "control"]
 
 @dataclass(frozen=True)
 class Point:
-    """A model in the plot of accuracies."""
+    """One model in the plot of accuracies."""
 
     name: str
     val: Metrics
@@ -113,7 +118,7 @@ class Point:
 
 
 def accuracy_by_round(points: Sequence[Point]) -> bytes:
-    """Val accuracy with 95% intervals, a point a model; hollow where a student was not kept, grey for the control."""
+    """Val accuracies with 95% intervals, one point per model: hollow for students not kept, grey for the control."""
     with canvas(height=2.9) as drawing:
         (ax,) = drawing.axes
         rounds = [(x, 100 * p.val.top1) for x, p in enumerate(points) if p.standing != "control"]
@@ -132,18 +137,18 @@ def accuracy_by_round(points: Sequence[Point]) -> bytes:
 
 
 Curve = tuple[str, F64Array, F64Array]
-"""Name, x, y."""
+"""Name, x [N], y [N]."""
 
 
 def curve(name: str, lines: Sequence[Mapping[str, float | None]], key: str) -> Curve:
-    """A column of metrics.jsonl over its steps, where it was measured."""
+    """One column of metrics.jsonl over the steps at which it was measured."""
     found = [(line["step"], line[key]) for line in lines if line.get(key) is not None]
     steps, values = zip(*found, strict=True) if found else ((), ())
     return name, np.array(steps, float), np.array(values, float)
 
 
 def learning_curves(losses: Sequence[Curve], accuracies: Sequence[Curve]) -> bytes:
-    """Training loss and val accuracy over steps, a line a training. x is steps, y a loss or a fraction."""
+    """Training losses and val accuracies over steps, one line per training. x is steps, y a loss or a fraction."""
     names = list(dict.fromkeys(name for name, _, _ in [*losses, *accuracies]))
     colors = {name: color_of(i) for i, name in enumerate(names)}
     with canvas(2, height=3.4) as drawing:
@@ -165,12 +170,12 @@ def learning_curves(losses: Sequence[Curve], accuracies: Sequence[Curve]) -> byt
 
 
 def feedback_curves(curves: Mapping[str, Curve], unit: str) -> bytes:
-    """What a student's progress told its teacher, by the names of metrics.jsonl: the feedback with its baseline, the
-    cosine of the two gradients, and how large the feedback's gradient was beside the consistency loss's.
+    """A student's feedback to its teacher: the feedback with its baseline, the cosine of the two gradients, and the
+    feedback's gradient relative to that of the consistency loss.
 
     Args:
-        curves: Under `feedback`, `baseline`, `cosine` and `ratio`; the last two may be missing.
-        unit: What the feedback is.
+        curves: The curves `feedback`, `baseline`, `cosine` and `ratio`; the last two may be missing.
+        unit: What the feedback measures, as the label of its axis.
     """
     with canvas(2, height=3.2) as drawing:
         left, right = drawing.axes
@@ -191,7 +196,7 @@ def feedback_curves(curves: Mapping[str, Curve], unit: str) -> bytes:
 
 
 def teacher_and_student(shares: Sequence[Curve], accuracies: Sequence[Curve]) -> bytes:
-    """How many predictions are sure enough to teach and how often the student agrees; val accuracy of both."""
+    """The share of predictions that are sure enough to teach, how often the student agrees, and val accuracies."""
     with canvas(2, height=3.2) as drawing:
         left, right = drawing.axes
         for i, (name, x, y) in enumerate(shares):
@@ -211,7 +216,7 @@ def _legends(axes: Sequence[Axes]) -> None:
 
 
 def smoothed(y: F64Array) -> F64Array:
-    """A centred moving mean over a twentieth of the curve; shorter at the ends."""
+    """The centred moving mean [N] of a curve [N], over a twentieth of it; the window is shorter at the ends."""
     half = max(1, len(y) // 40)
     sums = np.concatenate([[0.0], np.cumsum(y)])
     where = np.arange(len(y))
@@ -220,7 +225,7 @@ def smoothed(y: F64Array) -> F64Array:
 
 
 def calibration(names: Sequence[str], bins: Sequence[ReliabilityBins]) -> bytes:
-    """Confidence histogram beside the reliability diagram, a line a model."""
+    """The histogram of confidences beside the reliability diagram, one line per model."""
     with canvas(2, height=3.6, ratios=[1.35, 1]) as drawing:
         left, right = drawing.axes
         right.plot([0, 1], [0, 1], color=MUTED, lw=1, ls=(0, (4, 3)), label="calibrated")
@@ -236,7 +241,7 @@ def calibration(names: Sequence[str], bins: Sequence[ReliabilityBins]) -> bytes:
 
 
 def confidence_histogram(histogram: Histogram, threshold: float) -> bytes:
-    """Confidences of the pseudo-labels of one round; the threshold is a line."""
+    """The histogram of the confidences of a round's pseudo-labels; a line shows the threshold."""
     with canvas(width=WIDTH_IN * 0.4, height=PAIR_HEIGHT_IN) as drawing:
         (ax,) = drawing.axes
         ax.stairs(histogram["all"], histogram["edges"], fill=True, color=PALE, label="all")
@@ -250,7 +255,7 @@ def confidence_histogram(histogram: Histogram, threshold: float) -> bytes:
 
 
 def per_class(summary: Summary) -> bytes:
-    """Pseudo-labels a class: predicted, kept, with their copies, and what the labeled images' mix would give."""
+    """Pseudo-labels per class: predicted, kept, with copies, and the number that the labeled images' mix would give."""
     classes = summary["classes"]
     names = [shortened(c["name"]) for c in classes]
     with canvas(width=WIDTH_IN * 0.58, height=PAIR_HEIGHT_IN) as drawing:
@@ -270,17 +275,17 @@ def per_class(summary: Summary) -> bytes:
                           rotation_mode="anchor", parse_math=False)  # fmt: skip
         ax.set_ylabel("images")
         ax.grid(axis="x", visible=False)
-        _title(ax, "Pseudo-labels a class")
+        _title(ax, "Pseudo-labels per class")
     return drawing.png
 
 
 def _title(ax: Axes, title: str) -> None:
-    """A title on the left and the legend on the right of it, above the data."""
+    """Put a title above the data, on the left, and the legend on its right."""
     ax.set_title(title)
     ax.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=4, fontsize=8.5, borderaxespad=0.2,
               handlelength=1.2, columnspacing=1.1)  # fmt: skip
 
 
 def shortened(name: str, length: int = 14) -> str:
-    """A class name that fits under a bar."""
+    """A class name, shortened to fit under a bar."""
     return name if len(name) <= length else name[: length - 1] + "\u2026"

@@ -1,4 +1,4 @@
-"""A run folder as values: what every stage left behind, finished or not. The report shows nothing else."""
+"""A run folder as values: all that its stages left, finished or not. The report shows nothing else."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True)
 class Predictions:
-    """One model's answers on one split, [N] each."""
+    """One model's answers on one split of N samples; each array is [N]."""
 
     label: I32Array
     pred: I32Array
@@ -31,30 +31,30 @@ class Predictions:
 
     @property
     def right(self) -> BoolArray:
-        """Where the answer is the label, [N]."""
+        """Whether each answer is the label, [N]."""
         return np.equal(self.label, self.pred)
 
 
 @dataclass(frozen=True)
 class StageRecord:
-    """A stage folder."""
+    """A stage folder and its stage.json."""
 
     path: Path
     record: Json
 
     @property
     def complete(self) -> bool:
-        """Whether it finished."""
+        """Whether the stage is finished."""
         return bool(self.record["complete"])
 
     @property
     def fingerprint(self) -> str:
-        """What its output is a function of."""
+        """The digest of all that its output is a function of."""
         return str(self.record["fingerprint"])
 
     @property
     def names(self) -> frozenset[str]:
-        """What later stages call it among their inputs: its fingerprint, or the digest of its model."""
+        """The names that later stages give it among their inputs: its fingerprint, and the digest of its model."""
         model = self.record.get("outputs", {}).get("model_sha256")
         return frozenset({self.fingerprint} if model is None else {self.fingerprint, str(model)})
 
@@ -68,17 +68,17 @@ class StageRecord:
 
     @cached_property
     def timing(self) -> tuple[Json, ...]:
-        """Lines of timing.jsonl."""
+        """The lines of timing.jsonl."""
         return read_lines(self.path / "timing.jsonl", torn=True)
 
 
 @dataclass(frozen=True)
 class TrainRecord(StageRecord):
-    """A train stage."""
+    """A train stage and its metrics."""
 
     role: str
     round: int | None
-    """None for the control."""
+    """The round; None for the control."""
 
     @cached_property
     def _lines(self) -> tuple[Json, ...]:
@@ -86,14 +86,14 @@ class TrainRecord(StageRecord):
 
     @property
     def architecture(self) -> str:
-        """What it trains: its model.json's word once there is one, for `start.mode: use` takes another's model."""
+        """The architecture of its model. model.json decides once it is there: `start.mode: use` takes another model."""
         if (self.path / "model.json").exists():
             return str(read_json(self.path / "model.json")["architecture"])
         return str(self.record["config"]["training"]["model"])
 
     @property
     def loss(self) -> str:
-        """The column of its own loss: of a student that was trained with its teacher, `loss` is the teacher's."""
+        """The column of its own loss. If a student was trained with its teacher, `loss` is the teacher's."""
         return "student_loss" if any("student_loss" in line for line in self._lines) else "loss"
 
     @property
@@ -103,28 +103,28 @@ class TrainRecord(StageRecord):
 
     @property
     def losses(self) -> tuple[Json, ...]:
-        """Training lines of metrics.jsonl."""
+        """The lines of metrics.jsonl about steps."""
         return tuple(line for line in self._lines if "loss" in line)
 
     @property
     def evaluations(self) -> tuple[Json, ...]:
-        """Evaluation lines of metrics.jsonl."""
+        """The lines of metrics.jsonl about evaluations."""
         return tuple(line for line in self._lines if "val_top1" in line)
 
     @cached_property
     def val(self) -> Metrics | None:
-        """Figures on val, once the stage is finished."""
+        """The figures on val; None until the stage is finished."""
         return read_metrics(self.path / "evaluation-val.json")
 
     @cached_property
     def predictions(self) -> Predictions | None:
-        """Answers on val, once the stage is finished."""
+        """The answers on val; None until the stage is finished."""
         return read_predictions(self.path / "predictions-val.npz")
 
 
 @dataclass(frozen=True)
 class RoundRecord:
-    """What one round left behind. RoundRecord 0 has no labels and no selection."""
+    """The stages that one round left. Round 0 has no labels and no selection."""
 
     number: int
     train: TrainRecord | None
@@ -133,48 +133,48 @@ class RoundRecord:
 
     @cached_property
     def summary(self) -> Summary | None:
-        """The summary of the selection, once there is one."""
+        """The summary of the selection; None until there is one."""
         path = self.select.path / "selection.json" if self.select else None
         return cast(Summary, read_json(path)) if path and path.exists() else None
 
 
 @dataclass(frozen=True)
 class RunRecord:
-    """A run folder."""
+    """A run folder with all of its stages."""
 
     path: Path
     config: Config
     config_text: str
     result: Json | None
-    """result.json; None while the run is not finished."""
+    """The content of result.json; None while the run is not finished."""
     rounds: tuple[RoundRecord, ...]
     control: TrainRecord | None
     evaluation: StageRecord | None
     test: Mapping[str, Metrics]
-    """Model name (final, teacher, control) -> figures on test."""
+    """Name of a model (final, teacher, control) -> its figures on test."""
     test_predictions: Mapping[str, Predictions]
     other_evaluations: tuple[StageRecord, ...]
-    """Evaluations of what earlier configs of this run folder ended with."""
+    """The evaluations on test of earlier configs of this run folder."""
     test_reads: tuple[Json, ...]
-    """Evaluations on test that somebody asked for outside of the run."""
+    """The reads of test by `selftrain evaluate`, outside of the run."""
     num_siblings: int
-    """Stages of other settings that lie beside the ones shown."""
+    """The number of stages with other settings, beside those that are shown."""
 
     @property
     def trainings(self) -> Iterator[TrainRecord]:
-        """Every train stage, in order."""
+        """All train stages that are there, by round; the control comes last."""
         stages = [*(r.train for r in self.rounds), self.control]
         return (stage for stage in stages if stage is not None)
 
     @property
     def stages(self) -> Iterator[StageRecord]:
-        """Every stage, in order."""
+        """All stages that are there, by round; the control and the evaluation come last."""
         for round_ in self.rounds:
             yield from (s for s in (round_.label, round_.select, round_.train) if s is not None)
         yield from (s for s in (self.control, self.evaluation) if s is not None)
 
     def result_of(self, round_: int) -> Json:
-        """What result.json says about a round; empty while it says nothing."""
+        """The entry of a round in result.json; empty while there is none."""
         rounds: list[Json] = (self.result or {}).get("rounds", [])
         return next((r for r in rounds if r["round"] == round_), {})
 
@@ -183,7 +183,7 @@ def read_run(path: Path) -> RunRecord:
     """Read a run folder.
 
     Raises:
-        UserError: it is no run folder, or a file in it is broken.
+        UserError: it is not a run folder, or a file in it is broken.
     """
     if not (path / "config.yaml").is_file():
         raise UserError(f"{path} is not a run folder: it has no config.yaml; give the --run-dir of `selftrain run`")
@@ -191,7 +191,7 @@ def read_run(path: Path) -> RunRecord:
     entries = read_ledger(path)
     models = {Path(entry["train_dir"]) for entry in result["rounds"]} if result else set()
     if not models <= {entry.folder for entry in entries}:
-        result, models = None, set()  # of stages that this run has since begun to make anew
+        result, models = None, set()  # the run has since begun to make its stages anew
     begun = [e for e in entries if e.folder in models or (path / e.folder / "stage.json").exists()]
     tests = result["final"]["test"] if result else {}
     control = next((e for e in reversed(begun) if e.role == "control"), None)
@@ -217,12 +217,12 @@ def read_run(path: Path) -> RunRecord:
 
 
 def read_metrics(path: Path) -> Metrics | None:
-    """The figures in a JSON file, None if there is no such file."""
+    """The figures in a JSON file; None if there is no such file."""
     return Metrics.from_json(read_json(path)) if path.exists() else None
 
 
 def read_predictions(path: Path) -> Predictions | None:
-    """The answers in an npz file, None if there is no such file."""
+    """The answers in an npz file; None if there is no such file. Raises UserError when it is broken."""
     if not path.exists():
         return None
     try:

@@ -1,4 +1,4 @@
-"""What the report's template shows, section by section."""
+"""The variables of the report's template, section by section."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from pipeline.shards.dataset import Dataset, open_split
 
 @dataclass(frozen=True)
 class HeadlineRow:
-    """A training in the headline table."""
+    """One training in the headline table."""
 
     name: str
     model: str
@@ -33,7 +33,7 @@ class HeadlineRow:
 
 @dataclass(frozen=True)
 class TimingRow:
-    """What a stage took."""
+    """The time that one stage took."""
 
     name: str
     seconds: float | None
@@ -41,13 +41,13 @@ class TimingRow:
 
     @property
     def images_per_s(self) -> float | None:
-        """Throughput, where the stage counts images."""
+        """The images per second; None if the stage does not count images."""
         return self.images / self.seconds if self.images and self.seconds else None
 
 
 @dataclass(frozen=True)
 class RoundSection:
-    """The pseudo-labels of a round."""
+    """The pseudo-labels of one round."""
 
     round: RoundRecord
     teachers: str
@@ -56,11 +56,11 @@ class RoundSection:
     bars: bytes
     inspected: PseudoLabels | None
     problem: str
-    """Why images and truth are not shown; empty if they are."""
+    """The reason why images and truth are not shown; empty if they are."""
 
 
 def sections(run: RunRecord) -> dict[str, Any]:
-    """The template's variables."""
+    """All variables of the template, by name."""
     verdict = judge(run)
     return {
         "verdict": verdict,
@@ -125,7 +125,7 @@ def _curves_plot(run: RunRecord) -> bytes | None:
 
 
 def _measured(train: TrainRecord, name: str) -> plots.Curve:
-    """A training's metric where it was measured."""
+    """One metric of a training, over the steps at which it was measured."""
     return plots.curve(title_of(train), train.losses, name)
 
 

@@ -1,4 +1,4 @@
-"""What the figures on test say, in sentences that claim no more than they show."""
+"""The verdict on a run: sentences that claim no more than the figures on test show."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _NAMES = {TEACHER: "the round 0 teacher", CONTROL: "a control trained as long on
 
 @dataclass(frozen=True)
 class Gain:
-    """Test accuracy of the final model minus another's; the interval needs both models' answers."""
+    """The test accuracy of the final model minus another's. The interval needs the answers of both models."""
 
     over: str
     points: float
@@ -28,13 +28,13 @@ class Gain:
 
     @property
     def certain(self) -> bool:
-        """Whether the interval leaves out zero."""
+        """Whether the interval excludes zero."""
         return self.interval is not None and (self.interval[0] > 0 or self.interval[1] < 0)
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """The outcome of a run."""
+    """The outcome of a run, in sentences."""
 
     sentences: tuple[str, ...]
     gains: Mapping[str, Gain]
@@ -82,7 +82,7 @@ def judge(run: RunRecord) -> Verdict:
 def _has_test(data: Data) -> bool:
     try:
         return has_test(data)
-    except UserError:  # the data is out of reach, and most have test images
+    except UserError:  # the data is out of reach; most data has test images
         return True
 
 
@@ -103,8 +103,8 @@ def _conclude(gain: Gain) -> str:
     if gain.interval is None:
         return "The models' answers were not kept, so whether that is more than chance cannot be told."
     if not gain.certain:
-        return "The difference to the control is within chance: test does not show that the pseudo-labels helped."
-    return "So the pseudo-labels helped." if gain.points > 0 else "So the pseudo-labels did harm."
+        return "The difference to the control is within chance: test does not show that the unlabeled images helped."
+    return "So the unlabeled images helped." if gain.points > 0 else "So the unlabeled images did harm."
 
 
 def _unfinished(run: RunRecord) -> tuple[str, ...]:

@@ -1,1 +1,1 @@
-"""A run: its rounds and control, its fine-tune, its result, its folder."""
+"""A run: its loop of rounds, its fine-tune and control, its result, its ledger and its folder."""

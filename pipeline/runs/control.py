@@ -1,4 +1,4 @@
-"""The control: a supervised model at the final model's budget, so that one sees what unlabeled images were worth."""
+"""The control: a supervised model at the final model's budget, which shows what the unlabeled images were worth."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pipeline.runs.run import Run
 
 
 def train_control(run: Run, method: Method, rounds: Sequence[Round], final: Round) -> Path:
-    """Train the method's control of the final model; fine-tuned as well if the final model is."""
+    """Train the method's control of the final model, and fine-tune it if the final model is fine-tuned."""
     base = final
     if final.role == "finetune":
         students = [r for r in rounds if r.role == "student"]

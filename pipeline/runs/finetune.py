@@ -1,4 +1,4 @@
-"""The fine-tune: a last, short training of a model at a higher resolution, on labeled images as they are."""
+"""The fine-tune: a last, short training at a higher resolution, on labeled images without noise."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from pipeline.runs.run import Run
 
 
 def finetune(run: Run, method: Method, rounds: Sequence[Round], on_round: OnRound) -> list[Round]:
-    """All rounds and, if the config asks for it, the fine-tune of the best of them.
+    """All rounds and, if the config asks for it, a fine-tune of the best one as another round.
 
-    Of a method whose student meets no labeled image, the student's instead (Pham 2021).
+    Methods whose student meets no labeled image fine-tune the student instead (Pham 2021).
     """
     settings = run.config.finetune
     if settings is None:
@@ -27,7 +27,7 @@ def finetune(run: Run, method: Method, rounds: Sequence[Round], on_round: OnRoun
 
 
 def finetuning(settings: Finetune, model: Path, *, flip: bool) -> Training:
-    """The training that fine-tunes a model; `flip` says whether its own training mirrored images."""
+    """The training that fine-tunes a model. `flip` says whether the model's own training mirrored images."""
     info = read_info(model)
     return Training(
         model=info.architecture,

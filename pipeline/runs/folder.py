@@ -1,4 +1,4 @@
-"""The run folder: whether it may be used, the config that it fixes, and what it ended with before a change."""
+"""The run folder: whether a run may use it, the config that it fixes, and the results from before a change."""
 
 from __future__ import annotations
 
@@ -11,22 +11,23 @@ from pipeline.errors import UserError
 from pipeline.files import read_json
 from pipeline.stages.fingerprint import digest
 from pipeline.stages.machine import resolve
+from pipeline.stages.plugins import digests
 
 log = logging.getLogger("selftrain.loop")
 
 
 def check_run_folder(run_dir: Path, config_path: Path | None = None) -> None:
-    """Refuse a folder in which a run could replace or move files of the user's.
+    """Refuse a folder in which a run could replace or move the user's files.
 
     Raises:
-        UserError: it has files but is no run folder, or its config.yaml, which the run writes, is the user's config.
+        UserError: the folder has files but is not a run folder, or its config.yaml, which a run writes, is the user's.
     """
     if config_path is not None and config_path.resolve() == (run_dir / "config.yaml").resolve():
         raise UserError(
             f"{config_path} is where the run in {run_dir} writes its resolved config; copy it elsewhere, or choose "
             "another --run-dir"
         )
-    # Prefect's database may come before the run does.
+    # Prefect's database may be there before the run is.
     names = [p.name for p in run_dir.iterdir() if p.name[0] != "."] if run_dir.is_dir() else []
     other = next((name for name in ("manifest.json", "stage.json") if name in names), None)
     if other is not None:
@@ -37,11 +38,11 @@ def check_run_folder(run_dir: Path, config_path: Path | None = None) -> None:
 
 
 def resolve_config(config: Config, earlier: Config | None) -> Config:
-    """Fix what the config leaves to the machine. A run that exists keeps what it fixed when it was made."""
+    """Fix the values that the config leaves to the machine. An existing run keeps those of its first command."""
     runtime = config.runtime
     if earlier is not None:
         fixed: list[tuple[str, str | int]] = [("device", "auto"), ("precision", "auto")]
-        if runtime.processes == earlier.runtime.processes:  # threads are those of a process
+        if runtime.processes == earlier.runtime.processes:  # the number of threads is per process
             fixed.append(("threads", 0))
         kept = {name: getattr(earlier.runtime, name) for name, unset in fixed if getattr(runtime, name) == unset}
         runtime = changed(runtime, **kept)
@@ -49,7 +50,7 @@ def resolve_config(config: Config, earlier: Config | None) -> Config:
 
 
 def absolute(config: Config) -> Config:
-    """A config with absolute paths: children and later commands may run elsewhere."""
+    """The config with absolute paths, because children and later commands may run in another folder."""
     update: dict[str, Any] = {"data": absolute_data(config.data)}
     for name in ("teacher", "student"):
         training: Training = getattr(config, name)
@@ -60,7 +61,7 @@ def absolute(config: Config) -> Config:
 
 
 def absolute_data(data: Data) -> Data:
-    """Data with absolute paths."""
+    """The data with absolute paths."""
     update: dict[str, Any] = {split: tuple(p.absolute() for p in getattr(data, split)) for split in SPLITS}
     for name in ("root", "classes", "cache_dir"):
         path = getattr(data, name)
@@ -69,15 +70,21 @@ def absolute_data(data: Data) -> Data:
 
 
 def set_aside(run_dir: Path, earlier: Config, config: Config, data: str) -> None:
-    """Keep what this run folder ended with before the config or the data changed; its stage folders stay in place."""
+    """Move results from before a change of config, data or plugins into RUN/earlier; stage folders stay in place."""
     result = run_dir / "result.json"
-    earlier_data = read_json(result).get("data") if result.exists() else data
-    if semantic(earlier) == semantic(config) and earlier_data == data:
+    made = read_json(result) if result.exists() else {"data": data, "plugins": digests()}
+    earlier_data, earlier_plugins = made.get("data"), made.get("plugins", {})
+    changes = {
+        "config": semantic(earlier) != semantic(config),
+        "data": earlier_data != data,
+        "plugins": earlier_plugins != digests(),
+    }
+    what = " and ".join(name for name, is_changed in changes.items() if is_changed)
+    if not what:
         return
-    folder = run_dir / "earlier" / digest([semantic(earlier), earlier_data])[:8]
+    folder = run_dir / "earlier" / digest([semantic(earlier), earlier_data, earlier_plugins])[:8]
     folder.mkdir(parents=True, exist_ok=True)
-    for file in ("result.json", "report.html", "config.yaml"):  # the config last: a kill in between repeats this
+    for file in ("result.json", "report.html", "config.yaml"):  # the config last, so that after a kill this is repeated
         if (run_dir / file).exists():
             (run_dir / file).rename(folder / file)
-    what = "data" if semantic(earlier) == semantic(config) else "config"
     log.warning("the %s changed: the earlier result is now in %s; stages that do not change are reused", what, folder)

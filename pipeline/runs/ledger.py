@@ -1,6 +1,6 @@
-"""The ledger of a run, RUN/stages.json: which stages it asked for, in order, and what each was for.
+"""The ledger of a run, RUN/stages.json: the stages that it asked for, in order, and the purpose of each.
 
-A report of an unfinished run knows by it what belongs to the run and what was left by other settings.
+It tells the report of an unfinished run which stages belong to the run, and which other settings left behind.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ FILE = "stages.json"
 
 
 class Entry(Section):
-    """One stage."""
+    """One stage of the ledger."""
 
     kind: str
     folder: Path
-    """Relative to the run folder."""
+    """The stage folder, relative to the run folder."""
     role: Role | None = None
-    """Of a training."""
+    """The role of a training; None for other kinds of stages."""
     round: int | None = None
 
 
@@ -30,8 +30,8 @@ class Ledger:
 
     Args:
         run_dir: The run folder.
-        purpose: A digest of config, data and stage versions. The same command typed again goes along what is there and
-            adds to it; another begins anew.
+        purpose: A digest of config, data and stage versions. With the same purpose, a command goes along the entries
+            that are there and adds to them; with another, the ledger begins anew.
     """
 
     def __init__(self, run_dir: Path, purpose: str) -> None:
@@ -43,11 +43,11 @@ class Ledger:
         self._write()
 
     def add(self, job: Job) -> None:
-        """Note a stage before it runs."""
+        """Enter a stage before it runs."""
         self._add(job.kind, job.out, getattr(job, "role", None), getattr(job, "round", None))
 
     def add_model(self, folder: Path, role: Role, round: int) -> None:
-        """Note a model that a stage left beside its own, such as a teacher that was trained along."""
+        """Enter a model that a stage left beside its own, such as a teacher that was trained along."""
         self._add("train", folder, role, round)
 
     def _add(self, kind: str, folder: Path, role: Role | None, round: int | None) -> None:
@@ -57,7 +57,7 @@ class Ledger:
             return
         self.num_passed += 1
         if not ahead or ahead[0] != entry:
-            # What followed there was made from something else, such as weights that were replaced since.
+            # The entries after this one were made from something else, such as weights that were replaced since.
             self.entries = [*passed, entry]
             self._write()
 

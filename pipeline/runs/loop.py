@@ -1,4 +1,4 @@
-"""A whole run: data, the method's rounds, fine-tune, control, test, result. Plain Python, which the flow calls too."""
+"""A whole run: data, the method's rounds, fine-tune, control, test, result. It is plain Python, also for the flow."""
 
 from __future__ import annotations
 
@@ -39,16 +39,16 @@ def run_loop(
     """Run or resume the whole loop in `run_dir`; returns the content of its result.json.
 
     Args:
-        config: As the user wrote it; it is resolved for this machine and written into the run folder.
-        run_dir: The run folder. What is finished there is reused, what was begun is resumed, nothing is overwritten.
-        run_stage: Runs one stage, such as `launch.run_job`.
-        on_round: Called with every round when its model is trained and judged.
-        accept_environment: Resume stages that were begun in another environment.
-        read_test: Whether the final model is measured on test; not where runs are compared to choose between them.
+        config: The config as the user wrote it. It is resolved for this machine and written into the run folder.
+        run_dir: The run folder. Finished stages are reused, begun ones are resumed, and nothing is overwritten.
+        run_stage: Runs one stage, as `launch.run_job` does.
+        on_round: Is called with each round when its model is trained and evaluated.
+        accept_environment: Whether to resume stages that were begun in another environment.
+        read_test: Whether to measure the final model on test. Turn it off where runs are compared to choose one.
 
     Raises:
-        UserError: bad config or data, a teacher at chance, another process in this run folder.
-        Interrupted: stopped by a signal; the same call goes on.
+        UserError: the config or the data is bad, a teacher is at chance, or another process uses the run folder.
+        Interrupted: a signal stopped the run; the same call goes on.
     """
     run_dir = run_dir.resolve()
     check_run_folder(run_dir)
@@ -64,14 +64,14 @@ def run_loop(
             set_aside(run_dir, earlier, config, digest(data))
         versions = {name: kind.version for name, kind in KINDS.items()}
         ledger = Ledger(run_dir, digest([semantic(config), data, versions]))
-        write_bytes(run_dir / "config.yaml", dump_yaml(config).encode())  # whose folder has a ledger, then
+        write_bytes(run_dir / "config.yaml", dump_yaml(config).encode())  # after the ledger
 
         run = Run(config, run_dir, run_stage, lock_fd, accept_environment, data, ledger)
         rounds = finetune(run, method, method.run_rounds(run, on_round), on_round)
         final = best_of(rounds)
         skipped: dict[str, int] = {split: d.num_skipped for split, d in datasets.items() if d.num_skipped}
         result = result_of(run, rounds, final, skipped=skipped)
-        write_json(run_dir / "result.json", result)  # every choice is fixed and written before test is read
+        write_json(run_dir / "result.json", result)  # every choice is made and written before test is read
 
         sees_unlabeled = any(r.role == "student" for r in rounds)
         control = train_control(run, method, rounds, final) if config.evaluate.control and sees_unlabeled else None
@@ -86,7 +86,7 @@ def run_loop(
 
 
 def _check_data(config: Config, method: Method) -> dict[Split, Dataset]:
-    """Open every split, and refuse overlapping ones."""
+    """Open every split; refuse splits that overlap, and classes without labels where the method needs them."""
     splits = [split for split in SPLITS if split != "test" or has_test(config.data)]
     datasets = {split: open_split(config.data, split) for split in splits}
     check_disjoint(datasets)

@@ -1,4 +1,4 @@
-"""result.json: what a run came to, for scripts."""
+"""result.json: the outcome of a run, for scripts."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ from typing import Any
 from pipeline.methods.method import Round
 from pipeline.runs.run import Run
 from pipeline.stages.fingerprint import digest
+from pipeline.stages.plugins import digests
 
 SCHEMA = 2
 FINAL, TEACHER, CONTROL = "final", "teacher", "control"
-"""Names of the models in test.json."""
+"""The names of the models in test.json."""
 
 
 def models_of(rounds: Sequence[Round], final: Round, control: Path | None) -> dict[str, Path]:
-    """The models that test measures: the round-0 teacher where there is one, the final model, the control."""
+    """Name -> folder of the models to measure on test: the round-0 teacher if there is one, final model, control."""
     teacher = {TEACHER: rounds[0].train} if rounds[0].role == "teacher" else {}
     return {**teacher, FINAL: final.train, **({CONTROL: control} if control else {})}
 
@@ -30,7 +31,7 @@ def result_of(
     tests: Mapping[str, Any] | None = None,
     skipped: Mapping[str, int] | None = None,
 ) -> dict[str, Any]:
-    """The content of result.json. Accuracies are fractions; what is not there (yet) is null."""
+    """The content of result.json. Accuracies are fractions; what does not exist (yet) is null."""
 
     def top1(name: str) -> float | None:
         return tests[name]["top1"] if tests and name in tests else None
@@ -39,6 +40,7 @@ def result_of(
         "schema": SCHEMA,
         "method": run.config.method,
         "data": digest(run.data),
+        "plugins": digests(),
         "rounds": [r.to_json(run.folder) for r in rounds],
         "final": {
             "round": final.round,

@@ -1,4 +1,4 @@
-"""A run in progress: its stages by the folders that they fill, and what they came to."""
+"""A run in progress: it runs stages in their folders and reads what they left."""
 
 from __future__ import annotations
 
@@ -22,13 +22,12 @@ from pipeline.stages.kinds import fingerprint_of, kind_of
 log = logging.getLogger("selftrain.loop")
 
 RunStage = Callable[[Job, int], None]
-"""Runs one stage to completion, or raises. The int is the run lock's file descriptor, for child processes."""
+"""It runs one stage to completion, or raises. The int is the file descriptor of the run lock, for child processes."""
 
 
 @dataclass
 class Run:
-    """A run in progress: the resolved config, and how to run a stage in its folder. It is what methods call
-    `Stages`."""
+    """A run in progress: the resolved config, and how to run a stage in its folder. Methods see it as `Stages`."""
 
     config: Config
     folder: Path
@@ -36,16 +35,20 @@ class Run:
     lock_fd: int
     accept_environment: bool
     data: dict[Split, str]
-    """Fingerprint of each split when the run began."""
+    """Split -> its fingerprint when the run began."""
     ledger: Ledger
 
     @cached_property
     def num_classes(self) -> int:
-        """Classes of the labeled split."""
+        """The number of classes of the labeled split."""
         return len(open_split(self.config.data, "labeled").classes)
 
     def stage(self, job: Job, parent: str) -> Path:
-        """Run a job in RUN/parent/KIND-FP8, or reuse it if it is there, finished."""
+        """Run a job in RUN/parent/KIND-FP8, or reuse the finished stage there; returns the folder.
+
+        Raises:
+            UserError: the data changed since the run began.
+        """
         inputs = kind_of(job).inputs(job)
         for split in self.data:
             if split in inputs.inputs:
@@ -78,7 +81,7 @@ class Run:
         selection: Path | None = None,
         labels: Path | None = None,
     ) -> Path:
-        """A train stage, whose learner is the method's; without one it learns from labels and pseudo-labels."""
+        """Run a train stage. Its learner is the method's; without a method it learns from labels and pseudo-labels."""
         whose: dict[str, Any] = {}
         if method is not None:
             whose = {"method": method.name, "learner": method.learner, "settings": method.settings(self.config)}
@@ -86,15 +89,15 @@ class Run:
         return self.stage(TrainJob.of(self.config, self.folder, role, round, training, **whose, **inputs), parent)
 
     def label(self, round: int, teachers: Sequence[Path]) -> Path:
-        """A label stage."""
+        """Run a label stage with these teachers, the newest first."""
         return self.stage(LabelJob.of(self.config, self.folder, round, teachers), f"rounds/{round}")
 
     def select(self, round: int, labels: Path) -> Path:
-        """A select stage."""
+        """Run a select stage on the labels of a label stage."""
         return self.stage(SelectJob.of(self.config, self.folder, round, labels), f"rounds/{round}")
 
     def evaluate(self, split: Split, models: dict[str, Path]) -> dict[str, Any]:
-        """An evaluate stage; returns {name: metrics}."""
+        """Run an evaluate stage; returns {name: metrics}."""
         job = EvaluateJob.of(self.config, self.folder, split, models)
         self._check_unchanged(split, open_split(self.config.data, split).fingerprint)
         return cast(dict[str, Any], read_json(self.stage(job, ".") / f"{split}.json"))
@@ -102,7 +105,7 @@ class Run:
     def judge(
         self, role: Role, round: int, train: Path, labels: Path | None = None, selection: Path | None = None
     ) -> Round:
-        """What a finished training came to."""
+        """The round of a finished training, with its figures on val; it is entered into the ledger."""
         metrics = read_json(train / "evaluation-val.json")
         low, high = metrics["interval"]
         info = read_json(train / "model.json")

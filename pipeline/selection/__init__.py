@@ -1,1 +1,1 @@
-"""What a student sees: rules, the selection, its summary, and targets."""
+"""The selection, which a student sees: its rules, its summary, and the targets of its images."""

@@ -1,7 +1,7 @@
-"""The choice of pseudo-labels: threshold, exact top N a class, balance by duplication (Noisy Student, section 2).
+"""The choice of pseudo-labels: threshold, exact top N per class, balance by duplication (Noisy Student, section 2).
 
-Unlike the paper's code the top N is exact (it cut at confidences rounded to 0.01) and copies are capped. The result is
-a function of the rows as a set: it does not depend on their order, on shards or on processes.
+The paper's code cuts at confidences rounded to 0.01; here the top N is exact, and copies are capped. The result is a
+function of the set of rows: it depends neither on their order nor on shards or processes.
 Shape legend: N rows, C classes.
 """
 
@@ -20,7 +20,7 @@ from pipeline.randomness import key_of, uniforms
 from pipeline.selection.selection import Selection
 from pipeline.selection.summary import Tally
 
-_CHUNK = 1 << 12  # rows at a time: temporaries stay under 1 MB, whatever N
+_CHUNK = 1 << 12  # rows at a time, so that temporaries stay under 1 MB for any N
 
 
 def select(
@@ -34,19 +34,21 @@ def select(
     labeled_prior: F64Array,
     seed: int,
 ) -> Selection:
-    """Select among N rows; `ids` are unique. Takes at most 8 bytes a row, and 1 MB, of memory beside its inputs.
+    """Select among N rows, given as arrays [N] with unique `ids`; `labeled_prior` is [C].
 
-    Kept are the rows whose confidence is at least the threshold, of each predicted class the first by (log-odds
-    descending, id ascending) up to the class's target. A class below its target is duplicated: with r = min(target /
-    kept, max_copies) a row has floor(r) copies, and one more if a uniform number keyed by (seed, id) is below r's
-    fraction.
+    A row is kept if its confidence is at least the threshold and it is among the first of its predicted class, up to
+    the class's target. The order within a class is by log-odds (descending), then by id (ascending). A class below its
+    target is duplicated: with r = min(target / kept, max_copies), a row has floor(r) copies, and one more if a uniform
+    number keyed by (seed, id) is below the fraction of r.
 
-    Targets: `per_class` rows (0: no limit) with balance `off`, without duplication; with `uniform`, `per_class` for
-    every class (0: the size of the largest). With `prior` the targets are proportional to it and sum up to `per_class`
-    * C (0: they are scaled so that the class with the largest ratio of rows to prior is kept whole, undoubled).
+    The targets depend on `balance`. With `off` they are `per_class` (0: no limit), and nothing is duplicated. With
+    `uniform` they are `per_class` for every class (0: the size of the largest class). With `prior` they follow the
+    prior and sum to `per_class` * C (0: the class with the largest ratio of rows to prior is kept whole, once).
+
+    The memory that this takes beside its inputs is at most 8 bytes per row, and 1 MB.
 
     Raises:
-        UserError: a log-odds is NaN, a label is no class, or the prior does not fit the classes.
+        UserError: a log-odds is NaN, a label is not a class, two ids are equal, or the prior does not fit the classes.
     """
     num_classes = len(classes)
     threshold = np.float32(config.threshold)
@@ -82,7 +84,7 @@ def _chunks(length: int) -> Iterator[slice]:
 def _count(
     label: I32Array, confidence: F32Array, log_odds: F32Array, threshold: np.float32, num_classes: int
 ) -> tuple[I64Array, I64Array]:
-    """Rows a predicted class, [C]: all of them, and those that pass the threshold."""
+    """The number of rows per predicted class, [C]: of all rows, and of those that pass the threshold."""
     predicted, passing = np.zeros(num_classes, np.int64), np.zeros(num_classes, np.int64)
     for part in _chunks(len(label)):
         if np.isnan(log_odds[part]).any() or np.isnan(confidence[part]).any():
@@ -98,7 +100,7 @@ def _count(
 
 
 def _targets(passing: I64Array, config: Select, labeled_prior: F64Array) -> I64Array:
-    """Rows wanted of each class, copies included, [C]."""
+    """The number of rows wanted of each class, with their copies, [C]."""
     if config.balance == "off":
         return np.minimum(passing, config.per_class or passing)
     if config.balance == "uniform":
@@ -106,7 +108,7 @@ def _targets(passing: I64Array, config: Select, labeled_prior: F64Array) -> I64A
     prior = np.asarray(config.prior or labeled_prior, np.float64)
     if len(prior) != len(passing) or prior.min() < 0 or not np.isfinite(prior).all() or prior.sum() == 0:
         raise UserError(
-            f"select.prior needs {len(passing)} shares, one a class and none negative, not {[float(p) for p in prior]}"
+            f"select.prior needs {len(passing)} shares, one per class, none negative, not {[float(p) for p in prior]}"
         )
     prior = prior / prior.sum()
     wanted = prior > 0
@@ -123,20 +125,20 @@ def _keep_rule(
     passing: I64Array,
     keep: I64Array,
 ) -> Callable[[slice], BoolArray]:
-    """The rule that tells which rows of a slice are kept.
+    """The rule that tells which rows of a slice are kept, as a mask.
 
-    The first rows of a class in the order (log-odds descending, id ascending) are those up to its last kept one, so a
-    pair (log-odds, id) a class describes the exact top N, and no sorted order of all rows is held.
+    Rows are ordered by log-odds (descending), then by id (ascending). The exact top N of a class are the rows up to its
+    last kept one, so one pair (log-odds, id) per class describes them, and no sorted order of all rows is held.
     """
 
     def passes(part: slice) -> BoolArray:
         return confidence[part] >= threshold
 
-    # NaN keeps nothing, -inf and the largest id keep all.
+    # A last log-odds of NaN keeps nothing; -inf with the largest id keeps all.
     last_odds = np.where(keep > 0, -np.inf, np.nan).astype(np.float32)
     last_id = np.full(len(keep), np.iinfo(np.uint64).max)
     cut = (keep > 0) & (keep < passing)
-    ties = np.zeros_like(keep)  # rows whose log-odds equal the last
+    ties = np.zeros_like(keep)  # rows whose log-odds equal those of the last kept row
     room = np.zeros_like(keep)  # how many of them are kept
 
     def find_last_odds(c: int, odds: npt.NDArray[Any]) -> None:
@@ -173,7 +175,7 @@ def _visit_classes(
     sizes: I64Array,
     visit: Callable[[int, npt.NDArray[Any]], None],
 ) -> None:
-    """Call visit(class, its members' values) for each class; `sizes` counts the members. Copies each value once."""
+    """Call visit(class, values of its members) per class; `sizes` [C] counts the members. Values are copied once."""
     starts = np.cumsum(sizes) - sizes
     grouped = np.empty(sizes.sum(), values.dtype)
     next_free = starts.copy()

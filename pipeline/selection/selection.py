@@ -13,8 +13,8 @@ import pyarrow as pa
 from pipeline.arrays import U32Array
 from pipeline.errors import UserError
 from pipeline.files import read_json, write_json
-from pipeline.labels.arrow import read_arrow, write_arrow
 from pipeline.selection.summary import Summary
+from pipeline.shards.table import read_table, write_table
 
 FORMAT = "selftrain-selection-1"
 SELECTION_FILES = ("selection.arrow", "selection.json")
@@ -33,9 +33,9 @@ class Selection:
 
 
 def write_selection(folder: Path, selection: Selection) -> None:
-    """Write selection.arrow (row, copies), selection.json (the summary)."""
-    batch = pa.RecordBatch.from_pydict({"row": pa.array(selection.rows), "copies": pa.array(selection.copies)})
-    write_arrow(folder / "selection.arrow", batch.replace_schema_metadata({"format": FORMAT}))
+    """Write selection.arrow (row, copies) and selection.json (the summary)."""
+    schema = pa.schema({"row": pa.uint32(), "copies": pa.from_numpy_dtype(selection.copies.dtype)})
+    write_table(folder / "selection.arrow", schema, {"format": FORMAT}, [selection.rows, selection.copies])
     write_json(folder / "selection.json", selection.summary)
 
 
@@ -43,11 +43,12 @@ def read_selection(folder: Path) -> Selection:
     """Read a selection, memory-mapped. Raises UserError when a file is missing, damaged or foreign."""
     path = folder / "selection.arrow"
     fix = f"delete {folder} and run `selftrain select` again"
-    batch = read_arrow(path, fix)
-    found = (batch.schema.metadata or {}).get(b"format", b"none").decode()
+    table = read_table(path, fix)
+    found = table.metadata.get("format", "none")
     if found != FORMAT:
         raise UserError(f"{path} is no selection: expected format {FORMAT}, found {found}; {fix}")
     summary = cast(Summary, read_json(folder / "selection.json"))
-    if summary["num_selected"] != batch.num_rows:
-        raise UserError(f"{path} has {batch.num_rows} rows, its summary {summary['num_selected']}; {fix}")
-    return Selection(batch["row"].to_numpy(), batch["copies"].to_numpy(), summary)
+    rows, copies = table.columns
+    if summary["num_selected"] != len(rows):
+        raise UserError(f"{path} has {len(rows)} rows, its summary {summary['num_selected']}; {fix}")
+    return Selection(rows, copies, summary)

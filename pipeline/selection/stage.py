@@ -1,4 +1,4 @@
-"""The select stage: from a teacher's labels to a selection and its summary."""
+"""The select stage: it makes a selection and its summary from a teacher's labels."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from pipeline.stages.preamble import Stage
 log = logging.getLogger("selftrain.select")
 
 GROSS_DEVIATION = 0.3
-"""Total variation between predicted and labeled prior above which we warn."""
+"""A warning is logged above this total variation between the predicted and the labeled prior."""
 
 
 def select_inputs(job: SelectJob) -> StageInputs:
-    """What the stage's output is a function of. The label stage must be finished."""
+    """The settings and inputs that the selection is a function of. The label stage must be finished."""
     config = {**semantic(job.select), "seed": job.seed, "round": job.round}
     inputs = {
         "labels": str(stage_record(job.labels)["fingerprint"]),
@@ -41,7 +41,7 @@ def run_select(job: SelectJob, stage: Stage) -> None:
     """Write a selection and print its summary per class.
 
     Raises:
-        UserError: stale or damaged labels, nothing selected, or a class vanished that may not.
+        UserError: the labels are stale or damaged, nothing is selected, or a class is lost that may not be lost.
     """
     from rich import get_console
 
@@ -71,10 +71,10 @@ def run_select(job: SelectJob, stage: Stage) -> None:
 
 
 def check_summary(summary: Summary, config: Select) -> None:
-    """Refuse a selection that is empty or lost a class; warn of one whose teacher sees quite another class mix.
+    """Refuse a selection that is empty or lost a class; warn if the teacher sees quite another mix of classes.
 
     Raises:
-        UserError: names the classes, the keys and the fix.
+        UserError: the selection is refused; the message names the classes, the keys and the fix.
     """
     classes = summary["classes"]
     surest = max(

@@ -19,7 +19,7 @@ _TABLE_ROWS = 40
 
 
 class ClassSummary(TypedDict):
-    """One class of a selection. Shares are fractions of all rows; counts are images."""
+    """The figures of one class. Shares are fractions of all rows; counts are images."""
 
     name: str
     predicted: int
@@ -27,15 +27,15 @@ class ClassSummary(TypedDict):
     labeled_prior: float
     kept: int
     copied: int
-    """Rows after duplication."""
+    """The number of rows after duplication."""
     threshold: float | None
-    """The lowest confidence kept; none if nothing is."""
+    """The lowest confidence that was kept; None if nothing was."""
     mean_confidence: float | None
-    """Of the kept images."""
+    """The mean confidence of the kept images; None if there are none."""
 
 
 class Histogram(TypedDict):
-    """Counts of confidences in equal bins of [0, 1]."""
+    """The counts of confidences in bins of equal width over [0, 1]."""
 
     edges: list[float]
     all: list[int]
@@ -43,22 +43,22 @@ class Histogram(TypedDict):
 
 
 class Summary(TypedDict):
-    """What `selection.json` holds."""
+    """The content of `selection.json`."""
 
     schema: int
     num_rows: int
     num_selected: int
     num_copies: int
     effective_size: float
-    """(sum of copies)^2 / sum of copies^2: so many images without copies give means of the same variance (Kish)."""
+    """(sum of copies)^2 / sum of copies^2: this many images without copies have means of the same variance (Kish)."""
     total_variation: float
-    """Distance of the predicted from the labeled prior: 0 equal, 1 disjoint."""
+    """The distance of the predicted from the labeled prior: 0 if they are equal, 1 if they are disjoint."""
     classes: list[ClassSummary]
     histogram: Histogram
 
 
 class Tally:
-    """Running sums that make a summary."""
+    """The running sums that a summary is made of. C classes, n rows of a chunk, k kept rows of it."""
 
     def __init__(self, num_classes: int) -> None:
         self.num_classes = num_classes
@@ -77,7 +77,7 @@ class Tally:
         kept: F32Array,
         copies: npt.NDArray[np.unsignedinteger],
     ) -> None:
-        """Count a chunk: all its confidences, and the labels, confidences and copies of its kept rows."""
+        """Count a chunk: its confidences [n], and of its kept rows the labels [k], confidences [k] and copies [k]."""
         self.kept += np.bincount(label, minlength=self.num_classes)
         self.copied += np.bincount(label, copies, self.num_classes).astype(np.int64)
         self.confidence += np.bincount(label, kept, self.num_classes)
@@ -87,7 +87,7 @@ class Tally:
         self.bins_kept += _histogram(kept)
 
     def summary(self, classes: Sequence[str], predicted: I64Array, labeled_prior: F64Array) -> Summary:
-        """The summary of all that was added. Priors and counts are [C]."""
+        """The summary of all that was added. `predicted` and `labeled_prior` are [C]."""
         prior = predicted / max(predicted.sum(), 1)
         num_copies = int(self.copied.sum())
         lines = [
@@ -125,7 +125,7 @@ def _histogram(confidence: F32Array) -> I64Array:
 
 
 def summary_table(summary: Summary) -> Table:
-    """The summary as a rich table, a line a class; of very many classes, those with the fewest and the most kept."""
+    """The summary as a rich table, one line per class; of many classes it shows those with the fewest and most kept."""
     from rich.table import Table
     from rich.text import Text
 
@@ -141,7 +141,7 @@ def summary_table(summary: Summary) -> Table:
     )
     table = Table(title="Selected pseudo-labels", caption=caption)
     table.add_column("class", no_wrap=True)
-    for heading in ("predicted", "share", "labeled", "kept", "copies", "lowest", "mean"):  # short: for 80 columns
+    for heading in ("predicted", "share", "labeled", "kept", "copies", "lowest", "mean"):  # short, to fit 80 columns
         table.add_column(heading, justify="right", no_wrap=True)
     for c in shown:
         counts = f"{c['predicted']:,}", f"{c['predicted_prior']:.1%}", f"{c['labeled_prior']:.1%}"

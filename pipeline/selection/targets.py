@@ -1,4 +1,4 @@
-"""What a student is trained towards on pseudo-labeled images. Looked up in the label files, never copied."""
+"""The targets of pseudo-labeled images, which a student learns. They are looked up in the label files, never copied."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 
 
 class Targets:
-    """Targets of rows: the teacher's probabilities at a temperature, or its surest class (Noisy Student, section 2).
+    """The targets of rows: a teacher's probabilities at a temperature, or its surest class (Noisy Student, section 2).
 
     Args:
         store: The labels.
-        kind: `soft` or `hard`.
-        temperature: Of soft targets.
-        smoothing: Of hard targets, which are smoothed like labels; soft ones never are (Noisy Student's code).
+        kind: `soft` for probabilities, `hard` for the surest class.
+        temperature: The temperature of soft targets.
+        smoothing: The smoothing of hard targets, as of labels. Soft targets are never smoothed (Noisy Student's code).
     """
 
     def __init__(
@@ -34,7 +34,7 @@ class Targets:
         self.store, self.kind, self.temperature, self.smoothing = store, kind, temperature, smoothing
 
     def of_rows(self, rows: npt.NDArray[np.integer]) -> F32Array:
-        """Target probabilities, [B, C]; each row sums to 1."""
+        """The targets of rows [B], as probabilities [B, C]; each row sums to 1."""
         if self.kind == "soft":
             return sharpen(self.store.probabilities(rows), self.temperature)
         one_hot = np.zeros((len(rows), self.store.num_classes), np.float32)
@@ -43,15 +43,15 @@ class Targets:
 
 
 def smooth(targets_BC: F32Array, smoothing: float) -> F32Array:
-    """Mix with the uniform distribution (Szegedy 2016, section 7)."""
+    """Mix targets [B, C] with the uniform distribution (Szegedy 2016, section 7)."""
     return targets_BC * np.float32(1 - smoothing) + np.float32(smoothing / targets_BC.shape[1])
 
 
 def sharpen(probs_BC: F32Array, temperature: float) -> F32Array:
-    """p^(1/temperature), renormalized. Below 1 it sharpens; 1 leaves every bit as it is."""
+    """p^(1/temperature) of probabilities [B, C], renormalized. Below 1 this sharpens; at 1 it changes no bit."""
     if temperature == 1:
         return probs_BC
-    # Relative to the largest, so that a low temperature does not underflow to 0/0.
+    # Probabilities are taken relative to the largest, so that a low temperature does not underflow to 0/0.
     relative = probs_BC.astype(np.float64) / probs_BC.max(axis=1, keepdims=True)
     powers = relative ** (1 / temperature)
     return np.asarray(powers / powers.sum(axis=1, keepdims=True), np.float32)
@@ -61,8 +61,8 @@ def open_selection(folder: Path, unlabeled: Dataset) -> tuple[Selection, LabelSt
     """The selection of a finished select stage, and the labels that it was made from.
 
     Raises:
-        UserError: the folder is no finished select stage, was made for other shards, or its label stage is gone or was
-            made anew.
+        UserError: the folder is not a finished select stage, it was made for other shards, or its label stage is gone
+            or was made again.
     """
     record = stage_record(folder)
     if record["kind"] != "select":

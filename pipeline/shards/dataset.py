@@ -1,4 +1,4 @@
-"""A data set: all samples of one split, a row each, shard after shard."""
+"""A data set: all samples of one split, one row per sample, shard after shard."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Shard:
     num_rows: int
     index: Index
     truth: Path | None = None
-    """File of true labels that pack kept apart, int32 a sample of the tar."""
+    """File of true labels that pack kept apart, one int32 per sample of the tar."""
     truth_classes: tuple[str, ...] = ()
     """What the ids in that file are called: the classes of its own packed folder, not the data set's."""
     kept: I64Array | None = None
@@ -79,7 +79,7 @@ class Dataset:
         ids = np.empty(len(self), np.uint64)
         for shard in self.shards:
             stem = hashlib.blake2b(f"{self.name}/{shard.name}/".encode("utf-8", "surrogateescape"), digest_size=8)
-            for row, key in enumerate(shard.index.keys(), start=shard.start):
+            for row, key in enumerate(shard.index.key, start=shard.start):
                 state = stem.copy()
                 state.update(key.encode("utf-8", "surrogateescape"))
                 ids[row] = int.from_bytes(state.digest(), "little")
@@ -98,7 +98,7 @@ class Dataset:
     def key(self, row: int) -> str:
         """`shard/key` of a row, for people to find the sample."""
         shard = self.shard_of(row)
-        return f"{shard.name}/{shard.index.key(row - shard.start)}"
+        return f"{shard.name}/{shard.index.key[row - shard.start]}"
 
     def truth(self) -> I32Array | None:
         """True labels [N] for reports, -1 where unknown; None if nothing is known. Never for training or selection.
@@ -213,7 +213,7 @@ def _find(data: Data, split: Split) -> tuple[list[_Tar], tuple[str, ...]]:
             raise UserError(f"data.{split}: {path} holds no {split} tars")
         tars += found
     if extras and not classes and split != "unlabeled":
-        raise UserError(f"data.{split} names tars without a manifest; name their classes in data.classes, one a line")
+        raise UserError(f"data.{split} names tars without a manifest; name their classes in data.classes, one per line")
     names: dict[str, Path] = {}
     for tar in tars:
         if tar.name in names:
@@ -270,7 +270,7 @@ def _problems(index: Index, split: Split, classes: tuple[str, ...]) -> dict[int,
 
 
 def _explain(tar: _Tar, index: Index, problems: Mapping[int, str]) -> str:
-    lines = [f"sample {index.key(row)}: {why}" for row, why in sorted(problems.items())[:3]]
+    lines = [f"sample {index.key[row]}: {why}" for row, why in sorted(problems.items())[:3]]
     lines += [index.cut] if index.cut else []
     more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
     return f"{tar.path}: {'; '.join(lines)}{more}; repair the tar, or set data.bad_images to skip"

@@ -7,7 +7,7 @@ import io
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from pipeline.errors import UserError
 
@@ -16,7 +16,7 @@ Vector = npt.NDArray[np.float32]
 """[D]"""
 
 DECODER_VERSION = 1
-"""Raised, with stage.FORMAT_VERSION, when pixels change for equal bytes: decoded caches and contents are made anew."""
+"""Raised when pixels change for equal bytes, with the versions in stages/kinds.py: caches and indexes are made anew."""
 MAX_PIXELS = 89_478_485  # Pillow's own limit, about 256 MiB of RGB: a bomb, not a photograph
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")  # never EPS, which runs ghostscript
 
@@ -49,12 +49,14 @@ def decode(data: bytes, name: str, *, at_least: int = 0) -> Pixels:
             return _rgb(image, name)
     except UserError:
         raise
+    except UnidentifiedImageError as error:  # whose text is the address of an object
+        raise UserError(f"{name} is not a readable image: its format is unknown") from error
     except Exception as error:  # damaged files make Pillow raise nearly anything, struct.error to IndexError
         raise UserError(f"{name} is not a readable image: {str(error) or type(error).__name__}") from error
 
 
 def decode_sample(data: bytes, name: str) -> Pixels | Vector:
-    """Decode an image, or a vector: a `.npy` array of one dimension, as float32 [D].
+    """Decode an image, or a vector, which is a `.npy` array of one dimension, to float32 [D].
 
     Raises:
         UserError: neither, or a vector that is empty or not finite; the message begins with `name`.

@@ -1,7 +1,7 @@
 """The index of a shard: where each sample lies, its key, label and content. One sample is then one pread.
 
-Stored as `SHARD.selftrain.npz` beside the tar, or in the cache folder where that is read-only. It is made anew when
-the tar's bytes changed. Making it decodes every image once, to find bad ones and to hash contents.
+It is stored as the table `SHARD.selftrain.arrow` beside the tar, or in the cache folder where that is read-only. It is
+made anew when the tar's bytes changed. Making it decodes every image once, to find bad ones and to hash contents.
 """
 
 from __future__ import annotations
@@ -10,36 +10,38 @@ import hashlib
 import json
 import os
 import re
-import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
-from pipeline.arrays import I32Array, I64Array, U8Array
+from pipeline.arrays import I32Array, I64Array
 from pipeline.errors import UserError
-from pipeline.files import atomic_path
 from pipeline.shards.decode import DECODER_VERSION, content_hash, decode_sample
+from pipeline.shards.table import read_table, write_table
 from pipeline.shards.tar import CutTarError, inside_path, open_shard, walk
 from pipeline.stages.fingerprint import digest_file
 from pipeline.threads import map_chunks
 
-FORMAT = 1
+FORMAT = f"selftrain-index-1, decoder {DECODER_VERSION}"
+SCHEMA = pa.schema(
+    {"offset": pa.int64(), "size": pa.int64(), "label": pa.int32(), "content": pa.binary(16), "key": pa.binary()}
+)
 BadImages = Literal["error", "skip"]
 Progress = Callable[[int, int], None]
 
-_SAMPLE = re.compile(
-    r"((?:.*/)?[^./]+)\.([^/]+)", re.DOTALL
-)  # webdataset: the key ends at the first dot of the file name
+# A key ends at the first dot of the file name: the rule of webdataset.
+_SAMPLE = re.compile(r"((?:.*/)?[^./]+)\.([^/]+)", re.DOTALL)
 _IMAGES = frozenset({"jpg", "jpeg", "png", "webp", "npy"})
 
 
 @dataclass(frozen=True)
 class Index:
-    """The samples of one tar in file order, a row each."""
+    """The samples of one tar in file order, one row per sample: the columns of SCHEMA, then what is true of the tar."""
 
     offset: I64Array
     size: I64Array
@@ -47,9 +49,7 @@ class Index:
     """-1 where there is no .cls."""
     content: npt.NDArray[np.bytes_]
     """S16, see decode.content_hash; empty where the image is bad."""
-    key_end: I64Array
-    key_bytes: U8Array
-    """The keys one after another in UTF-8; key i ends at key_end[i]."""
+    key: Sequence[str]
     problems: Mapping[int, str]
     """Row -> why the sample is bad."""
     cut: str
@@ -60,15 +60,6 @@ class Index:
 
     def __len__(self) -> int:
         return len(self.offset)
-
-    def key(self, row: int) -> str:
-        """The key of one sample."""
-        begin = int(self.key_end[row - 1]) if row else 0
-        return self.key_bytes[begin : self.key_end[row]].tobytes().decode("utf-8", "surrogateescape")
-
-    def keys(self) -> Iterator[str]:
-        """All keys in row order."""
-        return (self.key(row) for row in range(len(self)))
 
 
 def load_index(
@@ -86,8 +77,8 @@ def load_index(
         UserError: not a tar, a damaged header, or a key that points outside.
     """
     status = _stat(tar)
-    places = [index_path(tar)]
-    places.append(cache_folder(cache_dir) / "index" / f"{_digest(str(tar.resolve()))}.npz")
+    name = hashlib.blake2b(bytes(tar.resolve()), digest_size=16).hexdigest()
+    places = (index_path(tar), cache_folder(cache_dir) / "index" / f"{name}.arrow")
     stored = [index for index in map(read_index, places) if index and index.tar_size == status.st_size]
     for index in stored:
         if index.tar_mtime_ns == status.st_mtime_ns:
@@ -107,7 +98,7 @@ def build_index(
 ) -> Index:
     """Index a tar without reading or writing an index file.
 
-    With `known_contents` (key -> content hash) nothing is decoded: pack has just done that.
+    With `known_contents` (key -> content hash) nothing is decoded: pack has done that just before.
     """
     status = _stat(tar)
     samples, cut = _scan(tar)
@@ -116,17 +107,15 @@ def build_index(
     size = np.array([sample.size for sample in rows], np.int64)
     problems = {row: sample.problem for row, sample in enumerate(rows) if sample.problem}
     if known_contents is None:
-        contents = _hash_all(tar, offset, size, list(samples), problems, workers, progress)
+        contents = _hash_all(tar, offset, size, problems, workers, progress)
     else:
         contents = [known_contents[key] for key in samples]
-    encoded = [key.encode("utf-8", "surrogateescape") for key in samples]
     return Index(
         offset=offset,
         size=size,
         label=np.array([sample.label for sample in rows], np.int32),
         content=np.array(contents, "S16"),
-        key_end=np.cumsum([len(key) for key in encoded], dtype=np.int64),
-        key_bytes=np.frombuffer(b"".join(encoded), np.uint8),
+        key=list(samples),
         problems=problems,
         cut=cut,
         sha256=digest_file(tar),
@@ -137,16 +126,14 @@ def build_index(
 
 def index_path(tar: Path) -> Path:
     """Where the index of a tar is, unless the folder is read-only."""
-    return tar.with_name(f"{tar.stem}.selftrain.npz")
+    return tar.with_name(f"{tar.stem}.selftrain.arrow")
 
 
 def write_index(path: Path, index: Index) -> None:
     """Write an index file atomically."""
-    arrays = {field.name: getattr(index, field.name) for field in fields(Index)}
-    problems = json.dumps(list(index.problems.items())).encode()
-    arrays |= {"problems": np.frombuffer(problems, np.uint8), "version": np.array([FORMAT, DECODER_VERSION])}
-    with atomic_path(path) as temporary, open(temporary, "wb") as file:
-        np.savez(file, **arrays)
+    of_tar = {f.name: getattr(index, f.name) for f in fields(Index) if f.name not in SCHEMA.names}
+    columns = [getattr(index, name) for name in SCHEMA.names]
+    write_table(path, SCHEMA, {"format": FORMAT, "tar": json.dumps(of_tar)}, columns)
 
 
 def read_sample(descriptor: int, index: Index, row: int) -> bytes:
@@ -155,18 +142,9 @@ def read_sample(descriptor: int, index: Index, row: int) -> bytes:
 
 
 def keep_rows(index: Index, keep: I64Array) -> Index:
-    """The index of some of the samples, in the order of `keep`."""
-    encoded = [index.key(int(row)).encode("utf-8", "surrogateescape") for row in keep]
-    return replace(
-        index,
-        offset=index.offset[keep],
-        size=index.size[keep],
-        label=index.label[keep],
-        content=index.content[keep],
-        key_end=np.cumsum([len(key) for key in encoded], dtype=np.int64),
-        key_bytes=np.frombuffer(b"".join(encoded), np.uint8),
-        problems={},
-    )
+    """The index of some of the samples, in the order of `keep`. Its problems are gone: `keep` leaves out bad ones."""
+    arrays = {name: getattr(index, name)[keep] for name in SCHEMA.names if name != "key"}
+    return replace(index, **arrays, key=[index.key[row] for row in keep], problems={})
 
 
 def cache_folder(cache_dir: Path | None) -> Path:
@@ -191,31 +169,29 @@ def _scan(tar: Path) -> tuple[dict[str, _Sample], str]:
     samples: dict[str, _Sample] = {}
     seen: set[str] = set()
     cut = ""
-    descriptor = open_shard(tar)
-    try:
-        for name, offset, size in walk(tar):
-            match = _SAMPLE.fullmatch(inside_path(name, tar))
-            if match is None:
-                continue
-            key, extension = match[1], match[2].lower()
-            if extension not in _IMAGES and extension != "cls":
-                continue
-            sample = samples.setdefault(key, _Sample())
-            twice = f"{key}.{extension}" in seen
-            seen.add(f"{key}.{extension}")
-            if twice:
-                sample.problem = f"duplicate key: {key}.{extension} is there twice"
-            elif extension == "cls":
-                _set_label(sample, os.pread(descriptor, min(size, 64), offset))
-            elif sample.size or sample.offset:
-                sample.problem = "two images with one key"
-            else:
-                sample.offset, sample.size = offset, size
-                sample.problem = "" if sample.problem == "no image" else sample.problem
-    except CutTarError as error:
-        cut = str(error)
-    finally:
-        os.close(descriptor)
+    with open_shard(tar) as descriptor:
+        try:
+            for name, offset, size in walk(tar):
+                match = _SAMPLE.fullmatch(inside_path(name, tar))
+                if match is None:
+                    continue
+                key, extension = match[1], match[2].lower()
+                if extension not in _IMAGES and extension != "cls":
+                    continue
+                sample = samples.setdefault(key, _Sample())
+                twice = f"{key}.{extension}" in seen
+                seen.add(f"{key}.{extension}")
+                if twice:
+                    sample.problem = f"duplicate key: {key}.{extension} is there twice"
+                elif extension == "cls":
+                    _set_label(sample, os.pread(descriptor, min(size, 64), offset))
+                elif sample.size or sample.offset:
+                    sample.problem = "two images with one key"
+                else:
+                    sample.offset, sample.size = offset, size
+                    sample.problem = "" if sample.problem == "no image" else sample.problem
+        except CutTarError as error:
+            cut = str(error)
     return samples, cut
 
 
@@ -231,31 +207,27 @@ def _hash_all(
     tar: Path,
     offset: I64Array,
     size: I64Array,
-    keys: Sequence[str],
     problems: dict[int, str],
     workers: int,
     progress: Progress | None,
 ) -> list[bytes]:
-    descriptor = open_shard(tar)
-
-    def hash_one(row: int) -> bytes:
-        if row in problems:
-            return b""
-        try:
-            data = os.pread(descriptor, int(size[row]), int(offset[row]))
-            return content_hash(decode_sample(data, "the sample"))
-        except UserError as error:
-            problems[row] = str(error)
-            return b""
-
     contents: list[bytes] = []
-    try:
-        for hashes in map_chunks(range(len(keys)), hash_one, workers=workers):
+    with open_shard(tar) as descriptor:
+
+        def hash_one(row: int) -> bytes:
+            if row in problems:
+                return b""
+            try:
+                data = os.pread(descriptor, int(size[row]), int(offset[row]))
+                return content_hash(decode_sample(data, "the sample"))
+            except UserError as error:
+                problems[row] = str(error)
+                return b""
+
+        for hashes in map_chunks(range(len(offset)), hash_one, workers=workers):
             contents += hashes
             if progress:
-                progress(len(contents), len(keys))
-    finally:
-        os.close(descriptor)
+                progress(len(contents), len(offset))
     return contents
 
 
@@ -265,16 +237,14 @@ def _hash_all(
 def read_index(path: Path) -> Index | None:
     """A stored index; None if it is absent, damaged or of another version, since the tar can make it again."""
     try:
-        with np.load(path, allow_pickle=False) as stored:
-            if stored["version"].tolist() != [FORMAT, DECODER_VERSION]:
-                return None
-            arrays = {field.name: stored[field.name] for field in fields(Index)}
-            problems = {int(row): str(why) for row, why in json.loads(arrays["problems"].tobytes())}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        table = read_table(path, "")
+        if not table.schema.equals(SCHEMA) or table.metadata["format"] != FORMAT:
+            return None
+        of_tar = json.loads(table.metadata["tar"])
+        of_tar["problems"] = {int(row): why for row, why in of_tar["problems"].items()}
+        return Index(*table.columns, **of_tar)
+    except (UserError, OSError, ValueError, KeyError, TypeError):
         return None
-    scalars = {"cut": str(arrays["cut"]), "sha256": str(arrays["sha256"])}
-    sizes = {name: int(arrays[name]) for name in ("tar_size", "tar_mtime_ns")}
-    return Index(**{**arrays, **scalars, **sizes, "problems": problems})
 
 
 def _store(index: Index, places: Sequence[Path]) -> Index:
@@ -289,7 +259,3 @@ def _stat(tar: Path) -> os.stat_result:
         return tar.stat()
     except OSError as error:
         raise UserError(f"{tar} cannot be read: {error.strerror}") from error
-
-
-def _digest(text: str) -> str:
-    return hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()

@@ -70,7 +70,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 
 
 def read_classes(path: Path) -> tuple[str, ...]:
-    """Read a text file with one class name a line; line numbers are the class ids.
+    """Read a text file with one class name per line; line numbers are the class ids.
 
     Raises:
         UserError: the file is missing, empty, not UTF-8, or names a class twice.
@@ -82,7 +82,7 @@ def read_classes(path: Path) -> tuple[str, ...]:
     while lines and not lines[-1]:
         lines.pop()
     if not lines:
-        raise UserError(f"classes file {path} is empty; write one class name a line")
+        raise UserError(f"classes file {path} is empty; write one class name per line")
     for number, name in enumerate(lines, start=1):
         if not name:
             raise UserError(f"classes file {path}: line {number} is empty; remove it, since line numbers are class ids")

@@ -9,14 +9,13 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.arrays import I64Array
 from pipeline.errors import UserError
 from pipeline.randomness import key_of, permutation
 
-I64Array = npt.NDArray[np.int64]
-
 
 class Order:
-    """An endless stream of rows in which every (row, copy) occurs exactly once an epoch.
+    """An endless stream of rows in which every (row, copy) occurs exactly once per epoch.
 
     Args:
         starts: First row of each shard and, last, the number of rows; [S+1].
@@ -51,7 +50,7 @@ class Order:
             pairs = zip(self._starts[:-1], self._starts[1:], strict=True)
             self._shard_sizes = np.array([copies[begin:end].sum(dtype=np.int64) for begin, end in pairs], np.int64)
         self.epoch_size = int(self._shard_sizes.sum())
-        """Positions an epoch."""
+        """Positions per epoch."""
         if self.epoch_size == 0:
             raise UserError(f"stream `{stream}` of round {round} has no samples to draw from")
         self._plan: tuple[int, I64Array, I64Array] | None = None

@@ -6,7 +6,7 @@ import contextlib
 import fcntl
 import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -20,21 +20,20 @@ from pipeline.errors import UserError
 from pipeline.files import atomic_path
 from pipeline.shards.dataset import Dataset, Shard
 from pipeline.shards.decode import DECODER_VERSION, Pixels, Vector, decode, decode_sample, resize_to
-from pipeline.shards.index import cache_folder, read_sample
+from pipeline.shards.index import Progress, cache_folder, read_sample
 from pipeline.shards.tar import open_shard
 from pipeline.threads import num_cores
 
-Progress = Callable[[int, int], None]
-_CHUNK = 16  # images a decoding task
+_CHUNK = 16  # images per decoding task
 _AUTO_SHARE = 0.25  # of memory, up to which `data.cache: auto` caches
 
 
 class Reader:
     """Decoded images of a data set, uint8 [size, size, 3] each.
 
-    With a cache, a read is one gather from memory-mapped files (over 100,000 CIFAR images a second); making the cache
-    decodes everything once, and several processes share the work and the result. Without, every read is a pread and
-    a decoding in a thread pool.
+    With a cache, a read is one gather from memory-mapped files (over 100,000 CIFAR images per second). Making the
+    cache decodes everything once, and several processes share the work and the result. Without a cache, every read is
+    a pread and a decoding in a thread pool.
 
     Raises:
         UserError: the cache cannot be written (full disk, read-only folder).
@@ -79,15 +78,12 @@ class Reader:
             yield int(shard), where, rows[where] - starts[shard]
 
     def _decode(self, shard: Shard, local: I64Array, out: Pixels, where: I64Array) -> None:
-        descriptor = open_shard(shard.path)
-        try:
-            for row, place in zip(local, where, strict=True):
-                data = read_sample(descriptor, shard.index, int(row))
-                name = f"{shard.path}: {shard.index.key(int(row))}"
+        with open_shard(shard.path) as descriptor:
+            for row, place in zip(local.tolist(), where, strict=True):
+                data = read_sample(descriptor, shard.index, row)
+                name = f"{shard.path}: {shard.index.key[row]}"
                 # Twice the target leaves the resize enough to antialias.
                 out[place] = resize_to(decode(data, name, at_least=2 * self._size), self._size)
-        finally:
-            os.close(descriptor)
 
     # ------------------------------------------------------------------------------------------------------- the cache
 
@@ -144,16 +140,13 @@ def read_vectors(dataset: Dataset) -> F32Array:
     """
     rows: list[Vector] = []
     for shard in dataset.shards:
-        descriptor = open_shard(shard.path)
-        try:
-            for row in range(shard.num_rows):
-                name = f"{shard.path}: {shard.index.key(row)}"
+        with open_shard(shard.path) as descriptor:
+            for row, key in enumerate(shard.index.key):
+                name = f"{shard.path}: {key}"
                 vector = decode_sample(read_sample(descriptor, shard.index, row), name)
                 if vector.ndim != 1 or (rows and len(vector) != len(rows[0])):
                     raise UserError(f"{name} has shape {list(vector.shape)}; expected vectors of one length (.npy)")
                 rows.append(vector.astype(np.float32))
-        finally:
-            os.close(descriptor)
     return np.stack(rows)
 
 
@@ -173,7 +166,7 @@ def _cache_name(shard: Shard, size: int) -> str:
 
 @contextlib.contextmanager
 def _locked(path: Path, *, wait: bool) -> Iterator[bool]:
-    """Hold an flock; yields False if another process has it and `wait` is not set. It dies with its process."""
+    """Hold an flock. Yields False if another process has it and `wait` is not set. The lock dies with its process."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)

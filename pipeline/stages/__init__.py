@@ -1,1 +1,1 @@
-"""What a stage is (fingerprint, folder, lock: reuse, resume or refuse), and how it runs in processes of its own."""
+"""A stage: its fingerprint, folder and lock (reuse, resume or refuse), and how it runs in processes of its own."""

@@ -1,7 +1,7 @@
 """The child process that runs one stage: `python -m pipeline.stages.child JOB.json`.
 
-It dies with its parent. With more than one training process it becomes torchrun's agent, whose ranks run this same
-module and die with the agent. Exit codes are those of `pipeline.errors`; the message of a UserError is left in
+It dies with its parent. If the stage has more than one process, it becomes torchrun's agent, whose ranks run this same
+module and die with the agent. Exit codes are those of `pipeline.errors`. The message of a UserError is left in
 `error.json` beside the job.
 """
 
@@ -23,7 +23,7 @@ WARNINGS = "warnings.jsonl"
 
 
 def main() -> int:
-    """Run the job named on the command line; returns the exit code."""
+    """Run the job that the command line names; returns the exit code."""
     die_with_parent(signal.SIGKILL)  # before the slow imports
     path = Path(sys.argv[1])
     return guarded(lambda: _run(path), path.parent)
@@ -45,7 +45,7 @@ def _run(path: Path) -> int:
 
 
 def guarded(run: Callable[[], int], out: Path) -> int:
-    """Call `run` and turn its outcome into an exit code; other exceptions pass through with their traceback."""
+    """Call `run` and turn its outcome into an exit code. Other exceptions pass through with their traceback."""
     from pipeline.files import write_json
 
     if env_rank() == 0:
@@ -53,7 +53,7 @@ def guarded(run: Callable[[], int], out: Path) -> int:
     try:
         return run()
     except UserError as error:
-        # On a full disk neither can be written; the exit code still says what it was.
+        # On a full disk neither can be written, but the exit code still says what happened.
         with contextlib.suppress(OSError):
             print(f"error: {error}", file=sys.stderr, flush=True)
         with contextlib.suppress(UserError):
@@ -65,7 +65,7 @@ def guarded(run: Callable[[], int], out: Path) -> int:
 
 
 class _WarningFile(logging.Handler):
-    """Warnings as lines of JSON, for the parent to show."""
+    """Writes warnings as JSON lines, for the parent to show."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(logging.WARNING)

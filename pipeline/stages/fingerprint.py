@@ -1,4 +1,4 @@
-"""What a stage's output is a function of, as one digest."""
+"""Fingerprints: one digest of all that a stage's output is a function of."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from pipeline.files import Json
 
 
 class StageInputs(NamedTuple):
-    """What a stage's output is a function of, beside the version of its kind."""
+    """The settings and inputs that a stage's output is a function of, beside the version of its kind."""
 
     config: Mapping[str, Json]
     """The semantic part of its settings."""
     inputs: Mapping[str, str]
-    """Name -> fingerprint or digest of what it reads."""
+    """Name of an input -> its fingerprint or digest."""
 
 
 def digest(value: Json) -> str:
@@ -29,13 +29,13 @@ def digest(value: Json) -> str:
 
 
 def digest_file(path: Path) -> str:
-    """sha256 of a file's bytes, in hex."""
+    """The sha256 of a file's bytes, in hex."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def fingerprint(kind: str, version: int, inputs: StageInputs) -> str:
-    """The digest of what a stage's output is a function of: semantic config, inputs, and the version of the kind."""
+    """The digest of all that a stage's output is a function of: semantic config, inputs, and version of its kind."""
     return digest({"kind": kind, "version": version, "config": dict(inputs.config), "inputs": dict(inputs.inputs)})
 
 
@@ -43,7 +43,7 @@ def fingerprint(kind: str, version: int, inputs: StageInputs) -> str:
 def code_version(checkout: Path) -> str:
     """The last commit that changed pipeline/ in a source checkout, with "-dirty" if it was edited since.
 
-    Other commits change no bits. "unknown" where there is no checkout, or git cannot tell; the release says it then.
+    Other commits change no bits. It is "unknown" without a checkout or git; the release number tells the code then.
     """
     if not (checkout / ".git").exists():
         return "unknown"

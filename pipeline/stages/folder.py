@@ -1,4 +1,4 @@
-"""A stage's folder: reused if finished, resumed if begun, refused if it is another's."""
+"""The folder of a stage: it is reused if finished, resumed if begun, and refused if it belongs to another stage."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pipeline.stages.fingerprint import StageInputs, fingerprint
 
 SCHEMA = 2
 OWN_FILES = {"run.lock", "job.json", "output.log", "progress.json", "error.json", "warnings.jsonl"}
-"""What a launcher writes into a stage folder before the stage opens it."""
+"""The files that a launcher writes into a stage folder before the stage opens it."""
 RECORD = "stage.json"
 
 
@@ -25,12 +25,12 @@ def open_folder(
     *,
     accept_environment: bool = False,
 ) -> bool:
-    """Open `path` for one stage; returns whether its finished output is there to be reused.
+    """Open `path` for one stage; returns whether its finished output can be reused.
 
-    A folder in which the same stage began is resumed. A finished one of which a file was deleted is taken up again.
+    If the same stage began in the folder, it is resumed, also if it was finished and a file was deleted since.
 
     Raises:
-        UserError: the folder holds another stage's output, or a resume in another environment was not accepted.
+        UserError: the folder holds the output of another stage, or a resume in another environment was not accepted.
     """
     wanted = fingerprint(kind, version, inputs)
     config, read = dict(inputs.config), dict(inputs.inputs)
@@ -58,14 +58,13 @@ def open_folder(
 
 
 def finish_folder(path: Path, files: Sequence[str], **outputs: Json) -> None:
-    """Mark a folder complete, which is the last write of a stage. `files` are those that it cannot be reused
-    without."""
+    """Mark a folder complete, which is the last write of a stage. Without one of `files` it cannot be reused."""
     record = read_json(path / RECORD)
     write_json(path / RECORD, {**record, "outputs": outputs, "files": list(files), "complete": True})
 
 
 def is_finished(path: Path) -> bool:
-    """Whether a folder holds a finished stage with all of its files; a user may have deleted some."""
+    """Whether a folder holds a finished stage with all of its files, of which a user may have deleted some."""
     if not (path / RECORD).exists():
         return False
     record = read_json(path / RECORD)
@@ -73,10 +72,10 @@ def is_finished(path: Path) -> bool:
 
 
 def check_stage_folder(path: Path, kind: str) -> None:
-    """Refuse a folder with files of the user's. A launcher's own files are recognised by a valid job.json.
+    """Refuse a folder with the user's files. A launcher's own files are recognised by a valid job.json.
 
     Raises:
-        UserError: it is no stage folder and not empty.
+        UserError: the folder is not empty and not a stage folder.
     """
     if not path.exists() or (path / RECORD).exists():
         return
@@ -94,7 +93,7 @@ def _is_job(path: Path) -> bool:
 
 
 def stage_record(path: Path) -> dict[str, Json]:
-    """The stage.json of a finished stage. Raises UserError when the folder is no stage or is unfinished."""
+    """The stage.json of a finished stage. Raises UserError when the folder is not a stage or is unfinished."""
     record: dict[str, Json] = read_json(path / RECORD)
     if not record.get("complete"):
         raise UserError(f"{path} is an unfinished stage; type the command that began it again to go on")
@@ -102,13 +101,13 @@ def stage_record(path: Path) -> dict[str, Json]:
 
 
 def append_timing(stage: Path, step: int, seconds: float, images: int) -> None:
-    """Add a line to a stage's timing.jsonl: what it took, which is never compared or resumed."""
+    """Add a line to the stage's timing.jsonl, which is never compared or cut back to a step."""
     append_json(stage / "timing.jsonl", {"step": step, "seconds": round(seconds, 6), "images": images})
 
 
 def _changes(before: Mapping[str, Json], after: Mapping[str, Json]) -> str:
     def said(values: Mapping[str, Json], key: str) -> str:
-        return repr(values[key]) if key in values else "not set"  # such as a technique that is off
+        return repr(values[key]) if key in values else "not set"  # as for a technique that is off
 
     changes = [(key, said(before, key), said(after, key)) for key in sorted({*before, *after})]
     shown = [f"{key}: {old} -> {new}" for key, old, new in changes if old != new]

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT as a request to stop at the next boundary."""
+"""SIGTERM and SIGINT become a request to stop at the next boundary."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from types import FrameType
 
 
 class StopRequest:
-    """Set by SIGTERM or SIGINT from its making on; a stage reads it at its boundaries, saves and exits with code 75.
+    """A flag that SIGTERM or SIGINT sets. A stage reads it at its boundaries, saves, and exits with code 75.
 
-    Without `listen` it is never set: signals stay what they are in this process.
+    Without `listen` it is never set, and the signals of this process are left as they are.
     """
 
     def __init__(self, *, listen: bool = True) -> None:

@@ -1,4 +1,4 @@
-"""What the process of one stage is told: a frozen job, read from the `job.json` in its output folder."""
+"""Jobs: what the process of a stage is told, in the `job.json` of its output folder. A job is frozen."""
 
 from __future__ import annotations
 
@@ -21,12 +21,14 @@ from pipeline.config import (
     Training,
 )
 from pipeline.config.methods import sections
+from pipeline.errors import did_you_mean
+from pipeline.stages.plugins import digests
 
 Role = Literal["teacher", "student", "control", "finetune"]
 
 
 class Job(Section):
-    """What every job has."""
+    """The fields that every job has."""
 
     kind: str
     """The kind of stage, a name in `kinds.KINDS`."""
@@ -35,20 +37,30 @@ class Job(Section):
     data: Data
     runtime: Runtime
     accept_environment: bool = False
+    plugins: dict[str, str] = Field(default_factory=digests)
+    """File name -> digest of the plugins that wrote the job. The process that runs it must have the same ones."""
 
     @property
     def title(self) -> str:
         """A short name for people, such as `train teacher (round 0)`."""
         return self.kind
 
+    @property
+    def code(self) -> Sequence[str]:
+        """The modules that run beside the kind's own function, as `x` or `x:name`. Plugins may define them."""
+        return ()
+
 
 def _as_sections(raw: Any) -> Any:
     known = sections()
+    for name in raw:
+        if name not in known:
+            raise ValueError(f"no method has a section {name!r}, {did_you_mean(name, known)}; does its plugin still?")
     return {name: known[name].model_validate(value) for name, value in raw.items()}
 
 
 class TrainJob(Job):
-    """Train one model, or several together, on labeled images and what else its learner sees."""
+    """Train one model, or several together, on labeled images and on all else that the learner reads."""
 
     kind: Literal["train"] = "train"
     role: Role
@@ -59,26 +71,31 @@ class TrainJob(Job):
     method: str = "noisy_student"
     """The method whose learner takes the steps."""
     learner: str = "pipeline.methods.noisy_student.learner:PseudoLabelLearner"
-    """Where that learner is, as `module:class`."""
+    """The class of that learner, as `module:class`."""
     settings: Annotated[dict[str, SerializeAsAny[Section]], BeforeValidator(_as_sections)] = Field(default_factory=dict)
     """The sections of the config that the learner reads beside `training`, by their names."""
     teacher: NetworkSettings | None = None
-    """Another network that is trained along."""
+    """The settings of another network that is trained along; None without one."""
     evaluate: Evaluate
     selection: Path | None = None
-    """A finished select stage; its record names the label stage it was made from."""
+    """A finished select stage. Its record names the label stage that it was made from."""
     labels: Path | None = None
     """A finished label stage, for learners that read stored predictions without a selection."""
 
     @property
     def title(self) -> str:
-        """Says both roles where a teacher is trained along."""
+        """The title with role and round, and with both roles if a teacher is trained along."""
         who = f"teacher and {self.role}" if self.teacher is not None and self.role == "student" else self.role
         return f"train {who} (round {self.round})"
 
+    @property
+    def code(self) -> Sequence[str]:
+        """The learner, and the sections that it reads."""
+        return (self.learner, *(type(section).__module__ for section in self.settings.values()))
+
     @classmethod
     def of(cls, config: Config, out: Path, role: Role, round: int, training: Training, **values: Any) -> TrainJob:
-        """The job of one training of a run."""
+        """The job of one training of a run, with the run's data, evaluation and runtime."""
         return cls(
             out=out,
             role=role,
@@ -99,16 +116,16 @@ class LabelJob(Job):
     round: int
     label: Label
     teachers: tuple[Path, ...]
-    """Stage folders or exported files; the newest first."""
+    """Stage folders or exported files, the newest first."""
 
     @property
     def title(self) -> str:
-        """Says the round."""
+        """The title with the round."""
         return f"label (round {self.round})"
 
     @classmethod
     def of(cls, config: Config, out: Path, round: int, teachers: Sequence[Path], **values: Any) -> LabelJob:
-        """The job of a teacher's pass; of more teachers than `label.ensemble` the newest count."""
+        """The job of a labeling pass by the newest teachers, as many as `label.ensemble` says."""
         label = config.for_round(round).label
         return cls(
             out=out,
@@ -122,7 +139,7 @@ class LabelJob(Job):
 
 
 class SelectJob(Job):
-    """Choose pseudo-labels and their multiplicities."""
+    """Choose pseudo-labels, and how often each occurs."""
 
     kind: Literal["select"] = "select"
     round: int
@@ -133,12 +150,12 @@ class SelectJob(Job):
 
     @property
     def title(self) -> str:
-        """Says the round."""
+        """The title with the round."""
         return f"select (round {self.round})"
 
     @classmethod
     def of(cls, config: Config, out: Path, round: int, labels: Path, **values: Any) -> SelectJob:
-        """The job of a selection from a round's labels."""
+        """The job of a selection from the labels of a round."""
         return cls(
             out=out,
             round=round,
@@ -157,17 +174,17 @@ class EvaluateJob(Job):
     kind: Literal["evaluate"] = "evaluate"
     split: Split
     models: dict[str, Path]
-    """Name -> stage folder."""
+    """Name of a model -> its stage folder."""
     evaluate: Evaluate
 
     @property
     def title(self) -> str:
-        """Says the split."""
+        """The title with the split."""
         return f"evaluate on {self.split}"
 
     @classmethod
     def of(cls, config: Config, out: Path, split: Split, models: dict[str, Path], **values: Any) -> EvaluateJob:
-        """The job of an evaluation of some of a run's models."""
+        """The job of an evaluation of a run's models, by their names."""
         return cls(
             out=out,
             data=config.data,

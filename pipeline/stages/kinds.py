@@ -6,15 +6,17 @@ of them.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.config import parse
 from pipeline.errors import UserError, did_you_mean
+from pipeline.files import read_json
 from pipeline.stages.fingerprint import StageInputs, fingerprint
 from pipeline.stages.jobs import EvaluateJob, Job, LabelJob, SelectJob, TrainJob
+from pipeline.stages.plugins import check_plugins, sources_of
 
 if TYPE_CHECKING:
     from pipeline.stages.preamble import Stage
@@ -38,9 +40,13 @@ class Kind:
     """Whether it runs in child processes; without, in the process that asks for it, which then needs no torch."""
 
     def inputs(self, job: Job) -> StageInputs:
-        """What the output of this job is a function of. The stages that it reads must be finished."""
-        result: StageInputs = load_object(self.inputs_of)(job)
-        return result
+        """What the output of this job is a function of. The stages that it reads must be finished.
+
+        The files of plugins that have a part in it are among its inputs.
+        """
+        found: StageInputs = load_object(self.inputs_of)(job)
+        plugins = sources_of(self.job.__module__, self.inputs_of, self.function, *job.code)
+        return StageInputs(found.config, {**found.inputs, **plugins})
 
     def run(self, job: Job, stage: Stage) -> None:
         """Fill the folder of the open stage."""
@@ -55,6 +61,20 @@ KINDS: dict[str, Kind] = {
     ),
     "evaluate": Kind(EvaluateJob, "pipeline.evaluate.stage:evaluate_inputs", "pipeline.evaluate.stage:run_evaluate", 3),
 }
+
+
+def register_kind(kind: Kind) -> None:
+    """Make a kind of stage known, by the name that its job has as `kind`.
+
+    Raises:
+        UserError: its job has no name, or that of another kind.
+    """
+    name, job = kind.job.model_fields["kind"].default, kind.job.__name__
+    if not isinstance(name, str):
+        raise UserError(f'{job}.kind has no default; write `kind: Literal["NAME"] = "NAME"`')
+    if name in KINDS:
+        raise UserError(f"{job}.kind is {name!r}, which is a kind of stage already; choose another name")
+    KINDS[name] = kind
 
 
 def kind_of(job: Job) -> Kind:
@@ -72,16 +92,29 @@ def read_job(path: Path) -> Job:
     """Read a job.json.
 
     Raises:
-        UserError: it is of a kind that is not registered here.
+        UserError: it is of a kind that is not registered here, or was written with other plugins.
     """
-    text = path.read_text()
-    kind = json.loads(text)["kind"]
+    raw = read_json(path)
+    kind = raw["kind"]
+    check_plugins(raw.get("plugins", {}), path)
     if kind not in KINDS:
         raise UserError(f"{path} is of kind {kind!r}, {did_you_mean(kind, KINDS)}; a plugin's needs its --plugin")
-    return KINDS[kind].job.model_validate_json(text)
+    return parse(KINDS[kind].job, raw, str(path))
 
 
 def load_object(name: str) -> Any:
-    """The object that `module:name` stands for."""
+    """The object that `module:name` stands for.
+
+    Raises:
+        UserError: there is none.
+    """
     module, _, attribute = name.partition(":")
-    return getattr(import_module(module), attribute)
+    try:
+        found = import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name != module:
+            raise
+        raise UserError(f"`{name}`: there is no module {module!r}; a plugin's needs its --plugin") from error
+    if not hasattr(found, attribute):
+        raise UserError(f"`{name}`: {module} has no {attribute!r}, {did_you_mean(attribute, vars(found))}")
+    return getattr(found, attribute)

@@ -1,8 +1,8 @@
 """Run a stage in a child process that never outlives its parent, stops on request, and explains its failure.
 
 A stage in its own process cannot take its parent with it (CUDA errors, out of memory), gives all of its memory back,
-and can be several ranks. The child gets a process group of its own, in the same session: signals of a terminal or of a
-scheduler reach the parent, which passes exactly one SIGTERM on.
+and can have several ranks. The child has a process group of its own, in the same session. Signals of a terminal or of a
+scheduler therefore reach the parent only, which passes exactly one SIGTERM on.
 """
 
 from __future__ import annotations
@@ -39,22 +39,23 @@ log = logging.getLogger("selftrain.launch")
 
 CHILD: tuple[str, ...] = (sys.executable, "-m", "pipeline.stages.child")
 GRACE_S = 15.0
-"""From SIGTERM to SIGKILL. Less than the 30 s of Prefect's worker, which would leave ranks behind."""
+"""The seconds from SIGTERM to SIGKILL, fewer than the 30 s of Prefect's worker, which would leave ranks behind."""
 POLL_S = 0.2
 TAIL_LINES = 30
 _FULL = 2**16
-"""Free bytes below which a disk has no room for a message."""
+"""A disk with fewer free bytes than this has no room for a message."""
 KEEP_FREED_MEMORY = {
     "MALLOC_TRIM_THRESHOLD_": str(10**11),
     "MALLOC_TOP_PAD_": str(2**28),
     "MALLOC_MMAP_THRESHOLD_": str(2**32),
 }
-"""Settings of glibc for CPU stages: every step allocates the same large tensors, and handing them back to the kernel in
-between costs page faults (training 7 to 19%, labeling 50% faster, docs/log.md). A user's own values win."""
+"""Settings of glibc for CPU stages. Each step allocates the same large tensors, and handing them back to the kernel in
+between costs page faults. With these settings training is 7 to 19% and labeling 50% faster (docs/log.md). A user's own
+values win."""
 
 
 class StageFailed(RuntimeError):
-    """A defect, or a lack of memory, ended a stage's process. The message holds the end of its log."""
+    """A defect or a lack of memory ended the process of a stage. The message holds the end of its log."""
 
 
 def run_job(
@@ -64,21 +65,21 @@ def run_job(
     on_progress: Callable[[Progress], None] | None = None,
     stop: Callable[[], bool] | None = None,
 ) -> None:
-    """Run one stage to completion in child processes, or in this one where its kind needs none.
+    """Run one stage to completion, in child processes or, if its kind needs none, in this one.
 
     Args:
-        job: What to run; it is written to job.json in the stage folder.
-        lock_fd: The run lock, which the children hold too.
-        on_progress: Called with every new report of the stage.
-        stop: Polled; once it is true the stage is asked to save and stop.
+        job: The job to run; it is written to job.json in the stage folder.
+        lock_fd: The file descriptor of the run lock, which the children hold too.
+        on_progress: Is called with each new report of the stage.
+        stop: Is polled; once it returns True, the stage is asked to save and stop.
 
     Raises:
-        UserError: bad input, with the child's message.
-        Interrupted: the stage was stopped by SIGTERM, SIGINT or `stop`; the message tells whether its state is saved.
+        UserError: the input is bad; the message is the child's.
+        Interrupted: SIGTERM, SIGINT or `stop` stopped the stage; the message says whether its state is saved.
         StageFailed: the child failed; the message holds the end of its log.
     """
     check_stage_folder(job.out, job.kind)
-    for left in job.out.glob(".*.tmp"):  # of killed writes: whoever is alive would have the lock
+    for left in job.out.glob(".*.tmp"):  # of killed writes: a live process would hold the lock
         left.unlink(missing_ok=True)
     write_bytes(job.out / "job.json", job.model_dump_json(indent=2).encode())
     if not kind_of(job).process:
@@ -110,9 +111,9 @@ def run_child(
     stop: Callable[[], bool] | None = None,
     grace_s: float = GRACE_S,
 ) -> None:
-    """Run one command to its end, with its output appended to `out/output.log`. See run_job for the outcomes.
+    """Run one command to its end and append its output to `out/output.log`. Its outcomes are those of `run_job`.
 
-    Whatever happens, nothing that the command started in its process group or below it is left running.
+    In any case nothing is left running that the command started in its process group or below it.
     """
     for stale in ("error.json", "progress.json", WARNINGS):
         (out / stale).unlink(missing_ok=True)
@@ -139,13 +140,13 @@ def run_child(
         finally:
             _kill_rest(process)
             _tell_warnings(out)
-        if process.returncode == EXIT_OK and (stopped or asked()):  # too late for the stage, in time for the next
+        if process.returncode == EXIT_OK and (stopped or asked()):  # too late for this stage, in time for the next
             raise Interrupted(f"{title} is finished; stopped before the next stage")
     code = process.returncode
     if code == EXIT_OK:
         return
     error_path = out / "error.json"
-    # A rank that cannot save when it is asked to stop leaves its message; torchrun's agent knows of the stop alone.
+    # A rank that is asked to stop but cannot save leaves a message, while torchrun's agent reports the stop only.
     if code in (EXIT_USER_ERROR, EXIT_INTERRUPTED) and error_path.exists():
         message = read_json(error_path)["message"]
         error_path.unlink()
@@ -173,17 +174,17 @@ def _environment(device: str, threads: int, processes: int) -> dict[str, str]:
 
 
 def child_variables(env: Mapping[str, str], lock_fd: int | None = None) -> dict[str, str]:
-    """The environment of a child: ours, what makes it find this package and its parent, and `env` on top."""
+    """The environment of a child: ours, with variables to find this package and its parent, and with `env` on top."""
     variables = {
         **os.environ,
         "PYTHONUNBUFFERED": "1",
         "PYTHONFAULTHANDLER": "1",
-        "PYTHONSAFEPATH": "1",  # a folder `pipeline` where the user works must not take the place of ours
+        "PYTHONSAFEPATH": "1",  # else a folder `pipeline` where the user works would shadow ours
         PARENT_VARIABLE: str(os.getpid()),
         **env,
     }
     root = Path(__file__).resolve().parents[2]
-    if root.name not in {"site-packages", "dist-packages"}:  # run from a source tree
+    if root.name not in {"site-packages", "dist-packages"}:  # this runs from a source tree
         variables["PYTHONPATH"] = os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")]))
     if lock_fd is not None:
         variables[LOCK_VARIABLE] = str(lock_fd)
@@ -195,9 +196,9 @@ def child_variables(env: Mapping[str, str], lock_fd: int | None = None) -> dict[
 
 @contextlib.contextmanager
 def _stop_signals() -> Iterator[Callable[[], bool]]:
-    """Turn SIGTERM and SIGINT into a flag while the block runs; yields the flag's reader.
+    """Turn SIGTERM and SIGINT into a flag while the block runs; yields a function that reads the flag.
 
-    In a thread other than the main one, where handlers cannot be set, only `stop` can ask for a stop.
+    Handlers can be set in the main thread only. In other threads only `stop` can ask for a stop.
     """
     received: list[int] = []
     previous = {}
@@ -219,7 +220,7 @@ def _watch(
     on_progress: Callable[[Progress], None] | None,
     stop: Callable[[], bool],
 ) -> bool:
-    """Wait for the end of the child or of its grace, passing progress and a stop on; returns if it was stopped."""
+    """Wait until the child or its grace ends, and pass on progress and a stop; returns whether it was stopped."""
     shown: Progress | None = None
     deadline: float | None = None
     while True:
@@ -239,12 +240,12 @@ def _watch(
 
 
 def _has_ended(process: subprocess.Popen[bytes]) -> bool:
-    """Without reaping it: as long as the dead child is there, its process group's id cannot be another's."""
+    """Whether the child has ended. It is not reaped: while it is there, no other group can get its group's id."""
     return os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
 
 def _kill_rest(process: subprocess.Popen[bytes]) -> None:
-    """Kill what is left of the child: its process group, and its descendants in other sessions (torchrun's ranks)."""
+    """Kill all that is left of the child: its process group, and descendants in other sessions (torchrun's ranks)."""
     try:
         descendants = psutil.Process(process.pid).children(recursive=True)
     except psutil.NoSuchProcess:
@@ -261,7 +262,7 @@ def _kill_rest(process: subprocess.Popen[bytes]) -> None:
 
 
 def _tell_warnings(out: Path) -> None:
-    """Log what the child warned of."""
+    """Log the warnings of the child."""
     for line in read_lines(out / WARNINGS):
         log.warning("%s", line["message"])
     (out / WARNINGS).unlink(missing_ok=True)

@@ -13,7 +13,7 @@ from pipeline.errors import UserError
 
 
 def find_run(path: Path) -> Path | None:
-    """The run folder that a path is or lies in, if there is one."""
+    """The run folder that is this path or contains it; None if there is none."""
     path = path.absolute()
     return next((f for f in (path, *path.parents) if (f / "run.lock").exists() and (f / "config.yaml").exists()), None)
 
@@ -22,11 +22,11 @@ def find_run(path: Path) -> Path | None:
 def run_lock(folder: Path, *, wait_s: float = 20.0) -> Iterator[int]:
     """Hold the lock of a run folder; yields its file descriptor, which child processes inherit.
 
-    The lock is gone when the last process that holds it ends, however it ends. A command typed again right after a
-    kill therefore waits for the old children.
+    The lock is free when the last process that holds it ends, however it ends. A command that is typed again right
+    after a kill therefore waits for the old children.
 
     Raises:
-        UserError: another process still holds it after `wait_s` seconds, or the folder cannot be written.
+        UserError: another process still holds the lock after `wait_s` seconds, or the folder cannot be written.
     """
     path = folder / "run.lock"
     try:

@@ -1,4 +1,4 @@
-"""The machine as a run needs to know it, resolved once: device, precision, threads, environment."""
+"""The machine of a run, resolved once: device, precision, threads and environment."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from pipeline import __version__
 from pipeline.config import Precision, Runtime, changed
 from pipeline.errors import UserError
 from pipeline.stages.fingerprint import code_version
+from pipeline.stages.plugins import digests
 from pipeline.threads import num_cores
 
 if TYPE_CHECKING:
@@ -25,10 +26,10 @@ log = logging.getLogger("selftrain.runtime")
 
 
 def resolve(runtime: Runtime) -> Runtime:
-    """Replace every `auto` by what this machine has, so that the resolved config says what ran.
+    """Replace each `auto` by what this machine has, so that the resolved config says what ran.
 
     Raises:
-        UserError: the config asks for something this machine lacks, such as fp16 on a CPU, which Accelerate would
+        UserError: this machine lacks something that the config asks for, such as fp16 on a CPU, which Accelerate would
             silently run as fp32.
     """
     import torch
@@ -53,7 +54,7 @@ def resolve(runtime: Runtime) -> Runtime:
 
 
 def precision_here(precision: Precision) -> Precision:
-    """The precision that a model was trained in, or fp32 with a warning where that does not run: fp16 on a CPU."""
+    """The precision that a model was trained in; for fp16 on a CPU, which does not run, fp32 with a warning."""
     import torch
 
     if precision == "fp16" and not torch.cuda.is_available():
@@ -63,12 +64,16 @@ def precision_here(precision: Precision) -> Precision:
 
 
 def environment(runtime: Runtime | None = None) -> dict[str, str | int]:
-    """What a bit-exact resume relies on beside the config, the runtime being resolved. Recorded in stage.json, compared
-    before a resume. Without a runtime it is that of a stage without torch."""
+    """All that a bit-exact resume relies on beside the config; stage.json has it, and a resume compares it first.
+
+    Args:
+        runtime: The resolved runtime; None for a stage that does not use torch.
+    """
     light: dict[str, str | int] = {
         "selftrain": __version__,
         "numpy": np.__version__,
         "machine": platform.machine(),
+        **digests(),
     }
     if runtime is None:
         return light
@@ -79,7 +84,7 @@ def environment(runtime: Runtime | None = None) -> dict[str, str | int]:
         **light,
         "commit": code_version(Path(__file__).parents[2]),
         "torch": torch.__version__,
-        "timm": version("timm"),  # to import it here, before pipeline.models, fails beside a CPU-only torch
+        "timm": version("timm"),  # an import before pipeline.models fails beside a CPU-only torch
         "pillow": PIL.__version__,
         "device": runtime.device,
         "processor": processor(runtime.device),
@@ -91,7 +96,7 @@ def environment(runtime: Runtime | None = None) -> dict[str, str | int]:
 
 @functools.cache
 def processor(device: str) -> str:
-    """The model of this machine's GPU, or of its CPU: another one may add in another order."""
+    """The model of this machine's GPU or CPU, because another model may add in another order."""
     import torch
 
     if device == "cuda":
@@ -113,7 +118,7 @@ def device_of(runtime: Runtime) -> torch.device:
 
 
 def _cpu_has_bf16() -> bool:
-    """Whether bf16 matrix products run in hardware (AMX or AVX512-BF16); emulated ones are slower than fp32."""
+    """Whether the CPU multiplies bf16 matrices in hardware (AMX or AVX512-BF16); emulation is slower than fp32."""
     import torch
 
     return bool(torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())

@@ -1,4 +1,4 @@
-"""A process that never outlives its owner: what a child is told of its parent, and how the kernel ends it."""
+"""Processes that never outlive their owner: a child knows its parent, and the kernel ends it with the parent."""
 
 from __future__ import annotations
 
@@ -20,5 +20,5 @@ def die_with_parent(signum: signal.Signals) -> None:
     if libc.prctl(_PR_SET_PDEATHSIG, int(signum), 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
     parent = os.environ.get(PARENT_VARIABLE)
-    if parent is not None and os.getppid() != int(parent):  # it ended before the call
+    if parent is not None and os.getppid() != int(parent):  # the parent ended before the call
         os.kill(os.getpid(), signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""How every stage begins and ends, in the process that runs it: threads, ranks, folder, the kind's function, record."""
+"""The frame of every stage, in the process that runs it: inputs, threads, ranks, folder, function, record."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pipeline.stages.ranks import Ranks
 
 @dataclass(frozen=True)
 class Stage:
-    """An open stage: its folder, and what its function needs to know of its processes."""
+    """An open stage: its folder, its fingerprint, and its processes."""
 
     path: Path
     fingerprint: str
@@ -28,28 +28,28 @@ class Stage:
     ranks: Ranks
 
     def finish(self, files: Sequence[str], **outputs: Json) -> None:
-        """Mark the folder complete. The last call of a stage's function, on every rank.
+        """Mark the folder complete. It is the last call of a stage's function, on every rank.
 
         Args:
-            files: Names of the files in the folder without which it cannot be reused.
-            outputs: What later stages and people want to know; it is written into stage.json.
+            files: The names of the files without which the folder cannot be reused.
+            outputs: Values for later stages and for people, which are written into stage.json.
         """
         self.ranks.wait()
         if self.ranks.is_main:
             finish_folder(self.path, files, **outputs)
 
     def check_stop(self, what: str) -> None:
-        """Raise Interrupted if a stop was requested; `what` says where, and what is saved."""
+        """Raise Interrupted if a stop was requested; `what` says where the stage stops, and what is saved."""
         if self.stop.requested:
             raise Interrupted(f"stopped {what}")
 
 
 def run_stage(job: Job) -> None:
-    """Run a stage in this process to its end; resumes what was begun, and returns at once if it is finished.
+    """Run a stage in this process to its end. A begun stage is resumed, and for a finished one nothing is done.
 
     Raises:
-        UserError: bad data, config or folder.
-        Interrupted: stopped by a signal; what the stage says is saved.
+        UserError: the data, the config or the folder is bad.
+        Interrupted: a signal stopped it; the message says what is saved.
     """
     kind = kind_of(job)
     stop = StopRequest(listen=kind.process)  # before the slow imports

@@ -1,4 +1,4 @@
-"""Progress of a stage: the child process reports it into a small file, the parent process polls and shows it."""
+"""The progress of a stage: the child process writes it into a small file, and the parent process polls and shows it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _last_report: dict[Path, float] = {}
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a stage is: `done` of `total` (0 = unknown) in `unit`, and a short text such as the last loss."""
+    """The progress of a stage: `done` of `total` (0: unknown) in `unit`, and a short text such as the last loss."""
 
     stage: str
     done: int
@@ -33,10 +33,10 @@ class Progress:
 
 
 def report(out: Path, done: int, total: int, unit: str, text: str = "") -> None:
-    """Report progress of the stage in folder `out`: at most every 0.2 s, except the last.
+    """Report the progress of the stage in folder `out`, at most every 0.2 s; the last report is never left out.
 
-    Cheap enough for every step. Only rank 0 reports. The file is renamed into place but not fsynced, and a full disk is
-    ignored: it is a display, and the stage's own writes tell of a full disk.
+    A call is cheap enough for every step. Only rank 0 reports. The file is renamed into place but not fsynced, and a
+    full disk is ignored, because this is a display: the stage's own writes tell of a full disk.
     """
     now = time.monotonic()
     if env_rank() != 0 or (done < total and now - _last_report.get(out, -1.0) < INTERVAL_S):
@@ -49,7 +49,7 @@ def report(out: Path, done: int, total: int, unit: str, text: str = "") -> None:
 
 
 def read_progress(out: Path, stage: str) -> Progress | None:
-    """The last report of the stage in folder `out`; None before the first."""
+    """The last report of the stage in folder `out`; None before the first report."""
     try:
         return Progress(stage=stage, **json.loads((out / "progress.json").read_bytes()))
     except FileNotFoundError:
@@ -58,7 +58,7 @@ def read_progress(out: Path, stage: str) -> Progress | None:
 
 @functools.cache
 def terminal() -> Console:
-    """The one console for people (stderr): bars, warnings and errors must share it to keep out of each other's way."""
+    """The one console for people, on stderr. Bars, warnings and errors share it, so that none overwrites another."""
     from rich.console import Console
 
     return Console(stderr=True)
@@ -66,9 +66,9 @@ def terminal() -> Console:
 
 @contextlib.contextmanager
 def show_progress(console: Console | None = None) -> Iterator[Callable[[Progress], None]]:
-    """Show every stage that reports as a line with a bar; yields the function that takes the reports.
+    """Show each stage that reports as one line with a bar; yields the function that takes the reports.
 
-    Where the output is no terminal, a line is printed when a stage begins.
+    If the output is not a terminal, one line is printed when a stage begins.
     """
     from rich import progress as bars
 

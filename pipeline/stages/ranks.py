@@ -1,4 +1,4 @@
-"""What the ranks of a stage tell each other beside their gradients."""
+"""The ranks of a stage, and what they tell each other beside their gradients."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 WAIT = datetime.timedelta(days=7)
-"""For a collective. A rank may decode a large data set or label for hours while others wait, and a wait that is given
-up loses the run; a rank that fails ends the others through torchrun, not through this."""
+"""The limit of a wait for other ranks. One rank may decode or label for hours while others wait, and a wait that ends
+too early loses the run. If a rank fails, torchrun ends the others, not this limit."""
 
 
 def env_rank() -> int:
-    """The rank of this process, which torchrun tells; 0 without it."""
+    """The rank of this process, as torchrun sets it; 0 without torchrun."""
     return int(os.environ.get("RANK", "0"))
 
 
 class Ranks:
-    """All ranks of a stage. Of one rank, every call is free and needs no torch."""
+    """All ranks of a stage. With a single rank every call is free and needs no torch."""
 
     def __init__(self, rank: int = 0, number: int = 1, hosts: ProcessGroup | None = None) -> None:
         self.rank, self.number = rank, number
@@ -31,26 +31,26 @@ class Ranks:
 
     @classmethod
     def join(cls, device: str) -> Ranks:
-        """Join the ranks that torchrun started; all of them call this at the same time."""
+        """Join the ranks that torchrun started. All of them must call this."""
         number = int(os.environ.get("WORLD_SIZE", "1"))
         if number == 1:
             return cls()
         from torch import distributed
 
-        # Accelerate takes a group that is there. Host tensors always travel by gloo, whatever the device.
+        # Accelerate uses a process group that exists. Host tensors travel by gloo on any device.
         backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
         distributed.init_process_group(backend, timeout=WAIT)
-        # Flags travel between hosts: an all-reduce on the devices would make every step wait for them.
+        # Flags travel between hosts, because an all-reduce on the devices would make every step wait for them.
         return cls(env_rank(), number, distributed.new_group(backend="gloo", timeout=WAIT))
 
     @property
     def is_main(self) -> bool:
-        """Whether this rank writes."""
+        """Whether this is rank 0, which writes."""
         return self.rank == 0
 
     @contextlib.contextmanager
     def main_first(self) -> Iterator[None]:
-        """The main rank runs the block, then the others do."""
+        """Let the main rank run the block first, then the others."""
         if not self.is_main:
             self.wait()
         yield
@@ -65,7 +65,7 @@ class Ranks:
             distributed.barrier(group=self._hosts)
 
     def leave(self) -> None:
-        """Let go of each other, once nothing is left to say."""
+        """Leave the group, once all ranks have called this."""
         if self._hosts is not None:
             from torch import distributed
 
@@ -73,7 +73,7 @@ class Ranks:
             distributed.destroy_process_group()
 
     def any(self, flag: bool) -> bool:
-        """Whether the flag is set on one of the ranks. All of them must ask."""
+        """Whether the flag is set on any rank. All ranks must call this."""
         if self._hosts is None:
             return flag
         import torch
@@ -84,7 +84,7 @@ class Ranks:
         return bool(vote.item())
 
     def average(self, tensors: Sequence[Tensor]) -> None:
-        """Replace the tensors by their means over ranks, in one all-reduce on their device."""
+        """Replace tensors, of any shapes but on one device, by their means over ranks, in one all-reduce."""
         if self.number == 1 or not tensors:
             return
         import torch

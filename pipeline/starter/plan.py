@@ -19,19 +19,19 @@ from pipeline.stages.machine import resolve
 from pipeline.starter.recipe import recipe
 from pipeline.starter.speed import training_speed
 
-_NUM_IMAGES = 500  # for mean and standard deviation
+_NUM_IMAGES = 500  # to take mean and standard deviation of
 _COMMENT_COLUMN = 54
-_OVERHEAD = 1.3  # views, labeling and evaluation, in units of the training passes
+_OVERHEAD = 1.3  # time with views, labeling and evaluation, relative to the training passes
 
 
 def starting_config(folder: Path) -> str:
     """A commented YAML config for `selftrain run`, sized to the packed `folder` and to this machine.
 
     Counts, classes and image size come from the manifest, mean and standard deviation from some labeled images. The
-    speed is measured for a moment, for the estimated time in the first lines.
+    speed is measured for about a second, to estimate the time in the first lines.
 
     Raises:
-        UserError: the folder is no packed one, or lacks a split that a run needs.
+        UserError: the folder is not a packed one, or it lacks a split that a run needs.
     """
     manifest = read_manifest(folder)
     counts = _count(folder, manifest)
@@ -46,7 +46,7 @@ def starting_config(folder: Path) -> str:
     student_steps = _clamp(20 * counts["unlabeled"] // (batch_size * plan.ratio), plan.student_steps)
     labeled = open_split(Data(root=folder), "labeled")
     images = _some_images(labeled, plan.image_size)
-    num_trained = teacher_steps * batch_size + (num_rounds + 1) * student_steps * student_batch  # 1 for the control
+    num_trained = teacher_steps * batch_size + (num_rounds + 1) * student_steps * student_batch  # + 1 for the control
     speed = processes * training_speed(
         plan.model,
         plan.model_args,
@@ -85,13 +85,13 @@ def starting_config(folder: Path) -> str:
 
 
 def _render(**values: object) -> str:
-    """Fill in the template, with the comments of values in one column."""
+    """Fill in the template, and align the comments of values in one column."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
         loader=PackageLoader("pipeline.starter", "."), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    # A JSON string is a YAML string. Jinja's own filter would escape what HTML needs escaped.
+    # A JSON string is a YAML string, too. Jinja's own filter would escape characters for HTML.
     environment.filters["tojson"] = lambda value: json.dumps(value, ensure_ascii=False)
     text = environment.get_template("starter.yaml.j2").render(values)
     return "\n".join(map(_align, text.split("\n"))) + "\n"
@@ -122,7 +122,7 @@ def _some_images(labeled: Dataset, size: int) -> U8Array:
 
 def _mean_and_std(images: U8Array) -> tuple[str, str]:
     pixels = images.reshape(-1, 3) / 255
-    mean, std = pixels.mean(0), np.maximum(pixels.std(0), 0.01)  # a channel may be constant
+    mean, std = pixels.mean(0), np.maximum(pixels.std(0), 0.01)  # because a channel may be constant
     return _numbers(mean), _numbers(std)
 
 

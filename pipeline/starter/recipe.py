@@ -1,4 +1,4 @@
-"""What a starting config takes for images of a size: model, lengths, noise."""
+"""The recipe of a starting config for images of a size: model, lengths and noise."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from typing import Literal
 from pipeline.config import Scalar
 
 TINY, SMALL = 16, 64
-"""Pixels: up to these, images keep their size, and the networks are those for small images."""
+"""Sides in pixels. Images of up to SMALL keep their size (but at least 8) and get networks for small images."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What depends on the images' size and on the device."""
+    """The values that depend on the size of the images and on the device."""
 
     model: str
     image_size: int
     batch_size: int
     ratio: int
     teacher_steps: tuple[int, int]
-    """Fewest and most."""
+    """The fewest and the most steps."""
     student_steps: tuple[int, int]
     lr: float
     weak: str
@@ -32,7 +32,7 @@ class Recipe:
 
 
 def recipe(side: int, device: str) -> Recipe:
-    """The recipe for images whose shorter side has this many pixels."""
+    """The recipe for images whose shorter side has `side` pixels, on a device."""
     if side <= TINY:
         size = max(side, 8)
         return Recipe(
@@ -47,7 +47,7 @@ def recipe(side: int, device: str) -> Recipe:
             weak=f"{{crop: pad, padding: {size // 8}, flip: true}}",
             strong=f"{{num_ops: 1, magnitude: 4, cutout: {size // 4}}}",
             precision="fp32",
-            threads=1,  # handing so little work to a second thread costs more than it brings
+            threads=1,  # with so little work a second thread costs more than it gains
         )
     if side <= SMALL:
         small = Recipe(

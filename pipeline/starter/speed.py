@@ -1,4 +1,4 @@
-"""How fast a model trains on this machine, measured in about a second."""
+"""The speed at which a model trains on this machine, measured in about a second."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ def training_speed(
     num_classes: int,
     runtime: Runtime,
 ) -> float:
-    """Images a second through forward, backward and optimizer step, on a resident batch uint8 [B, S, S, 3].
+    """The images per second through forward, backward and optimizer step, for one batch `images`, uint8 [B, S, S, 3].
 
-    On a CPU it is the speed of one thread in its own CPU time, times the number of threads: what the machine would do
-    when idle, however busy it is now.
+    On a CPU this is the speed of one thread in its own CPU time, times the number of threads. It estimates the speed of
+    the idle machine, however busy that is now.
     """
     on_cpu = runtime.device == "cpu"
     clock = time.process_time if on_cpu else time.monotonic
@@ -49,7 +49,7 @@ def training_speed(
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        step()  # allocates memory and chooses kernels
+        step()  # the first step allocates memory and chooses kernels
         started, num_steps = clock(), 0
         while clock() - started < _MEASURE_S:
             step()

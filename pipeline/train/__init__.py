@@ -1,1 +1,1 @@
-"""Training: the loop, its steps, and what makes both exact."""
+"""The engine of training: the loop, the learners that take its steps, and the checkpoints. It knows no method."""

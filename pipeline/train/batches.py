@@ -1,7 +1,7 @@
-"""The training stream: which images step s sees, as a pure function of s.
+"""The training stream: the images of step s are a pure function of s.
 
-Labeled and pseudo-labeled images come from two endless streams. Step s takes positions [s*B, (s+1)*B) of each; they are
-cut into one contiguous slot for each micro-step and rank, so that N ranks together see what one process would.
+Labeled and unlabeled images come from two endless streams. Step s takes positions [s*B, (s+1)*B) of each. They are cut
+into one contiguous slot per micro-step and rank, so that N ranks together see what one process would see.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from pipeline.shards.reader import Reader
 from pipeline.threads import read_ahead
 
 UNLABELED_POSITIONS = np.uint64(1 << 62)
-"""Added to positions of the unlabeled stream, so that no two images of a step share their noise."""
+"""This is added to positions of the unlabeled stream, so that no two images of a step share their noise."""
 
 
 @dataclass(frozen=True)
 class Stream:
-    """One endless stream of rows, and how many of them a step takes over all ranks and micro-steps."""
+    """An endless stream of rows, and how many of them a step takes over all ranks and micro-steps."""
 
     dataset: Dataset
     reader: Reader
@@ -35,7 +35,7 @@ class Stream:
     batch_size: int
 
     def rows(self, step: int, slot: int, num_slots: int) -> tuple[I64Array, U64Array]:
-        """Rows and stream positions of one slot of a step."""
+        """The rows int64 [n] and the stream positions uint64 [n] of one slot of a step."""
         size = self.batch_size // num_slots
         start = step * self.batch_size + slot * size
         return self.order.rows(start, start + size), np.arange(start, start + size, dtype=np.uint64)
@@ -43,28 +43,40 @@ class Stream:
 
 @dataclass(frozen=True)
 class Batch:
-    """One slot on the host: labeled images first, then pseudo-labeled ones."""
+    """One slot on the host: labeled images first, then unlabeled ones. B images of side S, C classes."""
 
     images: Tensor
-    """uint8 [B, S, S, 3]"""
+    """The images, uint8 [B, S, S, 3]."""
     positions: U64Array
     labels: Tensor
-    """int64 [num_labeled]"""
+    """The labels, int64 [num_labeled]."""
     targets: Tensor
-    """float32 [B - num_labeled, C]; [B - num_labeled, 0] where images come without pseudo-labels"""
+    """The pseudo-labels, float32 [B - num_labeled, C]; [B - num_labeled, 0] where images come without them."""
 
     @property
     def num_labeled(self) -> int:
-        """How many of the images are labeled."""
+        """The number of labeled images."""
         return len(self.labels)
 
     def pinned(self) -> Batch:
-        """A copy in pinned memory, which a GPU reads while the host goes on."""
+        """A copy in pinned memory, from which a GPU reads while the host goes on."""
         return Batch(self.images.pin_memory(), self.positions, self.labels.pin_memory(), self.targets.pin_memory())
 
 
+def to_device(device: torch.device, *tensors: Tensor) -> list[Tensor]:
+    """Move host tensors of any shape to the device. The host does not wait, because they go by way of pinned memory;
+    before CUDA copies from any other memory, it waits until all queued work is done."""
+    if device.type == "cuda":
+        tensors = tuple(tensor.pin_memory() for tensor in tensors)  # pinned ones stay as they are
+    return [tensor.to(device, non_blocking=True) for tensor in tensors]
+
+
 class Batches:
-    """The slots of this rank, read one ahead in a thread."""
+    """The slots of this rank. A thread reads the next one while one is used.
+
+    Raises:
+        UserError: the ranks and micro-steps cannot share a batch evenly.
+    """
 
     def __init__(
         self,
@@ -89,7 +101,7 @@ class Batches:
                 )
 
     def slot(self, step: int, micro: int) -> Batch:
-        """The batch of one micro-step of this rank."""
+        """The batch of one micro-step on this rank."""
         slot = micro * self.num_ranks + self.rank
         rows, positions = self.labeled.rows(step, slot, self.num_slots)
         images = self.labeled.reader.read(rows)
@@ -111,6 +123,6 @@ class Batches:
             yield batch
 
     def keys(self, step: int) -> dict[str, list[str]]:
-        """The keys of every image of a step, over all ranks, by their split: what an error message needs."""
+        """Split -> the keys of all images of a step, over all ranks, for an error message."""
         streams = [s for s in (self.labeled, self.unlabeled) if s is not None]
         return {s.dataset.name: [s.dataset.key(int(row)) for row in s.rows(step, 0, 1)[0]] for s in streams}

@@ -1,4 +1,4 @@
-"""Checkpoints: written whole or not at all, the last K and the best on val are kept."""
+"""Checkpoints are written whole or not at all; the last K and the best on val are kept."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Checkpoints:
         self.keep = keep
 
     def save(self, step: int, state: State) -> Path:
-        """Write the state after `step` steps, then drop all but the last `keep` and what killed writes left."""
+        """Write the state after `step` steps, then delete all but the last `keep`, and what killed writes left."""
         path = self.folder / f"step-{step:09d}.pt"
         self._write(path, {**state, "step": step})
         for old in [*self._list()[: -self.keep], *self.folder.glob(".*.tmp")]:
@@ -34,31 +34,31 @@ class Checkpoints:
         return path
 
     def save_best(self, step: int, state: State) -> None:
-        """Write the weights that were best on val so far."""
+        """Write the weights that are the best on val so far."""
         self._write(self.folder / "best.pt", {**state, "step": step})
 
     def load_last(self) -> State | None:
-        """The newest state, or None when there is none yet.
+        """The newest state, or None if there is none yet.
 
         Raises:
-            UserError: it is broken, or belongs to another training.
+            UserError: the checkpoint is broken, or it belongs to another training.
         """
         path = self.last_path()
         return self._read(path) if path else None
 
     def last_path(self) -> Path | None:
-        """The newest checkpoint."""
+        """The path of the newest checkpoint, or None if there is none yet."""
         return next(reversed(self._list()), None)
 
     def load_best(self) -> State:
-        """The weights that were best on val."""
+        """The weights that were the best on val. Raises UserError as `load_last` does."""
         return self._read(self.folder / "best.pt")
 
     def _list(self) -> list[Path]:
         return sorted(p for p in self.folder.glob("step-*.pt") if _NAME.fullmatch(p.name))
 
     def _write(self, path: Path, state: State) -> None:
-        buffer = io.BytesIO()  # of a full disk torch.save would raise a RuntimeError that does not tell
+        buffer = io.BytesIO()  # torch.save's own error does not tell that a disk is full
         torch.save({**state, "fingerprint": self.fingerprint}, buffer)
         write_bytes(path, buffer.getvalue())
 
@@ -68,7 +68,7 @@ class Checkpoints:
         except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
             raise UserError(
                 f"{path} is not a readable checkpoint; delete it to go on from the one before"
-            ) from error  # whose text advises to load it unsafely
+            ) from error  # its own text advises to load the file unsafely
         if state["fingerprint"] != self.fingerprint:
             raise UserError(f"{path} belongs to another training; choose another folder")
         return state

@@ -1,4 +1,4 @@
-"""The exponential moving average of the weights: what is evaluated, what labels, what is saved."""
+"""The exponential moving average of the weights, which is evaluated, labels, and is saved."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 
 class Ema:
-    """Averages every floating tensor of a model, BatchNorm statistics included; integers are copied.
+    """The average of every floating tensor of a model, BatchNorm statistics included; integers are copied.
 
-    The decay is warmed up as min(decay, (1 + n) / (10 + n)) after n updates, so that a short run does not end near its
-    random start (Noisy Student's code).
+    After n updates the decay is min(decay, (1 + n) / (10 + n)), so that a short run does not end near its random start
+    (Noisy Student's code; the average is from Tarvainen 2017, section 2).
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -23,10 +23,10 @@ class Ema:
 
     @torch.no_grad()
     def update(self) -> None:
-        """One step: average <- d * average + (1 - d) * weights."""
+        """Move the average by one step: average <- d * average + (1 - d) * weights."""
         decay = min(self.decay, (1 + self.num_updates) / (10 + self.num_updates))
         self.num_updates += 1
-        # Looked up at every update: Accelerate may replace a model's buffers when it prepares it.
+        # Tensors are looked up at every update, because Accelerate may replace buffers when it prepares a model.
         torch._foreach_lerp_(_floating(self.model), _floating(self._source), 1 - decay)
         for target, source in zip(_integers(self.model), _integers(self._source), strict=True):
             target.copy_(source)

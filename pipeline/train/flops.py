@@ -1,4 +1,4 @@
-"""Floating-point operations of a training step, counted while it is taken."""
+"""The floating-point operations of a training step, counted while the step is taken."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from pipeline.train.setup import Setup
 
 
 def flops_per_step(job: TrainJob) -> int:
-    """Operations of the matrix products and convolutions of one step, forward and backward, of all networks.
+    """The operations of all matrix products and convolutions in one step, forward and backward, of all networks.
 
-    A step is taken in this process, on weights that are thrown away. A multiplication and an addition count as two.
+    The step is taken in this process, and its weights are thrown away. A multiplication and an addition count as two.
     """
     learner: Learner = load_object(job.learner)(Setup(job, Ranks(), {}))
     for network in learner.networks.values():
         network.train_mode()
-    step = job.training.steps - 1  # where everything that waits or warms up takes part
+    step = job.training.steps - 1  # the last step, at which nothing waits any more
     with FlopCounterMode(display=False) as counter:
         learner.update(step, islice(learner.batches.from_step(step, step + 1), job.training.accumulation))
     return int(counter.get_total_flops())

@@ -1,4 +1,4 @@
-"""What a step sees of unlabeled images without pseudo-labels: two views of each, weak and strong."""
+"""The batch of a method without stored pseudo-labels: it has two views of each unlabeled image, weak and strong."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from pipeline.views import Views
 
 @dataclass(frozen=True)
 class JointBatch:
-    """Labeled images and two views of unlabeled ones, on the device. Images are float32 [N, 3, S, S], normalized."""
+    """L labeled images and two views of U unlabeled ones, normalized, on the device."""
 
     labeled: Tensor
-    """The L labeled images."""
+    """The labeled images, float32 [L, 3, S, S]."""
     labels: Tensor
-    """int64 [L]"""
+    """The labels, int64 [L]."""
     weak: Tensor
-    """The U unlabeled images."""
+    """The weak views of the unlabeled images, float32 [U, 3, S, S]."""
     strong: Tensor
-    """Another view of them."""
+    """The strong views of the same images, float32 [U, 3, S, S]."""
 
 
 def see(batch: Batch, images: Tensor, labels: Tensor, views: Views, training: Training) -> JointBatch:
@@ -32,8 +32,8 @@ def see(batch: Batch, images: Tensor, labels: Tensor, views: Views, training: Tr
         batch: The micro-batch on the host.
         images: Its images on the device, uint8 [L + U, S, S, 3], labeled ones first.
         labels: Its labels on the device, int64 [L].
-        views: What makes the views.
-        training: Says whether labeled images get the strong view.
+        views: The maker of the views.
+        training: It says whether labeled images get the strong view.
     """
     num_labeled = batch.num_labeled
     labeled, unlabeled = images[:num_labeled], images[num_labeled:]

@@ -1,4 +1,4 @@
-"""The contract between the loop and a method: a learner turns the batches of a step into updates."""
+"""The contract between the loop and a method: a learner turns the batches of a step into an update."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 import torch
 
 from pipeline.randomness import key_of, reseed_torch
-from pipeline.train.batches import Batch, Batches
+from pipeline.train.batches import Batch, Batches, to_device
 from pipeline.train.checkpoint import State
 from pipeline.train.meter import Meter
 from pipeline.train.network import Network
@@ -17,18 +17,18 @@ from pipeline.train.setup import Setup
 
 
 class Learner(ABC):
-    """What a method does in a step. The loop has a learner and calls `update` once per step.
+    """The steps of a method. The loop has a learner and calls its `update` once per step.
 
-    A subclass makes its networks and batches of the setup, in `__init__`, and says in `update`, from top to bottom:
+    A subclass makes its networks and batches from the setup in `__init__`. Its `update` reads from top to bottom:
     forward, loss, backward, clip, step, average.
     """
 
     metrics: tuple[str, ...] = ("loss", "grad_norm")
-    """What a step measures, as metrics.jsonl names it."""
+    """The names of what a step measures, which are columns of metrics.jsonl."""
     reads_unlabeled: bool = False
-    """Whether it reads the unlabeled split itself; a selection stands for the images that it selects."""
+    """Whether it reads the unlabeled split itself. A selection stands for the images that it selects."""
     networks: Mapping[str, Network]
-    """What is trained, by its name in the checkpoints. The first is the stage's model."""
+    """Name in the checkpoints -> network. The first one becomes the stage's model."""
     batches: Batches
     """The batches of the steps."""
 
@@ -45,31 +45,31 @@ class Learner(ABC):
 
     @abstractmethod
     def update(self, step: int, batches: Iterable[Batch]) -> int:
-        """Train on the micro-batches of one step; returns how many images this rank saw."""
+        """Train on the micro-batches of one step; returns the number of images that this rank saw."""
 
     def rates(self, step: int) -> dict[str, float]:
-        """The learning rates of a step, as they are logged."""
+        """The learning rates of a step, by their columns in metrics.jsonl."""
         return {"lr": self.lr(step)}
 
     def extra(self) -> State:
-        """State beside the networks, such as a moving average: what a checkpoint holds of it."""
+        """The state beside the networks that a checkpoint holds, such as a moving average."""
         return {}
 
     def load_extra(self, state: State) -> None:
-        """Take over what `extra` returned."""
+        """Restore the state that `extra` returned."""
         return None
 
     # ------------------------------------------------------------------------------------------ what learners share
 
     def lr(self, step: int) -> float:
-        """The learning rate of the stage's model."""
+        """The learning rate of the stage's model at a step."""
         return lr_at(step, self.training, steps=self.training.steps, num_images=self.training.peak_images)
 
     def reseed(self, step: int, micro: int = 0) -> None:
-        """Make what torch draws in a forward pass (dropout, stochastic depth) a function of the position."""
+        """Make torch's draws in a forward pass (dropout, stochastic depth) a function of step, micro-step and rank."""
         job, rank = self.setup.job, self.accelerator.process_index
         reseed_torch(key_of(job.seed, "forward", job.round, step, micro, rank))
 
     def to_device(self, *tensors: torch.Tensor) -> list[torch.Tensor]:
-        """The tensors on the device; the host does not wait for the transfer of pinned ones."""
-        return [tensor.to(self.accelerator.device, non_blocking=True) for tensor in tensors]
+        """The tensors on the device; the host does not wait for their transfer."""
+        return to_device(self.accelerator.device, *tensors)

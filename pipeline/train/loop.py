@@ -1,4 +1,4 @@
-"""What happens around the steps of a training: metrics, evaluations, checkpoints, stops."""
+"""The loop around the steps of a training: metrics, evaluations, checkpoints and stops."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ BAD_BATCH = "bad-batch.json"
 
 
 class Loop:
-    """A training: it has a learner, and `run` reads top to bottom.
+    """A training in progress. It has a learner, and its `run` reads from top to bottom.
 
     Args:
         stage: The open stage.
         job: What to train.
-        learner: What a step does.
-        checkpoints: Where states are kept.
-        evaluate: Evaluates the averaged weights on val: {"val_top1": ..., "val_nll": ...}.
+        learner: The learner that takes the steps.
+        checkpoints: The folder in which states are kept.
+        evaluate: Evaluates the averaged weights on val and returns {"val_top1": ..., "val_nll": ...}.
     """
 
     def __init__(
@@ -42,14 +42,15 @@ class Loop:
         self.out, self.ranks, self.checkpoints, self.evaluate = stage.path, stage.ranks, checkpoints, evaluate
         self.step = 0
         self.best = (-1.0, 0)
-        """Best val accuracy so far, and its step."""
+        """The best val accuracy so far, and its step."""
 
     def run(self) -> None:
         """Train from `self.step` to the last step.
 
         Raises:
             Interrupted: a stop was requested; the state is saved.
-            UserError: the loss or the gradient is not finite; names the step, its images and the last good checkpoint.
+            UserError: the loss or the gradient is not finite. The message names the step, its images and the last good
+                checkpoint.
         """
         training, runtime, learner = self.job.training, self.job.runtime, self.learner
         evaluate_at = {training.steps * (k + 1) // training.evaluations for k in range(training.evaluations)}
@@ -68,7 +69,7 @@ class Loop:
             if self.step in evaluate_at:
                 before = time.monotonic()
                 self._evaluate()
-                started += time.monotonic() - before  # which is no time of the steps
+                started += time.monotonic() - before  # the time of an evaluation is not that of steps
             stopping = self.ranks.any(self.stage.stop.requested)
             if stopping or self.step % runtime.checkpoint_every == 0 or self.step == training.steps:
                 self._checkpoint()
@@ -76,7 +77,7 @@ class Loop:
                 raise Interrupted(f"stopped after step {self.step} of {training.steps}; the state is saved")
 
     def resume(self) -> None:
-        """Go on from the newest checkpoint, if there is one; metrics.jsonl is cut back to its step."""
+        """Go on from the newest checkpoint, if there is one, and cut metrics.jsonl back to its step."""
         state = self.checkpoints.load_last()
         if state is not None:
             self.load(state)
@@ -85,7 +86,7 @@ class Loop:
             cut_lines(self.out / "timing.jsonl")
 
     def load(self, state: State) -> None:
-        """Take over a checkpoint's state: weights, averages, optimizer, step, and the metrics not yet written."""
+        """Restore the state of a checkpoint: weights, averages, optimizer, step, and the metrics not yet written."""
         for name, network in self.learner.networks.items():
             network.load(state[name])
         if self.learner.accelerator.scaler is not None and state["scaler"] is not None:
@@ -118,7 +119,7 @@ class Loop:
             append_timing(self.out, self.step, seconds, num_images * self.ranks.number)
 
     def _stop_if_weights_not_finite(self) -> None:
-        """Before weights are used or saved."""
+        """Raise UserError, before weights are used or saved, if some are not finite."""
         for network in self.learner.networks.values():
             self.learner.meter.mark(self.step - 1, network.is_finite())
         self._stop_if_not_finite()
@@ -147,7 +148,7 @@ class Loop:
         self.ranks.wait()
 
     def state(self) -> State:
-        """What a checkpoint holds: all that `load` takes over."""
+        """The state that a checkpoint holds and that `load` restores."""
         scaler = self.learner.accelerator.scaler
         return {
             **{name: network.state() for name, network in self.learner.networks.items()},

@@ -13,39 +13,40 @@ from torch.nn import functional as F
 
 
 def hard_cross_entropy(logits_BC: Tensor, labels_B: Tensor, smoothing: float) -> Tensor:
-    """Cross-entropy with label smoothing, one value an image (Szegedy 2016, section 7)."""
+    """The cross-entropy with label smoothing, one value per image, [B] (Szegedy 2016, section 7)."""
     return F.cross_entropy(logits_BC.float(), labels_B, reduction="none", label_smoothing=smoothing)
 
 
 def soft_cross_entropy(logits_BC: Tensor, targets_BC: Tensor) -> Tensor:
-    """Cross-entropy against a distribution, one value an image; never smoothed (Noisy Student, eq. 2)."""
+    """The cross-entropy against a distribution, never smoothed, one value per image, [B] (Noisy Student, eq. 2)."""
     return -(targets_BC * F.log_softmax(logits_BC.float(), dim=1)).sum(1)
 
 
 def smooth_one_hot(labels_B: Tensor, num_classes: int, smoothing: float) -> Tensor:
-    """Labels as smoothed targets [B, C]: what `hard_cross_entropy` compares with (Szegedy 2016, section 7)."""
+    """The targets [B, C] that `hard_cross_entropy` stands for: smoothed labels (Szegedy 2016, section 7)."""
     return F.one_hot(labels_B, num_classes).float() * (1 - smoothing) + smoothing / num_classes
 
 
 def combine(
     labeled: Tensor, unlabeled: Tensor, normalization: Literal["total", "labeled"], *, num_labeled: int, num_total: int
 ) -> Tensor:
-    """The step's loss: all images weigh the same; only the divisor is a convention.
+    """The loss of a step [] from the losses of its images, labeled [L] and unlabeled [U].
 
-    `total` is the mean over all images, as Noisy Student's text has it. `labeled` divides by the labeled images alone,
-    as its code does: mean(labeled) + ratio * mean(unlabeled).
+    All images weigh the same; only the divisor is a convention. `total` is the mean over all images, as in the text of
+    Noisy Student. `labeled` divides by the labeled images alone, as in its code: mean(labeled) + ratio *
+    mean(unlabeled).
     """
     return (labeled.sum() + unlabeled.sum()) / (num_total if normalization == "total" else num_labeled)
 
 
 def num_correct(logits_BC: Tensor, labels_B: Tensor) -> Tensor:
-    """How many argmaxes equal the labels, on the device."""
+    """The number of images whose argmax is their label, float32 [] on the device."""
     return (logits_BC.argmax(1) == labels_B).sum(dtype=torch.float32)
 
 
 def mean_cross_entropy(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
-    """Mean cross-entropy over images, [...], of logits [..., N, C] and labels int64 [..., N]; leading dimensions are
-    independent networks side by side."""
+    """The mean cross-entropy over images, [...], of logits [..., N, C] and labels int64 [..., N]. The dimensions "..."
+    are independent networks side by side."""
     labels = labels.expand(logits.shape[:-1])
     losses = F.cross_entropy(logits.flatten(0, -2), labels.flatten(), reduction="none", label_smoothing=smoothing)
     return losses.view(labels.shape).mean(-1)

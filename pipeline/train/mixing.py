@@ -1,7 +1,7 @@
 """mixup and CutMix: images of a batch are mixed with each other, and so are their targets.
 
-What is drawn is a function of stream positions, except for the partner: an image is mixed with another one of its
-micro-batch on its rank. So N ranks mix other pairs than one process does.
+All draws are functions of stream positions. The partner of an image also depends on its micro-batch and rank, from
+which it is taken, so N ranks mix other pairs than one process does.
 Shapes: B images of a micro-batch, S their side, C classes.
 """
 
@@ -15,19 +15,23 @@ from pipeline.arrays import F64Array, I64Array, U64Array
 from pipeline.config import Cutmix, Mixup
 from pipeline.errors import UserError
 from pipeline.randomness import key_of, uniforms
+from pipeline.train.batches import to_device
 
 _TRIES = 24
-"""A draw from Beta(alpha, alpha) with alpha <= 1 fails in all of them with a probability of at most 2^-24."""
+"""With alpha <= 1 the probability that all tries of a draw from Beta(alpha, alpha) fail is at most 2^-24."""
 
 
 class Mixing:
-    """mixup, CutMix or both, of the micro-batches of one training.
+    """Mixes the micro-batches of one training by mixup, CutMix or both.
 
     Args:
-        mixup: Its settings; None turns it off.
-        cutmix: Its settings; None turns it off.
+        mixup: The settings of mixup; None turns it off.
+        cutmix: The settings of CutMix; None turns it off.
         seed: The run's seed.
         round: The round.
+
+    Raises:
+        UserError: the two probabilities add up to more than 1.
     """
 
     def __init__(self, mixup: Mixup | None, cutmix: Cutmix | None, *, seed: int, round: int) -> None:
@@ -42,7 +46,7 @@ class Mixing:
         self._keys = {name: key_of(seed, "mixing", round, name) for name in ("choice", "partner", "mixup", "cutmix")}
 
     def __call__(self, images: Tensor, targets: Tensor, positions: U64Array) -> tuple[Tensor, Tensor]:
-        """Mixed images float32 [B, 3, S, S] and targets [B, C], of such images, targets and their positions [B]."""
+        """Mix images float32 [B, 3, S, S] and targets [B, C] at positions [B]; both keep their shapes."""
         size = images.shape[-1]
         choice = uniforms(self._keys["choice"], positions)[:, 0]
         weight, boxes = np.ones(len(positions)), np.zeros((len(positions), 4), np.int64)
@@ -53,34 +57,33 @@ class Mixing:
         if self.mixup is not None:
             chosen = (choice >= self.share_cutmix) & (choice < self.share_cutmix + self.share_mixup)
             weight[chosen] = beta_draws(self._keys["mixup"], positions, self.mixup.alpha)[chosen]
-        partner = torch.from_numpy(partners(self._keys["partner"], positions)).to(images.device, non_blocking=True)
-        weight_B = torch.from_numpy(weight).float().to(images.device, non_blocking=True)
-        boxes_B4 = torch.from_numpy(boxes).to(images.device, non_blocking=True)
+        drawn = (torch.from_numpy(weight).float(), torch.from_numpy(partners(self._keys["partner"], positions)))
+        weight_B, partner, boxes_B4 = to_device(images.device, *drawn, torch.from_numpy(boxes))
         images, targets = mix(images, targets, weight_B, partner)
         return cut(images, targets, boxes_B4, partner) if self.cutmix is not None else (images, targets)
 
 
 def mix(images: Tensor, targets: Tensor, weight: Tensor, partner: Tensor) -> tuple[Tensor, Tensor]:
-    """weight * own + (1 - weight) * partner's, for images and targets alike (Zhang 2018, eq. 1).
+    """mixup: weight * own + (1 - weight) * partner's, for images and targets alike (Zhang 2018, eq. 1).
 
     Args:
         images: float32 [B, 3, S, S].
         targets: float32 [B, C].
-        weight: float32 [B], what stays of each image.
-        partner: int64 [B], the rows that they are mixed with.
+        weight: float32 [B], the share of itself that each image keeps.
+        partner: int64 [B], the row that each image is mixed with.
     """
     w = weight[:, None, None, None]
     return images * w + images[partner] * (1 - w), targets * weight[:, None] + targets[partner] * (1 - weight[:, None])
 
 
 def cut(images: Tensor, targets: Tensor, boxes: Tensor, partner: Tensor) -> tuple[Tensor, Tensor]:
-    """Replace a box of each image by its partner's; targets are weighted by what is left (Yun 2019, eq. 1).
+    """CutMix: replace a box of each image by its partner's, and weight targets by the areas (Yun 2019, eq. 1).
 
     Args:
         images: float32 [B, 3, S, S].
         targets: float32 [B, C].
-        boxes: int64 [B, 4]: top, bottom, left, right; an empty one changes nothing.
-        partner: int64 [B].
+        boxes: int64 [B, 4]: top, bottom, left and right; an empty box changes nothing.
+        partner: int64 [B], the row that each box is taken from.
     """
     size = images.shape[-1]
     line = torch.arange(size, device=images.device)
@@ -92,7 +95,7 @@ def cut(images: Tensor, targets: Tensor, boxes: Tensor, partner: Tensor) -> tupl
 
 
 def beta_draws(key: int, positions: U64Array, alpha: float) -> F64Array:
-    """One draw from Beta(alpha, alpha) per position, alpha in (0, 1], by Jöhnk's rejection (1964), [B]."""
+    """One draw from Beta(alpha, alpha) per position, [B], for alpha in (0, 1], by Jöhnk's rejection (1964)."""
     powers = uniforms(key, positions, 2 * _TRIES).reshape(len(positions), _TRIES, 2) ** (1 / alpha)
     total = powers.sum(2)
     first = np.argmax((total > 0) & (total <= 1), axis=1)
@@ -101,7 +104,7 @@ def beta_draws(key: int, positions: U64Array, alpha: float) -> F64Array:
 
 
 def cut_boxes(key: int, positions: U64Array, share: F64Array, size: int) -> I64Array:
-    """Boxes of area 1 - share around a uniform pixel, clipped at the border, int64 [B, 4] (Yun 2019, eq. 2)."""
+    """Boxes int64 [B, 4] of area 1 - share [B] around a uniform pixel, clipped at the border (Yun 2019, eq. 2)."""
     centre = (uniforms(key, positions, 2 * _TRIES + 2)[:, -2:] * size).astype(np.int64)
     half = (size * np.sqrt(1 - share) / 2).astype(np.int64)[:, None]
     low, high = np.clip(centre - half, 0, size), np.clip(centre + half, 0, size)
@@ -109,5 +112,5 @@ def cut_boxes(key: int, positions: U64Array, share: F64Array, size: int) -> I64A
 
 
 def partners(key: int, positions: U64Array) -> I64Array:
-    """A random permutation of the batch, which is the order of a draw per position, int64 [B]."""
+    """A random permutation of the batch, int64 [B]: the order of one draw per position. It may fix some rows."""
     return np.argsort(uniforms(key, positions)[:, 0], kind="stable").astype(np.int64)

@@ -1,4 +1,4 @@
-"""A network in training: the model as Accelerate prepared it, with its optimizer and its average."""
+"""A network in training: a model that Accelerate prepared, its optimizer and its average."""
 
 from __future__ import annotations
 
@@ -21,25 +21,28 @@ from pipeline.train.optimizer import load_optimizer, make_optimizer, set_lr
 
 @dataclass
 class Network:
-    """A model with its optimizer and its average. Most trainings have one of these, Meta Pseudo Labels has two."""
+    """A model with its optimizer and its average (EMA). Most trainings have one; Meta Pseudo Labels has two."""
 
     accelerator: Accelerator
     ranks: Ranks
     settings: NetworkSettings
     model: nn.Module
-    """As Accelerate prepared it; `raw_model` is the same without wrappers."""
+    """The model as Accelerate prepared it; `raw_model` is the same model without wrappers."""
     raw_model: nn.Module
     optimizer: AcceleratedOptimizer
     ema: Ema
     info: ModelInfo | None = None
-    """The model.json of what it becomes; None for a network that does not classify images."""
+    """The model.json that it is saved with; None for a network that does not classify images."""
 
     def unscale(self) -> None:
-        """Bring fp16's gradients to their true scale; once a step, before `clip`."""
+        """Bring the gradients of fp16 to their true scale. It is called once per step, before `clip`."""
         self.accelerator.unscale_gradients(self.optimizer)
 
     def clip(self) -> Tensor:
-        """Clip the gradient, unless clipping is off; returns its norm before. The norm takes under 1% of a step."""
+        """Clip the gradient, unless that is off; returns its norm before, []. The norm takes under 1% of a step.
+
+        The global norm is that of Pascanu (2013, section 3.2).
+        """
         gradients = [p.grad for p in self.raw_model.parameters() if p.grad is not None]
         norm = nn.utils.get_total_norm(gradients)
         if self.settings.clip_norm:
@@ -47,9 +50,9 @@ class Network:
         return norm
 
     def update(self, lr: float) -> bool:
-        """One step of the optimizer and of the average, and no gradients any more.
+        """Step the optimizer and the average, and drop the gradients.
 
-        Returns False where an fp16 overflow made the scaler skip the step.
+        Returns False if an fp16 overflow made the scaler skip the step.
         """
         set_lr(self.optimizer, lr)
         self.optimizer.step()
@@ -61,21 +64,21 @@ class Network:
         return True
 
     def average_statistics(self) -> None:
-        """BatchNorm statistics over ranks: every rank averages, evaluates and saves the same model."""
+        """Average BatchNorm statistics over ranks, so that every rank evaluates and saves the same model."""
         self.ranks.average([b for b in self.raw_model.buffers() if b.is_floating_point()])
 
     def train_mode(self) -> None:
-        """Train mode, with the frozen layers as they must be."""
+        """Enter train mode; frozen layers stay frozen."""
         self.model.train()
         set_trainable(self.raw_model, self.settings.frozen_layers)
 
     def is_finite(self) -> Tensor:
-        """Whether all weights and statistics are, on the device: a finite loss can have a gradient that is not."""
+        """Whether all weights and statistics are finite, bool [] on the device; a finite loss does not imply it."""
         norms = torch._foreach_norm([t for t in self.raw_model.state_dict().values() if t.is_floating_point()])
         return torch.isfinite(torch.stack(norms)).all()
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint holds of it."""
+        """The state of this network that a checkpoint holds."""
         return {
             "model": self.raw_model.state_dict(),
             "ema": self.ema.model.state_dict(),
@@ -84,7 +87,7 @@ class Network:
         }
 
     def load(self, state: dict[str, Any]) -> None:
-        """Take a state over."""
+        """Restore a state."""
         self.raw_model.load_state_dict(state["model"])
         self.ema.model.load_state_dict(state["ema"])
         self.ema.num_updates = state["num_updates"]
@@ -100,13 +103,13 @@ def prepare(
     info: ModelInfo | None = None,
     compiled: bool = False,
 ) -> Network:
-    """Make a network of a model that is on its device, with its weights in place.
+    """Make a network of a model that is on its device and has its weights.
 
     Raises:
-        UserError: all of its layers are frozen.
+        UserError: the settings freeze all of its layers.
     """
-    ema = Ema(model, settings.ema_decay)  # before Accelerate, which patches `forward` for autocast
-    set_trainable(model, settings.frozen_layers)  # before DDP, which would wait for gradients of frozen layers
+    ema = Ema(model, settings.ema_decay)  # copied before Accelerate patches `forward` for autocast
+    set_trainable(model, settings.frozen_layers)  # before DDP, which would wait for their gradients
     if not any(p.requires_grad for p in model.parameters()):
         raise UserError(
             f"`frozen_layers`: {settings.frozen_layers} freezes all of {settings.model}, which leaves nothing to "
@@ -115,5 +118,5 @@ def prepare(
     optimizer = make_optimizer(model, settings.optimizer)
     wrapped = torch.compile(model) if compiled else model
     prepared, prepared_optimizer = accelerator.prepare(wrapped, optimizer)
-    ema.model.load_state_dict(model.state_dict())  # DDP has just given every rank the first one's weights
+    ema.model.load_state_dict(model.state_dict())  # DDP has just given every rank the weights of rank 0
     return Network(accelerator, ranks, settings, prepared, model, prepared_optimizer, ema, info)

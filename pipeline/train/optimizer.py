@@ -1,4 +1,4 @@
-"""Optimizers: timm's factory, with weight decay kept off biases and normalization parameters."""
+"""The optimizers, from timm's factory; biases and normalization parameters get no weight decay."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from torch import nn
 from pipeline.config import Optimizer
 
 _ARGUMENTS: dict[str, dict[str, Any]] = {
-    "sgd": {},  # timm's is with Nesterov momentum
-    "rmsproptf": {"eps": 1e-3},  # inside the root; EfficientNet's, where timm's is 1e-10
+    "sgd": {},  # timm's sgd has Nesterov momentum
+    "rmsproptf": {"eps": 1e-3},  # inside the root, as in EfficientNet; timm's default is 1e-10
     "adamw": {},
-    "lamb": {"max_grad_norm": None},  # timm's clips to 1 by itself; clip_norm is the one place that clips
+    "lamb": {"max_grad_norm": None},  # timm's lamb would clip to 1; only clip_norm clips here
 }
 
 
 def make_optimizer(model: nn.Module, config: Optimizer) -> torch.optim.Optimizer:
-    """The optimizer over all trainable parameters; the learning rate is set by the loop before each step."""
+    """The optimizer of all trainable parameters. Each update sets its learning rate first."""
     extra = _ARGUMENTS[config.name] | ({"betas": (config.momentum, 0.999)} if config.name in ("adamw", "lamb") else {})
-    # No decay on vectors (Bag of Tricks, section 3.1). Grouped by a decay of 1, so that any decay has the same groups.
+    # Vectors do not decay (Bag of Tricks, section 3.1). Groups are made with a decay of 1, so any decay has the same.
     groups = param_groups_weight_decay(model, 1.0, no_weight_decay_list=getattr(model, "no_weight_decay", set)())
     for group in groups:
         group["weight_decay"] *= config.weight_decay
-    # timm's sgd is with Nesterov momentum, which there is none of at 0.
+    # timm's sgd has Nesterov momentum, which must be above 0; its `momentum` is plain sgd.
     name = "momentum" if config.name == "sgd" and config.momentum == 0 else config.name
     optimizer: torch.optim.Optimizer = create_optimizer_v2(
         groups, opt=name, lr=config.lr, weight_decay=0.0, momentum=config.momentum, **extra
@@ -34,9 +34,9 @@ def make_optimizer(model: nn.Module, config: Optimizer) -> torch.optim.Optimizer
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Take over what a state remembers of each parameter; hyperparameters stay those that the optimizer was made with.
+    """Restore the state of each parameter; hyperparameters stay those that the optimizer was made with.
 
-    So a continued training obeys its own config and not that of the training it continues.
+    So a continued training obeys its own config, and not that of the training that it continues.
     """
     own = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
     optimizer.load_state_dict(state)

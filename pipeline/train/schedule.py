@@ -8,20 +8,21 @@ from pipeline.config import NetworkSettings
 
 
 def peak_lr(settings: NetworkSettings, num_images: int) -> float:
-    """The peak learning rate: linear in the images that a step's loss averages over (Goyal 2017, section 2.1)."""
+    """The peak learning rate, linear in the images that a step's loss averages over (Goyal 2017, section 2.1)."""
     return settings.optimizer.lr * num_images / settings.optimizer.lr_batch_size
 
 
 def lr_at(step: int, settings: NetworkSettings, *, steps: int, num_images: int) -> float:
-    """Linear warm-up from 0, then half a cosine to 0 at the last step (Bag of Tricks, sections 3.1 and 5.1).
+    """The learning rate of a step: a linear warm-up, then half a cosine (Bag of Tricks, sections 3.1 and 5.1).
 
-    Step s gets the value at its middle, so neither the first nor the last step is spent at a rate of 0.
+    Warm-up step s has (s + 1) / (warmup + 1) of the peak, and a later step the cosine at the step's middle. So neither
+    the first nor the last step is spent at a rate of 0.
 
     Args:
         step: The step, from 0.
         settings: The network's optimizer and warm-up.
-        steps: Number of steps in all.
-        num_images: Images per step that the peak is scaled with.
+        steps: The number of steps in all.
+        num_images: The images per step that the peak is scaled with.
     """
     peak, warmup = peak_lr(settings, num_images), settings.warmup_steps
     if step < warmup:

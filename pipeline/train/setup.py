@@ -1,4 +1,4 @@
-"""What a learner is made of: networks, batches and views of one train stage's job."""
+"""The parts that a learner is made of: the networks, batches and views of one train stage's job."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ NUM_FIRST_IMAGES = 1000
 
 
 class Setup:
-    """Makes what a learner needs. Every rank has one."""
+    """Makes the networks, batches and views that a learner needs. Every rank has one."""
 
     def __init__(self, job: TrainJob, ranks: Ranks, lineage: dict[str, str]) -> None:
         self.job = job
@@ -50,15 +50,15 @@ class Setup:
         return open_split(self.job.data, "unlabeled")
 
     def network(self, settings: NetworkSettings, *name: str, role: str = "") -> Network:
-        """A network to be trained, from random weights or from `settings.start`.
+        """A network to train, with random weights or with those of `settings.start`.
 
         Args:
-            settings: The network.
-            name: Tells networks of one stage apart, which begin with random weights of their own.
-            role: What its model.json says that it is; by default the job's role.
+            settings: The settings of the network.
+            name: A name that gives a network of the stage random weights of its own.
+            role: The role in its model.json; by default it is the job's role.
 
         Raises:
-            UserError: the architecture or the start is not there or does not fit.
+            UserError: the architecture or the start is missing or does not fit.
         """
         info = self._info(settings, role or self.job.role)
         reseed_torch(key_of(self.job.seed, "init", self.job.round, *name))
@@ -75,7 +75,7 @@ class Setup:
         return prepare(model, settings, self.accelerator, self.ranks, info=info, compiled=self.job.runtime.compile)
 
     def views(self) -> Views:
-        """The views of the training's images."""
+        """The maker of the views of the training's images."""
         training = self.job.training
         return Views(
             training.weak,
@@ -97,9 +97,9 @@ class Setup:
         """The batches of the training.
 
         Args:
-            unlabeled: Whether there are unlabeled images among them.
-            copies: How often each of these occurs per epoch, [N]; None for once.
-            targets: Their targets, if they have some.
+            unlabeled: Whether unlabeled images are among them.
+            copies: How often each unlabeled image occurs per epoch, [N]; None means once.
+            targets: The targets of the unlabeled images; None if they have none.
         """
         training = self.job.training
         stream = self._stream(self.unlabeled, training.unlabeled_batch_size, copies) if unlabeled else None
@@ -115,7 +115,7 @@ class Setup:
         )
 
     def _info(self, settings: NetworkSettings, role: str) -> ModelInfo:
-        """The model.json of what a network becomes: its own, or that of the model that it goes on with."""
+        """The model.json that a network is saved with: its own, or that of the model that it continues."""
         job, classes, start = self.job, self.labeled.classes, settings.start
         if start is not None and start.mode != "init" and has_info(start):
             info = read_info(Path(start.model))
@@ -139,15 +139,15 @@ class Setup:
         )
 
     def _first_images(self, info: ModelInfo) -> Tensor:
-        """Labeled images from all over the data set, normalized: for data-dependent initialization."""
+        """Labeled images from all over the data set, normalized, [N, 3, S, S], for data-dependent initialization."""
         training, device, num = self.job.training, self.job.runtime.device, len(self.labeled)
-        rows = np.linspace(0, num - 1, min(num, NUM_FIRST_IMAGES)).astype(np.int64)  # sorted by class
+        rows = np.linspace(0, num - 1, min(num, NUM_FIRST_IMAGES)).astype(np.int64)  # rows may be sorted by class
         images = torch.from_numpy(Reader(self.labeled, read_size(training), self.job.data).read(rows)).to(device)
         size = training.image_size
         return Views(WeakView(), StrongView(), size, mean=info.mean, std=info.std, device=device).center(images)
 
     def _stream(self, dataset: Dataset, batch_size: int, copies: npt.NDArray[np.integer] | None = None) -> Stream:
-        """An endless stream of a data set's rows, each as often per epoch as `copies` says."""
+        """An endless stream of a data set's rows. Each occurs as often per epoch as `copies` [N] says."""
         job = self.job
         order = Order(
             dataset.shard_starts,
@@ -161,14 +161,14 @@ class Setup:
 
 
 def make_accelerator(runtime: Runtime) -> Accelerator:
-    """Accelerate, for the device and precision that a run was resolved to; it takes the ranks that have joined."""
+    """An Accelerator for the resolved device and precision of a run; it uses the ranks that have joined."""
     precision = {"fp32": "no"}.get(runtime.precision, runtime.precision)
-    # DDP would copy rank 0's BatchNorm statistics to the others before each step, which the loop has averaged already.
+    # DDP would copy rank 0's BatchNorm statistics to the others before each step, but updates average them already.
     handlers = [DistributedDataParallelKwargs(broadcast_buffers=False)]
     return Accelerator(cpu=runtime.device == "cpu", mixed_precision=precision, kwargs_handlers=handlers)
 
 
 def read_size(training: Training) -> int:
-    """The side at which training images are read: 8/7 of the view's for resized crops, which so have more pixels to
-    sample than the view shows (256 for 224, the usual ratio)."""
+    """The side at which training images are read. For resized crops it is 8/7 of the view's (256 for 224, the usual
+    ratio), so that a crop has more pixels to sample than the view shows."""
     return round(training.image_size * 8 / 7) if training.weak.crop == "resized" else training.image_size

@@ -1,4 +1,4 @@
-"""The train stage: from labeled images, pseudo-labels and a start to one model folder."""
+"""The train stage: it makes a model folder from labeled images, pseudo-labels and a start."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from pipeline.train.setup import Setup
 from pipeline.train.validation import MODEL_FILES, Validation
 
 _KEPT = ("optimizer.name", "frozen_layers", "image_size", "mean", "std")
-"""What `start.mode: continue` cannot change: the first two shape the optimizer's state, the others are the model's
-input. Another architecture shows in the weights."""
+"""The keys that `start.mode: continue` cannot change. The first two shape the optimizer's state, the others are the
+model's input. Another architecture shows in the weights."""
 
 
 def train_inputs(job: TrainJob) -> StageInputs:
-    """What the stage's output is a function of: its semantic config and the fingerprints of its inputs.
+    """The settings and inputs that the trained model is a function of.
 
-    What a learner reads beside `training` is told only where there is some, so that a new method changes no
+    Sections that a learner reads beside `training` are added only where there are some, so that a new method changes no
     fingerprint.
     """
     config: dict[str, Any] = {
@@ -61,11 +61,11 @@ def train_inputs(job: TrainJob) -> StageInputs:
 
 
 def run_train(job: TrainJob, stage: Stage) -> None:
-    """Train one model, or take it as it is with `start.mode: use`; resumes where it was killed.
+    """Train one model, or take it as it is with `start.mode: use`. A killed training is resumed.
 
     Raises:
-        UserError: bad data, config or start; a loss that is not finite.
-        Interrupted: stopped by a signal, with everything saved.
+        UserError: the data, the config or the start is bad, or the loss is not finite.
+        Interrupted: a signal stopped it; its state is saved.
     """
     setup = Setup(job, stage.ranks, dict(stage.inputs.inputs))
     learner: Learner = load_object(job.learner)(setup)
@@ -90,7 +90,7 @@ def run_train(job: TrainJob, stage: Stage) -> None:
 
 
 def _write_beside(name: str, network: Network, job: TrainJob, stage: Stage, validation: Validation) -> None:
-    """A network that was trained along, as a stage of its own below, which whatever takes a model can read."""
+    """Write a network that was trained along as a stage folder of its own, below this one, to be used as a model."""
     if network.info is None:
         return
     out = job.out / name
@@ -105,12 +105,12 @@ def _write_beside(name: str, network: Network, job: TrainJob, stage: Stage, vali
 
 
 def continue_training(loop: Loop, source: str) -> None:
-    """Take over step, optimizer, averages and best weights of another training's last checkpoint.
+    """Take over the step, optimizer, averages and best weights of another training's last checkpoint.
 
-    What the config says of the learning rate, weight decay and momentum holds from then on.
+    Learning rate, weight decay and momentum are those of this config from then on.
 
     Raises:
-        UserError: there is no checkpoint, it has come to `steps` already, or the config differs in what must stay.
+        UserError: there is no checkpoint, it has reached `steps` already, or the config differs in what must stay.
     """
     folder, training = find_weights(Path(source)).parent, loop.job.training
     if Checkpoints(folder, "", keep=1).last_path() is None:

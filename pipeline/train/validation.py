@@ -1,4 +1,4 @@
-"""How the networks of a training are judged on val, while they are trained and at the end."""
+"""The evaluation of a training's networks on val, while they are trained and at the end."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from pipeline.train.network import Network
 from pipeline.train.setup import Setup
 
 MODEL_FILES = ("model.safetensors", "model.json", "evaluation-val.json", "predictions-val.npz")
-"""What `Validation.write` leaves."""
+"""The files that `Validation.write` leaves."""
 
 
 class Validation:
-    """The split that every choice is made on, shared by the ranks."""
+    """Evaluates networks on val, the split that every choice is made on. The ranks share the work."""
 
     def __init__(self, setup: Setup) -> None:
         self.setup = setup
@@ -32,7 +32,7 @@ class Validation:
         self._readers: dict[int, Reader] = {}
 
     def evaluate(self, networks: Mapping[str, Network]) -> dict[str, float]:
-        """Figures of the averaged weights as metrics.jsonl has them; of networks beside the first, their accuracy."""
+        """The figures of the averaged weights, as columns of metrics.jsonl; after the first network only accuracies."""
         values: dict[str, float] = {}
         for number, (name, network) in enumerate(networks.items()):
             if network.info is None:
@@ -44,7 +44,7 @@ class Validation:
         return values
 
     def write(self, out: Path, model: nn.Module, info: ModelInfo) -> None:
-        """Judge a model and write it into a stage folder. Every rank takes part, the main one writes."""
+        """Evaluate a model and write it into a stage folder. Every rank takes part; the main rank writes."""
         log_probs = self._predict(model, info)
         if not self.setup.ranks.is_main:
             return
@@ -54,7 +54,7 @@ class Validation:
         save_model(out / "model.safetensors", model.state_dict(), info.with_metrics({"val": metrics}))
 
     def _predict(self, model: nn.Module, info: ModelInfo) -> F32Array:
-        """Log-probabilities [N, C]."""
+        """The log-probabilities of val, [N, C]."""
         job, accelerator, size = self.setup.job, self.setup.accelerator, info.input_size[-1]
         if size not in self._readers:
             self._readers[size] = Reader(self.val, size, job.data)

@@ -1,4 +1,4 @@
-"""Views: weak and strong noise as batched device ops."""
+"""The views of images: weak and strong noise, made by batched ops on the device."""
 
 from pipeline.views.randaugment import OPS, Levels, RandAugment, levels_at
 from pipeline.views.views import Views

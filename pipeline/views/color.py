@@ -1,7 +1,8 @@
-"""What happens to pixel values: the color ops of RandAugment, each equal to PIL's, bit for bit.
+"""The color ops of RandAugment: they change pixel values, and each equals PIL's, bit for bit.
 
-Images are uint8 [B, H, W, 3] on any device; each op maps them to the same shape, every row for itself. The sources of
-the formulas are Pillow's ImageOps and ImageEnhance (truncation included), and for solarize_add, TensorFlow's models.
+Images are uint8 [B, H, W, 3] on any device. Each op returns the same shape, and each row depends on itself alone. The
+formulas are those of Pillow's ImageOps and ImageEnhance (truncation included), and of TensorFlow's models for
+solarize_add.
 """
 
 from __future__ import annotations
@@ -11,11 +12,11 @@ from torch import Tensor
 
 
 def autocontrast(images: Tensor) -> Tensor:
-    """Stretch each channel to 0..255 (ImageOps.autocontrast without cutoff)."""
+    """Stretch each channel of images [B, H, W, 3] to 0..255 (ImageOps.autocontrast without cutoff)."""
     pixels = images.flatten(1, 2)
     low, high = pixels.amin(1).double()[..., None], pixels.amax(1).double()[..., None]
     levels = torch.arange(256, device=images.device, dtype=torch.float64)
-    # Float64 and the order of operations are PIL's: they decide ties. `255.0 / x` would be 255 times a reciprocal.
+    # Float64 and the order of operations are PIL's and decide ties. `255.0 / x` would multiply by a reciprocal.
     scale = levels[-1] / (high - low).clamp(min=1)
     stretched = (levels * scale + -low * scale).clamp(0, 255)
     table = torch.where(high > low, stretched, levels).to(torch.uint8)
@@ -23,7 +24,7 @@ def autocontrast(images: Tensor) -> Tensor:
 
 
 def equalize(images: Tensor) -> Tensor:
-    """Make each channel's histogram flat (ImageOps.equalize). The identity below 256 pixels."""
+    """Flatten each channel's histogram in [B, H, W, 3] (ImageOps.equalize). Under 256 pixels nothing changes."""
     bins = _bins(images)
     histogram = torch.zeros(len(images), 768, dtype=torch.int32, device=images.device)
     histogram = histogram.scatter_add_(1, bins, torch.ones_like(bins, dtype=torch.int32)).view(-1, 3, 256)
@@ -37,34 +38,34 @@ def equalize(images: Tensor) -> Tensor:
 
 
 def invert(images: Tensor) -> Tensor:
-    """The negative (ImageOps.invert)."""
+    """The negative of images [B, H, W, 3] (ImageOps.invert)."""
     return 255 - images
 
 
 def posterize(images: Tensor, bits: int) -> Tensor:
-    """Keep the highest `bits` (1..8) bits of each channel (ImageOps.posterize)."""
+    """Keep the highest `bits` (1..8) bits of each value in [B, H, W, 3] (ImageOps.posterize)."""
     return images & (256 - (1 << (8 - bits)))
 
 
 def solarize(images: Tensor, threshold: int) -> Tensor:
-    """Invert the values of at least `threshold`, 0..256 (ImageOps.solarize)."""
+    """Invert the values of [B, H, W, 3] that are at least `threshold`, 0..256 (ImageOps.solarize)."""
     if threshold > 255:
         return images
     return (images >= threshold).to(torch.uint8).mul_(255).bitwise_xor_(images)  # torch.where takes 3 times as long
 
 
 def solarize_add(images: Tensor, added: int) -> Tensor:
-    """Add `added` (0..128, so that nothing overflows) to the values below 128."""
+    """Add `added` (0..128, so that nothing overflows) to the values of [B, H, W, 3] below 128."""
     return (images < 128).to(torch.uint8).mul_(added).add_(images)
 
 
 def color(images: Tensor, factors: Tensor) -> Tensor:
-    """Saturation (ImageEnhance.Color): 0 is grey, 1 the identity. `factors`: float32 [B]."""
+    """Scale the saturation by `factors`, float32 [B] (ImageEnhance.Color): 0 gives grey, 1 changes nothing."""
     return _blend(_luma(images)[..., None].expand(images.shape), images, factors)
 
 
 def contrast(images: Tensor, factors: Tensor) -> Tensor:
-    """Distance to the image's mean luma (ImageEnhance.Contrast): 0 is flat, 1 the identity. `factors`: float32 [B]."""
+    """Scale the distance to the mean luma by `factors`, float32 [B] (ImageEnhance.Contrast): 1 changes nothing."""
     luma = _luma(images).flatten(1)
     num_pixels = luma.shape[1]
     mean = (2 * luma.sum(1) + num_pixels) // (2 * num_pixels)  # int(mean + 0.5), without floating point
@@ -72,16 +73,16 @@ def contrast(images: Tensor, factors: Tensor) -> Tensor:
 
 
 def brightness(images: Tensor, factors: Tensor) -> Tensor:
-    """Distance to black (ImageEnhance.Brightness): 0 is black, 1 the identity. `factors`: float32 [B]."""
+    """Scale the values by `factors`, float32 [B] (ImageEnhance.Brightness): 0 gives black, 1 changes nothing."""
     return _blend(torch.zeros((), dtype=torch.uint8, device=images.device), images, factors)
 
 
 def sharpness(images: Tensor, factors: Tensor) -> Tensor:
-    """Distance to a smoothed image (ImageEnhance.Sharpness): 0 is smooth, 1 the identity. `factors`: float32 [B].
+    """Scale the distance to a smoothed image by `factors`, float32 [B] (ImageEnhance.Sharpness): 1 changes nothing.
 
     The filter is ImageFilter.SMOOTH: (1 1 1; 1 5 1; 1 1 1) / 13, with the border pixels copied.
     """
-    exact = images.float()  # sums of up to 13 * 255, and half a 13th away from a tie
+    exact = images.float()  # exact in float32: sums reach 13 * 255, and no quotient is near a tie
     rows = exact[:, :-2] + exact[:, 1:-1] + exact[:, 2:]
     total = rows[:, :, :-2] + rows[:, :, 1:-1] + rows[:, :, 2:] + 4 * exact[:, 1:-1, 1:-1]
     smooth = exact.clone()
@@ -96,18 +97,18 @@ def _luma(images: Tensor) -> Tensor:
 
 
 def _blend(degenerate: Tensor, images: Tensor, factors: Tensor) -> Tensor:
-    """PIL's Image.blend: float32, clipped, truncated. Multiply and add stay apart, as a fused one rounds otherwise."""
+    """PIL's Image.blend: float32, clipped, truncated. Multiply and add are not fused, which would round differently."""
     base = degenerate.float()
     return (images - base).mul_(factors[:, None, None, None]).add_(base).clamp_(0, 255).to(torch.uint8)
 
 
 def _bins(images: Tensor) -> Tensor:
-    """Index of each value in a row's 3 x 256 bins, int64 [B, H*W*3]."""
+    """The index of each value among the 3 x 256 bins of its row, int64 [B, H*W*3]."""
     batch, height, width, _ = images.shape
     channels = torch.arange(0, 768, 256, device=images.device).repeat(height * width)
     return images.reshape(batch, -1) + channels
 
 
 def _look_up(table: Tensor, bins: Tensor) -> Tensor:
-    """Map values through a table for each image and channel, uint8 [B, 3, 256]."""
+    """Map `bins`, int64 [B, H*W*3], through `table`, uint8 [B, 3, 256], which has a row per image and channel."""
     return table.flatten(1).gather(1, bins)

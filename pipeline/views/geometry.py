@@ -1,7 +1,7 @@
-"""Where pixels come from: crop, flip, affine resampling, cutout. Images are uint8 [B, H, W, 3] on any device.
+"""The geometric ops: crop, flip, affine resampling and cutout. Images are uint8 [B, H, W, 3] on any device.
 
-Every result of a row depends on that row alone: there are no reductions over the batch and no matrix products, whose
-rounding may depend on the batch size.
+Each row of a result depends on that row alone. There are no reductions over the batch and no matrix products, because
+their rounding may depend on the batch size.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from torch import Tensor
 from torch.nn import functional
 
 FILL = 128
-"""Grey for pixels from outside the image and for cutout (RandAugment's `replace` value)."""
+"""The grey of pixels from outside the image and of cutout (RandAugment's `replace` value)."""
 
 
 def fit(images: Tensor, size: int) -> Tensor:
-    """The centre square at `size`: shorter side to `size` (bicubic, antialiased), then a centre crop; uint8.
+    """Resize the shorter side of [B, H, W, 3] to `size` (bicubic, antialiased), then crop the centre square.
 
-    The identity, without a copy, when the images have that size already, which is what the reader gives.
+    Images that have that size already, as the reader gives them, are returned without a copy.
     """
     height, width = images.shape[1:3]
     if (height, width) == (size, size):
@@ -32,13 +32,13 @@ def fit(images: Tensor, size: int) -> Tensor:
 
 
 def crop(images: Tensor, corners: Tensor, flips: Tensor, padding: int) -> Tensor:
-    """Pad by reflection, crop to the size before, mirror some: a gather, so every pixel is exact.
+    """Pad images by reflection, crop them to their size before, and mirror some. It is a gather, so pixels are exact.
 
     Args:
         images: uint8 [B, S, S, 3].
-        corners: int32 [B, 2], (top, left) of the crop in the padded image, 0..2*padding.
-        flips: bool [B], which crops to mirror.
-        padding: pixels of reflection on each side; the edge pixel is not repeated.
+        corners: int32 [B, 2], the (top, left) of each crop in the padded image, 0..2*padding.
+        flips: bool [B], which crops are mirrored.
+        padding: Pixels of reflection on each side; the edge pixel is not repeated.
     """
     batch, size = images.shape[:2]
     steps = torch.arange(size, device=images.device)
@@ -50,27 +50,27 @@ def crop(images: Tensor, corners: Tensor, flips: Tensor, padding: int) -> Tensor
 
 
 def resample(images: Tensor, affine: Tensor, size: int) -> Tensor:
-    """Bilinear samples of each image at affine positions, rounded; uint8 [B, size, size, 3].
+    """Sample each image at affine positions, bilinearly and rounded: uint8 [B, size, size, 3].
 
     Args:
         images: uint8 [B, H, W, 3].
-        affine: float32 [B, 6], PIL's AFFINE data: output pixel centre (x, y) is read at (ax + by + c, dx + ey + f).
+        affine: float32 [B, 6], PIL's AFFINE data: output pixel centre (x, y) reads from (ax + by + c, dx + ey + f).
             Pixel centres are at +0.5. As in PIL, a position outside the image is `FILL`, without any blending, and
             within half a pixel of the border the border pixel is repeated. Unlike PIL, which truncates (and so
             darkens by half a level each time), the result is rounded to nearest.
-        size: side of the output.
+        size: The side of the output.
     """
     height, width = images.shape[1:3]
     centres = torch.arange(size, device=images.device) + 0.5
     grid = affine.new_empty(
         2, len(images), size, size
-    )  # x and y are planes: that is faster to make, and as fast to read
+    )  # x and y are planes, which are faster to make and as fast to read
     for plane, extent, coefficients in zip(grid, (width, height), affine.view(-1, 2, 3).unbind(1), strict=True):
         across, down, offset = (coefficients * (2 / extent)).split_with_sizes([1, 1, 1], dim=1)
-        columns = across * centres + (offset - 1)  # in half sides from the centre, as grid_sample has it
+        columns = across * centres + (offset - 1)  # grid_sample's unit is half a side, from the centre
         torch.add(columns[:, None, :], (down * centres)[:, :, None], out=plane)
     within = (grid >= -1) & (grid < 1)
-    planes = images.permute(0, 3, 1, 2).float().sub_(FILL)  # so that multiplying by 0 gives the fill
+    planes = images.permute(0, 3, 1, 2).float().sub_(FILL)  # multiplying by 0 then gives the fill
     sampled = functional.grid_sample(
         planes, grid.permute(1, 2, 3, 0), mode="bilinear", padding_mode="border", align_corners=False
     )
@@ -83,8 +83,8 @@ def cut_out(images: Tensor, corners: Tensor, side: int) -> Tensor:
 
     Args:
         images: uint8 [B, S, S, 3].
-        corners: int32 [B, 2], (top, left) of the square, which may lie outside the image.
-        side: pixels.
+        corners: int32 [B, 2], the (top, left) of each square, which may lie outside the image.
+        side: The side of the square in pixels.
     """
     batch, size = images.shape[:2]
     offsets = torch.arange(size, device=images.device) - corners[:, :, None]
@@ -95,7 +95,7 @@ def cut_out(images: Tensor, corners: Tensor, side: int) -> Tensor:
 
 
 def _reflect(index: Tensor, size: int) -> Tensor:
-    """Fold any integer into 0..size-1 by reflection at the edge pixels' centres."""
+    """Fold integers of any shape into 0..size-1 by reflection at the centres of the edge pixels."""
     period = max(2 * (size - 1), 1)
     folded = index % period
     return torch.minimum(folded, period - folded) if size > 1 else folded

@@ -1,8 +1,8 @@
-"""The operations of RandAugment, one row each: what a magnitude means for it, and what it does to pixels.
+"""The operations of RandAugment, one row each: what a magnitude means for an op, and what the op does to pixels.
 
-Cubuk et al. 2020, with the op list and ranges of Noisy Student's code (docs/augmentation.md). The order of the rows is
-that of the draws: a new row changes every draw, so it goes with a new version of the stage kind `train`, which a test
-holds.
+The technique is from Cubuk et al. 2020; the op list and the ranges are those of Noisy Student's code
+(docs/augmentation.md). The draws follow the order of the rows. A new row therefore changes every draw and needs a new
+version of the stage kind `train`; a test holds this.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from pipeline.views import color
 from pipeline.views.geometry import resample
 
 SMALL = 64
-"""Images up to this many pixels per side have the small ranges of Noisy Student's SVHN recipe."""
+"""Images of up to this many pixels per side get the small ranges of Noisy Student's SVHN recipe."""
 
 
 @dataclass(frozen=True)
 class Levels:
-    """What a magnitude means for each op. Signs are drawn; `factors` is what the two signs give."""
+    """What a magnitude means for each op. The sign is drawn; `factors` holds the values of minus and plus."""
 
     degrees: float
     shear: float
@@ -35,9 +35,9 @@ class Levels:
 
 
 def levels_at(magnitude: float, size: int) -> Levels:
-    """The levels at a magnitude in the papers' units (10 is the nominal maximum) for images of `size` pixels a side.
+    """The levels of a magnitude for images of `size` pixels per side. In the papers' units 10 is the nominal maximum.
 
-    All of them grow from the identity at 0, and go on above 10 up to the limit after which an op would leave nothing.
+    At 0 each op is the identity. Above 10 the levels grow on, up to limits beyond which an op would leave nothing.
     """
     share = magnitude / 10
     reach = size / 8 if size <= SMALL else size * 100 / 224
@@ -58,11 +58,11 @@ Kernel = Callable[[Tensor, Tensor, Levels], Tensor]
 
 @dataclass(frozen=True)
 class Op:
-    """One operation."""
+    """One operation of RandAugment."""
 
     name: str
     kernel: Kernel
-    """Runs on all samples that drew it. Neighbours in the table with one kernel are run together."""
+    """It runs on all samples that drew the op. Neighbours in the table that share a kernel run together."""
     values: Callable[[Levels, int, int], tuple[float, ...]] = lambda levels, size, sign: ()
     """(levels, side of the image, sign -1 or 1) -> up to 6 numbers for the kernel."""
 
@@ -105,4 +105,4 @@ TABLE: tuple[Op, ...] = (
     Op("sharpness", partial(_enhance, color.sharpness), _factor),
 )
 GEOMETRIC = tuple(op.name for op in TABLE if op.kernel is _affine)
-"""Those that share one resampling."""
+"""The names of the ops that share one resampling."""

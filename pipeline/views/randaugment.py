@@ -1,7 +1,7 @@
-"""RandAugment on the device: each sample has its own ops, and each op runs once per layer, on all its samples.
+"""RandAugment (Cubuk et al. 2020) on the device: each sample has its own ops, and each op runs once per layer.
 
-Cubuk et al. 2020, "RandAugment". The host sorts the batch by op for each layer, so the device gathers rows, runs every
-op on a slice, and never waits.
+For each layer the host sorts the batch by op. The device then gathers rows and runs every op on a slice, and never
+waits for the host.
 """
 
 from __future__ import annotations
@@ -17,27 +17,27 @@ from pipeline.arrays import F32Array, F64Array, I32Array, I64Array
 from pipeline.views.ops import GEOMETRIC, TABLE, Levels, levels_at, rotation
 
 OPS = tuple(op.name for op in TABLE)
-"""The op list, in the order of the draws."""
+"""The names of the ops, in the order of the draws."""
 _KERNELS = [kernel for kernel, _ in groupby(TABLE, key=lambda op: op.kernel)]
 _GROUP = np.cumsum([0, *(a.kernel is not b.kernel for a, b in pairwise(TABLE))])
-"""Of each op the place of its kernel in `_KERNELS`."""
+"""For each op, the place of its kernel in `_KERNELS`."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Who does what: the host's part of one call, L layers on B samples."""
+    """The host's part of one call: which of B samples have which op, in each of L layers."""
 
     order: I32Array
-    """[L+1, B]: before each layer, gather these rows to have the samples in the order of their ops; the last restores
-    the order of the batch."""
+    """[L+1, B]: the rows to gather before each layer, which sorts the samples by their op; the last ones restore the
+    order of the batch."""
     parameters: F32Array
-    """[L, B, 6], in the layer's order: the affine map of a geometric op, or the factor of an enhancing one."""
+    """[L, B, 6], in the order of the layer: the affine map of a geometric op, or the factor of an enhancing one."""
     counts: tuple[tuple[int, ...], ...]
-    """[L, groups]: samples of each op; the geometric ones are one group."""
+    """[L, groups]: the number of samples per kernel; all geometric ops are one group."""
 
 
 class RandAugment:
-    """N ops at magnitude M on square uint8 images; see `levels_at` for the units."""
+    """Apply N ops at magnitude M to square images, uint8 [B, S, S, 3]; see `levels_at` for the units."""
 
     def __init__(self, num_ops: int, magnitude: float, size: int):
         self.num_ops = num_ops
@@ -45,7 +45,7 @@ class RandAugment:
         self._parameters = _parameter_table(self.levels, size)
 
     def plan(self, ops: I64Array, signs: I64Array) -> Plan:
-        """Plan given ops (indices into `OPS`) and signs (0: minus, 1: plus), both [B, L]."""
+        """The plan for given ops (indices into `OPS`) and signs (0: minus, 1: plus), both [B, L]."""
         batch, num_layers = ops.shape
         groups = _GROUP[ops]
         order = np.empty((num_layers + 1, batch), np.int32)
@@ -61,12 +61,12 @@ class RandAugment:
         return Plan(order, parameters, counts)
 
     def draw(self, uniforms: F64Array) -> Plan:
-        """Plan from uniform numbers [B, 2L]: op and sign of each layer."""
+        """The plan for uniform numbers [B, 2L]: for each layer one number chooses the op, the next one its sign."""
         ops = (uniforms[:, 0::2] * len(OPS)).astype(np.int64)
         return self.plan(ops, (uniforms[:, 1::2] * 2).astype(np.int64))
 
     def apply(self, images: Tensor, order: Tensor, parameters: Tensor, counts: tuple[tuple[int, ...], ...]) -> Tensor:
-        """Run a plan whose arrays are on the device. uint8 [B, S, S, 3] to the same."""
+        """Run a plan whose arrays are on the device: uint8 [B, S, S, 3] -> uint8 [B, S, S, 3]."""
         for layer, layer_counts in enumerate(counts):
             parts = images.index_select(0, order[layer]).split_with_sizes(layer_counts)
             groups = zip(_KERNELS, parts, parameters[layer].split_with_sizes(layer_counts), strict=True)
@@ -76,7 +76,7 @@ class RandAugment:
 
 
 def _parameter_table(levels: Levels, size: int) -> F32Array:
-    """[op, sign, 6]: with one magnitude, an op has only two settings."""
+    """The numbers for each kernel, [op, sign, 6]: at one magnitude an op has only two settings."""
     table = np.zeros((len(TABLE), 2, 6), np.float32)
     for number, op in enumerate(TABLE):
         for place, sign in enumerate((-1, 1)):

@@ -1,6 +1,6 @@
-"""The views of an image that a model sees: weak, strong, and centre, made in batches on the device.
+"""The views of an image that a model sees: weak, strong and centre, made in batches on the device.
 
-The numbers behind a view are a function of (seed, round, purpose, stream position): Philox draws them on the host and
+The numbers behind a view are a function of (seed, round, purpose, stream position). Philox draws them on the host, and
 one upload brings them to the device, so the device never waits for the host (invariants 1 and 8 of the design).
 """
 
@@ -21,7 +21,7 @@ from pipeline.randomness import Purpose, key_of, uniforms
 from pipeline.views.geometry import crop, cut_out, fit, resample
 from pipeline.views.randaugment import RandAugment
 
-# Columns of the draws; each number has its own, so that turning one kind of noise off does not change another.
+# Columns of the draws. Each number has its own column, so that turning one kind of noise off changes no other.
 _TOP, _LEFT, _FLIP, _AREA, _ASPECT, _CUT_TOP, _CUT_LEFT = range(7)
 _RANDAUGMENT = 8
 _ASPECTS = (3 / 4, 4 / 3)
@@ -32,18 +32,18 @@ Draws = F64Array
 class Views:
     """Makes views of image batches.
 
-    Images come as uint8 [B, H, W, 3] on the device, positions (of the stream, or anything else that tells the samples
-    apart) as uint64 [B] on the host. A view is float32 [B, 3, S, S], channels_last, normalized with `mean` and `std`
-    (in units of 0..1). A row of it depends on that row's image and position only, not on the rest of the batch.
+    Images are uint8 [B, H, W, 3] on the device. Positions are uint64 [B] on the host: places in a stream, or other
+    numbers that tell the samples apart. A view is float32 [B, 3, S, S], channels_last, normalized with `mean` and
+    `std`. Each row of a view depends on the image and the position of that row only, not on the rest of the batch.
 
     Args:
-        weak: crop and flip.
-        strong: RandAugment and cutout, on top of the weak view.
-        image_size: S.
-        mean: of the three channels.
-        std: of the three channels.
-        device: where the images are.
-        key_coordinates: the run's seed, then what else tells these views from others, such as the round.
+        weak: The settings of crop and flip.
+        strong: The settings of RandAugment and cutout, which come on top of the weak view.
+        image_size: The side S of a view in pixels.
+        mean: The mean of each of the three channels, in units of 0..1.
+        std: The standard deviation of each of the three channels, in the same units.
+        device: Where the images are.
+        key_coordinates: The run's seed, then whatever tells these views from others, such as the round.
 
     Raises:
         UserError: the cutout is larger than the image.
@@ -71,22 +71,22 @@ class Views:
         self._device = torch.device(device)
         self._seed, *self._coordinates = key_coordinates
         self._randaugment = RandAugment(strong.num_ops, strong.magnitude, image_size)
-        # Repeated for every pixel: broadcasting over an innermost dimension of 3 would take 5 times as long on a CPU.
+        # Repeated for every pixel, because broadcasting over a last dimension of 3 takes 5 times as long on a CPU.
         channels = np.array([mean, std], np.float64)
         scale, shift = 1 / (255 * channels[1]), -channels[0] / channels[1]
         repeated = np.tile(np.stack([scale, shift]), image_size**2).astype(np.float32)
         self._scale, self._shift = torch.from_numpy(repeated).to(self._device)
 
     def weak(self, images: Tensor, positions: U64Array, purpose: Purpose = "weak") -> Tensor:
-        """Random crop and flip."""
+        """The view with a random crop and flip, float32 [B, 3, S, S]."""
         return self._normalize(self.weak_uint8(images, positions, purpose))
 
     def strong(self, images: Tensor, positions: U64Array, purpose: Purpose = "strong") -> Tensor:
-        """Random crop and flip, then RandAugment, then cutout. Other purposes give independent noise."""
+        """The weak view, then RandAugment, then cutout: float32 [B, 3, S, S]. Other purposes give independent noise."""
         return self._normalize(self.strong_uint8(images, positions, purpose))
 
     def center(self, images: Tensor) -> Tensor:
-        """No noise: the view for labeling and evaluation."""
+        """The view without noise, float32 [B, 3, S, S], for labeling and evaluation."""
         return self._normalize(fit(images, self._size))
 
     def weak_uint8(self, images: Tensor, positions: U64Array, purpose: Purpose = "weak") -> Tensor:
@@ -119,7 +119,7 @@ class Views:
         return ((draws[:, _FLIP] < 0.5) & self._weak.flip).astype(np.int32)
 
     def _place(self, draws: Draws, images: Tensor) -> npt.NDArray[np.generic]:
-        """Where the weak view is cut from the image: an affine map for `resized`, else the corner of the crop."""
+        """Where the weak view is cut from: affine maps [B, 6] with `crop: resized`, else the crops' corners [B, 2]."""
         if self._weak.crop == "resized":
             height, width = images.shape[1:3]
             return _resized_crop(draws, height, width, self._size, self._weak.min_area, self._flip(draws))
@@ -136,16 +136,16 @@ class Views:
         return crop(fit(images, self._size), place, flip != 0, self._padding)
 
     def _normalize(self, view: Tensor) -> Tensor:
-        # Multiply and add apart: a fused one may round otherwise at the end of a batch than within it.
+        # Multiply and add stay apart: a fused one may round differently at the end of a batch than within it.
         flat = view.flatten(1).float().mul_(self._scale).add_(self._shift)
         return flat.view(view.shape).permute(0, 3, 1, 2)
 
 
 def _resized_crop(draws: Draws, height: int, width: int, size: int, min_area: float, flip: I32Array) -> F32Array:
-    """Affine maps [B, 6] of crops of random area and aspect ratio, mirrored where `flip` says so.
+    """Affine maps [B, 6] of crops with a random area and aspect ratio, mirrored where `flip` [B] says so.
 
-    The area is uniform, the aspect ratio log-uniform in 3/4..4/3 (Szegedy 2015); a side that would exceed the image's
-    is cut to it. Where others draw again until a crop fits, this takes a fixed number of draws.
+    The area is uniform, and the aspect ratio is log-uniform in 3/4..4/3 (Szegedy 2015, section 6). A side that would
+    exceed the image's is cut to it: others draw again until a crop fits, but here the number of draws is fixed.
     """
     area = min_area + (1 - min_area) * draws[:, _AREA]
     low, high = map(math.log, _ASPECTS)
@@ -161,7 +161,7 @@ def _resized_crop(draws: Draws, height: int, width: int, size: int, min_area: fl
 
 
 def _upload(*arrays: npt.NDArray[np.generic], device: torch.device) -> list[Tensor]:
-    """Arrays of int32 or float32 as tensors on the device: one buffer, one transfer that the host does not wait for."""
+    """Arrays of int32 or float32 as tensors on the device, by one transfer that the host does not wait for."""
     buffer = torch.from_numpy(np.concatenate([np.ascontiguousarray(array).view(np.int32).ravel() for array in arrays]))
     if device.type == "cuda":
         buffer = buffer.pin_memory()

@@ -11,11 +11,11 @@ import pytest
 from scipy import stats
 from support.fake_stages import FakeStages
 
-import pipeline.ablation.run
+import pipeline.ablation.loop
 from pipeline.ablation.cells import BASE, all_techniques, plan_cells
+from pipeline.ablation.loop import run_ablation
 from pipeline.ablation.plot import draw_effects
 from pipeline.ablation.rows import Row, effects, read_rows, table, write_rows
-from pipeline.ablation.run import run_ablation
 from pipeline.config import Config, Mixup, changed, parse
 from pipeline.errors import Interrupted, UserError
 from pipeline.techniques import TECHNIQUES
@@ -26,7 +26,7 @@ THREE = ("dropout", "ema", "mixup")
 @pytest.fixture(autouse=True)
 def no_flops(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fake stages have no weights to count the operations of."""
-    monkeypatch.setattr(pipeline.ablation.run, "_flops", lambda job, num_images, stage: 1e12)
+    monkeypatch.setattr(pipeline.ablation.loop, "_flops", lambda job, num_images, stage: 1e12)
 
 
 def with_job_files(stages: FakeStages) -> FakeStages:
@@ -248,3 +248,17 @@ def test_a_file_without_rows_is_a_clear_error(tmp_path: Path) -> None:
         read_rows(tmp_path / "rows.jsonl")
     with pytest.raises(UserError, match="has no rows"):
         read_rows(tmp_path / "nothing.jsonl")
+
+
+# ------------------------------------------------------------------------------------------------- what is published
+
+PUBLISHED = Path(pipeline.__file__).parents[1] / "docs" / "ablations"
+
+
+@pytest.mark.parametrize("path", sorted(PUBLISHED.glob("*.jsonl")), ids=lambda path: path.stem)
+def test_published_tables_are_those_of_their_rows(path: Path) -> None:
+    """`python -m pipeline.ablation` draws them; nobody edits a figure."""
+    page = (PUBLISHED.parent / "ablations.md").read_text()
+    assert table(read_rows(path)) in page
+    assert path.with_suffix(".png").exists()
+    assert f"ablations/{path.stem}.png" in page

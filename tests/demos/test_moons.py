@@ -128,7 +128,6 @@ def separated_by(tmp_path: Path, *overrides: str) -> dict[str, int]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1800)
 def test_feedback_alone_brings_the_labels_to_the_moons(tmp_path: Path) -> None:
     """20 seeds of the shipped config, in which a teacher meets labels through its student's progress only."""
     found = separated_by(tmp_path)
@@ -138,7 +137,6 @@ def test_feedback_alone_brings_the_labels_to_the_moons(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1800)
 def test_beside_a_supervised_loss_too_the_sign_of_the_feedback_counts(tmp_path: Path) -> None:
     """Here a teacher without feedback meets the labels as well, so that the controls could separate the moons."""
     found = separated_by(tmp_path, "uda.labeled_weight=1")

@@ -31,6 +31,7 @@ def losses(config: Config, out: Path) -> list[float]:
     return [round(line["loss"], 5) for line in lines if "loss" in line]
 
 
+@pytest.mark.process
 def test_losses_are_those_that_were_stored(digits: Config, tmp_path: Path) -> None:
     stored = json.loads(STORED.read_text())
     if VERSION not in stored:

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 from support.fake_stages import with_section
-from support.processes import kill, label_job, outputs, run, select_job, start, wait_for
+from support.processes import kill, label_job, outputs, run, select_job, start
 from support.spoilers import die_after_2_label_files, die_before_rename, without_links
+from support.waiting import wait_for
 
 from pipeline.config import Config
 from pipeline.errors import EXIT_INTERRUPTED, UserError
@@ -17,6 +18,8 @@ from pipeline.labels.store import LabelStore
 from pipeline.models.format import export_model
 from pipeline.shards.dataset import open_split
 from pipeline.stages.jobs import LabelJob, SelectJob
+
+pytestmark = pytest.mark.process
 
 
 @pytest.fixture

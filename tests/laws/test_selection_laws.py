@@ -79,7 +79,6 @@ def order_of(rows: Rows, c: int, threshold: float) -> npt.NDArray[np.int64]:
     return members[np.lexsort((rows.ids[members], -rows.log_odds[members].astype(np.float64)))]
 
 
-@settings(deadline=None)
 @given(some_rows(), some_config())
 def test_the_top_n_of_each_class_is_exact(rows: Rows, config: Select) -> None:
     selection = rows.select(config)
@@ -93,7 +92,6 @@ def test_the_top_n_of_each_class_is_exact(rows: Rows, config: Select) -> None:
         np.testing.assert_array_equal(kept, np.sort(expected))
 
 
-@settings(deadline=None)
 @given(some_rows(), some_config(), st.randoms(use_true_random=False))
 def test_permuting_rows_permutes_the_selection(rows: Rows, config: Select, random: object) -> None:
     order = np.arange(len(rows.ids))
@@ -101,7 +99,6 @@ def test_permuting_rows_permutes_the_selection(rows: Rows, config: Select, rando
     assert rows.take(order).chosen(config) == rows.chosen(config)
 
 
-@settings(deadline=None)
 @given(some_rows(), some_config(), st.lists(st.integers(0, 120), max_size=4), st.randoms(use_true_random=False))
 def test_shards_in_any_order_give_the_same_selection(
     rows: Rows, config: Select, cuts: list[int], random: object
@@ -111,7 +108,6 @@ def test_shards_in_any_order_give_the_same_selection(
     assert rows.take(np.concatenate(shards)).chosen(config) == rows.chosen(config)
 
 
-@settings(deadline=None)
 @given(some_rows(), some_config(), st.sampled_from([1, 3, 7, 64]))
 def test_rows_at_a_time_do_not_matter(rows: Rows, config: Select, chunk: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
@@ -120,7 +116,6 @@ def test_rows_at_a_time_do_not_matter(rows: Rows, config: Select, chunk: int) ->
     assert chunked == rows.chosen(config)
 
 
-@settings(deadline=None)
 @given(some_rows(), some_config(), st.sampled_from([0.0, 0.1, 0.3, 0.9, 0.99, 0.999, 1.0]))
 def test_raising_the_threshold_never_adds_a_row(rows: Rows, config: Select, other: float) -> None:
     low, high = sorted([config.threshold, other])
@@ -128,7 +123,6 @@ def test_raising_the_threshold_never_adds_a_row(rows: Rows, config: Select, othe
     assert rows.chosen(config.model_copy(update={"threshold": high})).keys() <= with_low.keys()
 
 
-@settings(deadline=None)
 @given(some_rows(), some_config(), st.integers(0, 2**31))
 def test_copies_are_of_kept_rows_and_within_the_cap(rows: Rows, config: Select, seed: int) -> None:
     selection = rows.select(config, seed)
@@ -141,7 +135,6 @@ def test_copies_are_of_kept_rows_and_within_the_cap(rows: Rows, config: Select, 
     assert rows.select(config, seed + 1).rows.tolist() == selection.rows.tolist(), "the seed chose rows"
 
 
-@settings(deadline=None)
 @given(some_rows(), some_config())
 def test_copies_follow_the_hash_of_the_id(rows: Rows, config: Select) -> None:
     """Each row's copies, from the definition: floor(r) + [uniform(seed, id) < r - floor(r)]."""
@@ -155,7 +148,6 @@ def test_copies_follow_the_hash_of_the_id(rows: Rows, config: Select) -> None:
     np.testing.assert_array_equal(selection.copies, np.floor(ratio) + (draw < ratio % 1))
 
 
-@settings(deadline=None)
 @given(some_rows(), some_config())
 def test_the_summary_counts_what_was_selected(rows: Rows, config: Select) -> None:
     selection = rows.select(config)
@@ -225,7 +217,7 @@ def test_prior_balance_follows_the_labeled_images_by_default() -> None:
     assert [c["copied"] for c in selection.summary["classes"]] == [500, 1500]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(1, 40), st.integers(1, 60))
 def test_all_rows_tied_keeps_the_smallest_ids(per_class: int, num_rows: int) -> None:
     ids = np.random.default_rng(num_rows).permutation(num_rows).astype(np.uint64)

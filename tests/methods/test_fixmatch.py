@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from support.processes import kill, method_job, outputs, run, start, wait_for
+from support.processes import method_job, outputs, run, signal_at
 from support.ranks import in_two, run_ranks
 from torch.nn import functional as F
 
@@ -18,7 +18,6 @@ from pipeline.config.methods import FixMatch
 from pipeline.errors import UserError
 from pipeline.methods.fixmatch.learner import FixMatchLearner, Thresholds
 from pipeline.runs.loop import run_loop
-from pipeline.stages.jobs import TrainJob
 from pipeline.stages.launch import run_job
 from pipeline.stages.ranks import Ranks
 from pipeline.train.setup import Setup
@@ -149,25 +148,20 @@ def test_a_clamp_holds_adaptive_thresholds_from_the_first_step() -> None:
 # ------------------------------------------------------------------------------------------------- a stage of a run
 
 
-def kill_at(job: TrainJob, num_checkpoints: int) -> None:
-    """Kill a training once it has so many checkpoints."""
-    child = start(job)
-    wait_for(lambda: len(list(job.out.glob("checkpoints/step-*.pt"))) >= num_checkpoints or not child.is_alive())
-    kill(child, 0.0)
-
-
+@pytest.mark.process
 def test_fixmatch_with_adaptive_thresholds_resumes_bit_exact_after_kills(digits: Config, tmp_path: Path) -> None:
     config = fixmatch_config(digits, {**VARIANTS["adaptive"], "mixup": {"alpha": 0.5}})
     whole = run(method_job(config, tmp_path / "whole"))
     job = method_job(config, tmp_path / "cut")
-    for checkpoints in (1, 2):
-        kill_at(job, checkpoints)
+    for step in (15, 25):  # each has another checkpoint before it
+        assert signal_at(job, step) == -9
     run(job)
     assert outputs(job.out) == outputs(whole)
     line = json.loads((whole / "metrics.jsonl").read_text().splitlines()[0])
     assert {"mask_rate", "threshold", "mixup_loss"} <= line.keys()
 
 
+@pytest.mark.process
 def test_two_ranks_of_fixmatch_have_the_thresholds_of_one_process(digits: Config, tmp_path: Path) -> None:
     from support.tiny_net import register
 
@@ -194,6 +188,7 @@ def test_a_threshold_that_smoothed_labels_cannot_reach_is_an_error(digits: Confi
         fixmatch_config(digits, {"threshold": 0.95}, label_smoothing=0.1)
 
 
+@pytest.mark.process
 @pytest.mark.slow
 def test_fixmatch_beats_its_supervised_control_on_digits(digits: Config, tmp_path: Path) -> None:
     """Five seeds at the setting that was chosen on val of seed 0; the control has the same network, noise and

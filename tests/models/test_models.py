@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from support.command import environment
 from support.processes import run, train_job
 from torch import nn
 
-import pipeline.models
 from pipeline.config import Config, Training
 from pipeline.errors import UserError
 from pipeline.evaluate.predictor import Predictor
@@ -21,8 +21,6 @@ from pipeline.models.format import export_model, find_weights, load_model, model
 from pipeline.models.weights import init_from
 
 import timm  # isort: skip - after pipeline.models, which lets it be imported beside a CPU-only torch
-
-ROOT = Path(pipeline.models.__file__).parent.parent.parent
 
 
 # ------------------------------------------------------------------------------------------------------ architectures
@@ -138,6 +136,7 @@ def test_missing_operators_of_torchvision_are_declared_once(monkeypatch: pytest.
 # -------------------------------------------------------------------------------------------------------------- export
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("architecture", "first_line"), [("wide_resnet10_1", "import pipeline.models"), ("resnet10t", "")]
 )
@@ -179,12 +178,6 @@ with torch.inference_mode():
 def ops_only() -> str:
     """What lets timm be imported beside a CPU-only torch; users of the CUDA build need not even this."""
     return Path(compat.__file__).read_text() + "\ndeclare_missing_ops()"
-
-
-def environment() -> dict[str, str]:
-    import os
-
-    return {**os.environ, "PYTHONPATH": str(ROOT)}
 
 
 def test_export_refuses_to_overwrite_another_model(teacher: Path, student: Path, tmp_path: Path) -> None:

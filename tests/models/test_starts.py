@@ -20,6 +20,8 @@ from pipeline.models.weights import init_from, start_state
 
 import timm  # isort: skip - after pipeline.models, which lets it be imported beside a CPU-only torch
 
+pytestmark = pytest.mark.process
+
 
 @pytest.fixture(scope="module")
 def timm_file(tmp_path_factory: pytest.TempPathFactory) -> Path:

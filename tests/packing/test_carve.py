@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.config import SPLITS
@@ -40,7 +40,6 @@ def test_labels_that_do_not_divide_evenly_still_add_up() -> None:
     assert counts(splits, LABELS, "labeled") == [11, 10, 10]
 
 
-@settings(deadline=None)
 @given(st.permutations(range(len(LABELS))), st.integers(0, 5))
 def test_the_order_of_files_does_not_matter(order: list[int], seed: int) -> None:
     carve = Carve(num_labeled=30, val_fraction=0.1, seed=seed)
@@ -57,7 +56,6 @@ def test_seeds_differ_and_labeled_sets_of_one_seed_are_nested() -> None:
     assert not np.array_equal(few, other)
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(0, 99), min_size=180, max_size=180), st.integers(0, 3))
 def test_equal_images_share_a_split_and_ambiguous_ones_are_unlabeled(picks: list[int], seed: int) -> None:
     contents = CONTENTS[picks]

@@ -247,6 +247,7 @@ def test_two_packs_into_one_folder_exclude_each_other(
         pack(source, tmp_path / "out", split="labeled")
 
 
+@pytest.mark.process
 def test_a_full_disk_is_a_clear_error_and_loses_nothing(source: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     pack(write_files(tmp_path / "first", class_files(1, first=70_000)), out, split="labeled")

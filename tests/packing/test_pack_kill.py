@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 from support.images import class_files, snapshot, write_files
+from support.waiting import LIMIT_S, wait_for
 
 from pipeline.packing.carve import Carve
 from pipeline.packing.pack import pack
 from pipeline.packing.verify import verify
 from pipeline.shards.manifest import MANIFEST
+
+pytestmark = pytest.mark.process
 
 PACK = """
 import os, signal, sys
@@ -37,7 +39,7 @@ print(events)
 
 def run(source: Path, out: Path, kill_after: int) -> subprocess.CompletedProcess[str]:
     arguments = [sys.executable, "-c", PACK, str(source), str(out), str(kill_after)]
-    return subprocess.run(arguments, capture_output=True, text=True, check=False, timeout=120)
+    return subprocess.run(arguments, capture_output=True, text=True, check=False, timeout=LIMIT_S)
 
 
 def check_kills(source: Path, tmp_path: Path, moments: list[float]) -> None:
@@ -70,9 +72,7 @@ def test_a_kill_while_appending_leaves_the_earlier_shards_alone(source: Path, tm
     pack(write_files(tmp_path / "first", class_files(2, first=500_000)), out, split="test")
     before = snapshot(out)
     process = subprocess.Popen([sys.executable, "-c", PACK, str(source), str(out), "-1"], stdout=subprocess.DEVNULL)
-    deadline = time.monotonic() + 60
-    while not (out / ".packing").exists() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.001)
+    wait_for(lambda: (out / ".packing").exists() or process.poll() is not None, poll_s=0.001)
     process.kill()
     process.wait()
     now = snapshot(out)

@@ -7,7 +7,7 @@ from pathlib import Path
 from urllib.parse import unquote_to_bytes
 
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from support.images import as_nobody, class_files, png, write_files, write_raw_tar, write_zip
 
@@ -141,7 +141,6 @@ def test_an_encrypted_or_broken_zip_names_the_member(tmp_path: Path) -> None:
         source.read("cat/1.png")
 
 
-@settings(deadline=None)
 @given(st.text(min_size=1))
 def test_keys_are_reversible_and_hold_no_dots(name: str) -> None:
     assume(name.rpartition("/")[2].strip("."))  # else the file is hidden, and is no image

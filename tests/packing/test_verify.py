@@ -54,6 +54,11 @@ def test_every_problem_is_listed(packed: Path) -> None:
         assert sum(bool(re.search(expected, problem)) for problem in problems) >= 1, (expected, problems)
 
 
+def test_an_index_that_an_earlier_version_left_is_no_problem(packed: Path) -> None:
+    (packed / "val-000000.selftrain.npz").write_bytes(b"rubbish")
+    assert verify(packed).problems == ()
+
+
 def test_missing_and_damaged_shards_do_not_hide_the_others(packed: Path) -> None:
     (packed / "labeled-000000.tar").unlink()
     (packed / "val-000000.tar").write_bytes(b"no tar" * 999)

@@ -15,7 +15,7 @@ from pipeline.report.verdict import judge
 
 
 def test_the_verdict_follows_the_interval_over_the_control(run: Path) -> None:
-    assert judge(read_run(run)).sentences[-1] == "So the pseudo-labels helped."
+    assert judge(read_run(run)).sentences[-1] == "So the unlabeled images helped."
     answers = {p.stem: p for p in next(run.glob("evaluate-*")).glob("*.npz")}
     shutil.copy(answers["predictions-final"], answers["predictions-control"])
     assert "within chance" in judge(read_run(run)).sentences[-1]
@@ -24,7 +24,7 @@ def test_the_verdict_follows_the_interval_over_the_control(run: Path) -> None:
     with np.load(answers["predictions-final"]) as arrays:
         values = dict(arrays)
     np.savez(answers["predictions-control"], **{**values, "pred": values["label"]})
-    assert judge(read_run(run)).sentences[-1] == "So the pseudo-labels did harm."
+    assert judge(read_run(run)).sentences[-1] == "So the unlabeled images did harm."
 
 
 def test_without_control_the_verdict_says_what_is_open(run: Path) -> None:

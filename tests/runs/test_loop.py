@@ -153,6 +153,7 @@ def test_the_control_of_inherited_weights_has_the_steps_of_all_ancestors(config:
     assert control.training.start.model == str(tmp_path / result["rounds"][0]["train_dir"])
 
 
+@pytest.mark.process
 def test_a_finetune_at_a_higher_resolution_is_evaluated_there(config: Config, tmp_path: Path) -> None:
     """Real stages, on digits of 8 pixels shown at 12."""
     short = with_section(with_section(config, "rounds", num_rounds=1), "evaluate", control=False)

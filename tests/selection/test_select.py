@@ -184,7 +184,7 @@ def test_a_class_that_the_prior_excludes_may_vanish() -> None:
 
 @pytest.mark.parametrize("prior", [(0.5, 0.5), (1.0, -0.5, 0.5), (0.0, 0.0, 0.0)])
 def test_a_prior_that_does_not_fit_is_refused(prior: tuple[float, ...]) -> None:
-    with pytest.raises(UserError, match=r"select\.prior needs 3 shares, one a class and none negative, not \["):
+    with pytest.raises(UserError, match=r"select\.prior needs 3 shares, one per class, none negative, not \["):
         select_some([0, 1], [0.9, 0.6], Select(balance="prior", prior=prior))
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from support.labeled_digits import WriteStage
 
@@ -30,7 +30,6 @@ def test_temperature_one_changes_no_bit() -> None:
     assert sharpen(probs, 1.0) is probs
 
 
-@settings(deadline=None)
 @given(st.integers(0, 2**32), st.floats(0.05, 20))
 def test_temperature_is_a_renormalized_power(seed: int, temperature: float) -> None:
     probs = some_probs(seed)

@@ -8,7 +8,7 @@ import zlib
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from support.images import picture, png
@@ -106,7 +106,6 @@ def test_cut_files_are_errors_not_grey_images() -> None:
             decode(data[: len(data) // 2], "x")
 
 
-@settings(deadline=None)
 @given(
     st.binary(max_size=200),
     st.sampled_from([b"", b"\xff\xd8\xff\xe0", png(0)[:40], b"RIFF\0\0\0\0WEBPVP8 ", b"\x93NUMPY\x01\x00"]),

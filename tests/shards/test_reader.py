@@ -7,13 +7,13 @@ import io
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 from support.images import class_files, write_raw_tar
+from support.waiting import LIMIT_S
 
 from pipeline.config import Data
 from pipeline.errors import UserError
@@ -118,44 +118,31 @@ def build(data: Data, *arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
+@pytest.mark.process
 def test_two_ranks_build_one_cache_together(data: Data) -> None:
-    outputs = [process.communicate(timeout=60)[0].split() for process in [build(data), build(data)]]
+    outputs = [process.communicate(timeout=LIMIT_S)[0].split() for process in [build(data), build(data)]]
     assert outputs[0][-1] == outputs[1][-1]
     assert sum(words.count("built") for words in outputs) == 3  # each shard once
 
 
+@pytest.mark.process
 def test_a_killed_builder_leaves_nothing_wrong(data: Data) -> None:
     assert data.cache_dir is not None
     decoded = data.cache_dir / "decoded"
     killed = build(data, "killed")
-    killed.communicate(timeout=60)
+    killed.communicate(timeout=LIMIT_S)
     assert killed.returncode == -signal.SIGKILL
     assert len(list(decoded.glob(".*.tmp"))) == 1
     assert not list(decoded.glob("*.npy"))
-    output = build(data).communicate(timeout=60)[0].split()
+    output = build(data).communicate(timeout=LIMIT_S)[0].split()
     dataset = open_split(data, "unlabeled")
     never = Reader(dataset, 64, data.model_copy(update={"cache": "never"})).read(np.arange(60))
     assert output[-1] == hashlib.sha256(never.tobytes()).hexdigest()
     assert not list(decoded.glob(".*.tmp"))
 
 
+@pytest.mark.process
 def test_a_full_disk_is_a_clear_error_and_leaves_no_file(data: Data, tmp_path: Path) -> None:
-    _, errors = build(data, "100000").communicate(timeout=60)  # a shard takes 20 x 64 x 64 x 3 bytes
+    _, errors = build(data, "100000").communicate(timeout=LIMIT_S)  # a shard takes 20 x 64 x 64 x 3 bytes
     assert "UserError: cannot write" in errors
     assert [path.suffix for path in (tmp_path / "cache" / "decoded").iterdir()] == [".lock"]
-
-
-def test_the_gather_is_fast(tmp_path: Path) -> None:
-    files = {f"{number}.png": class_files(1)["cat/0000.png"] for number in range(64)}
-    write_raw_tar(tmp_path / "a.tar", files)
-    data = Data(unlabeled=(tmp_path / "a.tar",), cache_dir=tmp_path / "cache", cache="always")
-    reader = Reader(open_split(data, "unlabeled"), 32, data)
-    rows = np.random.default_rng(0).integers(0, 64, 512)
-    best = min(_seconds(reader, rows) for _ in range(20))
-    assert 512 / best > 100_000  # images a second
-
-
-def _seconds(reader: Reader, rows: np.ndarray) -> float:
-    begin = time.perf_counter()
-    reader.read(rows)
-    return time.perf_counter() - begin

@@ -29,7 +29,7 @@ def test_walk_agrees_with_tarfile_in_every_format(tmp_path: Path, form: int) -> 
     assert {name: data[offset : offset + size] for name, offset, size in walk(path)} == files
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=50)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], max_examples=50)
 @given(names=st.lists(NAMES, unique=True, max_size=4), form=st.sampled_from([tarfile.GNU_FORMAT, tarfile.PAX_FORMAT]))
 def test_walk_finds_every_name_that_tarfile_writes(tmp_path: Path, names: list[str], form: int) -> None:
     names = [name for name in names if not name.endswith("/")]

@@ -8,19 +8,22 @@ from pathlib import Path
 
 import psutil
 import pytest
-from support.parents import running, script, wait_for
+from support.parents import running, script
+from support.waiting import LIMIT_S, wait_for
 
 from pipeline.errors import Interrupted, UserError
 from pipeline.stages.launch import run_child
 
+pytestmark = pytest.mark.process
+
 AGENT = "import sys; from pipeline.stages.torchrun import run_ranks; sys.exit(run_ranks(2, [{rank!r}]))"
-RANK_HEAD = """
+RANK_HEAD = f"""
     import datetime, os, pathlib, signal, sys, time
     from pipeline.stages.owner import die_with_parent
     die_with_parent(signal.SIGKILL)
     import torch
     import torch.distributed as dist
-    dist.init_process_group("gloo", timeout=datetime.timedelta(seconds=120))
+    dist.init_process_group("gloo", timeout=datetime.timedelta(seconds={LIMIT_S}))
     rank = dist.get_rank()
 """
 
@@ -84,6 +87,7 @@ def test_a_stop_lets_all_ranks_save(tmp_path: Path) -> None:
             tmp_path,
             title="train",
             stop=lambda: (tmp_path / "ready0").exists() and (tmp_path / "ready1").exists(),
+            grace_s=LIMIT_S,
         )
     assert (tmp_path / "saved0").exists()
     assert (tmp_path / "saved1").exists()
@@ -100,4 +104,4 @@ def test_sigkill_of_torchruns_agent_leaves_no_rank(tmp_path: Path) -> None:
 
     with pytest.raises(RuntimeError, match="killed by SIGKILL"):
         run_child(ranks(tmp_path, RANKS_THAT_SAVE), tmp_path, title="train", stop=kill_agent)
-    wait_for(lambda: not running(tmp_path), timeout_s=30)
+    wait_for(lambda: not running(tmp_path))

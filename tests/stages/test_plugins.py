@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import UserError
+from pipeline.stages import plugins
 from pipeline.stages.launch import child_variables, run_child
 from pipeline.stages.plugins import VARIABLE, add_plugins, load_plugins
 
@@ -20,6 +21,7 @@ CODE = "from pathlib import Path\nwith open(Path(__file__).with_suffix('.log'), 
 def forget(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """What a test imports and names is forgotten after it."""
     monkeypatch.setenv(VARIABLE, "")
+    monkeypatch.setattr(plugins, "_LOADED", {})
     before = set(sys.modules)
     yield
     for name in set(sys.modules) - before:
@@ -43,6 +45,7 @@ def test_a_plugin_is_imported_once_and_named_for_children(tmp_path: Path, monkey
     assert child_variables({})[VARIABLE] == str(path)
 
 
+@pytest.mark.process
 def test_a_child_imports_the_plugins_of_its_parent(tmp_path: Path) -> None:
     first, second = plugin(tmp_path), plugin(tmp_path, name="my_other")
     add_plugins([first, second])
@@ -51,6 +54,7 @@ def test_a_child_imports_the_plugins_of_its_parent(tmp_path: Path) -> None:
     assert [path.with_suffix(".log").read_text() for path in (first, second)] == ["imported imported "] * 2
 
 
+@pytest.mark.process
 def test_a_plugin_that_is_missing_or_broken_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"--plugin .*nothing\.py does not exist"):
         add_plugins([tmp_path / "nothing.py"])

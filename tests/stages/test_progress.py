@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
+import pytest
 from support.parents import script
 
+from pipeline.stages import progress
 from pipeline.stages.launch import run_child
 from pipeline.stages.progress import Progress, read_progress, report, show_progress
 
 
+@pytest.mark.process
 def test_progress_of_the_child_reaches_the_parent_in_order(tmp_path: Path) -> None:
     code = """
         import pathlib, time
@@ -24,12 +28,19 @@ def test_progress_of_the_child_reaches_the_parent_in_order(tmp_path: Path) -> No
     assert seen[-1] == Progress("train", 4, 4, "steps", "loss 4")
 
 
-def test_progress_is_throttled_but_the_last_report_is_written(tmp_path: Path) -> None:
+def test_progress_is_throttled_but_the_last_report_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    written = []
     for step in range(1, 1001):
+        now[0] += progress.INTERVAL_S / 100
         report(tmp_path, step, 1000, "steps")
-        if step == 2:
-            assert read_progress(tmp_path, "s") == Progress("s", 1, 1000, "steps", "")
-    assert read_progress(tmp_path, "s") == Progress("s", 1000, 1000, "steps", "")
+        found = read_progress(tmp_path, "s")
+        assert found is not None
+        written.append(found.done)
+    assert len(set(written)) == 11  # of 10 intervals, and the last
+    assert written[1] == 1
+    assert written[-1] == 1000
 
 
 def test_progress_to_a_missing_folder_is_no_error(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from pipeline.errors import UserError
 from pipeline.models.registry import build
 from pipeline.packing.carve import Carve
 from pipeline.packing.pack import pack
+from pipeline.starter import speed
 from pipeline.starter.plan import starting_config
 from pipeline.starter.recipe import recipe
 
@@ -32,6 +33,12 @@ def packed(folder: Path, side: int, num_per_class: tuple[int, ...] = (30, 30), c
         else:
             pack(folder / split, folder / "packed", split=split)  # type: ignore[arg-type]
     return folder / "packed"
+
+
+@pytest.fixture(autouse=True)
+def _measure_briefly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """How fast this machine is plays no part here."""
+    monkeypatch.setattr(speed, "_MEASURE_S", 0.01)
 
 
 def config_of(folder: Path) -> tuple[Config, str]:

@@ -62,7 +62,7 @@ def fake_loop(
 
 
 def fake_stage(out: Path, seconds: float) -> int:
-    """Takes its time; saves and exits 75 on SIGTERM."""
+    """Takes its time, or until there is a file `go`; saves and exits 75 on SIGTERM."""
     from pipeline.stages.owner import die_with_parent
     from pipeline.stages.progress import report
 
@@ -72,7 +72,7 @@ def fake_stage(out: Path, seconds: float) -> int:
     (out / "stage.json").write_text("{}")
     (out / "began").touch()
     deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
+    while time.monotonic() < deadline and not (out / "go").exists():
         report(out, 1, 2, "steps", "loss 0.1")
         time.sleep(0.05)
         if stopped:

@@ -7,12 +7,14 @@ import io
 import os
 import tarfile
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+
+from pipeline.demos.digits import load_digits
 
 MakeFolder = Callable[..., Path]
 
@@ -23,8 +25,13 @@ def picture(number: int, size: int = 8) -> np.ndarray:
 
 
 def png(number: int, size: int = 8) -> bytes:
+    return encoded(picture(number, size))
+
+
+def encoded(pixels: np.ndarray) -> bytes:
+    """The bytes of a PNG file."""
     buffer = io.BytesIO()
-    Image.fromarray(picture(number, size)).save(buffer, "PNG")
+    Image.fromarray(pixels).save(buffer, "PNG")
     return buffer.getvalue()
 
 
@@ -55,6 +62,13 @@ def class_files(num_per_class: int, classes: str = "cat dog emu", first: int = 0
     }
 
 
+def digit_files(first: int = 0, stop: int | None = None, classes: Sequence[str] = "0123456789") -> dict[str, bytes]:
+    """Some of scikit-learn's handwritten digits: CLASS/NNNN.png -> bytes."""
+    images, labels = load_digits()
+    numbers = range(len(images))[first:stop]
+    return {f"{classes[labels[number]]}/{number:04d}.png": encoded(images[number]) for number in numbers}
+
+
 def write_files(folder: Path, files: Mapping[str, bytes]) -> Path:
     for name, data in files.items():
         path = folder / name
@@ -68,7 +82,7 @@ def snapshot(folder: Path) -> dict[str, bytes]:
     return {
         str(path.relative_to(folder)): path.read_bytes()
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.suffix != ".npz" and path.name != "run.lock"
+        if path.is_file() and ".selftrain." not in path.name and path.name != "run.lock"
     }
 
 

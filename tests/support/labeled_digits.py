@@ -9,8 +9,6 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from PIL import Image
-from sklearn.datasets import load_digits
 
 from pipeline.config import Data
 from pipeline.labels.store import LabelRows, label_path, label_provenance, summarize, write_labels
@@ -20,6 +18,7 @@ from pipeline.shards.dataset import Dataset, open_split
 from pipeline.stages.fingerprint import StageInputs
 from pipeline.stages.folder import finish_folder, open_folder
 from pipeline.stages.kinds import KINDS
+from support.images import digit_files, write_files
 
 CLASSES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "[eight]", "nine $9$")
 
@@ -30,11 +29,7 @@ WriteStage = Callable[..., Path]
 def data(tmp_path_factory: pytest.TempPathFactory) -> Data:
     """400 digits: 40 labeled, the rest mostly unlabeled in shards of 100."""
     folder = tmp_path_factory.mktemp("digits")
-    values = load_digits()
-    for number, (image, label) in enumerate(zip(values.images[:400], values.target[:400], strict=True)):
-        path = folder / "images" / CLASSES[label] / f"{number:04d}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray((image * 15.9).astype(np.uint8)).save(path)
+    write_files(folder / "images", digit_files(stop=400, classes=CLASSES))
     carve = Carve(num_labeled=40, val_fraction=0.1, test_fraction=0.1, seed=0)
     pack(folder / "images", folder / "packed", shard_size=100, carve=carve, workers=1)
     return Data(root=folder / "packed", cache_dir=folder / "cache")

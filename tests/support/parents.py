@@ -3,39 +3,36 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import subprocess
 import sys
 import textwrap
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 
-from pipeline.stages import launch
+from support.command import environment
+from support.waiting import FOREVER_S, LIMIT_S
 
-ROOT = Path(launch.__file__).parents[2]
-
-SAVES_ON_SIGTERM = """
+SAVES_ON_SIGTERM = f"""
     import pathlib, signal, sys, time
     signal.signal(signal.SIGTERM, lambda *_: (pathlib.Path("saved").touch(), sys.exit(75)))
     pathlib.Path("ready").touch()
-    time.sleep(60)
+    time.sleep({FOREVER_S})
 """
-FAILS_ON_SIGTERM = """
+FAILS_ON_SIGTERM = f"""
     import pathlib, signal, sys, time
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     pathlib.Path("ready").touch()
-    time.sleep(60)
+    time.sleep({FOREVER_S})
 """
-IGNORES_SIGTERM = """
+IGNORES_SIGTERM = f"""
     import pathlib, signal, subprocess, sys, time
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    grandchild = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], start_new_session=True)
+    sleep = [sys.executable, "-c", "import time; time.sleep({FOREVER_S})"]
+    grandchild = subprocess.Popen(sleep, start_new_session=True)
     pathlib.Path("grandchild").write_text(str(grandchild.pid))
     pathlib.Path("ready").touch()
-    time.sleep(60)
+    time.sleep({FOREVER_S})
 """
 
 
@@ -45,7 +42,7 @@ def script(folder: Path, code: str, name: str = "stage.py") -> list[str]:
     return [sys.executable, str(folder / name)]
 
 
-def parent(folder: Path, child_code: str, *, grace_s: float = 10.0) -> subprocess.Popen[bytes]:
+def parent(folder: Path, child_code: str, *, grace_s: float = LIMIT_S) -> subprocess.Popen[bytes]:
     """A real parent process that runs a real child, and exits 75 when it is interrupted."""
     command = script(folder, child_code)
     code = f"""
@@ -57,15 +54,7 @@ def parent(folder: Path, child_code: str, *, grace_s: float = 10.0) -> subproces
         except Interrupted:
             raise SystemExit(75)
     """
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.Popen(script(folder, code, "parent.py"), env=environment, start_new_session=True)
-
-
-def wait_for(condition: Callable[[], object], timeout_s: float = 120.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "timed out"
-        time.sleep(0.02)
+    return subprocess.Popen(script(folder, code, "parent.py"), env=environment(), start_new_session=True)
 
 
 def running(folder: Path) -> list[int]:

@@ -9,10 +9,10 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import re
 import signal
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from pipeline.stages.child import guarded
 from pipeline.stages.jobs import Job, LabelJob, Role, SelectJob, TrainJob
 from pipeline.stages.kinds import read_job
 from pipeline.stages.preamble import run_stage
+from support.waiting import wait_for
 
 _PRELOAD = [f"pipeline.{name}" for name in ("train.stage", "labels.stage", "selection.stage", "methods.meta.learner")]
 HAS_BF16 = torch.cpu._is_avx512_bf16_supported()
@@ -116,20 +117,17 @@ def kill(process: BaseProcess, delay_s: float, signum: int = signal.SIGKILL) -> 
     return process.exitcode
 
 
-def wait_for(condition: Callable[[], object], timeout_s: float = 60.0) -> None:
-    """Wait until a condition holds."""
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "timed out"
-        time.sleep(0.005)
+def has_come_to(job: Job, step: int) -> bool:
+    """Whether metrics.jsonl has the line of a step, or of a later one."""
+    path = job.out / "metrics.jsonl"
+    return path.exists() and any(int(found) >= step for found in re.findall(r'"step": (\d+),', path.read_text()))
 
 
-@contextlib.contextmanager
-def stopwatch() -> Iterator[list[float]]:
-    """Yields a list that holds the seconds of the block once it ended."""
-    began, result = time.monotonic(), [0.0]
-    yield result
-    result[0] = time.monotonic() - began
+def signal_at(job: Job, step: int, delay_s: float = 0.0, signum: int = signal.SIGKILL) -> int:
+    """Run a training until `delay_s` after the line of a step, and signal it; returns its exit code."""
+    process = start(job)
+    wait_for(lambda: has_come_to(job, step) or not process.is_alive())
+    return kill(process, delay_s, signum)
 
 
 # ---------------------------------------------------------------------------------------------------------------- bytes

@@ -11,8 +11,9 @@ from pathlib import Path
 
 from pipeline.config import changed
 from pipeline.stages.jobs import Job
-from support.processes import start, wait_for
+from support.processes import has_come_to, start
 from support.tiny_net import register
+from support.waiting import wait_for
 
 
 def in_two(job: Job, tmp_path: Path, name: str) -> Job:
@@ -28,20 +29,19 @@ def become_rank(rank: int, port: int) -> None:
 
 def run_ranks(
     job: Job,
-    kill_at: str = "",
+    kill_at: int = 0,
     signum: int = signal.SIGKILL,
     *,
     rank: Callable[[int, int], None] = become_rank,
     signalled: tuple[int, ...] = (0, 1),
 ) -> list[int]:
-    """Run a job in two forked ranks; optionally signal some once metrics.jsonl holds a text. Returns the exit codes."""
+    """Run a job in two forked ranks; returns their exit codes. With `kill_at`, signal some at the line of that step."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     processes = [start(job, partial(rank, number, port)) for number in range(2)]
     if kill_at:
-        lines = job.out / "metrics.jsonl"
-        wait_for(lambda: (lines.exists() and kill_at in lines.read_text()) or not processes[0].is_alive())
+        wait_for(lambda: has_come_to(job, kill_at) or not processes[0].is_alive())
         for process in (processes[number] for number in signalled):
             if process.pid and process.is_alive():
                 os.kill(process.pid, signum)

@@ -9,12 +9,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
-from sklearn.datasets import load_digits
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from pipeline.config import Config, Data, Evaluate, Rounds, Select, Training, dump_yaml, semantic
 from pipeline.evaluate.metrics import compute_metrics
@@ -22,6 +22,7 @@ from pipeline.files import write_json
 from pipeline.labels.store import LabelRows, label_path, label_provenance, summarize, write_labels
 from pipeline.packing.carve import Carve
 from pipeline.packing.pack import pack
+from pipeline.report import plots
 from pipeline.report.page import write_report
 from pipeline.runs.ledger import Ledger
 from pipeline.shards.dataset import Dataset, open_split
@@ -30,6 +31,7 @@ from pipeline.stages.folder import finish_folder, open_folder
 from pipeline.stages.jobs import LabelJob, Role, SelectJob
 from pipeline.stages.kinds import KINDS
 from pipeline.stages.preamble import run_stage
+from support.images import digit_files, write_files
 
 CLASSES = ("zero", "one", "two", "three", "<b>four", "five $x$", "six & 7", "seven", '"eight"', "nine")
 SKILL = (1.3, 2.0, 2.5)
@@ -57,18 +59,18 @@ def edit(path: Path, change: EditJson) -> None:
 
 
 def text_of(run: Path) -> str:
-    return re.sub(r"data:image/png;base64,[A-Za-z0-9+/=]*", "", write_report(run).read_text())
+    """The text of the page. Its plots are drawn coarsely and without their layout, which take most of the time."""
+    coarse = mock.patch.object(plots, "DPI", 20), mock.patch.object(ConstrainedLayoutEngine, "execute")
+    with coarse[0], coarse[1]:
+        page = write_report(run).read_text()
+    return re.sub(r"data:image/png;base64,[A-Za-z0-9+/=]*", "", page)
 
 
 @pytest.fixture(scope="session")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Data:
     """Packed digits: 100 labeled, val, test and an unlabeled rest."""
     folder = tmp_path_factory.mktemp("digits")
-    values = load_digits()
-    for number, (image, label) in enumerate(zip(values.images, values.target, strict=True)):
-        path = folder / "images" / CLASSES[label] / f"{number:04d}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray((image * 15.9).astype(np.uint8)).save(path)
+    write_files(folder / "images", digit_files(classes=CLASSES))
     carve = Carve(num_labeled=100, val_fraction=0.2, test_fraction=0.2, seed=0)
     pack(folder / "images", folder / "packed", shard_size=400, carve=carve, workers=1)
     return Data(root=folder / "packed", cache_dir=folder / "cache")

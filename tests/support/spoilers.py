@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import time
+import signal
 from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
@@ -88,16 +88,18 @@ def record_draws(path: Path) -> None:
 # ---------------------------------------------------------------------------------------------------------------- ranks
 
 
-def become_slow_rank(rank: int, port: int) -> None:
-    """A rank whose steps take a second."""
+def become_rank_that_is_stopped_in_step_3(rank: int, port: int) -> None:
+    """A rank; the second of them gets SIGTERM in its third step."""
     become_rank(rank, port)
-    backward = Accelerator.backward
+    backward, left = Accelerator.backward, [3]
 
-    def slow(self: Accelerator, loss: torch.Tensor) -> None:
-        time.sleep(1.0)
+    def stopped(self: Accelerator, loss: torch.Tensor) -> None:
         backward(self, loss)
+        left[0] -= 1
+        if rank == 1 and not left[0]:
+            os.kill(os.getpid(), signal.SIGTERM)
 
-    Accelerator.backward = slow
+    Accelerator.backward = stopped
 
 
 def become_rank_with_a_clock(rank: int, port: int) -> None:

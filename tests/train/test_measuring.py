@@ -36,6 +36,7 @@ def lines(folder: Path) -> list[dict[str, float]]:
 # ----------------------------------------------------------------------------------------------------------- gradients
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("clip_norm", [0.0, 5.0])
 def test_a_gradient_that_is_not_finite_is_told_of_its_own_step(
     digits: Config, tmp_path: Path, clip_norm: float
@@ -104,6 +105,7 @@ def test_the_average_counts_the_updates_that_were_made() -> None:
     assert float(ema.model.weight) == pytest.approx(0.9)  # type: ignore[arg-type]
 
 
+@pytest.mark.process
 def test_skipped_steps_are_no_updates_and_have_no_gradient(digits: Config, tmp_path: Path) -> None:
     out = run(train_job(digits, tmp_path / "train"), skip_first_steps)
     (last,) = (out / "checkpoints").glob("step-000000040.pt")
@@ -114,6 +116,7 @@ def test_skipped_steps_are_no_updates_and_have_no_gradient(digits: Config, tmp_p
 # -------------------------------------------------------------------------------------------------------- power cuts
 
 
+@pytest.mark.process
 def test_metrics_are_on_the_disk_before_a_checkpoint_is(digits: Config, tmp_path: Path) -> None:
     run(train_job(digits, tmp_path / "train"), watch_the_disk)
 
@@ -140,6 +143,7 @@ def test_whitening_sees_all_classes_of_rows_that_are_sorted(
     assert set(seen) == set(range(10))
 
 
+@pytest.mark.process
 def test_resized_crops_are_taken_from_larger_images(digits: Config, tmp_path: Path) -> None:
     training = changed(digits.teacher, image_size=14, weak=WeakView(crop="resized", flip=False), steps=6)
     assert setup.read_size(training) == 16

@@ -7,17 +7,18 @@ import random
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
-from support.processes import kill, outputs, run, start, train_job, wait_for
+from support.images import class_files, write_files
+from support.processes import outputs, run, signal_at, train_job
 
 from pipeline.config import Config, Data, Split, Start, Training, changed
 from pipeline.errors import UserError
 from pipeline.models.format import export_model, read_state
 from pipeline.packing.pack import pack
 from pipeline.stages.jobs import TrainJob
+
+pytestmark = pytest.mark.process
 
 StartFrom = Callable[..., TrainJob]
 
@@ -38,11 +39,8 @@ def two_classes(tmp_path_factory: pytest.TempPathFactory) -> Data:
     """Other data than digits: two classes of noise."""
     folder = tmp_path_factory.mktemp("two")
     splits: tuple[Split, ...] = ("labeled", "val")
-    for number in range(80):
-        path = folder / splits[number // 40] / ("cat", "dog")[number % 2] / f"{number}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(np.random.default_rng(number).integers(0, 256, (8, 8, 3), np.uint8)).save(path)
-    for split in splits:
+    for number, split in enumerate(splits):
+        write_files(folder / split, class_files(20, "cat dog", first=10_000 * number))
         pack(folder / split, folder / "packed", split=split)
     return Data(root=folder / "packed")
 
@@ -127,10 +125,7 @@ def test_continue_goes_on_to_more_steps_and_is_deterministic(start_from: StartFr
     top1 = [json.loads((folder / "evaluation-val.json").read_text())["top1"] for folder in (teacher, first)]
     assert top1[1] > top1[0]
     cut = start_from(teacher, "continue", "b", steps=80)
-    process = start(cut)
-    lines = cut.out / "metrics.jsonl"
-    wait_for(lambda: (lines.exists() and '"step": 55,' in lines.read_text()) or not process.is_alive())
-    kill(process, random.Random(0).uniform(0, 0.1))
+    signal_at(cut, 55, random.Random(0).uniform(0, 0.1))
     assert outputs(run(cut)) == outputs(first)
 
 

@@ -73,7 +73,7 @@ def test_solarize_add_equals_pil_table(added: int, photos: Images) -> None:
 shapes = st.tuples(st.just(1), st.integers(1, 20), st.integers(1, 20), st.just(3))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(arrays(np.uint8, shapes), st.floats(0, 4, width=32))
 def test_ops_equal_pil_on_any_image_and_factor(images: Images, factor: float) -> None:
     tensor = torch.from_numpy(images)
@@ -84,7 +84,7 @@ def test_ops_equal_pil_on_any_image_and_factor(images: Images, factor: float) ->
         np.testing.assert_array_equal(ours(tensor, torch.tensor([factor])).numpy(), expected)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(arrays(np.uint8, (1, 24, 24, 3), elements=st.sampled_from([0, 1, 7, 8, 100, 101, 254, 255])))
 def test_histogram_ops_equal_pil_on_few_values(images: Images) -> None:
     for name in ("autocontrast", "equalize"):

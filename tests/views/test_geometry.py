@@ -62,7 +62,7 @@ def test_geometric_op_is_near_pil(
             assert_close_to_pil(result.numpy(), by_pil(images, affine), affine)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.tuples(*[st.floats(-2, 2)] * 2, st.floats(-40, 40), *[st.floats(-2, 2)] * 2, st.floats(-40, 40)))
 def test_resample_is_near_pil_for_any_affine_map(affine: tuple[float, ...]) -> None:
     affine = tuple(float(np.float32(value)) for value in affine)
@@ -107,7 +107,7 @@ def test_quarter_turns_are_exact(photos: Images) -> None:
     np.testing.assert_array_equal(turned[:, 1:-1, 1:-1], torch.rot90(images, 1, (1, 2))[:, 1:-1, 1:-1])
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(size=st.integers(2, 20), padding=st.integers(0, 25), data=st.data())
 def test_crop_equals_numpy_reflection(size: int, padding: int, data: st.DataObject) -> None:
     images = np.random.default_rng(size).integers(0, 256, (3, size, size, 3), np.uint8)
@@ -121,7 +121,7 @@ def test_crop_equals_numpy_reflection(size: int, padding: int, data: st.DataObje
         np.testing.assert_array_equal(result[row], expected[:, ::-1] if flip else expected)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(size=st.integers(1, 12), side=st.integers(1, 12), top=st.integers(-12, 13), left=st.integers(-12, 13))
 def test_cutout_fills_the_clipped_square_and_nothing_else(size: int, side: int, top: int, left: int) -> None:
     images = np.zeros((1, size, size, 3), np.uint8)

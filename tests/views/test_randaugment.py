@@ -40,7 +40,6 @@ def test_levels_above_ten_stop_before_nothing_is_left() -> None:
         assert levels.factors == pytest.approx((0.1, 3.7))
 
 
-@settings(deadline=None)
 @given(st.floats(0, 30), st.floats(0, 30), st.sampled_from([8, 32, 64, 65, 224]))
 def test_levels_grow_with_magnitude(first: float, second: float, size: int) -> None:
     low, high = (levels_at(magnitude, size) for magnitude in sorted((first, second)))
@@ -74,7 +73,7 @@ def test_every_op_but_identity_changes_a_photo(magnitude: float, photos: Images)
         assert changed[:18].mean() == 0 if name == "identity" else changed[:18].mean() > 0.9, name
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(1, 3), st.floats(0, 30), st.sampled_from([8, 32]), st.integers(0, 2**32 - 1))
 def test_mixed_batch_equals_one_by_one(num_ops: int, magnitude: float, size: int, seed: int) -> None:
     random = np.random.default_rng(seed)

@@ -49,7 +49,7 @@ def test_view_does_not_depend_on_the_batch(weak: WeakView, size: int) -> None:
             assert torch.equal(view, expected[part])
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.permutations(range(24)))
 def test_permuted_rows_give_permuted_views(order: list[int]) -> None:
     views, images, where = make(8), noise(24, 8), positions(24)
@@ -172,19 +172,3 @@ def test_wrong_batch_is_an_error() -> None:
 def test_empty_batch_gives_an_empty_view() -> None:
     for view in all_views(make(), noise(0), positions(0)):
         assert view.shape == (0, 3, 32, 32)
-
-
-@pytest.mark.gpu
-def test_gpu_makes_the_same_views_without_a_sync() -> None:
-    images, where = noise(64), positions(64)
-    views = Views(PAD, STRONG, 32, mean=MEAN, std=STD, device="cuda", key_coordinates=(0, 1))
-    on_device = images.cuda()
-    views.strong(on_device, where)
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        strong, weak = views.strong_uint8(on_device, where), views.weak_uint8(on_device, where)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-    assert torch.equal(weak.cpu(), make().weak_uint8(images, where))
-    difference = (strong.cpu().int() - make().strong_uint8(images, where).int()).abs()
-    assert (difference > 1).float().mean() < 1e-3  # a tie of bilinear rounding may fall the other way

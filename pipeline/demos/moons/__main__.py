@@ -24,7 +24,7 @@ RESULT, PICTURE = "two_moons.json", "two_moons.png"
 
 
 def main() -> int:
-    """Run the comparison that the command line asks for; returns the exit code."""
+    """Run the comparison that the command line describes; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m pipeline.demos.moons", description="Compare on the two moons.")
     parser.add_argument("config", type=Path, metavar="CONFIG")
     parser.add_argument("--out", type=Path, default=Path("runs/two_moons"), metavar="DIR")
@@ -49,14 +49,14 @@ def main() -> int:
 
 
 def _check_out(folder: Path) -> None:
-    """Only what an earlier comparison left is replaced."""
+    """Refuse a folder with other files than those of an earlier comparison, which are replaced."""
     others = {path.name for path in folder.iterdir()} - {RESULT, PICTURE} if folder.is_dir() else set()
     if others:
         raise UserError(f"{folder} has files, such as {min(others)}; choose another --out")
 
 
 def _table(comparison: Comparison, num_seeds: int) -> Table:
-    """How many seeds each method separates, and its mean accuracy."""
+    """A table of the number of seeds that each method separates, and of its mean accuracy."""
     table = Table("method", "seeds separated", "mean accuracy on test")
     for name, values in comparison.accuracy.items():
         separated = f"{comparison.num_separated[name]} of {num_seeds}"

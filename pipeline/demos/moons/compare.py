@@ -1,4 +1,4 @@
-"""Every method on every seed: the count of separations, and a picture of the decision boundaries."""
+"""Run every method on every seed, count how often it separates the moons, and draw its decision boundaries."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ NUM_METHODS = 6
 
 @dataclass(frozen=True)
 class Comparison:
-    """What the methods came to."""
+    """The results of all methods."""
 
     accuracy: Mapping[str, list[float]]
-    """Method -> accuracy on test of every seed."""
+    """Method -> its accuracy on test for each seed."""
     num_separated: Mapping[str, int]
-    """Method -> seeds that count as separated."""
+    """Method -> the number of seeds for which it separates the moons."""
     picture: bytes
     """A PNG of the decision boundaries."""
 
 
 def compare(config: TwoMoons, tick: Tick) -> Comparison:
-    """Train every method; calls `tick` with the number of steps that were taken.
+    """Train every method; calls `tick` with the number of steps after each of them.
 
     Raises:
-        UserError: the data are not points in the plane, or not of two classes.
+        UserError: the data are not points in the plane, or do not have two classes.
     """
     torch.set_num_threads(config.threads)
     labeled, test = open_split(config.data, "labeled"), open_split(config.data, "test")
@@ -65,7 +65,7 @@ def compare(config: TwoMoons, tick: Tick) -> Comparison:
 
 
 def _read(dataset: Dataset) -> Tensor:
-    """Points [N, 2]."""
+    """The points of a split, float32 [N, 2]."""
     points = read_vectors(dataset)
     if points.shape[1] != 2 or len(dataset.classes) != 2:
         raise UserError(
@@ -77,6 +77,6 @@ def _read(dataset: Dataset) -> Tensor:
 
 @torch.no_grad()
 def _accuracy(model: Networks, points: Tensor, labels: Tensor) -> list[float]:
-    """The accuracy of every network, [S]."""
+    """The accuracy of each of S networks on points [N, 2] with labels [N]."""
     right = model(points[:, None]).argmax(-1) == labels
     return [float(value) for value in right.double().mean(1)]

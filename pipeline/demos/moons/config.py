@@ -11,26 +11,26 @@ from pipeline.config.base import Fraction, Positive
 
 
 class TwoMoons(Section):
-    """Small networks on points in the plane. All seeds are trained side by side."""
+    """The comparison of methods on points in the plane. The networks of all seeds are trained side by side."""
 
     seed: int = 0
-    """The first seed."""
+    """The first seed. All random numbers are functions of the seed and of their position."""
     data: Data = Data()
     """The points, as `python -m pipeline.demos.moons.data` packs them."""
     num_seeds: Positive = 20
-    """Number of seeds, from `seed` on: of weights, batches and jitter."""
+    """The number of seeds, from `seed` on. Each has its own weights, batches and jitter."""
     threads: Positive = 2
-    """CPU threads."""
+    """The number of CPU threads."""
     hidden: Positive = 8
-    """Units in each of two hidden layers."""
+    """The number of units in each of the two hidden layers."""
     activation: Literal["sigmoid", "tanh", "relu"] = "sigmoid"
-    """The activation between the layers."""
+    """The activation function between the layers."""
     init: Annotated[float, Field(gt=0)] = 0.1
-    """Weights begin uniform in (-init, init)."""
+    """Weights begin uniform in (-init, init); biases begin at 0."""
     steps: Positive = 2000
-    """Steps of each method."""
+    """The number of steps of each method."""
     batch_size: Positive = 128
-    """Unlabeled points per step. The labeled ones are in every step, all of them."""
+    """Unlabeled points per step. All labeled points are in every step."""
     jitter: Annotated[float, Field(ge=0)] = 0.1
     """Standard deviation of the noise of the strong view. The weak view is the point itself."""
     teacher_lr: Annotated[float, Field(gt=0)] = 0.1
@@ -38,11 +38,11 @@ class TwoMoons(Section):
     student_lr: Annotated[float, Field(gt=0)] = 0.1
     """Learning rate of the students, which learn from pseudo-labels."""
     separated: Fraction = 0.99
-    """Accuracy on test from which the moons count as separated."""
+    """The moons count as separated from this accuracy on test on."""
     uda: Uda = Uda(weight=1.0, ramp_steps=0, threshold=0.0, temperature=1.0)
-    """The consistency loss."""
+    """The consistency loss of `uda` and of the teacher."""
     meta: Meta = Meta()
-    """The feedback."""
+    """The settings of Meta Pseudo Labels. It is compared with no feedback and with the wrong sign in any case."""
 
     @model_validator(mode="after")
     def _feedback_can_be_compared(self) -> TwoMoons:

@@ -1,8 +1,8 @@
-"""Two half circles in the plane as a packed folder.
+"""Pack two half circles of points in the plane.
 
     python -m pipeline.demos.moons.data shards/two_moons
 
-2,000 points, of which 3 a class are labeled and the rest unlabeled, and 1,000 more each for val and test.
+There are 2,000 points, of which 3 per class are labeled and the rest unlabeled, and 1,000 more each for val and test.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from pipeline.packing.pack import pack
 
 NUM_TRAIN, NUM_HELD_OUT, NUM_LABELED = 2000, 1000, 6
 NOISE = 0.1
-"""Standard deviation of the points around their half circles, of radius 1."""
+"""The standard deviation of the points around their half circles, which have radius 1."""
 
 
 def moons(num_points: int, seed: int) -> tuple[F32Array, I64Array]:
-    """Points [N, 2] and classes [N]: an upper half circle around (-1/2, -1/4) and a lower one around (1/2, 1/4)."""
+    """Points [N, 2] and classes [N]: an upper half circle around (-1/2, -1/4), and a lower one around (1/2, 1/4)."""
     draws = np.random.default_rng(seed)
     classes = np.arange(num_points) % 2
     angle = np.pi * draws.random(num_points)

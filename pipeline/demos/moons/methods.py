@@ -1,4 +1,7 @@
-"""What is compared on the two moons, each method for all seeds at once."""
+"""The methods that are compared on the two moons. Each trains the networks of all seeds at once.
+
+Shapes: S seeds, L labeled points, U unlabeled ones, B unlabeled ones in a batch.
+"""
 
 from __future__ import annotations
 
@@ -25,30 +28,30 @@ from pipeline.train.network import Network
 
 Tick = Callable[[int], None]
 _BLOCK = 50
-"""Steps whose random numbers are drawn at once."""
+"""The number of steps whose random numbers are drawn at once."""
 
 
 @dataclass(frozen=True)
 class Points:
-    """The points as the methods see them: what the unlabeled ones are is not here."""
+    """The points as the methods see them, without the classes of the unlabeled ones."""
 
     labeled: Tensor
-    """[L, 2]"""
+    """The labeled points, float32 [L, 2]."""
     labels: Tensor
-    """int64 [L]"""
+    """Their classes, int64 [L]."""
     unlabeled: Tensor
-    """[U, 2]"""
+    """The unlabeled points, float32 [U, 2]."""
 
 
 class Batches:
-    """Endless batches of unlabeled points, every seed its own: which points, their jitter, and what samples labels."""
+    """Endless batches of unlabeled points. Each seed has its own draws of points, of jitter and of labels."""
 
     def __init__(self, points: Points, config: TwoMoons, seeds: list[int]) -> None:
         self.points, self.config, self.seeds = points, config, seeds
         self._block: tuple[int, Tensor] | None = None
 
     def batch(self, step: int) -> MetaBatch:
-        """The batch of one step; a function of the seeds and the step alone."""
+        """The batch of one step, a function of the seeds and the step alone."""
         draws = self._draws(step)  # [S, B, 6]
         rows = (draws[..., 0] * len(self.points.unlabeled)).long()
         weak = self.points.unlabeled[rows].transpose(0, 1)  # [B, S, 2]
@@ -74,7 +77,7 @@ class Batches:
 
 
 def _normal(draws: Tensor) -> Tensor:
-    """Two standard normals of four uniforms (Box and Muller 1958)."""
+    """Uniform numbers [..., 4] -> standard normal numbers [..., 2] (Box and Muller 1958)."""
     radius = torch.sqrt(-2 * torch.log1p(-draws[..., :2]))
     return radius * torch.cos(2 * torch.pi * draws[..., 2:])
 
@@ -88,12 +91,12 @@ def _network(config: TwoMoons, seeds: list[int], name: str) -> Network:
 
 
 def supervised(points: Points, config: TwoMoons, seeds: list[int], tick: Tick) -> Networks:
-    """The labeled points alone."""
+    """Train on the labeled points alone."""
     return _teach(points, config, seeds, tick, Uda(weight=0.0))
 
 
 def uda(points: Points, config: TwoMoons, seeds: list[int], tick: Tick) -> Networks:
-    """The labeled points, and consistency between each unlabeled point and its jittered self."""
+    """Train on the labeled points, and on consistency between each unlabeled point and its jittered copy (Xie 2019)."""
     return _teach(points, config, seeds, tick, changed(config.uda, labeled_weight=1.0))
 
 
@@ -107,7 +110,7 @@ def _teach(points: Points, config: TwoMoons, seeds: list[int], tick: Tick, uda: 
 
 
 def pseudo_label(points: Points, config: TwoMoons, seeds: list[int], tick: Tick, teacher: Networks) -> Networks:
-    """A new network on the labeled points and on what the supervised one says of the others (Lee 2013)."""
+    """Train a new network on the labeled points, and on the supervised one's labels of the others (Lee 2013)."""
     student, batches = _network(config, seeds, "student"), Batches(points, config, seeds)
     for step in range(config.steps):
         batch = batches.batch(step)
@@ -126,7 +129,7 @@ def pseudo_label(points: Points, config: TwoMoons, seeds: list[int], tick: Tick,
 def meta_pseudo_labels(
     points: Points, config: TwoMoons, seeds: list[int], tick: Tick, **changes: Any
 ) -> tuple[Networks, Networks]:
-    """The student and its teacher, under the config's feedback or with `changes` to it."""
+    """Train a student and its teacher with the config's feedback, or with `changes` to it; returns both (Pham 2021)."""
     meta = changed(config.meta, **changes)
     teacher, student = _network(config, seeds, "teacher"), _network(config, seeds, "student")
     batches, baseline = Batches(points, config, seeds), Baseline(meta.baseline_decay)

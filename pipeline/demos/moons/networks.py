@@ -1,4 +1,4 @@
-"""Many small networks side by side: one of each seed, trained in the same matrix products."""
+"""Many small networks side by side, one per seed, which are trained in the same matrix products."""
 
 from __future__ import annotations
 
@@ -12,13 +12,15 @@ from pipeline.randomness import key_of, uniforms
 
 
 class Networks(nn.Module):
-    """S perceptrons of two hidden layers on points in the plane. Each has its seed's weights, whoever is beside it.
+    """S perceptrons with two hidden layers, for points in the plane.
+
+    The weights of each depend on its own seed only, not on the other networks.
 
     Args:
-        seeds: One a network.
-        name: Tells teachers from students.
-        hidden: Units a layer.
-        activation: Between the layers.
+        seeds: The seeds, one per network.
+        name: A name that gives teachers and students different weights.
+        hidden: The number of units per hidden layer.
+        activation: The activation between the layers: sigmoid, tanh or relu.
         init: Weights are uniform in (-init, init); biases are 0.
     """
 
@@ -34,7 +36,7 @@ class Networks(nn.Module):
             self.biases.append(nn.Parameter(torch.zeros(len(seeds), 1, outputs)))
 
     def forward(self, points: Tensor) -> Tensor:
-        """Points [N, S, 2], or [N, 1, 2] for all alike, to logits [S, N, 2]."""
+        """Points [N, S, 2], or [N, 1, 2] if all networks see the same, -> logits [S, N, 2]."""
         x = points.transpose(0, 1)
         for number, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
             x = (self.activation(x) if number else x) @ weight + bias

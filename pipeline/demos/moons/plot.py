@@ -1,4 +1,4 @@
-"""Decision boundaries of every method, drawn over the points."""
+"""Draw the decision boundaries of every method over the points."""
 
 from __future__ import annotations
 
@@ -24,14 +24,17 @@ _TITLES = {
 _REACH = 2.0
 _NUM = 160
 _SHOWN = 300
-"""Test points, spread over the split, which is sorted by class."""
+"""The number of test points shown, spread over the split, because that is sorted by class."""
 
 
 @torch.no_grad()
 def draw_boundaries(
     models: Mapping[str, Networks], accuracies: Mapping[str, list[float]], points: Points, test: tuple[Tensor, Tensor]
 ) -> bytes:
-    """A PNG: for each method the mean prediction of all seeds as color, and every seed's boundary as a line."""
+    """A PNG with one panel per method: color is the mean prediction of all seeds, and each line is a seed's boundary.
+
+    `test` has the test points [N, 2] and their classes [N].
+    """
     axis = torch.linspace(-_REACH, _REACH, _NUM)
     grid = torch.stack(torch.meshgrid(axis, axis, indexing="xy"), -1).view(-1, 1, 2)
     every = max(len(test[0]) // _SHOWN, 1)

@@ -1,1 +1,1 @@
-"""FixMatch (Sohn 2020): the surest class on a weak view is the label of a strong view."""
+"""FixMatch (Sohn 2020): the surest class on an image's weak view is the label of its strong view."""

@@ -1,4 +1,4 @@
-"""The step of FixMatch: the surest class on the weak view of an image, if it is sure enough, labels its strong view.
+"""The step of FixMatch: the surest class on an image's weak view labels its strong view, if it is sure enough.
 
 Shapes: L labeled images, U unlabeled ones, C classes.
 """
@@ -24,7 +24,7 @@ from pipeline.train.setup import Setup
 
 
 class FixMatchLearner(Learner):
-    """One network. Labeled images and both views of unlabeled ones are in one forward pass, so that they share
+    """Trains one network. Labeled images and both views of unlabeled ones share one forward pass, and with it their
     BatchNorm statistics."""
 
     reads_unlabeled = True
@@ -47,7 +47,7 @@ class FixMatchLearner(Learner):
         self.thresholds = Thresholds(fixmatch, num_classes, setup.ranks, device)
 
     def update(self, step: int, batches: Iterable[Batch]) -> int:
-        """One step on one batch."""
+        """Train on the one batch of a step."""
         (batch,) = batches
         network = self.network
         self.reseed(step)
@@ -62,7 +62,7 @@ class FixMatchLearner(Learner):
         return len(batch.images)
 
     def _loss(self, seen: JointBatch, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """The supervised loss plus that on unlabeled images (eq. 3 and 4), and what was measured."""
+        """The loss, supervised (Sohn 2020, eq. 3) plus on unlabeled images (eq. 4), and the measurements."""
         num_labeled, num_unlabeled = len(seen.labels), len(seen.weak)
         parts = [seen.labeled, seen.strong, seen.weak]
         if self.fixmatch.mixup is not None:
@@ -97,7 +97,7 @@ class FixMatchLearner(Learner):
         return loss, measured
 
     def _mixup_draws(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """The weights [U] and partners [U] of the unlabeled images."""
+        """The mixup weights, float32 [U], and partners, int64 [U], of the unlabeled images."""
         assert self.fixmatch.mixup is not None
         job, positions = self.setup.job, batch.positions[batch.num_labeled :]
         weight = beta_draws(key_of(job.seed, "mixing", job.round, "mixup"), positions, self.fixmatch.mixup.alpha)
@@ -106,26 +106,26 @@ class FixMatchLearner(Learner):
         return weight_U, partner_U
 
     def extra(self) -> State:
-        """The averages of adaptive thresholds."""
+        """The averages that adaptive thresholds are made of."""
         return {"thresholds": self.thresholds.state()}
 
     def load_extra(self, state: State) -> None:
-        """Take the averages over."""
+        """Restore the averages."""
         self.thresholds.load(state["thresholds"])
 
 
 class Thresholds:
-    """One threshold per class [C]: the config's, or FreeMatch's self-adaptive ones (Wang 2023, eq. 5 to 8)."""
+    """One threshold per class, [C]: the config's, or FreeMatch's self-adaptive ones (Wang 2023, eq. 5 to 8)."""
 
     def __init__(self, fixmatch: FixMatch, num_classes: int, ranks: Ranks, device: torch.device) -> None:
         self.fixmatch, self.ranks = fixmatch, ranks
         self.confidence = torch.full((), 1 / num_classes, device=device)
-        """The average of the largest probability: the threshold of all classes together (eq. 5)."""
+        """The average of the largest probability, []: the threshold of all classes together (eq. 5)."""
         self.shares = torch.full((num_classes,), 1 / num_classes, device=device)
-        """The average probability of each class (eq. 6)."""
+        """The average probability of each class, [C] (eq. 6)."""
 
     def update(self, probs_UC: Tensor) -> Tensor:
-        """Take in the predictions on weak views; returns the thresholds [C] from then on. No host sync."""
+        """Average in the predictions [U, C] on weak views; returns the thresholds [C] from then on. No host sync."""
         if self.fixmatch.threshold != "adaptive":
             return torch.full_like(self.shares, self.fixmatch.threshold)
         found = [probs_UC.amax(1).mean(), probs_UC.mean(0)]
@@ -137,10 +137,10 @@ class Thresholds:
         return thresholds.clamp(*self.fixmatch.clamp)
 
     def state(self) -> State:
-        """What a checkpoint holds of it."""
+        """The averages, as a checkpoint holds them."""
         return {"confidence": self.confidence, "shares": self.shares}
 
     def load(self, state: State) -> None:
-        """Take a state over."""
+        """Restore the averages of a state."""
         self.confidence.copy_(state["confidence"])
         self.shares.copy_(state["shares"])

@@ -1,4 +1,4 @@
-"""FixMatch: one training in place of rounds."""
+"""FixMatch trains one network, in place of rounds."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pipeline.methods.method import Method, OnRound, Round, Stages, one_training
 
 
 def fixmatch(stages: Stages, on_round: OnRound) -> list[Round]:
-    """FixMatch (Sohn 2020, algorithm 1): a student that labels the weak views of images for their strong views."""
+    """FixMatch (Sohn 2020, algorithm 1): a student labels the weak views of images and learns the strong views."""
     return one_training(FIXMATCH, stages, on_round)
 
 

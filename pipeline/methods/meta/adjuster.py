@@ -7,13 +7,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 _SMALLEST = 1e-6
-"""Probabilities are clamped here: stored ones can be 0."""
+"""Probabilities are clamped to at least this, because stored ones can be 0."""
 
 
 class Adjuster(nn.Module):
-    """Log-probabilities plus what a two-layer network makes of them (Pham 2021, appendix E).
+    """Adds the output of a two-layer network to log-probabilities (Pham 2021, appendix E).
 
-    Its last layer begins at 0, so that training begins with the teacher's own distribution.
+    The last layer begins at 0, so that training begins with the teacher's own distribution.
     """
 
     def __init__(self, num_classes: int, hidden: int) -> None:

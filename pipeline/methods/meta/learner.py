@@ -1,4 +1,4 @@
-"""The training of a teacher and its student together."""
+"""The learner that trains a teacher and its student together (Meta Pseudo Labels)."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from pipeline.train.schedule import lr_at
 from pipeline.train.setup import Setup
 
 TEACHER = "teacher"
-"""The teacher's name in checkpoints, and its folder in the stage's."""
+"""The teacher's name in checkpoints, and its folder within the stage folder."""
 
 
 class MetaLearner(Learner):
-    """Both networks, and the baseline of the feedback."""
+    """Trains both networks, and keeps the baseline of the feedback."""
 
     reads_unlabeled = True
 
@@ -46,7 +46,7 @@ class MetaLearner(Learner):
         self.views = setup.views()
 
     def update(self, step: int, batches: Iterable[Batch]) -> int:
-        """One step of both."""
+        """Train both networks on the one batch of a step."""
         (batch,) = batches
         self.reseed(step)
         measured = meta_step(
@@ -64,27 +64,27 @@ class MetaLearner(Learner):
         return len(batch.images)
 
     def rates(self, step: int) -> dict[str, float]:
-        """The student's learning rate, and its teacher's."""
+        """The learning rates of the student and of its teacher."""
         return {"lr": self.lr(step), "teacher_lr": self.teacher_lr(step)}
 
     def lr(self, step: int) -> float:
-        """The student's: 0 while it waits; its schedule takes the steps that are left."""
+        """The student's learning rate: 0 while it waits; its schedule covers the steps after that."""
         wait, training = self.meta.student_wait, self.training
         if step < wait:
             return 0.0
         return lr_at(step - wait, training, steps=training.steps - wait, num_images=training.peak_images)
 
     def teacher_lr(self, step: int) -> float:
-        """The teacher's, on the student's stream."""
+        """The teacher's learning rate, for the number of images of the student's stream."""
         training = self.training
         return lr_at(step, self.teacher.settings, steps=training.steps, num_images=training.peak_images)
 
     def extra(self) -> State:
-        """The baseline."""
+        """The baseline of the feedback; None before the first feedback."""
         return {"baseline": self.baseline.value}
 
     def load_extra(self, state: State) -> None:
-        """Take the baseline over."""
+        """Restore the baseline."""
         value = state["baseline"]
         self.baseline.value = value.to(self.accelerator.device) if value is not None else None
 
@@ -98,7 +98,7 @@ class MetaLearner(Learner):
 
 
 def _metrics(meta: Meta) -> tuple[str, ...]:
-    """What a step of this kind measures."""
+    """The names of what a step with these settings measures."""
     of_teacher = TEACHER_METRICS if meta.teacher == "network" else ()
     feedback = ("feedback", "baseline", "feedback_gradient", "uda_gradient") if meta.feedback != "off" else ()
     cosine = ("cosine",) if meta.feedback in ("exact", "cosine") else ()
@@ -106,7 +106,7 @@ def _metrics(meta: Meta) -> tuple[str, ...]:
 
 
 def _teacher(setup: Setup, meta: Meta) -> Network:
-    """The teacher's network or, on a big teacher's stored predictions, the adjuster."""
+    """The network of the teacher, or the adjuster of a big teacher's stored predictions."""
     if meta.teacher == "network":
         assert setup.job.teacher is not None
         return setup.network(setup.job.teacher, TEACHER, role="teacher")

@@ -1,4 +1,4 @@
-"""Meta Pseudo Labels: one training of teacher and student in place of rounds."""
+"""Meta Pseudo Labels trains teacher and student together, in place of rounds."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from pipeline.methods.noisy_student.rounds import train_teacher
 
 
 def meta_pseudo_labels(stages: Stages, on_round: OnRound) -> list[Round]:
-    """A teacher and its student, trained together (Pham 2021).
+    """Train a teacher and its student together (Pham 2021).
 
-    The teacher's weights are its last; `keep: best` is about the student. With `meta.teacher: adjuster` round 0 trains
-    a big teacher and stores its predictions, which the training adjusts (Reduced Meta Pseudo Labels).
+    The teacher keeps its last weights; `keep: best` applies to the student only. With `meta.teacher: adjuster`, round 0
+    trains a big teacher and its predictions are stored; the training adjusts them (Reduced Meta Pseudo Labels).
     """
     config = stages.config
     if config.meta.teacher == "adjuster":
@@ -34,7 +34,7 @@ def meta_pseudo_labels(stages: Stages, on_round: OnRound) -> list[Round]:
 
 
 def _recipe(config: Config, number: int) -> Training:
-    """The teacher's network on the student's stream, unless it was trained before its student."""
+    """The settings of a round's model: the teacher has its network and the student's stream, unless it came before."""
     if number > 0:
         return config.student
     if config.meta.teacher == "adjuster":
@@ -44,7 +44,8 @@ def _recipe(config: Config, number: int) -> Training:
 
 
 def _control(config: Config, rounds: Sequence[Round], final: Round) -> Training:
-    """The recipe of the model itself; of a big teacher, which saw no unlabeled image, its student's."""
+    """The control has the recipe of the final model, or of the student if that is a big teacher without unlabeled
+    images."""
     number = 1 if config.meta.teacher == "adjuster" else final.round
     return supervised(_recipe(config, number), by_labels=True)
 

@@ -4,23 +4,23 @@ For a teacher T, a student S, labeled images x_l with labels y_l, and unlabeled 
 
     y^ ~ T(x_u)                                                     a label sampled for every unlabeled image
     S' = S - eta * grad CE(y^, S(x_u))                              the student's step (eq. 4)
-    h  = eta * <grad CE(y_l, S'(x_l)), grad CE(y^, S(x_u))>         what it did for the labeled loss (eq. 12)
+    h  = eta * <grad CE(y_l, S'(x_l)), grad CE(y^, S(x_u))>         the feedback: the labeled loss falls by it (eq. 12)
     T' = T - eta_T * grad [CE(y_l, T(x_l)) + w UDA(x_u) + (h - b) CE(y^, T(x_u))]
 
-In h's term T(x_u) is the distribution that the labels are drawn from, `meta.label_temperature` included: of another one
-the expectation would depend on the baseline.
+In the term of h, T(x_u) is the distribution that the labels are drawn from, `meta.label_temperature` included. With
+another distribution the expectation would depend on the baseline.
 
-To first order h is the student's labeled loss before its step less that after it. Where the step helped, h > 0 and
-the teacher makes its labels likelier: REINFORCE, with the student's progress as reward and a moving average b of it as
-baseline.
+To first order, h is the student's labeled loss before its step minus that after it. Where the step helped, h > 0, and
+the teacher makes its labels likelier. This is REINFORCE: the reward is the student's progress, and the baseline b is
+the moving average of that.
 
 In expectation and to first order, h times that gradient is the gradient of the student's labeled loss in T through the
-student's step, divided by U: both cross-entropies are means over the U unlabeled images, as in the published code.
-That is one reason why the feedback's gradient is small beside the others', and `meta.scale` is a factor on it.
+student's step, divided by U, because both cross-entropies are means over the U unlabeled images, as in the published
+code. That is one reason why the feedback's gradient is small beside the others; `meta.scale` is a factor on it.
 
-Shapes: L labeled images, U unlabeled ones, C classes. Leading dimensions "..." are independent networks side by side
-(one, without such a dimension, in all but the two moons), whose losses add up. Logits are float32: Accelerate converts
-what autocast computes.
+Shapes: L labeled images, U unlabeled ones, C classes. Leading dimensions "..." are independent networks side by side,
+whose losses add up. Only the two moons have such a dimension. Logits are float32, because Accelerate converts what
+autocast computes.
 """
 
 from __future__ import annotations
@@ -42,30 +42,30 @@ from pipeline.train.losses import mean_cross_entropy
 from pipeline.train.network import Network
 
 BELOW_1 = 1 - 2.0**-24
-"""The largest float32 below 1. A draw of 32 bits could be rounded up to 1, which is no class's."""
+"""The largest float32 below 1. Rounding could bring a draw of 32 bits to 1, which belongs to no class."""
 _FP16_SCALE = 2.0**10
-"""Of a loss whose fp16 gradients are taken without a scaler: small ones would vanish."""
+"""The scale of a loss whose fp16 gradients are taken without a scaler; without it small ones would vanish."""
 
 
 @dataclass(frozen=True)
 class MetaBatch(JointBatch):
-    """What one step sees, on the device."""
+    """The images, labels and draws of one step, on the device."""
 
     draws: Tensor
-    """float32 [..., U] in [0, 1): they choose the labels."""
+    """Uniform numbers in [0, 1) that choose the labels, float32 [..., U]."""
     stored: Tensor
-    """float32 [U, C], a big teacher's probabilities; [U, 0] without one."""
+    """The probabilities of a big teacher, float32 [U, C]; [U, 0] without one."""
 
 
 class Baseline:
-    """The moving average of the feedback. It begins at the first feedback, and takes in each after that was used."""
+    """The moving average of the feedback. It begins at the first feedback, and each later one enters after its use."""
 
     def __init__(self, decay: float) -> None:
         self.decay = decay
         self.value: Tensor | None = None
 
     def advantage(self, h: Tensor) -> Tensor:
-        """h less the average before it, which then moves on; 0 for the first."""
+        """The feedback h [...] minus the average before it, which then moves on; 0 for the first feedback."""
         if self.value is None:
             self.value = h.clone()
         advantage = h - self.value
@@ -85,9 +85,9 @@ def meta_step(
     teacher_lr: float,
     student_lr: float,
 ) -> dict[str, Tensor]:
-    """One step of both; returns what was measured, on the device.
+    """Take one step of teacher and student; returns the measurements, each [] on the device.
 
-    A student whose learning rate is 0, or an absent one, takes no step and gives no feedback.
+    An absent student, or one whose learning rate is 0, takes no step and gives no feedback.
     """
     answer = adjust(teacher, batch) if meta.teacher == "adjuster" else answer_batch(teacher, batch, uda, uda_weight)
     measured, loss = answer.measured, answer.loss
@@ -116,17 +116,17 @@ def meta_step(
 
 
 def adjust(teacher: Network, batch: MetaBatch) -> Answer:
-    """A big teacher's stored probabilities, adjusted by a small network that learns by feedback alone (Reduced Meta
-    Pseudo Labels: Pham 2021, appendix E)."""
+    """The stored probabilities of a big teacher, adjusted by a small network that learns by feedback alone (Reduced
+    Meta Pseudo Labels: Pham 2021, appendix E)."""
     logits = teacher.model(batch.stored)
-    nothing = logits.sum() * 0  # a graph, for the steps without feedback
+    nothing = logits.sum() * 0  # it has a graph, for the steps without feedback
     return Answer(logits, nothing, nothing.detach(), {})
 
 
 def sample_labels(logits: Tensor, draws: Tensor, temperature: float = 1.0) -> Tensor:
-    """int64 [..., U]: a class for every row of logits, by the inverse of its distribution function at the draw.
+    """Sample a class, int64 [..., U], from each row of logits [..., U, C]: the inverse of its distribution function.
 
-    Draws belong to images and not to ranks, so that any number of ranks samples the same labels.
+    Draws [..., U] belong to images, not to ranks, so that any number of ranks samples the same labels.
     """
     distribution = F.softmax(logits / temperature, -1).cumsum(-1)
     return (distribution <= draws.unsqueeze(-1) * distribution[..., -1:]).sum(-1)
@@ -134,8 +134,8 @@ def sample_labels(logits: Tensor, draws: Tensor, temperature: float = 1.0) -> Te
 
 @torch.no_grad()
 def _gradients(answer: Answer, labels_hat: Tensor, advantage: Tensor, temperature: float) -> dict[str, Tensor]:
-    """Norms of both losses' gradients in the logits of an image, where they are known without another backward pass;
-    means over images, so that any number of ranks measures the same."""
+    """The norms of both losses' gradients in an image's logits, which need no other backward pass. They are means over
+    images, [], so that any number of ranks measures the same."""
     errors = F.softmax(answer.logits / temperature, -1) - F.one_hot(labels_hat, answer.logits.shape[-1])
     feedback = (advantage[..., None] * errors.norm(dim=-1) / temperature).abs()
     return {"feedback_gradient": feedback.mean(), "uda_gradient": answer.uda_gradient}
@@ -144,8 +144,8 @@ def _gradients(answer: Answer, labels_hat: Tensor, advantage: Tensor, temperatur
 def _without_overflow(
     h: Tensor, measured: dict[str, Tensor], baseline: Baseline
 ) -> tuple[Tensor | None, dict[str, Tensor]]:
-    """A probe that overflowed in fp16 says nothing: h is then the baseline, or None before there is one (once a run a
-    host sync)."""
+    """If the probe overflowed in fp16, h is the baseline; it is None before there is one, which costs a host sync per
+    step until then, so usually one per run."""
     finite = h.isfinite()
     if baseline.value is None:
         if bool(finite):
@@ -161,17 +161,17 @@ def _without_overflow(
 def student_step(
     student: Network, batch: MetaBatch, labels_hat: Tensor, meta: Meta, lr: float
 ) -> tuple[Tensor | None, dict[str, Tensor]]:
-    """One update of the student on the teacher's labels, and the feedback [...] on it.
+    """Update the student on the teacher's labels, int64 [..., U]; returns the feedback [...] and the measurements.
 
-    The feedback is that of a plain gradient step of size `lr`: momentum and weight decay are left out of it, but for a
-    finite difference, which compares losses before and after the optimizer's own step. It is None where it is off or
-    fp16 skipped the update. The student meets labeled images here only, and keeps nothing of them.
+    The feedback is that of a plain gradient step of size `lr`, without momentum and weight decay. A finite difference
+    instead compares the losses before and after the optimizer's own step. The feedback is None if it is off, or if fp16
+    skipped the update. The student meets labeled images here only, and keeps nothing of them.
     """
     logits = student.model(batch.strong)
     loss = mean_cross_entropy(logits, labels_hat, student.settings.label_smoothing)
     student.accelerator.backward(loss.sum())
     before = None
-    if meta.feedback == "finite-difference":  # after the forward pass, which moves BatchNorm statistics
+    if meta.feedback == "finite-difference":  # after the forward pass, because that moves BatchNorm statistics
         student.average_statistics()
         before = labeled_loss(student, batch)
     student.unscale()
@@ -194,12 +194,13 @@ def student_step(
 
 
 def labeled_gradient(student: Network, batch: MetaBatch) -> list[Tensor]:
-    """The gradient of the student's labeled loss, averaged over ranks; never in `.grad`.
+    """The gradient of the student's labeled loss, one tensor per trained parameter, averaged over ranks.
 
-    BatchNorm takes the batch's statistics, as in the step before, and does not remember them; there is no dropout.
+    It is never in `.grad`. BatchNorm uses the statistics of the batch, as the step did, and does not keep them. There
+    is no dropout.
     """
     scale = _FP16_SCALE if student.accelerator.mixed_precision == "fp16" else 1.0
-    with probing(student.raw_model), student.accelerator.autocast():  # a compiled model's own forward has none
+    with probing(student.raw_model), student.accelerator.autocast():  # the forward of a compiled model has no autocast
         logits = student.raw_model(batch.labeled)
     loss = mean_cross_entropy(logits.to(torch.promote_types(logits.dtype, torch.float32)), batch.labels).sum() * scale
     gradients = list(torch.autograd.grad(loss, _trained(student), allow_unused=True, materialize_grads=True))
@@ -209,8 +210,11 @@ def labeled_gradient(student: Network, batch: MetaBatch) -> list[Tensor]:
 
 @torch.no_grad()
 def labeled_loss(student: Network, batch: MetaBatch) -> Tensor:
-    """The student's labeled loss [...], averaged over ranks, for differences of it: in float32, because bf16 cannot
-    represent them, and in eval mode, because statistics of a batch would differ more than the weights do."""
+    """The student's labeled loss [...], averaged over ranks, to take differences of.
+
+    It is computed in float32, because bf16 cannot represent the differences, and in eval mode, because the statistics
+    of a batch would differ more than the weights do.
+    """
     student.raw_model.eval()
     with torch.autocast(batch.labeled.device.type, enabled=False):
         loss = mean_cross_entropy(_forward(student.raw_model)(batch.labeled), batch.labels)
@@ -221,12 +225,12 @@ def labeled_loss(student: Network, batch: MetaBatch) -> Tensor:
 
 @contextmanager
 def probing(model: nn.Module) -> Iterator[None]:
-    """Eval mode, but for BatchNorms, which use the statistics of the batch and do not keep them."""
+    """Put a model into eval mode, except for BatchNorms, which use the statistics of the batch and do not keep them."""
     modes = [(module, module.training) for module in model.modules()]
     norms = [
         m
         for m, training in modes
-        if isinstance(m, nn.modules.batchnorm._BatchNorm) and training and m.track_running_stats  # not the frozen ones
+        if isinstance(m, nn.modules.batchnorm._BatchNorm) and training and m.track_running_stats  # frozen ones stay
     ]
     model.eval()
     for norm in norms:
@@ -241,7 +245,7 @@ def probing(model: nn.Module) -> Iterator[None]:
 
 
 def inner(a: Sequence[Tensor], b: Sequence[Tensor], leading: int = 0) -> Tensor:
-    """The inner product over all tensors and all but the first `leading` dimensions."""
+    """The inner product over all tensors and all but their first `leading` dimensions: [...], the leading shape."""
     return torch.stack([(x * y).flatten(leading).sum(-1) for x, y in zip(a, b, strict=True)]).sum(0)
 
 
@@ -250,7 +254,7 @@ def _trained(network: Network) -> list[nn.Parameter]:
 
 
 def _gradients_of(network: Network) -> list[Tensor]:
-    """Copies, because optimizers and clipping change `.grad` in place."""
+    """Copies of the gradients, because optimizers and clipping change `.grad` in place."""
     return [p.grad.clone() if p.grad is not None else torch.zeros_like(p) for p in _trained(network)]
 
 

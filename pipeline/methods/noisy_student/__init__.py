@@ -1,1 +1,1 @@
-"""Noisy Student (Xie 2020): rounds of label, select and train."""
+"""Noisy Student (Xie 2020) repeats rounds of label, select and train."""

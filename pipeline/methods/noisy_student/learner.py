@@ -1,4 +1,4 @@
-"""The step of teacher and student alike: one network, labeled and pseudo-labeled images."""
+"""The step of teacher and student alike: it trains one network on labeled and pseudo-labeled images."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from pipeline.train.setup import Setup
 
 
 class PseudoLabelLearner(Learner):
-    """One network on labeled images and, with a selection, on pseudo-labeled ones (Noisy Student, section 2).
+    """Trains one network on labeled images and, with a selection, on pseudo-labeled ones (Noisy Student, section 2).
 
-    Without a selection it is a supervised training: the teacher's, the control's, the fine-tune's.
+    Without a selection the training is supervised: that of a teacher, a control or a fine-tune.
     """
 
     metrics = ("loss", "labeled_loss", "unlabeled_loss", "labeled_top1", "unlabeled_agreement", "grad_norm")
@@ -34,7 +34,7 @@ class PseudoLabelLearner(Learner):
         self.mixing = _mixing(setup)
 
     def update(self, step: int, batches: Iterable[Batch]) -> int:
-        """Gradients of every micro-batch, then one update."""
+        """Accumulate the gradients of all micro-batches, then update once."""
         network, accumulation, num_images = self.network, self.training.accumulation, 0
         for micro, batch in enumerate(batches):
             self.reseed(step, micro)
@@ -51,7 +51,7 @@ class PseudoLabelLearner(Learner):
         return num_images
 
     def _loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss of one micro-batch, and what it measured."""
+        """The loss [] of one micro-batch, and its measurements."""
         training, num_labeled = self.training, batch.num_labeled
         images, labels, targets = self.to_device(batch.images, batch.labels, batch.targets)
         if training.noise_labeled:
@@ -63,7 +63,7 @@ class PseudoLabelLearner(Learner):
         if self.mixing is not None:
             all_targets = torch.cat([smooth_one_hot(labels, targets.shape[1], training.label_smoothing), targets])
             views, mixed = self.mixing(views, all_targets, batch.positions)
-        logits = self.network.model(views)  # one forward: BatchNorm sees the mixed batch (Noisy Student's code)
+        logits = self.network.model(views)  # one pass: BatchNorm sees both kinds (Noisy Student's code)
         if self.mixing is not None:
             losses = soft_cross_entropy(logits, mixed)
             labeled, unlabeled = losses[:num_labeled], losses[num_labeled:]

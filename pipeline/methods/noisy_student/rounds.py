@@ -1,4 +1,4 @@
-"""Noisy Student: rounds of label, select and train."""
+"""Noisy Student repeats rounds of label, select and train."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ log = logging.getLogger("selftrain.loop")
 
 
 def noisy_student(stages: Stages, on_round: OnRound) -> list[Round]:
-    """Noisy Student (Xie 2020, algorithm 1): the teacher, then students, each of which may become the next teacher."""
+    """Train the teacher, then students, each of which may become the next teacher (Xie 2020, algorithm 1)."""
     config = stages.config
     teacher = train_teacher(stages)
     on_round(teacher)
@@ -42,7 +42,7 @@ def noisy_student(stages: Stages, on_round: OnRound) -> list[Round]:
 
 
 def train_teacher(stages: Stages) -> Round:
-    """Round 0, on labeled images alone.
+    """Train round 0 on labeled images alone.
 
     Raises:
         UserError: the teacher is at chance on val.
@@ -70,14 +70,14 @@ def _recipe(config: Config, number: int) -> Training:
 
 
 def _control(config: Config, rounds: Sequence[Round], final: Round) -> Training:
-    """The final student's recipe; a teacher, which saw no unlabeled image, is held against its first student's.
+    """The control has the final student's recipe, or the first student's if the final model is the teacher.
 
-    Where students start from their teacher's weights, the final one has the steps of all students before it behind it;
-    the control then starts from the round-0 teacher and takes as many.
+    If students start from their teacher's weights, the final one profits from the steps of all students before it. The
+    control then starts from the round-0 teacher and takes as many steps.
     """
     last = max(final.round, 1)
     student = _recipe(config, last)
-    # By sgd the gradient grows with the learning rate's images (`loss_normalization`), so the rate need not be held.
+    # With sgd the control's larger rate makes up for its smaller gradient (`loss_normalization`), so it is not held.
     held = student.loss_normalization == "labeled" and student.optimizer.name != "sgd"
     training = supervised(student, by_labels=held)
     if config.rounds.start == "scratch":

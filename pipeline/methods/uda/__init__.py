@@ -1,1 +1,1 @@
-"""UDA (Xie 2019): one network that is consistent between views of unlabeled images."""
+"""UDA (Xie 2019): one network learns to predict the same for two views of an unlabeled image."""

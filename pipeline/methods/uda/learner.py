@@ -1,7 +1,7 @@
 """The step of UDA: a supervised loss, and consistency between two views of each unlabeled image (Xie 2019).
 
-Shapes: L labeled images, U unlabeled ones, C classes. Leading dimensions "..." are independent networks side by side
-(one, without such a dimension, in all but the two moons), whose losses add up.
+Shapes: L labeled images, U unlabeled ones, C classes. Leading dimensions "..." are independent networks side by side,
+whose losses add up. Only the two moons have such a dimension.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ METRICS = ("labeled_loss", "uda_loss", "mask_rate", "labeled_top1")
 
 
 class UdaLearner(Learner):
-    """One network. It draws what the teacher of Meta Pseudo Labels draws, and without feedback is that teacher."""
+    """Trains one network. Its draws equal those of Meta Pseudo Labels' teacher, which it is without feedback."""
 
     metrics = ("loss", *METRICS, "grad_norm")
     reads_unlabeled = True
@@ -41,7 +41,7 @@ class UdaLearner(Learner):
         self.views = setup.views()
 
     def update(self, step: int, batches: Iterable[Batch]) -> int:
-        """One step on one batch."""
+        """Train on the one batch of a step."""
         (batch,) = batches
         network = self.network
         self.reseed(step)
@@ -60,25 +60,25 @@ class UdaLearner(Learner):
 
 @dataclass(frozen=True)
 class Answer:
-    """What a network makes of a batch. The graph behind `logits` and `loss` is kept until somebody goes backward."""
+    """A network's answer to a batch. The graph behind `logits` and `loss` is kept until a backward pass."""
 
     logits: Tensor
-    """float32 [..., U, C] for the strong views."""
+    """The logits of the strong views, float32 [..., U, C]."""
     loss: Tensor
-    """The supervised and the consistency loss together."""
+    """The sum of the supervised and the consistency loss, []."""
     uda_gradient: Tensor
-    """[]: the consistency loss's gradient in the logits of an image, as a norm, mean over images."""
+    """The norm of the consistency loss's gradient in an image's logits, as a mean over images, []."""
     measured: dict[str, Tensor]
 
 
 def answer_batch(network: Network, batch: JointBatch, uda: Uda, uda_weight: float) -> Answer:
-    """The supervised and the consistency loss (Xie 2019, eq. 1), and the logits for the strong views."""
+    """The supervised and the consistency loss (Xie 2019, eq. 1), and the logits of the strong views."""
     num_labeled, num_unlabeled = len(batch.labels), len(batch.strong)
     if uda.joint_batch:
         logits = network.model(torch.cat([batch.labeled, batch.strong, batch.weak]))
         labeled, strong, weak = logits.split([num_labeled, num_unlabeled, num_unlabeled], dim=-2)
         weak = weak.detach()
-    else:  # as targets the weak views need no graph
+    else:  # the weak views are targets, which need no graph
         with torch.no_grad():
             weak = network.model(batch.weak)
         logits = network.model(torch.cat([batch.labeled, batch.strong]))
@@ -96,11 +96,11 @@ def answer_batch(network: Network, batch: JointBatch, uda: Uda, uda_weight: floa
 
 
 def uda_targets(weak_logits: Tensor, temperature: float, threshold: float) -> tuple[Tensor, Tensor]:
-    """Sharpened predictions [..., U, C], and which of them count, [..., U]: those that are sure after sharpening."""
+    """Logits [..., U, C] -> sharpened predictions [..., U, C], and a mask [..., U] of those that are sure enough."""
     targets = F.softmax(weak_logits / temperature, -1)
     return targets, (targets.amax(-1) >= threshold).to(targets.dtype)
 
 
 def uda_weight_at(step: int, uda: Uda) -> float:
-    """The weight of the consistency loss rises linearly from 0 over `uda.ramp_steps`."""
+    """The weight of the consistency loss at a step; it rises linearly from 0 over `uda.ramp_steps`."""
     return uda.weight * (min(step / uda.ramp_steps, 1.0) if uda.ramp_steps else 1.0)

@@ -1,4 +1,4 @@
-"""UDA: one training in place of rounds."""
+"""UDA trains one network, in place of rounds."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pipeline.methods.method import Method, OnRound, Round, Stages, one_training
 
 
 def uda(stages: Stages, on_round: OnRound) -> list[Round]:
-    """Unsupervised Data Augmentation (Xie 2019): a student without a teacher."""
+    """Unsupervised Data Augmentation (Xie 2019) trains a student without a teacher."""
     return one_training(UDA, stages, on_round)
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from support.processes import HAS_BF16, kill, method_job, outputs, run, start, wait_for
+from support.processes import HAS_BF16, method_job, outputs, run, signal_at
 from support.ranks import in_two, run_ranks
 from support.spoilers import record_draws
 from support.tiny_net import register
@@ -32,6 +32,8 @@ from pipeline.stages.jobs import TrainJob
 from pipeline.stages.launch import run_job
 from pipeline.train.checkpoint import Checkpoints
 from pipeline.train.schedule import lr_at
+
+pytestmark = pytest.mark.process
 
 
 def meta_job(config: Config, out: Path, *, tiny: bool = False, joint_batch: bool = True, **meta: object) -> TrainJob:
@@ -96,11 +98,8 @@ def test_every_image_of_every_step_has_a_draw_of_its_own(config: Config, tmp_pat
 def test_resume_is_bit_exact_after_kill(config: Config, whole: Path, tmp_path: Path) -> None:
     """Both networks, both optimizers, averages and baseline: killed three times at random points."""
     job, moments = meta_job(config, tmp_path / "cut"), random.Random(0)
-    path = job.out / "metrics.jsonl"
     for step in (10, 20, 30):
-        process = start(job)
-        wait_for(lambda: (path.exists() and f'"step": {step},' in path.read_text()) or not process.is_alive())  # noqa: B023
-        assert kill(process, moments.uniform(0, 0.3)) == -9
+        assert signal_at(job, step, moments.uniform(0, 0.1)) == -9
     assert outputs(run(job)) == outputs(whole)
 
 
@@ -110,18 +109,13 @@ def test_resume_is_bit_exact_in_bf16_with_weak_views_apart(config: Config, tmp_p
     settings = {"joint_batch": False, "label_temperature": 0.5}
     whole, cut = (meta_job(config, tmp_path / name, **settings) for name in ("whole", "cut"))
     whole, cut = (changed(job, runtime=changed(job.runtime, precision="bf16")) for job in (whole, cut))
-    path, process = cut.out / "metrics.jsonl", start(cut)
-    wait_for(lambda: (path.exists() and '"step": 25,' in path.read_text()) or not process.is_alive())
-    assert kill(process, 0.02) == -9
+    assert signal_at(cut, 25, 0.02) == -9
     assert outputs(run(cut)) == outputs(run(whole))
 
 
 def test_a_stop_saves_and_goes_on_to_the_same_bytes(config: Config, whole: Path, tmp_path: Path) -> None:
     job = meta_job(config, tmp_path / "stopped")
-    path = job.out / "metrics.jsonl"
-    process = start(job)
-    wait_for(lambda: (path.exists() and '"step": 15,' in path.read_text()) or not process.is_alive())
-    assert kill(process, 0.0, signal.SIGTERM) == EXIT_INTERRUPTED
+    assert signal_at(job, 15, signum=signal.SIGTERM) == EXIT_INTERRUPTED
     assert outputs(run(job)) == outputs(whole)
 
 

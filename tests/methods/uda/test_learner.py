@@ -9,12 +9,14 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from support.processes import kill, method_job, outputs, run, start, wait_for
+from support.processes import method_job, outputs, run, signal_at
 from support.ranks import in_two, run_ranks
 from support.tiny_net import register
 
 from pipeline.config import Config, changed
 from pipeline.train.schedule import lr_at
+
+pytestmark = pytest.mark.process
 
 
 def lines(folder: Path) -> list[dict[str, Any]]:
@@ -39,11 +41,8 @@ def test_metrics_show_both_losses_and_the_schedule(uda_config: Config, whole: Pa
 
 def test_resume_is_bit_exact_after_kill(uda_config: Config, whole: Path, tmp_path: Path) -> None:
     job = method_job(uda_config, tmp_path / "cut")
-    path = job.out / "metrics.jsonl"
     for step in (15, 25):
-        process = start(job)
-        wait_for(lambda: (path.exists() and f'"step": {step},' in path.read_text()) or not process.is_alive())  # noqa: B023
-        assert kill(process, 0.02) == -9
+        assert signal_at(job, step, 0.02) == -9
     assert outputs(run(job)) == outputs(whole)
 
 

@@ -1,0 +1,21 @@
+"""The benchmarks that are commands: `python -m benchmarks NAME ...`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from benchmarks.gpu import run as gpu
+
+
+def main() -> int:
+    """Run the benchmark that the command line names; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="NAME")
+    gpu.add_options(commands.add_parser("gpu", help=gpu.HELP, description=gpu.__doc__))
+    args = parser.parse_args()
+    return int(args.run(args))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

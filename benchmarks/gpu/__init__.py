@@ -1,0 +1,1 @@
+"""What a GPU does in a few minutes: `python -m benchmarks gpu`."""
