@@ -11,13 +11,14 @@ BIN := .venv/bin
 SOURCES := pipeline flows tests benchmarks
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev demo moons test test-slow test-gpu lint format bench clean
+.PHONY: help install install-dev demo moons test test-slow test-gpu gpu lint format bench clean
 
 help:
 	@echo "make install      .venv with selftrain in it"
 	@echo "make demo         the whole loop on handwritten digits, about 2 minutes"
 	@echo "make moons        Meta Pseudo Labels on points in the plane, about 3 minutes"
 	@echo "make test         tests; also test-slow, test-gpu"
+	@echo "make gpu          the tests that need a GPU, and what it does in 6 minutes"
 	@echo "make lint         formatting, ruff, mypy, spelling; make format fixes what can be fixed"
 	@echo "make bench        benchmarks"
 	@echo "make clean        remove .venv and caches; data and runs stay"
@@ -53,6 +54,20 @@ test-slow: install-dev
 
 test-gpu: install-dev
 	$(BIN)/python -m pytest -m gpu $(PYTEST_ARGS)
+
+# At most 9 minutes together. It installs nothing: where there is no .venv it takes the packages of PYTHON.
+GPU_DATA ?= $(or $(SELFTRAIN_DATA),shards)
+GPU_OUT ?= $(or $(SELFTRAIN_RESULTS),runs/gpu)
+GPU_ARGS ?= --device cuda --minutes 6
+gpu: HERE = $(firstword $(wildcard $(BIN)/python) $(PYTHON))
+gpu:
+	mkdir -p $(GPU_OUT)
+	@status=0; \
+	timeout 165 $(HERE) -m pytest -v -m gpu --durations=10 -p no:cacheprovider tests/gpu >$(GPU_OUT)/tests.txt 2>&1 || \
+		status=$$?; \
+	tail -n 60 $(GPU_OUT)/tests.txt; \
+	timeout 370 $(HERE) -m benchmarks gpu --data $(GPU_DATA) --out $(GPU_OUT) $(GPU_ARGS) || status=$$?; \
+	exit $$status
 
 lint: install-dev
 	$(BIN)/ruff format --check $(SOURCES)

@@ -6,6 +6,7 @@ import argparse
 import sys
 
 from benchmarks.gpu import run as gpu
+from pipeline.errors import EXIT_USER_ERROR, UserError
 
 
 def main() -> int:
@@ -14,7 +15,11 @@ def main() -> int:
     commands = parser.add_subparsers(required=True, metavar="NAME")
     gpu.add_options(commands.add_parser("gpu", help=gpu.HELP, description=gpu.__doc__))
     args = parser.parse_args()
-    return int(args.run(args))
+    try:
+        return int(args.run(args))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_USER_ERROR
 
 
 if __name__ == "__main__":

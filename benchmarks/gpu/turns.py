@@ -23,7 +23,7 @@ class Times:
     turns: tuple[float, ...]
     """Seconds per step, turn by turn."""
     host: float
-    """Seconds for which a step keeps the host busy, when nothing is queued: a lower bound that no GPU undercuts."""
+    """Seconds for which one step keeps the host busy, while nothing is queued: no GPU, however fast, goes below."""
 
     @property
     def seconds(self) -> float:
@@ -36,10 +36,10 @@ def in_turns(ways: Mapping[str, Step], seconds: float, device: torch.device) -> 
     for step in ways.values():
         for _ in range(WARM_UP[device.type]):
             step()
-    hosts = {name: _host_seconds(step, device) for name, step in ways.items()}
-    alone = {name: timed(step, 2, device) for name, step in ways.items()}
-    steps = {name: max(1, round(seconds / len(ways) / ROUNDS / one)) for name, one in alone.items()}
     turns: dict[str, list[float]] = {name: [] for name in ways}
+    hosts = {name: _host_seconds(step, device) for name, step in ways.items()}
+    alone = {name: timed(step, 3, device) if device.type == "cuda" else hosts[name] for name, step in ways.items()}
+    steps = {name: max(1, round(seconds / len(ways) / ROUNDS / one)) for name, one in alone.items()}
     ends = time.monotonic() + seconds
     while len(next(iter(turns.values()))) < MIN_ROUNDS or time.monotonic() < ends:
         for name, step in ways.items():
@@ -59,7 +59,7 @@ def timed(step: Step, steps: int, device: torch.device) -> float:
 
 def _host_seconds(step: Step, device: torch.device) -> float:
     times = []
-    for _ in range(5 if device.type == "cuda" else 1):
+    for _ in range(7 if device.type == "cuda" else 1):
         synchronize(device)
         started = time.perf_counter()
         step()

@@ -21,7 +21,7 @@ from pipeline.config.base import (
     off_is_a_word,
     technique,
 )
-from pipeline.config.mixing import Mixup
+from pipeline.config.mixing import MaskedMixup
 from pipeline.config.network import NetworkSettings, Optimizer
 from pipeline.config.training import Training
 
@@ -102,7 +102,7 @@ class FixMatch(Section):
     clamp: tuple[Fraction, Fraction] = (0.0, 1.0)
     """Lowest and highest value of adaptive thresholds. Set [0.9, 0.95] for data such as SVHN, where low thresholds in
     the first steps teach wrong labels."""
-    mixup: Mixup | None = technique(None)
+    mixup: MaskedMixup | None = technique(None)
     """A second loss on unlabeled images, on mixtures of two images that both have a sure label. Without this section it
     is off."""
 

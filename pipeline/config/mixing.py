@@ -31,3 +31,10 @@ class Cutmix(Section):
     """The share of the area that stays is drawn from Beta(alpha, alpha). At 1 all shares are equally likely."""
     probability: Share = 1.0
     """Share of the images that are mixed. Lower it if mixup is on too: the two shares add up to at most 1."""
+
+
+class MaskedMixup(Section):
+    """mixup of the unlabeled images of FixMatch, where both images of a pair have a sure label."""
+
+    alpha: MixingAlpha = 0.5
+    """The weight is drawn from Beta(alpha, alpha). Larger values mix more."""

@@ -30,7 +30,7 @@ class Round:
     num_selected: int | None
     """The number of distinct pseudo-labeled images that it was trained on; None without a selection."""
     kept: bool
-    """Whether it became the next teacher."""
+    """False for a student that is worse on val than its teacher, which then stays the teacher."""
     train: Path
     label: Path | None
     select: Path | None

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import sys
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -60,7 +62,7 @@ def test_a_plugin_that_is_missing_or_broken_is_named(tmp_path: Path) -> None:
         add_plugins([tmp_path / "nothing.py"])
     broken = plugin(tmp_path, "import nothing_of_that_name", "my_broken")
     with pytest.raises(
-        UserError, match=r"my_broken\.py cannot be imported: ModuleNotFoundError: .*nothing_of_that_name"
+        UserError, match=r"my_broken\.py cannot be imported \(line 1\): ModuleNotFoundError: .*nothing_of_that_name"
     ):
         add_plugins([broken])
     assert "my_broken" not in sys.modules
@@ -73,7 +75,68 @@ def test_a_plugin_may_not_take_the_name_of_a_module(tmp_path: Path, name: str) -
         add_plugins([plugin(tmp_path, name=name)])
 
 
+def test_the_name_of_a_plugin_must_be_that_of_a_module(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"'my-net' cannot be the name of a module; rename the file, e\.g\. to my_net"):
+        add_plugins([plugin(tmp_path, name="my-net")])
+
+
+def test_a_file_that_a_script_imported_is_not_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = plugin(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    module = import_module("my_method")
+    add_plugins([path])
+    assert path.with_suffix(".log").read_text() == "imported "
+    assert sys.modules["my_method"] is module
+    assert plugins.digests() == {"my_method.py": hashlib.sha256(path.read_bytes()).hexdigest()}
+
+
+def test_the_code_that_runs_is_that_of_the_digest(tmp_path: Path) -> None:
+    """Python's own import may take the compiled code of a file that was as long, and edited in the same second."""
+    for value in (1, 2):
+        path = plugin(tmp_path, f"value = {value}\n", "my_value")
+        os.utime(path, (1e9, 1e9))
+        add_plugins([path])
+        assert sys.modules["my_value"].value == value
+        assert plugins.digests() == {"my_value.py": hashlib.sha256(path.read_bytes()).hexdigest()}
+        del sys.modules["my_value"]
+        plugins._LOADED.clear()
+
+
+def test_the_sources_of_a_name_are_its_plugin_and_those_that_it_imports(tmp_path: Path) -> None:
+    paths = [
+        plugin(tmp_path, "", "my_views"),
+        plugin(tmp_path, "import json\nfrom my_views import __name__ as name\n", "my_step"),
+        plugin(tmp_path, "def late():\n    import my_step\n", "my_learner"),
+    ]
+    add_plugins(paths)
+    assert list(plugins.sources_of("my_learner:Learner")) == ["my_learner.py", "my_step.py", "my_views.py"]
+    assert list(plugins.sources_of("my_views", "json", "pipeline.train.stage:run_train")) == ["my_views.py"]
+
+
 def test_without_plugins_nothing_is_imported() -> None:
     before = set(sys.modules)
     load_plugins()
     assert set(sys.modules) == before
+
+
+METHOD = "from dataclasses import replace\nfrom pipeline.methods import *\nfrom pipeline.config.methods import *\n"
+ROW = "from pipeline.techniques import *\nregister_technique(replace(TECHNIQUES['mixup'], name='mine', keys={keys}))\n"
+MISTAKES = {
+    "register_method(METHODS['uda'], METHOD_CONFIGS['uda'])": r"there is a method 'uda' already",
+    "register_method(replace(METHODS['uda'], name='mine'), MethodConfig(reads=('studnet',)))": (
+        r"method mine reads a section 'studnet', did you mean `student`\?"
+    ),
+    "register_method(replace(METHODS['uda'], name='mine'), MethodConfig((), settings={'student': Uda}))": (
+        r"method mine: the config has a section 'student' already"
+    ),
+    ROW.format(keys=("training.mixp",)): r"there is no config key `training\.mixp`, did you mean `mixup`\?",
+    ROW.format(keys=("training.mixup",)): r"its key `training\.mixup` is that of mixup",
+    ROW.format(keys=("training.steps",)): r"nothing turns `training\.steps` off; declare its field by technique\(\)",
+    "from pipeline.stages.kinds import *\nregister_kind(KINDS['label'])": r"LabelJob\.kind is 'label', which is a kind",
+}
+
+
+@pytest.mark.parametrize("code", MISTAKES)
+def test_a_mistake_in_what_is_registered_is_told_when_the_file_is_imported(tmp_path: Path, code: str) -> None:
+    with pytest.raises(UserError, match=r"my_method\.py cannot be imported \(line \d+\): .*" + MISTAKES[code]):
+        add_plugins([plugin(tmp_path, METHOD + code)])
