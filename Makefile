@@ -11,33 +11,32 @@ BIN := .venv/bin
 SOURCES := pipeline flows tests benchmarks
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev demo moons test test-slow test-gpu gpu lint format bench clean
+.PHONY: help install install-demo install-dev demo moons test test-fast test-slow test-gpu gpu lint format bench clean
 
 help:
 	@echo "make install      .venv with selftrain in it"
 	@echo "make demo         the whole loop on handwritten digits, about 2 minutes"
 	@echo "make moons        Meta Pseudo Labels on points in the plane, about 3 minutes"
-	@echo "make test         tests; also test-slow, test-gpu"
+	@echo "make test         tests; also test-fast (those without processes, a minute), test-slow, test-gpu"
 	@echo "make gpu          the tests that need a GPU, and what it does in 6 minutes"
 	@echo "make lint         formatting, ruff, mypy, spelling; make format fixes what can be fixed"
 	@echo "make bench        benchmarks"
 	@echo "make clean        remove .venv and caches; data and runs stay"
 
 install: .venv/installed
+install-demo: .venv/installed-demo
 install-dev: .venv/installed-dev
 
 # One pip call: the constraints decide which torch is downloaded, so no other build of it ever is.
-.venv/installed: pyproject.toml constraints.txt
+.venv/installed-demo: EXTRA = [demo]
+.venv/installed-dev: EXTRA = [dev]
+.venv/installed-dev: HOLDS = .venv/installed-demo
+.venv/installed .venv/installed-demo .venv/installed-dev: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install $(PIP_ARGS) -c constraints.txt -e .
-	touch $@
+	$(BIN)/python -m pip install $(PIP_ARGS) -c constraints.txt -e ".$(EXTRA)"
+	touch .venv/installed $(HOLDS) $@
 
-.venv/installed-dev: pyproject.toml constraints.txt
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install $(PIP_ARGS) -c constraints.txt -e ".[dev]"
-	touch .venv/installed $@
-
-demo: install
+demo: install-demo
 	$(BIN)/python -m pipeline.demos.digits shards/digits
 	$(BIN)/selftrain run configs/digits.yaml --run-dir runs/demo
 
@@ -48,6 +47,10 @@ moons: install
 # A file stays in one process, so that its fixtures are made once.
 test: install-dev
 	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile $(PYTEST_ARGS)
+
+test-fast: install-dev
+	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile -m 'not slow and not gpu and not process' \
+		$(PYTEST_ARGS)
 
 test-slow: install-dev
 	$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)

@@ -23,6 +23,7 @@ from support.processes import label_job, run, select_job, train_job
 
 from pipeline.config import Config
 
+os.fsync = lambda descriptor: None  # in this process, not in children: it helps in power cuts alone, and it is slow
 # Nothing about time: the first call of a test imports and compiles, and the machine may be busy.
 settings.register_profile("selftrain", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("selftrain")

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import ast
+import multiprocessing
 import re
-from collections.abc import Iterator
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from support.command import ROOT
+from support.imports import imports_of, sources
 
-import pipeline
-
-ROOT = Path(pipeline.__file__).parent.parent
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("errors", "arrays"),
     ("files", "randomness", "threads"),
@@ -35,24 +35,9 @@ FLOORS: tuple[tuple[str, ...], ...] = (
 LONG_LINES, REASON = 300, "long because"
 
 
-def sources(folder: str) -> Iterator[Path]:
-    return (path for path in sorted((ROOT / folder).rglob("*.py")) if "__pycache__" not in path.parts)
-
-
 def room_of(module: str) -> str:
     """`pipeline.train.loop` -> `train`."""
     return [*module.split("."), ""][1]
-
-
-def imports_of(path: Path) -> set[str]:
-    """The modules that a file imports, at its top or inside functions."""
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.module:
-            found |= {node.module} if node.module != "pipeline" else {f"pipeline.{a.name}" for a in node.names}
-        elif isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-    return found
 
 
 @pytest.mark.parametrize("path", list(sources("pipeline")), ids=lambda path: str(path.relative_to(ROOT)))
@@ -112,3 +97,18 @@ def test_files_of_one_name_play_the_same_part() -> None:
         if path.parent.name != "config":  # a section of the config is called after the file that reads it
             names.setdefault(path.name, []).append(path)
     assert not {name: paths for name, paths in names.items() if len(paths) > 1 and name not in PARTS}
+
+
+def test_no_test_imports_another_test() -> None:
+    """What two of them need is in `support`."""
+    for path in sources("tests"):
+        for module in imports_of(path):
+            of_tests = [part for part in module.split(".") if part.startswith("test_") or part in ("tests", "conftest")]
+            assert not of_tests, f"{path} imports {module}; move what it needs to tests/support/"
+
+
+def test_a_test_that_does_not_say_so_cannot_start_a_process() -> None:
+    with pytest.raises(pytest.fail.Exception, match=r"mark it `process`"):
+        subprocess.run([sys.executable, "-c", ""], check=True)
+    with pytest.raises(pytest.fail.Exception, match=r"mark it `process`"):
+        multiprocessing.get_context("spawn").Process().start()

@@ -5,19 +5,24 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+import sys
 import tomllib
 from importlib import import_module
+from importlib.metadata import packages_distributions, requires
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+from support.command import ROOT
+from support.imports import imports_of, sources
 
 import pipeline
 from pipeline.config import Config, load
+from pipeline.demos.digits import pack_digits
 from pipeline.demos.moons.config import TwoMoons
+from pipeline.errors import UserError
 
-ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 
@@ -26,15 +31,56 @@ def constraints() -> dict[str, str]:
     return dict(line.lower().split("==") for line in lines if line)
 
 
-def requirements() -> dict[str, Requirement]:
-    texts = [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["dev"]]
-    return {requirement.name.lower(): requirement for requirement in map(Requirement, texts)}
+def requirements(*extras: str) -> dict[str, Requirement]:
+    """By name: those of the package, and those of extras."""
+    texts = [*PROJECT["dependencies"], *(text for extra in extras for text in PROJECT["optional-dependencies"][extra])]
+    found = {requirement.name.lower(): requirement for requirement in map(Requirement, texts)}
+    of_extras = found.pop(PROJECT["name"], None)
+    return found if of_extras is None else requirements(*of_extras.extras) | found
 
 
 def test_every_requirement_is_pinned_to_a_version_that_it_accepts() -> None:
     pins = constraints()
-    wrong = {name: pins.get(name) for name, r in requirements().items() if pins.get(name, "") not in r.specifier}
+    wrong = {name: pins.get(name) for name, r in requirements("dev").items() if pins.get(name, "") not in r.specifier}
     assert wrong == {}
+
+
+BROUGHT = {
+    "annotated-types": "pydantic",
+    "pydantic-core": "pydantic",
+    "huggingface-hub": "timm",
+    "httpx": "prefect",
+    "uvicorn": "prefect",
+    "packaging": "pytest",
+}
+"""Parts of a requirement that are imported beside it, and the requirement that brings them."""
+
+
+@pytest.mark.parametrize(("folder", "extras"), [("pipeline", ("demo",)), ("flows", ()), ("tests", ("dev",))])
+def test_what_is_imported_is_required(folder: str, extras: tuple[str, ...]) -> None:
+    of_modules, required = packages_distributions(), requirements(*extras)
+    modules = {module.split(".")[0] for path in sources(folder) for module in imports_of(path)}
+    for module in modules - sys.stdlib_module_names - {"pipeline", "flows", "support"}:
+        names = {name.lower().replace("_", "-") for name in of_modules[module]}
+        assert {BROUGHT.get(name, name) for name in names} & set(required), f"{folder} imports {module}"
+
+
+def test_a_part_is_brought_by_its_requirement() -> None:
+    for part, whole in BROUGHT.items():
+        texts = requires(whole) or []
+        assert part in {Requirement(text).name.lower().replace("_", "-") for text in texts}, f"{whole} without {part}"
+
+
+def test_only_the_digits_need_the_extra_of_demos() -> None:
+    users = [path for path in sources("pipeline") if any(name.split(".")[0] == "sklearn" for name in imports_of(path))]
+    assert users == [ROOT / "pipeline" / "demos" / "digits.py"]
+
+
+def test_digits_without_their_extra_name_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    with pytest.raises(UserError, match=r"pip install selftrain\[demo\]"):
+        pack_digits(tmp_path / "digits")
+    assert not (tmp_path / "digits").exists()
 
 
 def test_torch_and_torchvision_are_pinned_as_one_pair() -> None:

@@ -2,31 +2,21 @@
 
 from __future__ import annotations
 
-import ast
 import subprocess
 import sys
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from support.command import ROOT, selftrain
-
-
-def imported(path: Path) -> Iterator[str]:
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            yield node.module
+from support.imports import imports_of, sources
 
 
 def test_the_pipeline_never_imports_prefect_or_flows() -> None:
-    files = sorted((ROOT / "pipeline").rglob("*.py"))
+    files = list(sources("pipeline"))
     assert len(files) > 10
     wrong = {
         (str(file.relative_to(ROOT)), name)
         for file in files
-        for name in imported(file)
+        for name in imports_of(file)
         if name.split(".")[0] in {"prefect", "flows"}
     }
     assert wrong == set()

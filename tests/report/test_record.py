@@ -8,9 +8,11 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from support.run_folder import edit, text_of
 
 from pipeline.errors import UserError
+from pipeline.report import plots
 from pipeline.report.page import write_report
 from pipeline.report.record import read_run
 from pipeline.report.verdict import judge
@@ -28,7 +30,9 @@ def test_an_unfinished_run_claims_nothing_on_test(unfinished: Path) -> None:
     assert "So the pseudo-labels" not in page
 
 
-def test_every_stage_of_growth_gives_a_report(run: Path) -> None:
+def test_every_stage_of_growth_gives_a_report(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plots, "DPI", 20)  # drawn, but coarsely and as it falls, which is quicker
+    monkeypatch.setattr(ConstrainedLayoutEngine, "execute", lambda layout, figure: None)
     (run / "result.json").unlink()
     parts = [
         "evaluate-*",
@@ -42,7 +46,7 @@ def test_every_stage_of_growth_gives_a_report(run: Path) -> None:
     for part in parts:
         for folder in run.glob(part):
             edit(folder / "stage.json", lambda record: record.update(complete=False))
-        assert "not finished" in text_of(run)
+        assert "not finished" in text_of(run, draw=True)
         for folder in run.glob(part):
             shutil.rmtree(folder)
     assert "No training has begun" in text_of(run)
