@@ -46,10 +46,10 @@ moons: install
 
 # A file stays in one process, so that its fixtures are made once.
 test: install-dev
-	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 test-fast: install-dev
-	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile -m 'not slow and not gpu and not process' \
+	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder -m 'not slow and not gpu and not process' \
 		$(PYTEST_ARGS)
 
 test-slow: install-dev

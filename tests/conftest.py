@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+from collections import Counter
 from collections.abc import Iterator
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -47,6 +48,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if config.pluginmanager.hasplugin("timeout") and not item.get_closest_marker("timeout"):
             limits = [limit for name, limit in LIMITS_S.items() if item.get_closest_marker(name)]
             item.add_marker(pytest.mark.timeout(max(limits, default=LIMIT_S)))
+    # Files with many real processes first: a slow file at the end would leave the other workers idle.
+    slowness = Counter(item.path for item in items if item.get_closest_marker("process"))
+    items.sort(key=lambda item: -slowness[item.path])
 
 
 @pytest.hookimpl(wrapper=True)
