@@ -17,6 +17,7 @@ import pytest
 import torch
 from support import command
 from support.command import ROOT
+from support.command import selftrain_here as selftrain
 from support.fake_stages import with_section
 from support.images import digit_files, write_files
 from typer.core import TyperGroup
@@ -49,14 +50,6 @@ def verbs() -> dict[str, Any]:
     group = get_command(app)
     assert isinstance(group, TyperGroup)
     return group.commands
-
-
-def selftrain(*arguments: str | Path) -> str:
-    """Run the command in this process; returns what it printed."""
-    done = CliRunner().invoke(app, [str(argument) for argument in arguments])
-    if done.exception:
-        raise done.exception
-    return done.stdout
 
 
 @pytest.fixture(autouse=True)

@@ -20,12 +20,11 @@ import numpy as np
 import pytest
 import torch
 from support.command import ROOT, environment
+from support.command import selftrain_here as selftrain
 from support.plugins import forget, importing
 from support.processes import has_come_to, kill, method_job, outputs, run, start, train_job
 from support.waiting import wait_for
-from typer.testing import CliRunner
 
-from flows.cli import app
 from pipeline.config import Config, changed, load_config, parse, semantic
 from pipeline.config.base import is_technique, set_key
 from pipeline.demos.digits import pack_digits
@@ -85,13 +84,6 @@ def forks(children: None, monkeypatch: pytest.MonkeyPatch) -> None:
         run(job, importing())
 
     monkeypatch.setattr(launch, "run_job", in_a_fork)
-
-
-def selftrain(*words: str | Path) -> str:
-    done = CliRunner().invoke(app, [str(word) for word in words])
-    if done.exception:
-        raise done.exception
-    return done.stdout
 
 
 def run_page(plugin: str, *settings: str) -> str:

@@ -17,6 +17,7 @@ SELFTRAIN = (sys.executable, "-m", "flows.cli")
 def environment(**more: str) -> dict[str, str]:
     """The variables of a process that finds this checkout wherever it works, and no Prefect of whoever tests."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+    clean["PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS"] = str(int(LIMIT_S))
     return {**clean, "PYTHONPATH": str(ROOT), "COLUMNS": "120", **more}
 
 
@@ -46,3 +47,15 @@ def selftrain(*arguments: str | Path, cwd: Path, **variables: str) -> str:
     code, out, err = finish(type_command(*arguments, cwd=cwd, **variables))
     assert code == 0, out + err
     return out
+
+
+def selftrain_here(*arguments: str | Path) -> str:
+    """Run the command in this process; returns what it printed, and raises what it raises."""
+    from typer.testing import CliRunner
+
+    from flows.cli import app
+
+    done = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    if done.exception:
+        raise done.exception
+    return done.stdout

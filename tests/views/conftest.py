@@ -6,7 +6,9 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from PIL import Image
-from sklearn.datasets import load_digits, load_sample_images
+from sklearn.datasets import load_sample_images
+
+from pipeline.demos.digits import load_digits
 
 Images = npt.NDArray[np.uint8]
 
@@ -36,5 +38,4 @@ def large_photos() -> Images:
 @pytest.fixture(scope="session")
 def digits() -> Images:
     """Ten handwritten digits at 8 pixels."""
-    grey = (load_digits().images[:10] * 255 / 16).astype(np.uint8)
-    return np.repeat(grey[..., None], 3, axis=3)
+    return np.repeat(load_digits()[0][:10, ..., None], 3, axis=3)
