@@ -17,7 +17,7 @@ help:
 	@echo "make install      .venv with selftrain in it"
 	@echo "make demo         the whole loop on handwritten digits, about 2 minutes"
 	@echo "make moons        Meta Pseudo Labels on points in the plane, about 3 minutes"
-	@echo "make test         tests; also test-fast (those without processes, a minute), test-slow, test-gpu"
+	@echo "make test         tests; also test-fast (those without processes), test-slow, test-gpu"
 	@echo "make gpu          the tests that need a GPU, and what it does in 6 minutes"
 	@echo "make lint         formatting, ruff, mypy, spelling; make format fixes what can be fixed"
 	@echo "make bench        benchmarks"
