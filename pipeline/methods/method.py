@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 from pipeline.config import Config, NetworkSettings, Section, Training, changed
 from pipeline.config.methods import METHOD_CONFIGS
 from pipeline.config.unread import settings_of
-from pipeline.stages.jobs import Job, Role
+from pipeline.files import read_json
+from pipeline.shards.dataset import open_split
+from pipeline.stages.jobs import Job, LabelJob, Role, SelectJob, TrainJob
 from pipeline.stages.kinds import load_object
 
 log = logging.getLogger("selftrain.loop")
@@ -53,19 +57,23 @@ OnRound = Callable[[Round], None]
 """It is called with each round when the round's model is trained and evaluated."""
 
 
-class Stages(Protocol):
+@dataclass
+class Stages(ABC):
     """The stages that a method may ask a run for. Each call runs a stage in its folder, or reuses a finished one."""
 
-    @property
-    def config(self) -> Config:
-        """The run's config, resolved for this machine."""
+    config: Config
+    """The run's config, resolved for this machine."""
+    folder: Path
+    """The run folder."""
 
-    @property
+    @cached_property
     def num_classes(self) -> int:
         """The number of classes of the labeled split."""
+        return len(open_split(self.config.data, "labeled").classes)
 
+    @abstractmethod
     def stage(self, job: Job, parent: str) -> Path:
-        """Run a job of any kind in RUN/parent/KIND-FP8, where its fingerprint begins with FP8."""
+        """Run a job of any kind in RUN/parent/KIND-FP8, where its fingerprint begins with FP8; returns the folder."""
 
     def train(
         self,
@@ -80,17 +88,38 @@ class Stages(Protocol):
         labels: Path | None = None,
     ) -> Path:
         """Train in RUN/parent by the method's learner, else on labels and pseudo-labels; returns the stage folder."""
+        values: dict[str, Any] = {"teacher": teacher, "selection": selection, "labels": labels}
+        if method is not None:
+            values |= {"method": method.name, "learner": method.learner, "settings": method.settings(self.config)}
+        return self.stage(TrainJob.of(self.config, self.folder, role, round, training, **values), parent)
 
     def label(self, round: int, teachers: Sequence[Path]) -> Path:
         """Label the unlabeled images with the mean of these teachers, the newest first; returns the folder."""
+        return self.stage(LabelJob.of(self.config, self.folder, round, teachers), f"rounds/{round}")
 
     def select(self, round: int, labels: Path) -> Path:
         """Choose pseudo-labels; returns the folder of the selection."""
+        return self.stage(SelectJob.of(self.config, self.folder, round, labels), f"rounds/{round}")
 
     def judge(
         self, role: Role, round: int, train: Path, labels: Path | None = None, selection: Path | None = None
     ) -> Round:
         """The round of a finished training, with its figures on val."""
+        metrics = read_json(train / "evaluation-val.json")
+        low, high = metrics["interval"]
+        outputs = read_json(selection / "stage.json")["outputs"] if selection else {}
+        return Round(
+            round=round,
+            role=role,
+            model=read_json(train / "model.json")["architecture"],
+            val_top1=metrics["top1"],
+            interval=(low, high),
+            num_selected=outputs.get("num_selected"),
+            kept=True,
+            train=train,
+            label=labels,
+            select=selection,
+        )
 
 
 @dataclass(frozen=True)

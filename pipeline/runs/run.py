@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
-from pipeline.config import Config, NetworkSettings, Split, Training, changed
+from pipeline.config import Split, changed
 from pipeline.errors import UserError
 from pipeline.files import read_json
-from pipeline.methods.method import Method, Round
+from pipeline.methods.method import Round, Stages
 from pipeline.runs.ledger import Ledger
 from pipeline.shards.dataset import open_split
 from pipeline.stages.folder import is_finished
-from pipeline.stages.jobs import EvaluateJob, Job, LabelJob, Role, SelectJob, TrainJob
+from pipeline.stages.jobs import EvaluateJob, Job, Role
 from pipeline.stages.kinds import fingerprint_of, kind_of
 
 log = logging.getLogger("selftrain.loop")
@@ -26,22 +25,15 @@ RunStage = Callable[[Job, int], None]
 
 
 @dataclass
-class Run:
-    """A run in progress: the resolved config, and how to run a stage in its folder. Methods see it as `Stages`."""
+class Run(Stages):
+    """A run in progress, which runs each stage in its folder and keeps the ledger. Methods see it as `Stages`."""
 
-    config: Config
-    folder: Path
     run_stage: RunStage
     lock_fd: int
     accept_environment: bool
     data: dict[Split, str]
     """Split -> its fingerprint when the run began."""
     ledger: Ledger
-
-    @cached_property
-    def num_classes(self) -> int:
-        """The number of classes of the labeled split."""
-        return len(open_split(self.config.data, "labeled").classes)
 
     def stage(self, job: Job, parent: str) -> Path:
         """Run a job in RUN/parent/KIND-FP8, or reuse the finished stage there; returns the folder.
@@ -69,33 +61,6 @@ class Run:
                 "between runs, and type the command again to begin anew with the data as it is"
             )
 
-    def train(
-        self,
-        role: Role,
-        round: int,
-        training: Training,
-        parent: str,
-        *,
-        method: Method | None = None,
-        teacher: NetworkSettings | None = None,
-        selection: Path | None = None,
-        labels: Path | None = None,
-    ) -> Path:
-        """Run a train stage. Its learner is the method's; without a method it learns from labels and pseudo-labels."""
-        whose: dict[str, Any] = {}
-        if method is not None:
-            whose = {"method": method.name, "learner": method.learner, "settings": method.settings(self.config)}
-        inputs = {"teacher": teacher, "selection": selection, "labels": labels}
-        return self.stage(TrainJob.of(self.config, self.folder, role, round, training, **whose, **inputs), parent)
-
-    def label(self, round: int, teachers: Sequence[Path]) -> Path:
-        """Run a label stage with these teachers, the newest first."""
-        return self.stage(LabelJob.of(self.config, self.folder, round, teachers), f"rounds/{round}")
-
-    def select(self, round: int, labels: Path) -> Path:
-        """Run a select stage on the labels of a label stage."""
-        return self.stage(SelectJob.of(self.config, self.folder, round, labels), f"rounds/{round}")
-
     def evaluate(self, split: Split, models: dict[str, Path]) -> dict[str, Any]:
         """Run an evaluate stage; returns {name: metrics}."""
         job = EvaluateJob.of(self.config, self.folder, split, models)
@@ -106,20 +71,5 @@ class Run:
         self, role: Role, round: int, train: Path, labels: Path | None = None, selection: Path | None = None
     ) -> Round:
         """The round of a finished training, with its figures on val; it is entered into the ledger."""
-        metrics = read_json(train / "evaluation-val.json")
-        low, high = metrics["interval"]
-        info = read_json(train / "model.json")
-        outputs = read_json(selection / "stage.json")["outputs"] if selection else {}
         self.ledger.add_model(train, role, round)
-        return Round(
-            round=round,
-            role=role,
-            model=info["architecture"],
-            val_top1=metrics["top1"],
-            interval=(low, high),
-            num_selected=outputs.get("num_selected"),
-            kept=True,
-            train=train,
-            label=labels,
-            select=selection,
-        )
+        return super().judge(role, round, train, labels, selection)

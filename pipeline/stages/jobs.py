@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, SerializeAsAny
 
@@ -39,6 +39,12 @@ class Job(Section):
     accept_environment: bool = False
     plugins: dict[str, str] = Field(default_factory=digests)
     """File name -> digest of the plugins that wrote the job. The process that runs it must have the same ones."""
+
+    @classmethod
+    def of_run(cls, config: Config, **values: Any) -> Self:
+        """The job with what all jobs of a run share: data, runtime, and where they have them, evaluation and seed."""
+        shared = cls.model_fields.keys() & {"data", "runtime", "evaluate", "seed"}
+        return cls(**{name: getattr(config, name) for name in shared}, **values)
 
     @property
     def title(self) -> str:
@@ -96,17 +102,7 @@ class TrainJob(Job):
     @classmethod
     def of(cls, config: Config, out: Path, role: Role, round: int, training: Training, **values: Any) -> TrainJob:
         """The job of one training of a run, with the run's data, evaluation and runtime."""
-        return cls(
-            out=out,
-            role=role,
-            round=round,
-            seed=config.seed,
-            data=config.data,
-            training=training,
-            evaluate=config.evaluate,
-            runtime=config.runtime,
-            **values,
-        )
+        return cls.of_run(config, out=out, role=role, round=round, training=training, **values)
 
 
 class LabelJob(Job):
@@ -127,14 +123,8 @@ class LabelJob(Job):
     def of(cls, config: Config, out: Path, round: int, teachers: Sequence[Path], **values: Any) -> LabelJob:
         """The job of a labeling pass by the newest teachers, as many as `label.ensemble` says."""
         label = config.for_round(round).label
-        return cls(
-            out=out,
-            round=round,
-            data=config.data,
-            label=label,
-            runtime=config.runtime,
-            teachers=tuple(teachers[: label.ensemble]),
-            **values,
+        return cls.of_run(
+            config, out=out, round=round, label=label, teachers=tuple(teachers[: label.ensemble]), **values
         )
 
 
@@ -156,16 +146,8 @@ class SelectJob(Job):
     @classmethod
     def of(cls, config: Config, out: Path, round: int, labels: Path, **values: Any) -> SelectJob:
         """The job of a selection from the labels of a round."""
-        return cls(
-            out=out,
-            round=round,
-            seed=config.seed,
-            data=config.data,
-            runtime=config.runtime,
-            select=config.for_round(round).select,
-            labels=labels,
-            **values,
-        )
+        select = config.for_round(round).select
+        return cls.of_run(config, out=out, round=round, select=select, labels=labels, **values)
 
 
 class EvaluateJob(Job):
@@ -185,12 +167,4 @@ class EvaluateJob(Job):
     @classmethod
     def of(cls, config: Config, out: Path, split: Split, models: dict[str, Path], **values: Any) -> EvaluateJob:
         """The job of an evaluation of a run's models, by their names."""
-        return cls(
-            out=out,
-            data=config.data,
-            split=split,
-            models=models,
-            evaluate=config.evaluate,
-            runtime=config.runtime,
-            **values,
-        )
+        return cls.of_run(config, out=out, split=split, models=models, **values)
