@@ -260,19 +260,27 @@ def per_class(summary: Summary) -> bytes:
     names = [shortened(c["name"]) for c in classes]
     with canvas(width=WIDTH_IN * 0.58, height=PAIR_HEIGHT_IN) as drawing:
         (ax,) = drawing.axes
-        x = np.arange(len(classes))
-        ax.bar(x, [c["predicted"] for c in classes], 0.86, color=PALE, label="predicted")
-        ax.bar(x, [c["kept"] for c in classes], 0.54, color=ACCENT, label="kept", zorder=3)
-        ax.bar(x, [c["copied"] for c in classes], 0.54, color=SECOND, label="copies")
+        x, are_named = np.arange(len(classes)), len(classes) <= MAX_NAMED_CLASSES
+
+        def bars(name: str, width: float, **style: Any) -> None:
+            heights = [c[name] for c in classes]  # type: ignore[literal-required]
+            if are_named:
+                ax.bar(x, heights, width, **style)
+            else:  # one outline in place of a rectangle per class
+                ax.stairs(heights, np.arange(len(x) + 1) - 0.5, fill=True, **style)
+
+        bars("predicted", 0.86, color=PALE, label="predicted")
+        bars("kept", 0.54, color=ACCENT, label="kept", zorder=3)
+        bars("copied", 0.54, color=SECOND, label="copies")
         expected = [c["labeled_prior"] * summary["num_rows"] for c in classes]
         ax.plot(x, expected, "_", ms=min(14, 200 / len(x)), mew=1.6, color=INK, label="labeled mix", zorder=4)
-        if len(classes) > MAX_NAMED_CLASSES:
-            ax.set_xticks([])
-            ax.set_xlabel(f"{len(classes)} classes")
-        else:
+        if are_named:
             crowded = len(names) * max(map(len, names)) > 62
             ax.set_xticks(x, names, rotation=35 if crowded else 0, ha="right" if crowded else "center",
                           rotation_mode="anchor", parse_math=False)  # fmt: skip
+        else:
+            ax.set_xticks([])
+            ax.set_xlabel(f"{len(classes)} classes")
         ax.set_ylabel("images")
         ax.grid(axis="x", visible=False)
         _title(ax, "Pseudo-labels per class")

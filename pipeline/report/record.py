@@ -15,6 +15,7 @@ from pipeline.config import Config, load_config
 from pipeline.errors import UserError
 from pipeline.evaluate.metrics import Metrics
 from pipeline.files import read_json, read_lines
+from pipeline.runs.ledger import FILE as LEDGER
 from pipeline.runs.ledger import Entry, read_ledger
 from pipeline.selection.summary import Summary
 
@@ -187,6 +188,11 @@ def read_run(path: Path) -> RunRecord:
     """
     if not (path / "config.yaml").is_file():
         raise UserError(f"{path} is not a run folder: it has no config.yaml; give the --run-dir of `selftrain run`")
+    if not (path / LEDGER).is_file():
+        raise UserError(
+            f"{path} has no {LEDGER}: an older version of selftrain made this run; report it with that version, or run "
+            "its config again with another --run-dir"
+        )
     result: Json | None = read_json(path / "result.json") if (path / "result.json").exists() else None
     entries = read_ledger(path)
     models = {Path(entry["train_dir"]) for entry in result["rounds"]} if result else set()

@@ -31,6 +31,14 @@ def points() -> Points:
     return Points(x[:6], y[:6], x[6:])
 
 
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The points of the demo as a packed folder."""
+    folder = tmp_path_factory.mktemp("moons") / "moons"
+    pack_moons(folder)
+    return folder
+
+
 def test_a_network_has_the_weights_of_its_seed_whoever_is_beside_it() -> None:
     make = partial(Networks, name="teacher", hidden=8, activation="tanh", init=0.1)
     three, one = make([4, 5, 6]), make([5])
@@ -73,10 +81,9 @@ def run_main(monkeypatch: pytest.MonkeyPatch, *arguments: str | Path) -> int:
 
 
 def test_the_command_counts_the_seeds_that_each_method_separates(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pack_moons(tmp_path / "moons")
-    (tmp_path / "moons.yaml").write_text(f"data: {{root: {tmp_path / 'moons'}}}\nnum_seeds: 2\nthreads: 1\n")
+    (tmp_path / "moons.yaml").write_text(f"data: {{root: {packed}}}\nnum_seeds: 2\nthreads: 1\n")
     command = (tmp_path / "moons.yaml", "--out", tmp_path / "out", "--set", "steps=20")
     assert run_main(monkeypatch, *command) == EXIT_OK
     found = read_json(tmp_path / "out" / RESULT)
@@ -96,9 +103,8 @@ def test_the_command_counts_the_seeds_that_each_method_separates(
     assert "has files, such as thesis.txt; choose another --out" in capsys.readouterr().err
 
 
-def test_every_step_of_every_method_is_told(tmp_path: Path) -> None:
-    pack_moons(tmp_path / "moons")
-    raw = {"data": {"root": str(tmp_path / "moons")}, "num_seeds": 1, "threads": 1, "steps": 5}
+def test_every_step_of_every_method_is_told(packed: Path) -> None:
+    raw = {"data": {"root": str(packed)}, "num_seeds": 1, "threads": 1, "steps": 5}
     ticks: list[int] = []
     comparison = compare(parse(TwoMoons, raw, "tests"), ticks.append)
     assert comparison.accuracy.keys() == METHODS
@@ -117,10 +123,9 @@ def test_other_data_than_points_of_two_classes_is_refused(tmp_path: Path) -> Non
         compare(config, lambda _: None)
 
 
-def separated_by(tmp_path: Path, *overrides: str) -> dict[str, int]:
+def separated_by(packed: Path, *overrides: str) -> dict[str, int]:
     """Of the 20 seeds of the shipped config, how many each method separates."""
-    pack_moons(tmp_path / "moons")
-    config = load(TwoMoons, CONFIG, [f"data.root={tmp_path / 'moons'}", *overrides])
+    config = load(TwoMoons, CONFIG, [f"data.root={packed}", *overrides])
     assert config.num_seeds == 20
     found = dict(compare(config, lambda _: None).num_separated)
     print(found)
@@ -128,16 +133,16 @@ def separated_by(tmp_path: Path, *overrides: str) -> dict[str, int]:
 
 
 @pytest.mark.slow
-def test_feedback_alone_brings_the_labels_to_the_moons(tmp_path: Path) -> None:
+def test_feedback_alone_brings_the_labels_to_the_moons(packed: Path) -> None:
     """20 seeds of the shipped config, in which a teacher meets labels through its student's progress only."""
-    found = separated_by(tmp_path)
+    found = separated_by(packed)
     assert found["meta"] >= 18
     for control in ("supervised", "pseudo_label", "off", "wrong_sign"):
         assert found[control] == 0
 
 
 @pytest.mark.slow
-def test_beside_a_supervised_loss_too_the_sign_of_the_feedback_counts(tmp_path: Path) -> None:
+def test_beside_a_supervised_loss_too_the_sign_of_the_feedback_counts(packed: Path) -> None:
     """Here a teacher without feedback meets the labels as well, so that the controls could separate the moons."""
-    found = separated_by(tmp_path, "uda.labeled_weight=1")
+    found = separated_by(packed, "uda.labeled_weight=1")
     assert found["meta"] >= found["off"] >= found["wrong_sign"] + 5

@@ -87,6 +87,12 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_a_run_of_an_older_version_is_refused_with_the_fix(run: Path) -> None:
+    (run / "stages.json").unlink()
+    with pytest.raises(UserError, match=r"has no stages.json: an older version .*another --run-dir"):
+        write_report(run)
+
+
 def begin_anew(run: Path) -> Ledger:
     """What a run with other settings does first: all stages that are there are an earlier config's."""
     return Ledger(run, "another config")
