@@ -1,13 +1,10 @@
-"""The config: precedence, errors that help, what is semantic."""
+"""The config: precedence, errors that help, keys that a method does not read."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
-import yaml
-from hypothesis import given
-from hypothesis import strategies as st
 from pydantic import ValidationError
 
 import pipeline.config
@@ -21,7 +18,6 @@ from pipeline.config import (
     dump_yaml,
     load,
     load_config,
-    parse,
     semantic,
     unread_keys,
 )
@@ -277,62 +273,3 @@ def test_errors_in_the_section_of_a_method_from_outside_are_told_with_all_others
         assert message in str(told.value)
     with pytest.raises(UserError, match=r"unknown key `ehco`, did you mean `echo`\?"):
         load_config(write(tmp_path, "ehco: {}"))
-
-
-# ------------------------------------------------------------------------------------------------------------ semantic
-
-
-def sections(section: Section) -> list[Section]:
-    inner = [getattr(section, name) for name in type(section).model_fields]
-    return [section, *(s for value in inner if isinstance(value, Section) for s in sections(value))]
-
-
-def test_paths_workers_and_intervals_are_operational() -> None:
-    operational = {
-        name
-        for section in sections(Config())
-        for name, field in type(section).model_fields.items()
-        if isinstance(field.json_schema_extra, dict) and field.json_schema_extra.get("operational")
-    }
-    paths = {"root", "labeled", "unlabeled", "val", "test", "classes", "cache_dir"}
-    assert operational == paths | {"cache", "decode_workers", "log_every", "checkpoint_every", "keep_checkpoints"}
-
-
-def test_semantic_leaves_operational_fields_out_at_every_depth() -> None:
-    one = parse(Config, {"data": {"root": "/a"}, "runtime": {"log_every": 1}}, "x")
-    other = parse(Config, {"data": {"root": "/b"}, "runtime": {"log_every": 2}}, "x")
-    assert semantic(one) == semantic(other)
-    assert "root" not in semantic(one)["data"]
-    assert semantic(one) != semantic(parse(Config, {"seed": 1}, "x"))
-
-
-def test_semantic_leaves_a_technique_out_while_it_is_off() -> None:
-    on, off = (semantic(Training(ema_decay=decay)) for decay in (0.9, 0.0))
-    assert on["ema_decay"] == 0.9
-    assert off == {name: value for name, value in on.items() if name != "ema_decay"}
-
-
-@given(
-    st.fixed_dictionaries(
-        {},
-        optional={
-            "steps": st.integers(1, 10**6),
-            "ema_decay": st.floats(0, 0.9999),
-            "model_args": st.dictionaries(
-                st.text("abc", min_size=1), st.booleans() | st.integers() | st.floats(-9, 9) | st.text("xyz 1.e")
-            ),
-            "optimizer": st.fixed_dictionaries({"lr": st.floats(1e-9, 1e3)}),
-        },
-    )
-)
-def test_any_training_survives_yaml(raw: dict[str, object]) -> None:
-    training = parse(Training, raw, "x")
-    again = parse(Training, yaml.safe_load(dump_yaml(training)), "x")
-    assert again == training
-    assert dump_yaml(again) == dump_yaml(training)
-
-
-def test_overrides_hold_for_their_round_and_the_last_for_all_later(tmp_path: Path) -> None:
-    config = parse(Config, {"rounds": {"overrides": [{"student.steps": 1}, {"select.threshold": 0.5}]}}, "x")
-    assert [config.for_round(n).student.steps for n in (1, 2, 3)] == [1, 10_000, 10_000]
-    assert [config.for_round(n).select.threshold for n in (1, 2, 3)] == [0.0, 0.5, 0.5]
