@@ -5,14 +5,11 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import httpx
 from prefect.client.orchestration import get_client
 
-from flows.flow import self_train
-from pipeline.config import Config
 from pipeline.errors import Interrupted, UserError
 
 T = TypeVar("T")
@@ -20,11 +17,6 @@ T = TypeVar("T")
 
 class ServerGone(Exception):
     """The Prefect server stopped answering while the flow ran."""
-
-
-def run_watched(config: Config, run_dir: Path, accept_environment: bool = False) -> dict[str, Any]:
-    """Call the flow `self-train` on the server of PREFECT_API_URL. See `watched`."""
-    return watched(lambda: self_train(config, run_dir, accept_environment))
 
 
 def watched(call: Callable[[], T]) -> T:

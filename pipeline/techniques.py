@@ -269,17 +269,3 @@ _SECTIONS: Mapping[str, type[Section]] = {
     "evaluate": Evaluate,
     "rounds": Rounds,
 }
-
-
-def semantic_keys(section: type[Section], prefix: str) -> list[str]:
-    """The keys below a section that enter fingerprints; a section that is a technique's switch counts as one key."""
-    keys = []
-    for name, field in section.model_fields.items():
-        annotation = field.annotation
-        is_section = isinstance(annotation, type) and issubclass(annotation, Section)
-        if is_section and not is_technique(field):
-            assert isinstance(annotation, type)
-            keys += semantic_keys(annotation, f"{prefix}.{name}")
-        elif not (isinstance(field.json_schema_extra, dict) and field.json_schema_extra.get("operational")):
-            keys.append(f"{prefix}.{name}")
-    return keys

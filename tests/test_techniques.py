@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 import pipeline
-from pipeline.config import Config, Evaluate, Label, Select, Training, parse
-from pipeline.config.base import is_technique, set_key
-from pipeline.techniques import PLUMBING, TECHNIQUES, Technique, field_of, semantic_keys
+from pipeline.config import Config, Evaluate, Label, Section, Select, Training, parse
+from pipeline.config.base import is_operational, is_technique, set_key
+from pipeline.techniques import PLUMBING, TECHNIQUES, Technique, field_of
 
 ROOT = Path(pipeline.__file__).parent.parent
 CARDS = ROOT / "docs" / "techniques"
@@ -61,6 +61,18 @@ def test_a_row_has_a_card_with_every_part(row: Technique) -> None:
 
 def test_every_card_has_a_row() -> None:
     assert {path.stem for path in CARDS.glob("*.md")} - {"index"} == set(TECHNIQUES)
+
+
+def semantic_keys(section: type[Section], prefix: str) -> list[str]:
+    """The keys below a section that enter fingerprints; a section that is a technique's switch counts as one key."""
+    keys = []
+    for name, inner in section.known_keys().items():
+        field = section.model_fields[name]
+        if field.annotation is inner is not None and not is_technique(field):
+            keys += semantic_keys(inner, f"{prefix}.{name}")
+        elif not is_operational(field):
+            keys.append(f"{prefix}.{name}")
+    return keys
 
 
 def test_every_semantic_key_belongs_to_a_technique_or_to_plumbing() -> None:

@@ -61,9 +61,15 @@ def last_flow_run(num_tasks: int) -> tuple[Any, list[Any]]:
     return run, sorted(tasks, key=lambda task: task.start_time or run.created)
 
 
-def test_a_task_a_stage_and_the_result_comes_back(tmp_path: Path) -> None:
-    from flows.watch import run_watched
+def run_watched(config: Config, run_dir: Path) -> dict[str, Any]:
+    """Call the flow as the command does."""
+    from flows.flow import self_train
+    from flows.watch import watched
 
+    return watched(lambda: self_train(config, run_dir))
+
+
+def test_a_task_a_stage_and_the_result_comes_back(tmp_path: Path) -> None:
     result = run_watched(Config(seed=5), tmp_path)
     assert result["final"]["test_top1"] == 0.75
     run, tasks = last_flow_run(num_tasks=2)
@@ -78,8 +84,6 @@ def test_a_task_a_stage_and_the_result_comes_back(tmp_path: Path) -> None:
 def test_every_method_is_the_same_flow(tmp_path: Path, method: str) -> None:
     from prefect.client.orchestration import get_client
 
-    from flows.watch import run_watched
-
     run_watched(parse(Config, {"method": method}, "tests"), tmp_path)
     run, _ = last_flow_run(num_tasks=2)
     assert run.name
@@ -89,8 +93,6 @@ def test_every_method_is_the_same_flow(tmp_path: Path, method: str) -> None:
 
 
 def test_artifacts_show_progress_leaderboard_and_plots(tmp_path: Path) -> None:
-    from flows.watch import run_watched
-
     run_watched(Config(), tmp_path)
     found = artifacts()
     assert {"label-progress", "leaderboard", "round-report"} <= set(found)
@@ -108,7 +110,6 @@ def test_a_display_that_fails_costs_a_warning_only(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     from flows import artifacts as module
-    from flows.watch import run_watched
 
     def broken(*_: object, **__: object) -> None:
         raise ConnectionError("the server is gone")
@@ -129,8 +130,6 @@ def test_a_ctrl_c_while_the_page_is_drawn_is_no_display_error() -> None:
 
 
 def test_bad_input_fails_the_flow_and_comes_out_as_user_error(tmp_path: Path) -> None:
-    from flows.watch import run_watched
-
     with pytest.raises(UserError, match="pack first"):
         run_watched(Config(seed=13), tmp_path)
     run, _ = last_flow_run(num_tasks=0)
@@ -138,8 +137,6 @@ def test_bad_input_fails_the_flow_and_comes_out_as_user_error(tmp_path: Path) ->
 
 
 def test_a_failed_stage_fails_its_task_and_the_flow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from flows.watch import run_watched
-
     monkeypatch.setattr(launch, "CHILD", (sys.executable, "-c", "raise ArithmeticError('a defect')"))
     with pytest.raises(launch.StageFailed, match="a defect"):
         run_watched(Config(), tmp_path)
@@ -149,8 +146,6 @@ def test_a_failed_stage_fails_its_task_and_the_flow(tmp_path: Path, monkeypatch:
 
 
 def test_an_interrupted_stage_interrupts_the_flow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from flows.watch import run_watched
-
     monkeypatch.setattr(launch, "CHILD", (sys.executable, "-c", "raise SystemExit(75)"))
     with pytest.raises(Interrupted):
         run_watched(Config(), tmp_path)
@@ -158,8 +153,6 @@ def test_an_interrupted_stage_interrupts_the_flow(tmp_path: Path, monkeypatch: p
 
 def test_an_unreachable_server_of_the_user_is_a_user_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from prefect.settings import PREFECT_API_URL, temporary_settings
-
-    from flows.watch import run_watched
 
     monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
     with (
