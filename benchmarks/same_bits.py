@@ -137,16 +137,22 @@ def compare_runs(case: str, before: Path, after: Path) -> int:
     pairs = list(zip(_stages(before), _stages(after), strict=True))
     num_files = num_different = 0
     for (name, one), (_, other) in pairs:
-        for path in sorted(p for p in one.rglob("*") if p.is_file()):
-            relative = path.relative_to(one)
-            if path.name in NOT_COMPARED or path.suffix == ".png" or any(part[0] == "." for part in relative.parts):
-                continue
+        for relative in sorted({*_files(one), *_files(other)}):
             num_files += 1
-            if problem := _difference(path, other / relative):
+            if problem := _difference(one / relative, other / relative):
                 num_different += 1
                 print(f"  {case}, {name}: {relative} {problem}")
     print(f"{case}: {len(pairs)} stages, {num_files} files, {num_different} differ")
     return num_different
+
+
+def _files(stage: Path) -> Iterator[Path]:
+    """The files of a stage that are compared, relative to it."""
+    for path in stage.rglob("*"):
+        relative = path.relative_to(stage)
+        is_hidden = any(part[0] == "." for part in relative.parts)
+        if path.is_file() and path.name not in NOT_COMPARED and path.suffix != ".png" and not is_hidden:
+            yield relative
 
 
 def _stages(run: Path) -> Iterator[tuple[str, Path]]:

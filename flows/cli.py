@@ -90,8 +90,8 @@ def ablate(
     """Measure the worth of techniques: runs that differ in one technique are compared on val, paired by seed.
 
     It writes DIR/rows.jsonl, table.md and ablation.png. If it was stopped or killed, it goes on when the same command
-    is typed again. The same DIR serves other techniques too, and all of its runs are reused. `python -m
-    pipeline.ablation DIR/rows.jsonl` draws table and plot again.
+    is typed again. The same DIR serves other techniques too: equal runs are reused, and the figures from before are
+    moved to DIR/earlier. `python -m pipeline.ablation DIR/rows.jsonl` draws table and plot again.
 
     [bold]Example[/bold]: selftrain ablate configs/digits.yaml --techniques mixup,ema --mode drop-one --seeds 3
     """

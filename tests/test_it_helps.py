@@ -37,7 +37,7 @@ T_95 = 2.132  # Student's t with 4 degrees of freedom: 95% one-sided
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Accuracies on test in points, one a seed, [5]."""
+    """Accuracies on test in points, one per seed, [5]."""
 
     teacher: npt.NDArray[np.float64]
     final: npt.NDArray[np.float64]

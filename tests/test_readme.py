@@ -21,7 +21,7 @@ from flows.cli import app
 from pipeline.config import Config, Section, load_config
 
 DOCUMENTS = sorted(
-    [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "shards/README.md", *(ROOT / "docs").glob("*.md")]
+    [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "shards/README.md", *(ROOT / "docs").rglob("*.md")]
 )
 RUNNABLE = re.compile(r"<!-- runnable -->\n```sh\n(.*?)```", re.S)
 

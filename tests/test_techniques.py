@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -26,6 +28,15 @@ def test_a_row_owns_keys_that_exist(row: Technique) -> None:
     assert is_technique(field_of(row.switch)), f"{row.switch} has no value that turns it off: declare it technique()"
 
 
+def leaves(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted key -> value, of everything in nested mappings that is no mapping."""
+    for name, value in values.items():
+        if isinstance(value, dict) and value:
+            yield from leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
 @every_row
 def test_the_off_value_parses_and_switches_nothing_else(row: Technique) -> None:
     raw = Config().model_dump(mode="json")
@@ -33,12 +44,10 @@ def test_the_off_value_parses_and_switches_nothing_else(row: Technique) -> None:
     for key in row.switch_in(Config()):
         set_key(raw, key, row.off, "test")
         off[key] = row.off
-    config = parse(Config, raw, "test")
-    for key, value in off.items():
-        found: object = config
-        for part in key.split("."):
-            found = getattr(found, part)
-        assert found == value
+    found, before = (dict(leaves(c.model_dump(mode="json"))) for c in (parse(Config, raw, "test"), Config()))
+    assert {key: found.get(key) for key in off} == off
+    switched = {key for key in {*found, *before} if found.get(key) != before.get(key)}
+    assert all(any(f"{key}.".startswith(f"{switch}.") for switch in off) for key in switched)
 
 
 @every_row

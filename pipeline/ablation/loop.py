@@ -4,25 +4,26 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pipeline.ablation.cells import Cell, Mode, folder_of, plan_cells
 from pipeline.ablation.plot import draw_effects
-from pipeline.ablation.rows import Row, table, write_rows
+from pipeline.ablation.rows import Row, read_rows, table, write_rows
 from pipeline.config import Config, changed
 from pipeline.errors import UserError
 from pipeline.files import read_json, read_lines, write_bytes
 from pipeline.runs.loop import run_loop
 from pipeline.runs.run import RunStage
+from pipeline.stages.fingerprint import digest_file
 from pipeline.stages.folder import is_finished
 from pipeline.stages.jobs import Job, LabelJob, TrainJob
 from pipeline.stages.kinds import read_job
 
 log = logging.getLogger("selftrain.ablation")
 
-ROWS, TABLE, PLOT, CELLS = "rows.jsonl", "table.md", "ablation.png", "cells"
+ROWS, TABLE, PLOT, CELLS, EARLIER = "rows.jsonl", "table.md", "ablation.png", "cells", "earlier"
 
 
 def run_ablation(
@@ -38,7 +39,7 @@ def run_ablation(
     """Run every cell for every seed; returns the rows, and leaves them in `out` with their table and plot.
 
     A run folder per cell and seed lies in `out`/cells. What is finished there is reused, what was begun is resumed, and
-    a stage that another cell has finished is copied.
+    a stage that another cell has finished is copied. The figures of another ablation are moved to `out`/earlier.
 
     Args:
         config: The config that the cells differ from.
@@ -57,8 +58,10 @@ def run_ablation(
     _check_out(out)
     config = changed(config, evaluate=changed(config.evaluate, control=False))
     cells = plan_cells(config, techniques, mode)
+    seeds = range(config.seed, config.seed + num_seeds)
+    _set_aside(out, mode, {(cell.name, seed): folder_of(cell.for_seed(seed)) for cell in cells for seed in seeds})
     rows: list[Row] = []
-    for seed in range(config.seed, config.seed + num_seeds):  # all cells of a seed, so that pairs come early
+    for seed in seeds:  # all cells of a seed, so that pairs come early
         for cell in cells:
             own = cell.for_seed(seed)
             folder = out / CELLS / folder_of(own)
@@ -79,8 +82,23 @@ def write_figures(out: Path, rows: Sequence[Row]) -> None:
 def _check_out(out: Path) -> None:
     """Only what an ablation left is replaced."""
     names = {p.name for p in out.iterdir() if p.name[0] != "."} if out.is_dir() else set()
-    if names - {ROWS, TABLE, PLOT, CELLS, "prefect"}:
+    if names - {ROWS, TABLE, PLOT, CELLS, EARLIER, "prefect"}:
         raise UserError(f"{out} has files, such as {min(names)}, but is no ablation's folder; choose another --out")
+
+
+def _set_aside(out: Path, mode: Mode, planned: Mapping[tuple[str, int], str]) -> None:
+    """Move the figures of other techniques, another mode or other settings away; those of these cells are continued."""
+    if not (out / ROWS).exists():
+        return
+    rows = read_rows(out / ROWS)
+    if all(row.mode == mode and planned.get((row.technique, row.seed)) == Path(row.folder).name for row in rows):
+        return
+    folder = out / EARLIER / digest_file(out / ROWS)[:8]
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in (TABLE, PLOT, ROWS):  # the rows last, so that after a kill this is repeated
+        if (out / name).exists():
+            (out / name).rename(folder / name)
+    log.warning("the figures of another ablation are now in %s; its runs are reused where they are equal", folder)
 
 
 def _sharing(run_stage: RunStage, cells: Path) -> RunStage:

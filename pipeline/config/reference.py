@@ -21,10 +21,10 @@ This page is generated from the models in `pipeline/config/` (`python -m pipelin
 Precedence: defaults < YAML file < `--set key.path=value`. An unknown key is an error that names the nearest valid one.
 `RUN/config.yaml` has every key of a run with what was resolved for its machine.
 
-A key marked *operational* cannot change results, so changing it repeats nothing. A key that names an *off* value
-switches a [technique](techniques/index.md): while it is off, it is left out of the fingerprints of finished stages.
-Sections of methods are read by those [methods](methods/index.md) only; a changed key that the method does not read is a
-warning.
+A key marked *operational* cannot change results, so changing it repeats nothing. While a key that names an
+*off* value is off, it is left out of the fingerprints of finished stages. Most such keys switch a
+[technique](techniques/index.md), and the others a part of one [method](methods/index.md).
+Sections of methods are read by those methods only; a changed key that the method does not read is a warning.
 """
 _TITLES = {"": "Top level", "teacher": "teacher and student"}
 _NOTES = {"teacher": " `student` has the same keys; its `unlabeled_ratio` is 4.0 by default."}

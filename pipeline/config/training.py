@@ -87,6 +87,16 @@ class Training(NetworkSettings):
             )
         return self
 
+    @model_validator(mode="after")
+    def _shares_fit(self) -> Training:
+        shares = [mixing.probability if mixing else 0.0 for mixing in (self.mixup, self.cutmix)]
+        if sum(shares) > 1:
+            raise ValueError(
+                f"mixup.probability ({shares[0]:g}) and cutmix.probability ({shares[1]:g}) are more than all images; "
+                "set both to 0.5"
+            )
+        return self
+
     @property
     def unlabeled_batch_size(self) -> int:
         """Unlabeled images per step."""

@@ -24,15 +24,15 @@ def unread_keys(config: Config) -> list[str]:
 
 
 def settings_of(config: Config) -> dict[str, Section]:
-    """Name -> section of the method's learner. Keys that it does not read have their defaults, so that changing them
+    """Name -> section of the method's learner. What it does not read of them has its default, so that changing it
     repeats nothing."""
     asked = METHOD_CONFIGS[config.method]
     unread = list(asked.unread(config))
     result = {}
     for name, section in asked.settings.items():
-        own = {key.removeprefix(f"{name}.") for key in unread if key.startswith(f"{name}.")}
         given: Section = getattr(config, name)
-        result[name] = section.model_validate({key: value for key, value in dict(given).items() if key not in own})
+        read = {key: value for key, value in dict(given).items() if not _is_below(f"{name}.{key}", unread)}
+        result[name] = section.model_validate(read)
     return result
 
 

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from pipeline.arrays import F64Array, I64Array, U64Array
 from pipeline.config import Cutmix, Mixup
-from pipeline.errors import UserError
 from pipeline.randomness import key_of, uniforms
 from pipeline.train.batches import to_device
 
@@ -29,20 +28,12 @@ class Mixing:
         cutmix: The settings of CutMix; None turns it off.
         seed: The run's seed.
         round: The round.
-
-    Raises:
-        UserError: the two probabilities add up to more than 1.
     """
 
     def __init__(self, mixup: Mixup | None, cutmix: Cutmix | None, *, seed: int, round: int) -> None:
         self.mixup, self.cutmix = mixup, cutmix
         self.share_mixup = mixup.probability if mixup else 0.0
         self.share_cutmix = cutmix.probability if cutmix else 0.0
-        if self.share_mixup + self.share_cutmix > 1:
-            raise UserError(
-                f"mixup.probability ({self.share_mixup:g}) and cutmix.probability ({self.share_cutmix:g}) are more "
-                "than all images; set both to 0.5"
-            )
         self._keys = {name: key_of(seed, "mixing", round, name) for name in ("choice", "partner", "mixup", "cutmix")}
 
     def __call__(self, images: Tensor, targets: Tensor, positions: U64Array) -> tuple[Tensor, Tensor]:

@@ -12,7 +12,7 @@ from scipy import stats
 from support.fake_stages import FakeStages
 
 import pipeline.ablation.loop
-from pipeline.ablation.cells import BASE, all_techniques, plan_cells
+from pipeline.ablation.cells import BASE, Mode, all_techniques, plan_cells
 from pipeline.ablation.loop import run_ablation
 from pipeline.ablation.plot import draw_effects
 from pipeline.ablation.rows import Row, effects, read_rows, table, write_rows
@@ -81,7 +81,15 @@ def test_a_technique_that_the_config_has_on_keeps_its_settings(digits: Config) -
     assert cell.config.student.mixup == Mixup(alpha=0.9)
     assert cell.config.teacher.mixup is None, "only the student has it in this config"
     (_, cell) = plan_cells(digits, ["mixup"], "alone")
-    assert cell.config.student.mixup == cell.config.teacher.mixup == Mixup(alpha=0.2)
+    assert cell.config.student.mixup == cell.config.teacher.mixup == Mixup(alpha=0.2, probability=0.5)
+
+
+@pytest.mark.parametrize("mode", ["alone", "drop-one", "stack"])
+def test_all_techniques_fit_into_one_config(digits: Config, mode: Mode) -> None:
+    """Cells are parsed, so that whatever two techniques cannot share shows before the first run."""
+    names = all_techniques(digits)
+    assert {"mixup", "cutmix"} <= set(names)
+    assert len(plan_cells(digits, names, mode)) == len(names) + 1
 
 
 def test_cells_differ_in_nothing_but_the_switches(digits: Config) -> None:
@@ -165,6 +173,19 @@ def test_another_mode_reuses_the_runs_of_the_first(digits: Config, tmp_path: Pat
     before = len(stages.of("train", "student"))
     run_ablation(digits, tmp_path, THREE, "stack", 1, run_stage=stages)
     assert len(stages.of("train", "student")) == before + 2, "base and the first technique are there"
+
+
+def test_the_figures_of_another_ablation_are_kept(digits: Config, tmp_path: Path) -> None:
+    stages = with_job_files(FakeStages(0.8, 0.9))
+    run_ablation(digits, tmp_path, ["mixup"], "alone", 2, run_stage=stages)
+    run_ablation(digits, tmp_path, ["mixup"], "alone", 3, run_stage=stages)
+    assert not (tmp_path / "earlier").exists(), "one more seed is the same ablation"
+    before = (tmp_path / "rows.jsonl").read_bytes()
+    run_ablation(digits, tmp_path, ["ema"], "alone", 1, run_stage=stages)
+    (folder,) = (tmp_path / "earlier").iterdir()
+    assert (folder / "rows.jsonl").read_bytes() == before
+    assert {path.name for path in folder.iterdir()} == {"rows.jsonl", "table.md", "ablation.png"}
+    assert {row.technique for row in read_rows(tmp_path / "rows.jsonl")} == {BASE, "ema"}
 
 
 def test_a_folder_with_other_files_is_refused(digits: Config, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ from pipeline.config import (
     unread_keys,
 )
 from pipeline.config.methods import METHOD_CONFIGS, MethodConfig
+from pipeline.config.unread import settings_of
 from pipeline.demos.moons.config import TwoMoons
 from pipeline.errors import UserError
 
@@ -41,8 +43,11 @@ def write(folder: Path, text: str) -> Path:
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_every_recipe_parses_and_says_what_to_expect(path: Path) -> None:
     load(section_of(path), path)
-    header = [line for line in path.read_text().splitlines() if line.startswith("#")]
-    assert "expected" in " ".join(header).lower()
+    header = " ".join(line.lstrip("# ") for line in path.read_text().splitlines() if line.startswith("#"))
+    expected = header[header.index("Expected") :]
+    assert re.search(r"\d\d(\.\d)?%|of \d+ seeds", expected), "a figure"
+    assert "minute" in expected, "a time"
+    assert re.search(r"CPU|GPU|core", header), "the hardware"
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
@@ -212,6 +217,16 @@ def test_a_malformed_set_is_an_error(tmp_path: Path, wrong: str) -> None:
 )
 def test_keys_that_a_method_does_not_read_are_known(tmp_path: Path, text: str, unread: list[str]) -> None:
     assert unread_keys(load_config(write(tmp_path, text))) == unread
+
+
+def test_a_section_that_the_learner_does_not_read_is_no_part_of_its_settings(tmp_path: Path) -> None:
+    """So that changing it repeats nothing."""
+    text = "method: meta\nmeta: {{teacher: adjuster}}\nuda: {{weight: {weight}}}"
+    one, other = (settings_of(load_config(write(tmp_path, text.format(weight=weight)))) for weight in (2, 3))
+    assert one == other
+    text = "method: fixmatch\nfixmatch: {{threshold: 0.9, clamp: [0.1, {high}]}}"
+    one, other = (settings_of(load_config(write(tmp_path, text.format(high=high)))) for high in (0.5, 0.6))
+    assert one == other
 
 
 def test_the_big_teacher_of_an_adjuster_may_be_there_already(tmp_path: Path) -> None:

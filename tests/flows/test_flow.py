@@ -69,7 +69,7 @@ def run_watched(config: Config, run_dir: Path) -> dict[str, Any]:
     return watched(lambda: self_train(config, run_dir))
 
 
-def test_a_task_a_stage_and_the_result_comes_back(tmp_path: Path) -> None:
+def test_a_task_per_stage_and_the_result_comes_back(tmp_path: Path) -> None:
     result = run_watched(Config(seed=5), tmp_path)
     assert result["final"]["test_top1"] == 0.75
     run, tasks = last_flow_run(num_tasks=2)

@@ -42,11 +42,17 @@ def test_losses_are_those_that_were_stored(digits: Config, tmp_path: Path) -> No
     assert found[-1] < 0.7 * found[0]
 
 
-def test_update_stores_what_is_found() -> None:
-    """The stored file is one list of 30 losses a version, and nothing else."""
-    for version, values in json.loads(STORED.read_text()).items():
-        assert version.count(".") == 1
-        assert len(values) == 30
+def store(values: list[float], path: Path = STORED) -> None:
+    """Add the losses of this torch to those of others."""
+    stored = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps({**stored, VERSION: values}, indent=1, sort_keys=True) + "\n")
+
+
+def test_storing_keeps_the_losses_of_other_versions(tmp_path: Path) -> None:
+    path = tmp_path / "digits.json"
+    path.write_text('{"1.0": [3.0], "' + VERSION + '": [1.0]}')
+    store([2.0, 1.5], path)
+    assert json.loads(path.read_text()) == {"1.0": [3.0], VERSION: [2.0, 1.5]}
 
 
 if __name__ == "__main__":
@@ -55,7 +61,5 @@ if __name__ == "__main__":
     from support.digits import digits_config
 
     with tempfile.TemporaryDirectory() as folder:
-        values = losses(digits_config(Path(folder) / "packed"), Path(folder) / "train")
-    stored = json.loads(STORED.read_text()) if STORED.exists() else {}
-    STORED.write_text(json.dumps({**stored, VERSION: values}, indent=1, sort_keys=True) + "\n")
+        store(losses(digits_config(Path(folder) / "packed"), Path(folder) / "train"))
     print(f"{STORED}: losses of torch {VERSION} stored")

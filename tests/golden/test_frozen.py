@@ -18,17 +18,21 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.config import Config, Section, load_config
+from pipeline.config import Config, Finetune, Section, changed, load_config, parse
 from pipeline.config.base import is_operational
 from pipeline.methods import METHODS
+from pipeline.methods.method import Round
+from pipeline.runs.finetune import finetuning
 from pipeline.stages.fingerprint import StageInputs, fingerprint
-from pipeline.stages.jobs import LabelJob, SelectJob, TrainJob
+from pipeline.stages.jobs import EvaluateJob, LabelJob, SelectJob, TrainJob
 from pipeline.stages.kinds import KINDS, kind_of
 from pipeline.views.ops import TABLE, levels_at
 
 HERE = Path(__file__).parent
 CONFIGS = HERE.parents[1] / "configs"
 NOWHERE = Path("nowhere")
+MACHINE = {"precision": "fp32", "device": "cpu"}
+ROUND = Round(1, "student", "net", 0.5, (0.4, 0.6), None, True, NOWHERE, None, None)
 
 
 # ------------------------------------------------------------------------------------------------------- fingerprints
@@ -49,15 +53,20 @@ def fingerprints() -> dict[str, str]:
     configs = {path.stem: load_config(path) for path in CONFIGS.glob("*.yaml") if path.stem != "two_moons"}
     found = {}
     for name, config in {"default": Config(), **configs}.items():
-        resolved = config.model_copy(
-            update={"runtime": config.runtime.model_copy(update={"precision": "fp32", "device": "cpu"})}
-        )
+        resolved = changed(config, runtime=changed(config.runtime, **MACHINE))
         for role in ("teacher", "student") if METHODS[config.method].reads("select") else ("student",):
             found[f"{name} train {role}"] = _fingerprint(train_job(resolved, role))
         if METHODS[config.method].reads("label"):
             found[f"{name} label"] = _fingerprint(LabelJob.of(resolved, NOWHERE, 1, []))
         if METHODS[config.method].reads("select"):
             found[f"{name} select"] = _fingerprint(SelectJob.of(resolved, NOWHERE, 1, NOWHERE))
+        found[f"{name} evaluate"] = _fingerprint(EvaluateJob.of(resolved, NOWHERE, "test", {"final": NOWHERE}))
+        control = METHODS[config.method].control(resolved, [], ROUND)
+        found[f"{name} control"] = _fingerprint(TrainJob.of(resolved, NOWHERE, "control", 1, control))
+    reduced = parse(Config, {"method": "meta", "meta": {"teacher": "adjuster"}, "runtime": MACHINE}, "golden")
+    found["adjuster"] = _fingerprint(changed(train_job(reduced, "student"), labels=NOWHERE))
+    tuned = finetuning(Finetune(image_size=48, steps=9, batch_size=8), NOWHERE, flip=True)
+    found["finetune"] = _fingerprint(TrainJob.of(reduced, NOWHERE, "finetune", 2, tuned))
     return found
 
 
@@ -73,7 +82,11 @@ def invented_data(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def invent(setattr: Callable[..., object]) -> None:
     """Splits and finished stages whose fingerprints are their names."""
-    for module in ("train.stage", "labels.stage", "selection.stage"):
+    model = SimpleNamespace(architecture="resnet9", model_args={}, mean=(0.5,) * 3, std=(0.2,) * 3)
+    setattr("pipeline.runs.finetune.read_info", lambda path: model)
+    for module in ("evaluate.stage", "models.weights"):
+        setattr(f"pipeline.{module}.model_digest", lambda path: "model")
+    for module in ("train.stage", "labels.stage", "selection.stage", "evaluate.stage"):
         setattr(f"pipeline.{module}.open_split", lambda data, split: SimpleNamespace(fingerprint=split))
     for module in ("train.stage", "selection.stage"):
         setattr(f"pipeline.{module}.stage_record", lambda path: {"fingerprint": "stage"})
@@ -111,7 +124,7 @@ def test_a_technique_that_is_off_changes_no_fingerprint() -> None:
 
 
 def keys(section: type[Section], prefix: str = "") -> Iterator[str]:
-    """Every key of a section with its default and what it is."""
+    """Every key of a section, and whether it is operational."""
     for name, field in section.model_fields.items():
         annotation = field.annotation
         options = [annotation, *getattr(annotation, "__args__", ())]

@@ -238,8 +238,8 @@ def test_selecting_takes_at_most_8_bytes_a_row_beside_its_inputs(
 ) -> None:
     """Counted: every allocation of `select`, its result included, at its peak; 1 MB does not depend on N.
 
-    Not counted are its inputs: label, confidence and log-odds, 12 bytes a row where LabelStore joins several shards
-    (of one shard they are a memory map), ids, 8 bytes a row, and the rest of the open data set.
+    Not counted are its inputs: label, confidence and log-odds, 12 bytes per row where LabelStore joins several shards
+    (of one shard they are a memory map), ids, 8 bytes per row, and the rest of the open data set.
     """
     rows = change(many_rows([910_000] + 9 * [10_000]))
     tracemalloc.start()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from scipy import stats
 from support.processes import outputs, run, signal_at, train_job
 from torch import Tensor
 
-from pipeline.config import Config, Cutmix, Mixup, changed
+from pipeline.config import Config, Cutmix, Mixup, Training, changed, parse
 from pipeline.errors import UserError
 from pipeline.train.losses import hard_cross_entropy, smooth_one_hot, soft_cross_entropy
 from pipeline.train.mixing import Mixing, beta_draws, cut, cut_boxes, mix, partners
@@ -80,18 +81,28 @@ def test_mixup_and_cutmix_share_the_images_as_their_probabilities_say() -> None:
     assert float((mixed != images).flatten(1).any(1).float().mean()) == pytest.approx(0.3, abs=0.03)
 
 
-def test_mixing_depends_on_positions_and_on_nothing_else() -> None:
+@pytest.mark.parametrize("which", [{"mixup": Mixup(), "cutmix": None}, {"mixup": None, "cutmix": Cutmix()}])
+def test_mixing_is_a_function_of_seed_round_and_positions(which: dict[str, Any]) -> None:
     images, targets, positions = batch()
-    first = Mixing(Mixup(), None, seed=1, round=2)(images, targets, positions)
-    again = Mixing(Mixup(), None, seed=1, round=2)(images, targets, positions)
-    other = Mixing(Mixup(), None, seed=1, round=3)(images, targets, positions)
-    assert torch.equal(first[0], again[0])
-    assert not torch.equal(first[0], other[0])
+    first, again, other_round, other_seed = (
+        Mixing(**which, seed=seed, round=number)(images, targets, positions)[0]
+        for seed, number in ((1, 2), (1, 2), (1, 3), (2, 2))
+    )
+    elsewhere = Mixing(**which, seed=1, round=2)(images, targets, positions + np.uint64(NUM))[0]
+    assert torch.equal(first, again)
+    assert not any(torch.equal(first, other) for other in (other_round, other_seed, elsewhere))
+
+
+def test_weights_and_boxes_of_an_image_are_those_of_its_position_in_any_batch() -> None:
+    positions = np.arange(100, 100 + NUM, dtype=np.uint64)
+    share = beta_draws(7, positions, 0.4)
+    np.testing.assert_array_equal(beta_draws(7, positions[5:9], 0.4), share[5:9])
+    np.testing.assert_array_equal(cut_boxes(7, positions[5:9], share[5:9], 12), cut_boxes(7, positions, share, 12)[5:9])
 
 
 def test_probabilities_above_one_together_are_an_error_that_names_both() -> None:
     with pytest.raises(UserError, match=r"mixup\.probability \(1\) and cutmix\.probability \(1\).*set both to 0\.5"):
-        Mixing(Mixup(), Cutmix(), seed=0, round=0)
+        parse(Training, {"mixup": {}, "cutmix": {}}, "c.yaml")
 
 
 def test_smoothed_one_hot_targets_give_the_loss_of_smoothed_labels() -> None:

@@ -100,8 +100,8 @@ class FixMatchLearner(Learner):
         """The mixup weights, float32 [U], and partners, int64 [U], of the unlabeled images."""
         assert self.fixmatch.mixup is not None
         job, positions = self.setup.job, batch.positions[batch.num_labeled :]
-        weight = beta_draws(key_of(job.seed, "mixing", job.round, "mixup"), positions, self.fixmatch.mixup.alpha)
-        partner = partners(key_of(job.seed, "mixing", job.round, "partner"), positions)
+        weight = beta_draws(key_of(job.seed, "mixing", job.round, "masked"), positions, self.fixmatch.mixup.alpha)
+        partner = partners(key_of(job.seed, "mixing", job.round, "masked", "partner"), positions)
         weight_U, partner_U = self.to_device(torch.from_numpy(weight).float(), torch.from_numpy(partner))
         return weight_U, partner_U
 
