@@ -15,7 +15,7 @@ from prefect.cache_policies import NO_CACHE
 
 from flows.artifacts import ProgressArtifact, show_rounds, show_table
 from pipeline.ablation.cells import Mode
-from pipeline.ablation.loop import run_ablation
+from pipeline.ablation.ablate import run_ablation
 from pipeline.ablation.rows import table
 from pipeline.config import Config
 from pipeline.methods.method import Round

@@ -1,4 +1,7 @@
-"""The examples of docs/extend.md, taken from the page, do what it says: on digits, by the command, with real stages."""
+"""The examples of docs/extend.md, taken from the page, do what it says: on digits, by the command, with real stages.
+
+The file is long because the four examples share what is extracted and trained once.
+"""
 
 from __future__ import annotations
 

@@ -70,7 +70,7 @@ def test_nothing_outside_the_methods_asks_for_a_method_by_its_name() -> None:
 
 
 def test_a_long_file_says_why_in_its_first_lines() -> None:
-    for path in [*sources("pipeline"), *sources("flows")]:
+    for path in (path for folder in ("pipeline", "flows", "tests", "benchmarks") for path in sources(folder)):
         lines = path.read_text().splitlines()
         if len(lines) > LONG_LINES:
             assert REASON in " ".join(lines[:8]), f"{path} has {len(lines)} lines and gives no reason"
@@ -88,7 +88,8 @@ PARTS = {
     "loop.py",
     "plot.py",
 }
-"""Names that several files have, because they play the same part."""
+"""Names that several files have, because they play the same part: `loop.py` is a loop over rounds or over steps,
+`folder.py` says what may be in a run folder or in a stage folder, `plot.py` draws one figure."""
 
 
 def test_files_of_one_name_play_the_same_part() -> None:

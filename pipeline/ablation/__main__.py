@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from pipeline.ablation.loop import write_figures
+from pipeline.ablation.ablate import write_figures
 from pipeline.ablation.rows import read_rows, table
 from pipeline.errors import EXIT_USER_ERROR, UserError
 

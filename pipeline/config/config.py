@@ -31,14 +31,16 @@ class Rounds(Section):
     """The number of rounds, and when to stop earlier."""
 
     num_rounds: NonNegative = 3
-    """Number of students after the round-0 teacher. 0 trains the teacher only."""
+    """Number of students after the round-0 teacher. 0 trains the teacher only. Each costs a labeling and a training."""
     start: Literal["scratch", "init"] = "scratch"
     """The weights that each student starts from: `scratch` takes random ones, as in the paper; `init` takes its
     teacher's where shapes agree."""
     patience: Positive = 1
-    """Stop after this many rounds in a row in which the student is worse on val than its teacher."""
+    """Stop after this many rounds in a row in which the student is worse on val than its teacher. Raise it if val is
+    small, so that one unlucky student does not end the run."""
     tolerance: Fraction = 0.0
-    """A student counts as worse only if its val accuracy is below its teacher's by more than this fraction."""
+    """A student counts as worse only if its val accuracy is below its teacher's by more than this fraction. Raise it if
+    val is small."""
     overrides: tuple[dict[str, Scalar], ...] = ()
     """Keys of label, select or student that differ between rounds, as `key.path: value`. The first entry holds for
     round 1, the second for round 2, and the last one for all later rounds."""
@@ -55,7 +57,8 @@ class Config(MethodSections):
     model_config = ConfigDict(extra="allow")  # only sections of registered methods, see _sections_of_methods
 
     seed: int = 0
-    """Seed of the run. Every random number is a function of the seed and of its own position."""
+    """Seed of the run. Every random number is a function of the seed and of its own position. Change it to repeat a run
+    with other draws."""
     method: str = Field("noisy_student", json_schema_extra=_offer_methods)
     """The way in which teacher and student learn from each other; docs/methods/ has a card for each. `noisy_student`
     repeats label, select and train. `uda` and `fixmatch` train one network to agree between views of an image. `meta`

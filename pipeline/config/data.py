@@ -30,12 +30,14 @@ class Data(Section):
     """In each epoch shards are permuted, and then samples within windows of this many shards. Lower it to save memory
     with very many shards."""
     bad_images: Literal["error", "skip"] = "error"
-    """What to do with images that cannot be decoded: `error` stops, `skip` counts them and leaves them out."""
+    """What to do with images that cannot be decoded: `error` stops, `skip` counts them and leaves them out. Look at
+    some of them before you skip them."""
     cache: Literal["auto", "always", "never"] = operational("auto")
-    """Whether to keep decoded uint8 images in memory-mapped files. `auto` keeps them if they take under 25% of
-    memory."""
+    """Whether to keep decoded uint8 images in memory-mapped files. `auto` keeps them if they take under 25% of memory.
+    Set `never` if the disk has no room for them."""
     cache_dir: Path | None = operational(None)
     """Folder for decoded images and for indexes of read-only tars. The default is `selftrain` below `$XDG_CACHE_HOME`,
     or below `~/.cache`."""
     decode_workers: NonNegative = operational(0)
-    """Number of threads that decode images. 0 means one per core that the process may use."""
+    """Number of threads that decode images. 0 means one per core that the process may use. Lower it if others use the
+    machine too."""

@@ -13,4 +13,5 @@ class Evaluate(Section):
     flip: bool = technique(False, off=False)
     """Average the probabilities of each image and its mirror image, in all figures of the run, on val too."""
     control: bool = True
-    """Whether to train a supervised control at the final student's budget, to report beside the final model."""
+    """Whether to train a supervised control at the final student's budget, to report beside the final model. Turn it
+    off to save the time of that training."""

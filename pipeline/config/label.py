@@ -10,10 +10,12 @@ class Label(Section):
 
     batch_size: Positive = 512
     """Images per forward pass. It is part of the fingerprint, because the choice of kernels, and with it the last bits,
-    depends on it."""
+    depends on it. Lower it if they do not fit in memory."""
     flip: bool = technique(False, off=False)
     """Average the probabilities of each image and its mirror image. This doubles the time."""
     ensemble: Positive = technique(1, off=1)
-    """Average the probabilities of this many teachers, the newest ones. 1 uses the newest alone."""
+    """Average the probabilities of this many teachers, the newest ones. 1 uses the newest alone. Each of them labels
+    all images, which costs time."""
     top_k: Positive = 10
-    """Number of classes stored per image, the likeliest first; all classes if there are no more than this."""
+    """Number of classes stored per image, the likeliest first; all classes if there are no more than this. The
+    probability of the others is spread evenly; raise it for soft targets of hundreds of classes."""

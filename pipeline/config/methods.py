@@ -37,9 +37,11 @@ class Uda(Section):
     ramp_steps: NonNegative = technique(5000, off=0)
     """Steps over which the weight rises linearly from 0 to `weight`. Lower it for short trainings."""
     temperature: Annotated[float, Field(gt=0)] = technique(0.7, off=1.0)
-    """Temperature that sharpens the prediction on the weak view. 1 leaves it as it is."""
+    """Temperature that sharpens the prediction on the weak view. Lower it if `mask_rate` stays near 0. 1 leaves it as
+    it is."""
     threshold: Fraction = technique(0.6, off=0.0)
-    """A sharpened prediction with a confidence below this does not count. 0 counts all."""
+    """A sharpened prediction with a confidence below this does not count. Lower it if `mask_rate` stays near 0. 0
+    counts all."""
     labeled_weight: Annotated[float, Field(ge=0)] = 1.0
     """Weight of the supervised loss. At 0 with `method: meta`, labels reach the teacher by feedback only."""
     joint_batch: bool = True
@@ -53,7 +55,7 @@ class Adjuster(Section):
     appendix E)."""
 
     hidden: Positive = 128
-    """Number of units in the hidden layer."""
+    """Number of units in the hidden layer. Raise it for hundreds of classes."""
     optimizer: Optimizer = Optimizer(name="adamw", lr=1e-3, weight_decay=0.0)
     """The optimizer of the adjuster and its learning rate."""
 
@@ -79,11 +81,14 @@ class Meta(Section):
     factor, its gradient would be that through the student's step. Two values are controls: 0 measures the feedback
     without using it, and -1 has the wrong sign."""
     baseline_decay: Probability = 0.99
-    """Decay of the moving average that is subtracted from the feedback."""
+    """Decay of the moving average that is subtracted from the feedback. Lower it for trainings of a few hundred
+    steps."""
     label_temperature: Annotated[float, Field(gt=0)] = technique(1.0, off=1.0)
-    """Labels are sampled from softmax(logits / temperature). Values below 1 sample the surest class more often."""
+    """Labels are sampled from softmax(logits / temperature). Values below 1 sample the surest class more often. Lower
+    it for short trainings."""
     student_wait: NonNegative = technique(0, off=0)
-    """Number of steps that the teacher takes before the student takes its first."""
+    """Number of steps that the teacher takes before the student takes its first. Raise it so that the student does not
+    learn a random teacher's labels."""
 
     _off = field_validator("feedback", mode="before")(off_is_a_word)
 
@@ -92,7 +97,7 @@ class FixMatch(Section):
     """The loss of FixMatch (Sohn 2020) on unlabeled images, with `method: fixmatch`."""
 
     weight: Annotated[float, Field(ge=0)] = technique(1.0, off=0.0)
-    """Weight of the loss on unlabeled images."""
+    """Weight of the loss on unlabeled images. It rarely needs a change."""
     threshold: Fraction | Literal["adaptive"] = 0.95
     """The surest class on the weak view becomes the label of the strong view if its probability is at least this.
     `adaptive` learns one threshold per class from the model's own predictions (FreeMatch: Wang 2023, eq. 5 to 8), which

@@ -14,16 +14,17 @@ class Optimizer(Section):
 
     name: Literal["sgd", "rmsproptf", "adamw", "lamb"] = "sgd"
     """The update rule. `sgd` has Nesterov momentum. `rmsproptf` is TensorFlow's RMSProp (eps inside the root), as in
-    EfficientNet."""
+    EfficientNet. `adamw` suits transformers."""
     lr: Annotated[float, Field(gt=0)] = 0.1
     """Peak learning rate for `lr_batch_size` images. It is scaled linearly with the images of a step (Goyal 2017): all
     of them, or only the labeled ones with `loss_normalization: labeled`."""
     lr_batch_size: Positive = 256
-    """Number of images per step that `lr` is meant for."""
+    """Number of images per step that `lr` is meant for. Change it if a recipe states its rate for another number."""
     momentum: Probability = technique(0.9, off=0.0)
-    """Momentum of sgd and rmsproptf, and beta1 of adamw and lamb. 0 turns it off."""
+    """Momentum of sgd and rmsproptf, and beta1 of adamw and lamb. 0.9 is nearly always right. 0 turns it off."""
     weight_decay: Annotated[float, Field(ge=0)] = technique(5e-4, off=0.0)
-    """Weight decay. Biases and normalization parameters never decay (Bag of Tricks 3.1). 0 turns it off."""
+    """Weight decay. Biases and normalization parameters never decay (Bag of Tricks 3.1). 1e-4 to 5e-4 is usual with
+    sgd, 0.05 with adamw. 0 turns it off."""
 
 
 class Start(Section):
@@ -47,10 +48,11 @@ class NetworkSettings(Section):
     start: Start | None = technique(None)
     """Weights to start from. Without it they are random."""
     dropout: Probability = technique(0.0, off=0.0)
-    """Probability of dropping a feature before the last layer. 0 turns dropout off."""
+    """Probability of dropping a feature before the last layer. Noisy Student takes 0.5 for large networks. 0 turns
+    dropout off."""
     stochastic_depth: Probability = technique(0.0, off=0.0)
-    """Probability of dropping the last residual block. It is lower, linearly, for the blocks before (Huang 2016). 0
-    turns stochastic depth off."""
+    """Probability of dropping the last residual block. It is lower, linearly, for the blocks before (Huang 2016). Noisy
+    Student takes 0.2. 0 turns stochastic depth off."""
     frozen_layers: NonNegative = technique(0, off=0)
     """Freeze the stem and this many blocks, with their BatchNorm in eval mode, as in Noisy Student's resolution fix. 0
     freezes nothing."""
@@ -60,10 +62,11 @@ class NetworkSettings(Section):
     optimizer: Optimizer = Optimizer()
     """The optimizer and its learning rate."""
     warmup_steps: NonNegative = technique(0, off=0)
-    """Steps over which the learning rate rises linearly from 0; then it falls to 0 as half a cosine. 0 turns warm-up
-    off."""
+    """Steps over which the learning rate rises linearly from 0; then it falls to 0 as half a cosine. A twentieth of the
+    steps is usual. 0 turns warm-up off."""
     clip_norm: Annotated[float, Field(ge=0)] = technique(0.0, off=0.0)
-    """Largest global norm of the gradient; larger ones are clipped to it. 0 turns clipping off."""
+    """Largest global norm of the gradient; larger ones are clipped to it. Set it to 5 if losses jump or stop being
+    finite. 0 turns clipping off."""
     ema_decay: Probability = technique(0.999, off=0.0)
     """Decay of the weight average (EMA). The averaged weights are evaluated and produce labels. The decay is warmed up
     as min(decay, (1 + n) / (10 + n)). Lower it for trainings of under 10,000 steps. 0 turns the average off."""

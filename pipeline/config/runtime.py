@@ -23,8 +23,9 @@ class Runtime(Section):
     compile: bool = False
     """Whether to torch.compile the model. With it, equal bits after a kill are not promised."""
     log_every: Positive = operational(20)
-    """Steps between two lines of metrics. Each line costs one host sync."""
+    """Steps between two lines of metrics. Each line costs one host sync. Raise it if steps take milliseconds."""
     checkpoint_every: Positive = operational(200)
-    """Steps between two checkpoints. A killed training repeats the steps since the last one."""
+    """Steps between two checkpoints. A killed training repeats the steps since the last one. Lower it if steps take
+    seconds."""
     keep_checkpoints: Positive = operational(2)
     """Number of last checkpoints that are kept, beside the best one on val."""

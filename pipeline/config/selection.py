@@ -15,16 +15,20 @@ class Select(Section):
     threshold: Fraction = technique(0.0, off=0.0)
     """Keep an image if its confidence is at least this. Raise it to 0.3 or more for images that may show anything."""
     per_class: NonNegative = technique(0, off=0)
-    """Keep at most this many images per class, the surest first. 0 keeps all."""
+    """Keep at most this many images per class, the surest first. Set it to leave out the least sure ones of frequent
+    classes. 0 keeps all."""
     balance: Literal["off", "uniform", "prior"] = technique("uniform", off="off")
     """Duplicate images of rare classes. `uniform` gives each class the same number, which is `per_class` or the size of
-    the largest class. `prior` gives each class a number in proportion to `prior`. `off` duplicates nothing."""
+    the largest class. `prior` gives each class a number in proportion to `prior`. `off` duplicates nothing. Take
+    `prior` if the classes are uneven in truth."""
     prior: tuple[float, ...] = ()
     """Shares of the classes, in their order, with `balance: prior`. Empty means the shares among labeled images."""
     max_copies: Positive = 5
-    """An image occurs at most this often per epoch."""
+    """An image occurs at most this often per epoch. Lower it if a class has so few images that copies would be learned
+    by heart."""
     allow_empty_classes: bool = False
-    """Whether a class may be left without any pseudo-label. If not, that is an error."""
+    """Whether a class may be left without any pseudo-label. If not, that is an error. Set it if a class may be missing
+    among unlabeled images."""
 
     _off = field_validator("balance", mode="before")(off_is_a_word)
 

@@ -27,29 +27,31 @@ class Training(NetworkSettings):
     """One training: a network, and the stream of images that it sees."""
 
     image_size: Positive = 32
-    """Side of the square input in pixels, to which images are resized."""
+    """Side of the square input in pixels, to which images are resized. The time of a step grows with its square."""
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     """Mean of RGB in [0, 1], which is subtracted from the input. The default is ImageNet's, which pretrained weights
     expect."""
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
     """Standard deviation of RGB in [0, 1], which divides the input."""
     steps: Positive = 10_000
-    """Number of optimizer steps."""
+    """Number of optimizer steps. Raise it first for a better model, and lower it first for a quicker one."""
     batch_size: Positive = 128
-    """Labeled images per step, over all processes and micro-steps together."""
+    """Labeled images per step, over all processes and micro-steps together. The learning rate follows it."""
     unlabeled_ratio: Annotated[float, Field(ge=0)] = 0.0
-    """Unlabeled images per step, in units of `batch_size`. It is 0 for the teacher of Noisy Student."""
+    """Unlabeled images per step, in units of `batch_size`. It is 0 for the teacher of Noisy Student. Raise it if
+    unlabeled images are many times as many as labeled ones."""
     accumulation: Positive = 1
     """Number of micro-steps that the batch of a step is split into. Raise it if a batch does not fit in memory."""
     loss_normalization: Literal["total", "labeled"] = "total"
     """The number that the summed loss is divided by. `total` is all images of the step (the text of Noisy Student).
     `labeled` is the labeled images only (its code), which makes the gradient about 1 + `unlabeled_ratio` times larger.
-    The learning rate is scaled with the same number of images."""
+    The learning rate is scaled with the same number of images. Leave it as the method sets it."""
     targets: Literal["soft", "hard"] = "soft"
     """The target of a pseudo-labeled image: `soft` is the teacher's probabilities, `hard` its surest class. Choose
     `hard` if unlabeled images are of the same kind as the labeled ones."""
     target_temperature: Annotated[float, Field(gt=0)] = technique(1.0, off=1.0)
-    """Soft targets are p^(1/temperature), renormalized. Values below 1 make them sharper."""
+    """Soft targets are p^(1/temperature), renormalized. Values below 1 make them sharper. Lower it if unlabeled images
+    are of the same kind as the labeled ones."""
     weak: WeakView = WeakView()
     """The weak view, crop and mirror, of every training image."""
     strong: StrongView = StrongView()
@@ -59,9 +61,11 @@ class Training(NetworkSettings):
     cutmix: Cutmix | None = technique(None)
     """Mix images of a batch by pasting rectangles. Without this section CutMix is off."""
     noise_labeled: bool = True
-    """Whether labeled images get the strong view too, as in Noisy Student. Otherwise they get the weak view."""
+    """Whether labeled images get the strong view too, as in Noisy Student. Otherwise they get the weak view. Turn it
+    off if the training accuracy of labeled images (`labeled_top1`) stays low."""
     keep: Literal["last", "best"] = "last"
-    """The weights that become the model: `last` takes those of the last step, `best` the best ones on val."""
+    """The weights that become the model: `last` takes those of the last step, `best` the best ones on val. Take `best`
+    if val accuracy falls before the end."""
     evaluations: Positive = 10
     """Number of evaluations on val, evenly spread over the steps. The last one is at the last step. Lower it if val is
     large."""
@@ -119,9 +123,9 @@ class Finetune(Section):
     image_size: Positive
     """Side of the square input in pixels, usually larger than that of the students."""
     steps: Positive = 500
-    """Number of optimizer steps."""
+    """Number of optimizer steps. Raise it first for a better model, and lower it first for a quicker one."""
     batch_size: Positive = 128
-    """Labeled images per step, over all processes and micro-steps together."""
+    """Labeled images per step, over all processes and micro-steps together. The learning rate follows it."""
     accumulation: Positive = 1
     """Number of micro-steps that the batch of a step is split into. Raise it if a batch does not fit in memory."""
     optimizer: Optimizer = Optimizer(lr=0.01)

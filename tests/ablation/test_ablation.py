@@ -11,9 +11,9 @@ import pytest
 from scipy import stats
 from support.fake_stages import FakeStages
 
-import pipeline.ablation.loop
+import pipeline.ablation.ablate
 from pipeline.ablation.cells import BASE, Mode, all_techniques, plan_cells
-from pipeline.ablation.loop import run_ablation
+from pipeline.ablation.ablate import run_ablation
 from pipeline.ablation.plot import draw_effects
 from pipeline.ablation.rows import Row, effects, read_rows, table, write_rows
 from pipeline.config import Config, Mixup, changed, parse
@@ -26,7 +26,7 @@ THREE = ("dropout", "ema", "mixup")
 @pytest.fixture(autouse=True)
 def no_flops(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fake stages have no weights to count the operations of."""
-    monkeypatch.setattr(pipeline.ablation.loop, "_flops", lambda job, num_images, stage: 1e12)
+    monkeypatch.setattr(pipeline.ablation.ablate, "_flops", lambda job, num_images, stage: 1e12)
 
 
 def with_job_files(stages: FakeStages) -> FakeStages:

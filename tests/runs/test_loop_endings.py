@@ -27,11 +27,6 @@ from pipeline.stages.jobs import TrainJob
 from pipeline.stages.lock import run_lock
 
 
-@pytest.fixture
-def config(digits: Config) -> Config:
-    return with_section(digits, "rounds", num_rounds=3)
-
-
 def test_a_teacher_at_chance_is_an_error(config: Config, tmp_path: Path) -> None:
     stages = FakeStages(0.1)
     with pytest.raises(UserError, match=r"the round-0 teacher is at chance on val \(10\.0% of 10 classes\).*steps"):

@@ -1,4 +1,4 @@
-"""The launcher contract, held by real processes and real kills."""
+"""The launcher's contract, held by real processes and real kills; long because each outcome has its script."""
 
 from __future__ import annotations
 
