@@ -97,8 +97,8 @@ def ablate(
     """
     from rich import get_console
 
-    from pipeline.ablation.cells import MODES, Mode, all_techniques
     from pipeline.ablation.ablate import run_ablation
+    from pipeline.ablation.cells import MODES, Mode, all_techniques
     from pipeline.ablation.rows import table
     from pipeline.config import load_config
     from pipeline.stages.progress import terminal

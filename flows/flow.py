@@ -14,8 +14,8 @@ from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 
 from flows.artifacts import ProgressArtifact, show_rounds, show_table
-from pipeline.ablation.cells import Mode
 from pipeline.ablation.ablate import run_ablation
+from pipeline.ablation.cells import Mode
 from pipeline.ablation.rows import table
 from pipeline.config import Config
 from pipeline.methods.method import Round

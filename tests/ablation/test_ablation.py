@@ -12,8 +12,8 @@ from scipy import stats
 from support.fake_stages import FakeStages
 
 import pipeline.ablation.ablate
-from pipeline.ablation.cells import BASE, Mode, all_techniques, plan_cells
 from pipeline.ablation.ablate import run_ablation
+from pipeline.ablation.cells import BASE, Mode, all_techniques, plan_cells
 from pipeline.ablation.plot import draw_effects
 from pipeline.ablation.rows import Row, effects, read_rows, table, write_rows
 from pipeline.config import Config, Mixup, changed, parse
