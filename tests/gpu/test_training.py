@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import os
@@ -21,6 +22,7 @@ from support.processes import has_come_to, outputs
 from support.tiny_net import register
 from support.waiting import wait_for
 from torch import distributed
+from torch.nn.parallel import DistributedDataParallel
 
 import pipeline
 from pipeline.files import write_bytes
@@ -136,7 +138,7 @@ def kill_and_begin_again(job: TrainJob, process: subprocess.Popen[bytes]) -> sub
 
 
 def test_one_rank_trains_in_a_group_as_it_does_alone(device: torch.device, job_of: MakeJob, tmp_path: Path) -> None:
-    """Its gradients pass through DDP and NCCL, which several GPUs need."""
+    """With the process group and the flags of several; Accelerate wraps no model of one rank (see the next test)."""
     alone, group = (job_of("student", tmp_path / name, precision="fp32") for name in ("alone", "group"))
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     ranks = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
@@ -161,6 +163,23 @@ def group(device: torch.device) -> Iterator[Ranks]:
     )
     yield Ranks(0, 2, distributed.new_group(backend="gloo"))
     distributed.destroy_process_group()
+
+
+def test_gradients_that_pass_through_ddp_are_those_without_it(
+    device: torch.device, group: Ranks, job_of: MakeJob, tmp_path: Path
+) -> None:
+    """On a GPU their all-reduce is NCCL's, which several GPUs need."""
+    model = learner_of(job_of("student", tmp_path, precision="fp32")).model.raw_model
+    assert device.type != "cuda" or "nccl" in str(distributed.get_backend_config())
+    wrapped = DistributedDataParallel(copy.deepcopy(model), [device] if device.type == "cuda" else None)
+    images = torch.randn(16, 3, 8, 8, device=device)
+    for network in (model, wrapped):
+        torch.manual_seed(0)  # of dropout and stochastic depth
+        network.train()(images).logsumexp(1).mean().backward()
+    gradients = {name: p.grad for name, p in model.named_parameters()}
+    assert gradients
+    for name, parameter in wrapped.module.named_parameters():
+        torch.testing.assert_close(parameter.grad, gradients[name], rtol=1e-3, atol=1e-5)
 
 
 def test_ranks_average_on_their_device_and_vote_on_their_host(device: torch.device, group: Ranks) -> None:
