@@ -86,6 +86,7 @@ def ablate(
     ] = None,
     set_: SetOption = None,
     no_prefect: Annotated[bool, typer.Option("--no-prefect", help="Run without Prefect, to equal results.")] = False,
+    accept_environment: AcceptOption = False,
 ) -> None:
     """Measure the worth of techniques: runs that differ in one technique are compared on val, paired by seed.
 
@@ -107,7 +108,8 @@ def ablate(
     how: Mode | None = next((known for known in MODES if known == mode), None)
     if how is None:
         raise UserError(f"--mode {mode!r} is none, {did_you_mean(mode, MODES)}")
-    names = all_techniques(settings) if techniques == "all" else [name.strip() for name in techniques.split(",")]
+    listed = [name.strip() for name in techniques.split(",") if name.strip()]
+    names = all_techniques(settings) if listed == ["all"] else listed
     folder = out or Path("runs") / f"{config.stem}-ablation-{mode}"
 
     def plain() -> str:
@@ -116,12 +118,13 @@ def ablate(
 
         get_console().quiet = True  # else the summaries of all selections would bury the figures
         with _stages_with_bars() as run_stage:
-            return table(run_ablation(settings, folder, names, how, seeds, run_stage=run_stage, on_row=tell))
+            options: dict[str, Any] = {"run_stage": run_stage, "on_row": tell, "accept_environment": accept_environment}
+            return table(run_ablation(settings, folder, names, how, seeds, **options))
 
     def under_prefect() -> str:
         from flows.flow import ablate as ablation_flow
 
-        return ablation_flow(settings, folder, names, how, seeds)
+        return ablation_flow(settings, folder, names, how, seeds, accept_environment)
 
     print(plain() if no_prefect else _watched(folder, under_prefect, plain), end="")
     print(f"Written: {folder}/rows.jsonl, table.md, ablation.png")

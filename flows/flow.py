@@ -49,7 +49,14 @@ def self_train(config: Config, run_dir: Path, accept_environment: bool = False) 
 
 
 @flow(name="ablate", persist_result=False)
-def ablate(config: Config, out: Path, techniques: list[str], mode: Mode = "alone", num_seeds: int = 3) -> str:
+def ablate(
+    config: Config,
+    out: Path,
+    techniques: list[str],
+    mode: Mode = "alone",
+    num_seeds: int = 3,
+    accept_environment: bool = False,
+) -> str:
     """Run an ablation, which is one run per technique and seed; returns its table, which is also an artifact.
 
     A stopped ablation is resumed.
@@ -59,7 +66,8 @@ def ablate(config: Config, out: Path, techniques: list[str], mode: Mode = "alone
         def run_stage(job: Job, lock_fd: int) -> None:
             stage(job.title, job, lock_fd, show)
 
-        rows = run_ablation(config, out, techniques, mode, num_seeds, run_stage=run_stage)
+        options: dict[str, Any] = {"run_stage": run_stage, "accept_environment": accept_environment}
+        rows = run_ablation(config, out, techniques, mode, num_seeds, **options)
     show_table("ablation", table(rows))
     return table(rows)
 

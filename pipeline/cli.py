@@ -283,7 +283,7 @@ def export(
     [bold]Example[/bold]: selftrain export runs/birds --out birds.safetensors
     """
     from pipeline.models.format import export_model
-    from pipeline.models.registry import import_of
+    from pipeline.models.registry import import_of, is_known
 
     info = export_model(run, out)
     arguments = "".join(f", {k}={v!r}" for k, v in info.model_args.items())
@@ -291,6 +291,8 @@ def export(
     console.print(f"{out} and {out.with_suffix('.json')} written. In timm:", soft_wrap=True)
     if (module := import_of(info.architecture)) is not None:
         console.print(f"  import {module}  # registers {info.architecture} with timm")
+    elif not is_known(info.architecture):
+        console.print(f"  # first import the plugin that registers {info.architecture} with timm")
     console.print(f"  timm.create_model({call})", soft_wrap=True)
 
 

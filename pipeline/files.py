@@ -73,13 +73,32 @@ def append_json(path: Path, value: Json) -> None:
 
 
 def read_json(path: Path) -> Json:
-    """Read a JSON file. Raises UserError, which names the file, when it is missing or broken."""
+    """Read a JSON file, which holds an object.
+
+    Raises:
+        UserError: it is missing or broken. The same goes for whoever then asks the object for a key that it lacks.
+    """
+
+    class Object(dict[str, Json]):
+        def __missing__(self, key: str) -> Json:
+            raise _damaged(path, f"it has no `{key}`")
+
     try:
-        return json.loads(path.read_text())
+        value = json.loads(path.read_text(), object_hook=Object)
     except FileNotFoundError as error:
-        raise UserError(f"{path} does not exist") from error
+        raise UserError(f"{path} does not exist; if a run made it, type the command of the run again") from error
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read as JSON: {error}") from error
+        raise _damaged(path, f"no JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise _damaged(path, f"a {type(value).__name__} in place of an object")
+    return value
+
+
+def _damaged(path: Path, what: str) -> UserError:
+    return UserError(
+        f"{path} is damaged ({what}); restore it, or if a run made it, delete the stage's folder (or a file that is "
+        "the run folder's own) and type the command of the run again"
+    )
 
 
 def read_lines(path: Path, *, torn: bool = False) -> tuple[dict[str, Json], ...]:

@@ -42,7 +42,7 @@ VERBS = {
     "evaluate": "MODEL DATA --split --json",
     "export": "RUN --out",
     "report": "RUN",
-    "ablate": "CONFIG --techniques --mode --seeds --out --set --no-prefect",
+    "ablate": "CONFIG --techniques --mode --seeds --out --set --no-prefect --accept-environment",
 }
 
 

@@ -160,6 +160,10 @@ def test_an_architecture_of_a_plugin_is_trained_labels_is_evaluated_and_exported
     after = fingerprint_of(labels), model_digest(Path("runs/my_net"))
     assert before[0] != after[0]
     assert before[1] != after[1]
+    with pytest.raises(
+        UserError, match=r"was trained with my_net of my_net\.py \(.*here it is that of my_net\.py \(of an e"
+    ):
+        load_model(Path("runs/my_net"))
 
 
 # ----------------------------------------------------------------------------------------------------------- technique

@@ -47,8 +47,8 @@ def test_the_data_is_on_disk_before_the_name(tmp_path: Path, monkeypatch: pytest
 @given(JSON)
 def test_json_survives(tmp_path_factory: pytest.TempPathFactory, value: Any) -> None:
     path = tmp_path_factory.getbasetemp() / "value.json"
-    write_json(path, value)
-    assert read_json(path) == value
+    write_json(path, {"value": value})
+    assert read_json(path) == {"value": value}
 
 
 def test_nan_is_refused_as_json(tmp_path: Path) -> None:
@@ -58,10 +58,23 @@ def test_nan_is_refused_as_json(tmp_path: Path) -> None:
 
 def test_broken_and_missing_json_are_named(tmp_path: Path) -> None:
     (tmp_path / "broken.json").write_text('{"a": ')
-    with pytest.raises(UserError, match=r"broken\.json cannot be read as JSON"):
+    with pytest.raises(UserError, match=r"broken\.json is damaged \(no JSON: "):
         read_json(tmp_path / "broken.json")
     with pytest.raises(UserError, match=r"absent\.json does not exist"):
         read_json(tmp_path / "absent.json")
+
+
+def test_json_that_is_no_object_or_lacks_a_key_is_damaged_and_named(tmp_path: Path) -> None:
+    path = tmp_path / "stage.json"
+    path.write_text('{"outputs": {}}')
+    for ask in (lambda value: value["complete"], lambda value: value["outputs"]["labels"]):
+        with pytest.raises(
+            UserError, match=r"stage\.json is damaged \(it has no `(complete|labels)`\); .*delete the stage's"
+        ):
+            ask(read_json(path))
+    path.write_text("[]")
+    with pytest.raises(UserError, match=r"stage\.json is damaged \(a list in place of an object\)"):
+        read_json(path)
 
 
 def test_lines_are_appended(tmp_path: Path) -> None:

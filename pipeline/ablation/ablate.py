@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +14,19 @@ from pipeline.ablation.plot import draw_effects
 from pipeline.ablation.rows import Row, read_rows, table, write_rows
 from pipeline.config import Config, changed
 from pipeline.errors import UserError
-from pipeline.files import read_json, read_lines, write_bytes
+from pipeline.files import read_json, read_lines, write_bytes, write_json
 from pipeline.runs.loop import run_loop
 from pipeline.runs.run import RunStage
 from pipeline.stages.fingerprint import digest_file
 from pipeline.stages.folder import is_finished
 from pipeline.stages.jobs import Job, LabelJob, TrainJob
 from pipeline.stages.kinds import read_job
+from pipeline.stages.lock import run_lock
 
 log = logging.getLogger("selftrain.ablation")
 
 ROWS, TABLE, PLOT, CELLS, EARLIER = "rows.jsonl", "table.md", "ablation.png", "cells", "earlier"
+COST = "cost.json"
 
 
 def run_ablation(
@@ -35,6 +38,7 @@ def run_ablation(
     *,
     run_stage: RunStage,
     on_row: Callable[[Row], None] = lambda _: None,
+    accept_environment: bool = False,
 ) -> list[Row]:
     """Run every cell for every seed; returns the rows, and leaves them in `out` with their table and plot.
 
@@ -49,9 +53,10 @@ def run_ablation(
         num_seeds: Seeds, from the config's on.
         run_stage: Runs one stage, such as `launch.run_job`.
         on_row: Called with every row when its run is finished.
+        accept_environment: Whether to resume stages that were begun in another environment.
 
     Raises:
-        UserError: a bad technique or config, or `out` holds other files.
+        UserError: a bad technique or config, `out` holds other files or is in use, or the data changed in between.
         Interrupted: stopped by a signal; the same call goes on.
     """
     out = out.resolve()
@@ -59,17 +64,25 @@ def run_ablation(
     config = changed(config, evaluate=changed(config.evaluate, control=False))
     cells = plan_cells(config, techniques, mode)
     seeds = range(config.seed, config.seed + num_seeds)
-    _set_aside(out, mode, {(cell.name, seed): folder_of(cell.for_seed(seed)) for cell in cells for seed in seeds})
+    share = _sharing(run_stage, out / CELLS)
     rows: list[Row] = []
-    for seed in seeds:  # all cells of a seed, so that pairs come early
-        for cell in cells:
+    data: set[str] = set()
+    with run_lock(out):
+        _set_aside(out, mode, {(cell.name, seed): folder_of(cell.for_seed(seed)) for cell in cells for seed in seeds})
+        for seed, cell in product(seeds, cells):  # all cells of a seed, so that pairs come early
             own = cell.for_seed(seed)
             folder = out / CELLS / folder_of(own)
-            result = run_loop(own, folder, run_stage=_sharing(run_stage, out / CELLS), read_test=False)
+            result = run_loop(own, folder, run_stage=share, accept_environment=accept_environment, read_test=False)
+            data.add(result["data"])
+            if len(data) > 1:
+                raise UserError(
+                    f"the data changed while the ablation in {out} was under way, so its runs would not compare; pack "
+                    "between ablations, and type the command again to begin anew with the data as it is"
+                )
             rows.append(_row(cell, mode, seed, folder, result))
             write_rows(out / ROWS, rows)
             on_row(rows[-1])
-    write_figures(out, rows)
+        write_figures(out, rows)
     return rows
 
 
@@ -82,7 +95,8 @@ def write_figures(out: Path, rows: Sequence[Row]) -> None:
 def _check_out(out: Path) -> None:
     """Only what an ablation left is replaced."""
     names = {p.name for p in out.iterdir() if p.name[0] != "."} if out.is_dir() else set()
-    if names - {ROWS, TABLE, PLOT, CELLS, EARLIER, "prefect"}:
+    ours = {ROWS, TABLE, PLOT, EARLIER, "prefect"} if CELLS in names else {"prefect"}
+    if names - ours - {CELLS, "run.lock"}:
         raise UserError(f"{out} has files, such as {min(names)}, but is no ablation's folder; choose another --out")
 
 
@@ -126,25 +140,17 @@ def _copy(source: Path, target: Path) -> None:
 
 
 def _row(cell: Cell, mode: Mode, seed: int, folder: Path, result: dict[str, Any]) -> Row:
-    seconds = tflops = 0.0
-    env: dict[str, Any] = {}
-    for entry in result["rounds"]:
-        for kind in ("train", "label"):
-            if (name := entry[f"{kind}_dir"]) is not None and (folder / name / "job.json").exists():
-                stage = folder / name
-                lines = read_lines(stage / "timing.jsonl", torn=True)
-                seconds += sum(line["seconds"] for line in lines)
-                tflops += _flops(read_job(stage / "job.json"), sum(line["images"] for line in lines), stage) / 1e12
-                env = read_json(stage / "stage.json")["environment"]
-    final = result["final"]
-    evaluation = read_json(folder / final["model_dir"] / "evaluation-val.json")
+    judged = judged_of(result)
+    evaluation = read_json(folder / judged["train_dir"] / "evaluation-val.json")
+    env = read_json(folder / judged["train_dir"] / "stage.json")["environment"]
+    seconds, tflops = _cost(folder, result)
     return Row(
         mode=mode,
         technique=cell.name,
         against=cell.against,
         on=cell.on,
         seed=seed,
-        val_top1=final["val_top1"],
+        val_top1=judged["val_top1"],
         num_val=evaluation["num_samples"],
         seconds=round(seconds, 3),
         tflops=round(tflops, 6),
@@ -152,6 +158,35 @@ def _row(cell: Cell, mode: Mode, seed: int, folder: Path, result: dict[str, Any]
         commit=str(env.get("commit", "unknown")),
         folder=str(folder.relative_to(folder.parents[1])),
     )
+
+
+def judged_of(result: Mapping[str, Any]) -> dict[str, Any]:
+    """The model that a cell is judged by: the best on val of those after the teacher, if there are any.
+
+    The best of all would be the teacher where a technique ruins its students, and so hide that it does.
+    """
+    rounds: list[dict[str, Any]] = result["rounds"]
+    return max([entry for entry in rounds if entry["role"] != "teacher"] or rounds, key=lambda entry: entry["val_top1"])
+
+
+def _cost(folder: Path, result: Mapping[str, Any]) -> tuple[float, float]:
+    """Seconds and 10^12 operations of a cell's trainings and labelings.
+
+    They are kept beside the result, because jobs name their inputs by absolute paths, which may be gone later.
+    """
+    stages = [name for entry in result["rounds"] for name in (entry["train_dir"], entry["label_dir"]) if name]
+    path = folder / COST
+    cost = read_json(path) if path.exists() else {}
+    if cost.get("stages") != stages:
+        seconds = tflops = 0.0
+        for stage in (folder / name for name in stages if (folder / name / "job.json").exists()):
+            lines = read_lines(stage / "timing.jsonl", torn=True)
+            seconds += sum(line["seconds"] for line in lines)
+            job = read_job(stage / "job.json", check=False)  # the fingerprint has the plugins that matter
+            tflops += _flops(job, sum(line["images"] for line in lines), stage) / 1e12
+        cost = {"stages": stages, "seconds": seconds, "tflops": tflops}
+        write_json(path, cost)
+    return cost["seconds"], cost["tflops"]
 
 
 _FLOPS_PER_STEP: dict[str, int] = {}

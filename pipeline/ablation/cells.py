@@ -99,7 +99,8 @@ def _row(config: Config, name: str) -> Technique:
         raise UserError(f"technique {name} is not read by `method: {config.method}`; leave it out")
     if row.on is None and all(_at(config, key) == row.off for key in _keys(config, row)):
         raise UserError(
-            f"technique {name} is off in this config, and has no usual value; set {row.switch} to ablate it"
+            f"technique {name} is off in this config, and has no usual value; set {' or '.join(_keys(config, row))} "
+            "to ablate it"
         )
     return row
 

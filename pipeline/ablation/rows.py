@@ -9,7 +9,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import mean, stdev
 
-from pipeline.ablation.cells import BASE
+from pydantic import TypeAdapter, ValidationError
+
+from pipeline.ablation.cells import BASE, Mode
 from pipeline.errors import UserError
 from pipeline.files import read_lines, write_bytes
 
@@ -21,7 +23,7 @@ _T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.2
 class Row:
     """What the run of one cell and seed came to."""
 
-    mode: str
+    mode: Mode
     technique: str
     """`base`, or the technique that the cell is about."""
     against: str
@@ -30,7 +32,8 @@ class Row:
     """The techniques of the ablation that are on."""
     seed: int
     val_top1: float
-    """Accuracy of the final model on val, a fraction. Test is not read: an ablation is a choice."""
+    """Accuracy on val, a fraction, of the best model after the teacher; of the teacher if it is all there is. Test is
+    not read: an ablation is a choice."""
     num_val: int
     seconds: float
     """Time of its trainings and labelings, without the start of processes."""
@@ -41,6 +44,9 @@ class Row:
     commit: str
     folder: str
     """The run folder, relative to the ablation's."""
+
+
+_ROW = TypeAdapter(Row)
 
 
 @dataclass(frozen=True)
@@ -79,13 +85,18 @@ def read_rows(path: Path) -> list[Row]:
     Raises:
         UserError: the file is missing, empty, or holds something else.
     """
-    lines = read_lines(path)
-    if not lines:
-        raise UserError(f"{path} has no rows; `selftrain ablate CONFIG --out DIR` writes DIR/rows.jsonl")
+    if not path.is_file():
+        raise UserError(f"{path} is no file; `selftrain ablate CONFIG --out DIR` writes DIR/rows.jsonl")
     try:
-        return [Row(**{**line, "on": tuple(line["on"])}) for line in lines]
-    except (TypeError, KeyError) as error:
+        rows = [_ROW.validate_python(line) for line in read_lines(path)]
+    except ValidationError as error:
         raise UserError(f"{path} holds no rows of an ablation: {error}") from error
+    cells = [(row.technique, row.seed) for row in rows]
+    if BASE not in {row.technique for row in rows}:
+        raise UserError(f"{path} has no row of the base, so nothing can be compared; type the ablation's command again")
+    if len({row.mode for row in rows}) > 1 or len(set(cells)) < len(cells):
+        raise UserError(f"{path} holds rows of several ablations; keep those of one, each technique and seed once")
+    return rows
 
 
 def effects(rows: Sequence[Row]) -> list[Effect]:
@@ -112,7 +123,9 @@ def _effect(name: str, pairs: Sequence[tuple[Row, Row]]) -> Effect:
     middle, n, interval = mean(differences), len(differences), None
     if n > 1:
         t = _T[n - 2] if n - 2 < len(_T) else 1.96
-        reach = t * stdev(differences) / math.sqrt(n)
+        # Accuracies are multiples of one image: equal differences are no proof of an exact one.
+        rounding = 100 * math.sqrt(2 / 12) / min(a.num_val for a, _ in pairs)
+        reach = t * max(stdev(differences), rounding) / math.sqrt(n)
         interval = (middle - reach, middle + reach)
     return Effect(
         technique=name,

@@ -69,9 +69,15 @@ class Section(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _beside_defaults(cls, raw: Any) -> Any:
-        """Fill in what a given section leaves out from the default of its field, which may differ from its class's."""
+        """Fill in what a given section leaves out from the default of its field, which may differ from its class's.
+
+        pydantic would take true for 1, so booleans are refused where a number is meant.
+        """
         if not isinstance(raw, Mapping):
             return raw
+        for name, field in cls.model_fields.items():
+            if isinstance(raw.get(name), bool) and _is_number(field.annotation):
+                raise ValueError(f"{name} is {str(raw[name]).lower()}, which is no number")
         defaults = {name: field.default for name, field in cls.model_fields.items()}
         given = {
             name: {**default.model_dump(exclude_unset=True), **raw[name]}
@@ -93,6 +99,14 @@ def changed(section: S, **values: Any) -> S:
     fields = type(section).model_fields
     names = {name: (fields[name].alias if name in fields else None) or name for name, _ in section}
     return type(section).model_validate({names.get(name, name): value for name, value in [*section, *values.items()]})
+
+
+def _is_number(annotation: Any) -> bool:
+    """Whether a field takes numbers, alone or beside other values, but no booleans."""
+    types = [annotation]
+    for kind in types:
+        types += getattr(kind, "__args__", ())
+    return bool({int, float} & {kind for kind in types if isinstance(kind, type)}) and bool not in types
 
 
 def off_is_a_word(value: Any) -> Any:
@@ -152,8 +166,12 @@ def set_key(raw: dict[str, Any], key: str, value: Any, where: str) -> None:
     node[last] = value
 
 
+_TAGS = {"int", "float", "str", "bool", "constrained-int", "constrained-float", "constrained-str"}
+"""What pydantic puts behind the key of a field that takes values of several types."""
+
+
 def _explain(section: type[Section], details: dict[str, Any]) -> str:
-    location: tuple[int | str, ...] = details["loc"]
+    location = tuple(part for part in details["loc"] if part not in _TAGS and "[" not in str(part))
     key = ".".join(str(part) for part in location)
     if details["type"] == "extra_forbidden":
         siblings = _fields_at(section, location[:-1])
@@ -161,6 +179,8 @@ def _explain(section: type[Section], details: dict[str, Any]) -> str:
     value = details.get("input")
     shown = "" if isinstance(value, dict | BaseModel) else f" (got {value!r})"
     message = f"{details['msg'].removeprefix('Value error, ')}{shown}"
+    if details["type"] in ("model_type", "tuple_type"):
+        message = f"a {'section, {key: value}' if details['type'] == 'model_type' else 'list, [a, b]'} is needed{shown}"
     return f"`{key}`: {message}" if key else message
 
 

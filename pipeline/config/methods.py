@@ -187,12 +187,17 @@ def _of_fixmatch(config: Config) -> Iterable[str]:
 
 def _check_fixmatch(config: Config) -> None:
     _check_joint_training(config)
-    smoothing, threshold = config.student.label_smoothing, config.fixmatch.threshold
-    if threshold != "adaptive" and threshold > 1 - smoothing:
+    smoothing, threshold, clamp = config.student.label_smoothing, config.fixmatch.threshold, config.fixmatch.clamp
+    key, least = ("clamp", clamp[0]) if threshold == "adaptive" else ("threshold", threshold)
+    if least == 1:
+        raise ValueError(f"fixmatch.{key} asks for a confidence of 1, which no image has; lower it, e.g. to 0.95")
+    if least > 1 - smoothing:
         raise ValueError(
-            f"student.label_smoothing {smoothing:g} keeps confidences below {1 - smoothing:g}, so fixmatch.threshold "
-            f"{threshold:g} would leave no unlabeled image; drop label_smoothing, or lower the threshold"
+            f"student.label_smoothing {smoothing:g} keeps confidences below {1 - smoothing:g}, so fixmatch.{key} "
+            f"{least:g} would leave no unlabeled image; drop label_smoothing, or lower it"
         )
+    if config.fixmatch.mixup is not None and config.student.unlabeled_batch_size < 2:
+        raise ValueError("fixmatch.mixup has one unlabeled image per step to mix; raise student.unlabeled_ratio")
 
 
 def _of_meta(config: Config) -> Iterable[str]:

@@ -92,13 +92,15 @@ class Training(NetworkSettings):
         return self
 
     @model_validator(mode="after")
-    def _shares_fit(self) -> Training:
+    def _mixing_is_possible(self) -> Training:
         shares = [mixing.probability if mixing else 0.0 for mixing in (self.mixup, self.cutmix)]
         if sum(shares) > 1:
             raise ValueError(
                 f"mixup.probability ({shares[0]:g}) and cutmix.probability ({shares[1]:g}) are more than all images; "
                 "set both to 0.5"
             )
+        if any(shares) and (self.batch_size + self.unlabeled_batch_size) // self.accumulation < 2:
+            raise ValueError("mixup and cutmix have one image per micro-step to mix; raise batch_size")
         return self
 
     @property

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from pipeline.config import Config, NetworkSettings, Section, Training, changed
 from pipeline.config.methods import METHOD_CONFIGS
 from pipeline.config.unread import settings_of
-from pipeline.files import read_json
+from pipeline.files import read_json, read_lines
 from pipeline.shards.dataset import open_split
 from pipeline.stages.jobs import Job, LabelJob, Role, SelectJob, TrainJob
 from pipeline.stages.kinds import load_object
@@ -143,7 +143,7 @@ class Method:
     needs_every_class: bool = False
     """Whether each class must have labeled images. Set it if nothing before the training would find a class without."""
     panels: tuple[str, ...] = ()
-    """The method's plots in the report, by their names in `report.panels`."""
+    """Its plots in the report: `module:function` from a RunRecord to a `report.panels.Panel`, or to None."""
 
     def run_rounds(self, stages: Stages, on_round: OnRound) -> list[Round]:
         """Run the method's rounds; returns one entry per trained model."""
@@ -167,6 +167,9 @@ def one_training(method: Method, stages: Stages, on_round: OnRound) -> list[Roun
     folder = stages.train("student", 1, stages.config.student, "rounds/1", method=method)
     student = stages.judge("student", 1, folder)
     warn_of_chance(student, stages.num_classes, fix_of("student"))
+    shares = [line["mask_rate"] for line in read_lines(folder / "metrics.jsonl") if "mask_rate" in line]
+    if shares and not any(shares):
+        log.warning("no unlabeled image was ever sure enough to teach: lower the threshold, or raise student.steps")
     on_round(student)
     return [student]
 

@@ -53,6 +53,8 @@ class ModelInfo(Section):
 
 def save_model(weights_path: Path, state: Mapping[str, Tensor], info: ModelInfo) -> None:
     """Write the weights first, then the JSON that makes them a model. Each file appears whole or not at all."""
+    plugins = plugins_of(info.architecture)
+    info = changed(info, lineage={**info.lineage, "plugins": plugins}) if plugins else info
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     write_bytes(weights_path, save(tensors, metadata={"format": "pt"}))
     write_json(weights_path.with_suffix(".json"), info.model_dump(mode="json", by_alias=True))
@@ -104,11 +106,20 @@ def load_model(path: Path) -> tuple[nn.Module, ModelInfo]:
     """
     info = read_info(path)
     model = build(info.architecture, len(info.classes), model_args=info.model_args)
+    if (trained := info.lineage.get("plugins", {})) != (here := plugins_of(info.architecture)):
+        raise UserError(
+            f"{path} was trained with {info.architecture} of {_named(trained)}, and here it is that of {_named(here)}; "
+            "pass the plugin as it was, or train again"
+        )
     try:
         model.load_state_dict(read_state(path))
     except RuntimeError as error:
         raise UserError(f"{find_weights(path)} does not fit {info.architecture}: {error}") from error
     return model.eval(), info
+
+
+def _named(plugins: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} ({digest[:8]})" for name, digest in plugins.items()) or "no plugin"
 
 
 _PREDICTS_BY = {"architecture", "model_args", "classes", "input_size", "mean", "std", "crop", "interpolation"}

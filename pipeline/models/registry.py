@@ -64,6 +64,11 @@ def import_of(architecture: str) -> str | None:
     return {"timm": None, "pipeline": "pipeline.models"}.get(module.partition(".")[0], module)
 
 
+def is_known(architecture: str) -> bool:
+    """Whether timm knows an architecture, here and now."""
+    return bool(timm.is_model(architecture))
+
+
 def plugins_of(architecture: str) -> dict[str, str]:
     """File name -> digest of the plugins that define an architecture; empty for timm's and ours."""
     return sources_of(module_of(architecture)) if timm.is_model(architecture) else {}

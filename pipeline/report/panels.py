@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +10,7 @@ import numpy as np
 from pipeline.methods import METHODS
 from pipeline.report import plots
 from pipeline.report.record import RunRecord, TrainRecord
+from pipeline.stages.kinds import load_object
 
 _FEEDBACK = (
     "The feedback is how much the student's step on the teacher's labels lowered its labeled loss, to first order "
@@ -28,11 +29,11 @@ class Panel:
 
 def method_panels(run: RunRecord) -> list[Panel]:
     """The plots of the run's method that have something to show already."""
-    drawn = [PANELS[name](run) for name in METHODS[run.config.method].panels]
+    drawn: list[Panel | None] = [load_object(name)(run) for name in METHODS[run.config.method].panels]
     return [panel for panel in drawn if panel is not None]
 
 
-def _feedback(run: RunRecord) -> Panel | None:
+def feedback(run: RunRecord) -> Panel | None:
     """The feedback of a student to its teacher; None if it was not measured."""
     train = _that_measured(run, "feedback")
     if train is None:
@@ -47,7 +48,7 @@ def _feedback(run: RunRecord) -> Panel | None:
     return Panel(plots.feedback_curves(found, unit), _FEEDBACK)
 
 
-def _consistency(run: RunRecord) -> Panel | None:
+def consistency(run: RunRecord) -> Panel | None:
     """The share of predictions that are sure enough to teach, and the accuracies; None if it was not measured."""
     train = _that_measured(run, "mask_rate") or _that_measured(run, "student_loss")
     if train is None:
@@ -57,10 +58,6 @@ def _consistency(run: RunRecord) -> Panel | None:
     of_both = {"val_top1": train.role, "teacher_val_top1": "teacher"}
     accuracies = [plots.curve(text, train.evaluations, name) for name, text in of_both.items()]
     return Panel(plots.teacher_and_student(_not_empty(shares), _not_empty(accuracies)))
-
-
-PANELS: Mapping[str, Callable[[RunRecord], Panel | None]] = {"feedback": _feedback, "consistency": _consistency}
-"""Name of a panel -> the function that plots it."""
 
 
 def _that_measured(run: RunRecord, name: str) -> TrainRecord | None:

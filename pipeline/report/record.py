@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -232,10 +233,12 @@ def read_predictions(path: Path) -> Predictions | None:
     if not path.exists():
         return None
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
             return Predictions(arrays["label"], arrays["pred"], arrays["confidence"])
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from error
+    except (OSError, ValueError, KeyError, BadZipFile) as error:
+        raise UserError(
+            f"{path} cannot be read ({error}); delete the folder {path.parent} and type the command of the run again"
+        ) from error
 
 
 def _rounds(path: Path, begun: Sequence[Entry]) -> Iterator[RoundRecord]:

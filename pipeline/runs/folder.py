@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import SPLITS, Config, Data, Training, changed, semantic
+from pipeline.config import SPLITS, Config, Data, Training, changed, load_config, semantic
 from pipeline.errors import UserError
 from pipeline.files import read_json
 from pipeline.stages.fingerprint import digest
@@ -35,6 +35,22 @@ def check_run_folder(run_dir: Path, config_path: Path | None = None) -> None:
         raise UserError(f"{run_dir} is {what}, not a run's; choose another --run-dir")
     if set(names) - {"prefect"} and not {"run.lock", "rounds"} & set(names):
         raise UserError(f"{run_dir} has files, such as {min(names)}, but is no run folder; choose another --run-dir")
+
+
+def earlier_config(run_dir: Path) -> Config | None:
+    """The config that the last command wrote into a run folder; None in a new one.
+
+    Raises:
+        UserError: it has keys of another version.
+    """
+    path = run_dir / "config.yaml"
+    try:
+        return load_config(path) if path.exists() else None
+    except UserError as error:
+        raise UserError(
+            f"{error}. A run wrote this file, with another version of selftrain or with a plugin; choose another "
+            "--run-dir, or pass its --plugin"
+        ) from error
 
 
 def resolve_config(config: Config, earlier: Config | None) -> Config:
@@ -70,7 +86,11 @@ def absolute_data(data: Data) -> Data:
 
 
 def set_aside(run_dir: Path, earlier: Config, config: Config, data: str) -> None:
-    """Move results from before a change of config, data or plugins into RUN/earlier; stage folders stay in place."""
+    """Move results from before a change of config, data or plugins into RUN/earlier; stage folders stay in place.
+
+    Raises:
+        UserError: a plugin that the results were made with is not here.
+    """
     result = run_dir / "result.json"
     made = read_json(result) if result.exists() else {"data": data, "plugins": digests()}
     earlier_data, earlier_plugins = made.get("data"), made.get("plugins", {})
@@ -79,6 +99,8 @@ def set_aside(run_dir: Path, earlier: Config, config: Config, data: str) -> None
         "data": earlier_data != data,
         "plugins": earlier_plugins != digests(),
     }
+    if missing := sorted(set(earlier_plugins) - set(digests())):
+        raise UserError(f"{run_dir} was made with --plugin {missing[0]}; pass it, or choose another --run-dir")
     what = " and ".join(name for name, is_changed in changes.items() if is_changed)
     if not what:
         return

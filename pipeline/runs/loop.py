@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.config import SPLITS, Config, Split, dump_yaml, load_config, semantic, unread_keys
+from pipeline.config import SPLITS, Config, Split, dump_yaml, semantic, unread_keys
 from pipeline.errors import UserError
 from pipeline.files import write_bytes, write_json
 from pipeline.methods import METHODS
 from pipeline.methods.method import Method, OnRound, best_of
 from pipeline.runs.control import train_control
 from pipeline.runs.finetune import finetune
-from pipeline.runs.folder import check_run_folder, resolve_config, set_aside
+from pipeline.runs.folder import check_run_folder, earlier_config, resolve_config, set_aside
 from pipeline.runs.ledger import Ledger
 from pipeline.runs.result import models_of, result_of
 from pipeline.runs.run import Run, RunStage
@@ -56,7 +56,7 @@ def run_loop(
     if unread := unread_keys(config):
         log.warning("method %s does not read %s", method.name, ", ".join(unread))
     with run_lock(run_dir) as lock_fd:
-        earlier = load_config(run_dir / "config.yaml") if (run_dir / "config.yaml").exists() else None
+        earlier = earlier_config(run_dir)
         config = resolve_config(config, earlier)
         datasets = _check_data(config, method)
         data = {split: dataset.fingerprint for split, dataset in datasets.items()}

@@ -73,7 +73,8 @@ def open_selection(folder: Path, unlabeled: Dataset) -> tuple[Selection, LabelSt
     if inputs["unlabeled"] != unlabeled.fingerprint:
         raise UserError(
             f"{folder} selects from other unlabeled shards: expected {unlabeled.fingerprint}, found "
-            f"{inputs['unlabeled']}; run `selftrain label` and `selftrain select` again into new folders"
+            f"{inputs['unlabeled']}; run `selftrain label` and `selftrain select` again into new folders (of a run: "
+            "type its command again)"
         )
     store = LabelStore(folder / record["outputs"]["labels"], unlabeled)
     if inputs["labels"] != store.fingerprint:

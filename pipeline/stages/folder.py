@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from pipeline.errors import UserError
@@ -109,6 +109,16 @@ def _changes(before: Mapping[str, Json], after: Mapping[str, Json]) -> str:
     def said(values: Mapping[str, Json], key: str) -> str:
         return repr(values[key]) if key in values else "not set"  # as for a technique that is off
 
+    before, after = dict(_leaves(before)), dict(_leaves(after))
     changes = [(key, said(before, key), said(after, key)) for key in sorted({*before, *after})]
     shown = [f"{key}: {old} -> {new}" for key, old, new in changes if old != new]
     return ", ".join(shown[:4]) or "stage format"
+
+
+def _leaves(values: Mapping[str, Json], prefix: str = "") -> Iterator[tuple[str, Json]]:
+    """Dotted key -> value, of all that is no mapping."""
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value

@@ -71,12 +71,12 @@ def _named() -> list[str]:
 
 def _load(path: Path) -> None:
     name = path.stem
-    if name in _LOADED and _LOADED[name].path == path:
-        return
     if not path.is_file():
-        raise UserError(f"--plugin {path} does not exist; give the path of a Python file")
+        raise UserError(f"--plugin {path} is no file; give the path of a Python file (in {VARIABLE} too)")
     if not name.isidentifier():
         raise UserError(f"--plugin {path}: {name!r} cannot be the name of a module; rename the file, e.g. to my_net.py")
+    if name in _LOADED and path.samefile(_LOADED[name].path):
+        return
     if name in _LOADED or _is_of_others(name, path):
         raise UserError(f"--plugin {path}: a module {name!r} exists already; rename the file")
     source = path.read_bytes()
@@ -104,7 +104,7 @@ def _run(name: str, path: Path, source: bytes) -> None:
     sys.modules[name] = module
     try:
         exec(compile(source, str(path), "exec", dont_inherit=True), vars(module))
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # an exit would end the command as if it were done
         del sys.modules[name]
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
         where = f" (line {lines[-1]})" if lines else ""

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+import shutil
+from functools import partial
 from pathlib import Path
 
-import numpy as np
 import pytest
-from scipy import stats
+from PIL import Image
 from support.fake_stages import FakeStages
 
 import pipeline.ablation.ablate
 from pipeline.ablation.ablate import run_ablation
 from pipeline.ablation.cells import BASE, Mode, all_techniques, plan_cells
-from pipeline.ablation.plot import draw_effects
-from pipeline.ablation.rows import Row, effects, read_rows, table, write_rows
+from pipeline.ablation.rows import Row, read_rows
 from pipeline.config import Config, Mixup, changed, parse
 from pipeline.errors import Interrupted, UserError
+from pipeline.packing.pack import pack
+from pipeline.stages.lock import run_lock
 from pipeline.techniques import TECHNIQUES
 
 THREE = ("dropout", "ema", "mixup")
@@ -155,7 +156,7 @@ def test_an_ablation_goes_on_where_it_was_stopped_and_reads_no_test(digits: Conf
     before = len(stages.jobs)
     run_ablation(digits, tmp_path, THREE, "alone", 2, run_stage=stages)
     assert len(stages.jobs) == before, "typed again, nothing runs"
-    assert {"rows.jsonl", "table.md", "ablation.png", "cells"} == {path.name for path in tmp_path.iterdir()}
+    assert {"rows.jsonl", "table.md", "ablation.png", "cells", "run.lock"} == {path.name for path in tmp_path.iterdir()}
 
 
 def test_cells_share_the_stages_that_are_equal(digits: Config, tmp_path: Path) -> None:
@@ -188,98 +189,50 @@ def test_the_figures_of_another_ablation_are_kept(digits: Config, tmp_path: Path
     assert {row.technique for row in read_rows(tmp_path / "rows.jsonl")} == {BASE, "ema"}
 
 
-def test_a_folder_with_other_files_is_refused(digits: Config, tmp_path: Path) -> None:
-    (tmp_path / "thesis.tex").write_text("mine")
-    with pytest.raises(UserError, match=r"has files, such as thesis\.tex, but is no ablation's folder"):
+def test_a_cell_is_judged_by_its_student_even_if_the_teacher_is_better(digits: Config, tmp_path: Path) -> None:
+    stages = with_job_files(FakeStages(0.8, 0.3, 0.4))
+    config = changed(digits, rounds=changed(digits.rounds, num_rounds=2, patience=2))
+    rows = run_ablation(config, tmp_path, ["ema"], "alone", 1, run_stage=stages)
+    assert [row.val_top1 for row in rows] == [0.4, 0.4], "the teacher, which is final, has 0.8"
+    supervised = changed(digits, rounds=changed(digits.rounds, num_rounds=0))
+    rows = run_ablation(supervised, tmp_path / "supervised", ["ema"], "alone", 1, run_stage=stages)
+    assert [row.val_top1 for row in rows] == [0.8, 0.8]
+
+
+def test_data_that_change_under_an_ablation_are_an_error(digits: Config, tmp_path: Path) -> None:
+    shutil.copytree(str(digits.data.root), tmp_path / "packed")
+    config = changed(digits, data=changed(digits.data, root=tmp_path / "packed"))
+
+    def pack_more(row: Row) -> None:
+        Image.new("RGB", (8, 8), (9, 99, 9)).save(tmp_path / "more.png")
+        (tmp_path / "more").mkdir()
+        (tmp_path / "more.png").rename(tmp_path / "more/1.png")
+        pack(tmp_path / "more", tmp_path / "packed", split="unlabeled")
+
+    stages = with_job_files(FakeStages(0.8, 0.9))
+    with pytest.raises(UserError, match=r"the data changed while the ablation in .* was under way"):
+        run_ablation(config, tmp_path / "out", ["ema"], "alone", 1, run_stage=stages, on_row=pack_more)
+
+
+def test_a_moved_ablation_goes_on(digits: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stages = with_job_files(FakeStages(0.8, 0.9))
+    rows = run_ablation(digits, tmp_path / "a", ["ema"], "alone", 1, run_stage=stages)
+    (tmp_path / "a").rename(tmp_path / "b")
+    monkeypatch.setattr(pipeline.ablation.ablate, "_flops", None)  # it would open inputs by their old paths
+    assert run_ablation(digits, tmp_path / "b", ["ema"], "alone", 1, run_stage=stages) == rows
+
+
+def test_two_ablations_in_one_folder_at_a_time_are_refused(
+    digits: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline.ablation.ablate, "run_lock", partial(run_lock, wait_s=0.0))
+    with run_lock(tmp_path), pytest.raises(UserError, match="is in use by process"):
         run_ablation(digits, tmp_path, THREE, "alone", 1, run_stage=FakeStages(0.8))
-    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
-# --------------------------------------------------------------------------------------------------------- the rows
-
-
-def rows_of(mode: str, accuracies: dict[str, list[float]]) -> list[Row]:
-    names = list(accuracies)
-    return [
-        Row(
-            mode=mode,
-            technique=name,
-            against="" if name == BASE else names[names.index(name) - 1] if mode == "stack" else BASE,
-            on=(),
-            seed=seed,
-            val_top1=value,
-            num_val=1000,
-            seconds=10.0 * (1 + names.index(name)),
-            tflops=1.0,
-            machine="a processor",
-            commit="abc",
-            folder=f"cells/{name}-{seed}",
-        )
-        for name, values in accuracies.items()
-        for seed, value in enumerate(values)
-    ]
-
-
-ACCURACIES = {BASE: [0.80, 0.82, 0.81], "mixup": [0.84, 0.85, 0.85], "ema": [0.81, 0.80, 0.83]}
-
-
-def test_intervals_are_those_of_a_paired_t_test() -> None:
-    for effect in effects(rows_of("alone", ACCURACIES)):
-        pairs = 100 * np.array(ACCURACIES[effect.technique]) - 100 * np.array(ACCURACIES[BASE])
-        expected = stats.ttest_1samp(pairs, 0).confidence_interval(0.95)
-        assert effect.points == pytest.approx(pairs.mean())
-        assert effect.interval == pytest.approx((expected.low, expected.high), abs=2e-3)
-
-
-def test_drop_one_turns_the_difference_around() -> None:
-    alone, dropped = (effects(rows_of(mode, ACCURACIES))[0] for mode in ("alone", "drop-one"))
-    assert dropped.points == pytest.approx(-alone.points)
-    assert dropped.time_ratio == pytest.approx(1 / alone.time_ratio)
-
-
-def test_stack_compares_with_the_row_before() -> None:
-    first, second = effects(rows_of("stack", ACCURACIES))
-    assert first.points == pytest.approx(100 * (np.mean(ACCURACIES["mixup"]) - np.mean(ACCURACIES[BASE])))
-    assert second.points == pytest.approx(100 * (np.mean(ACCURACIES["ema"]) - np.mean(ACCURACIES["mixup"])))
-
-
-def test_a_technique_whose_interval_holds_zero_is_said_to_be_within_chance() -> None:
-    text = table(rows_of("alone", ACCURACIES))
-    lines = {line.split("|")[1].strip(): line for line in text.splitlines() if line.startswith("| ")}
-    assert "helps" in lines["mixup"]
-    assert "within chance" in lines["ema"]
-    one_seed = [row for row in rows_of("alone", ACCURACIES) if row.seed == 0]
-    assert "one seed: nothing can be said" in table(one_seed)
-
-
-def test_the_plot_is_redrawn_from_the_rows_alone(tmp_path: Path) -> None:
-    rows = rows_of("alone", ACCURACIES)
-    write_rows(tmp_path / "rows.jsonl", rows)
-    again = read_rows(tmp_path / "rows.jsonl")
-    assert again == rows
-    assert draw_effects(again) == draw_effects(rows)
-    assert draw_effects(rows)[:8] == b"\x89PNG\r\n\x1a\n"
-    different = [replace(row, val_top1=0.5) if row.technique == "ema" else row for row in rows]
-    assert draw_effects(different) != draw_effects(rows)
-
-
-def test_a_file_without_rows_is_a_clear_error(tmp_path: Path) -> None:
-    (tmp_path / "rows.jsonl").write_text('{"step": 1}\n')
-    with pytest.raises(UserError, match="holds no rows of an ablation"):
-        read_rows(tmp_path / "rows.jsonl")
-    with pytest.raises(UserError, match="has no rows"):
-        read_rows(tmp_path / "nothing.jsonl")
-
-
-# ------------------------------------------------------------------------------------------------- what is published
-
-PUBLISHED = Path(pipeline.__file__).parents[1] / "docs" / "ablations"
-
-
-@pytest.mark.parametrize("path", sorted(PUBLISHED.glob("*.jsonl")), ids=lambda path: path.stem)
-def test_published_tables_are_those_of_their_rows(path: Path) -> None:
-    """`python -m pipeline.ablation` draws them; nobody edits a figure."""
-    page = (PUBLISHED.parent / "ablations.md").read_text()
-    assert table(read_rows(path)) in page
-    assert path.with_suffix(".png").exists()
-    assert f"ablations/{path.stem}.png" in page
+@pytest.mark.parametrize("name", ["thesis.tex", "table.md"])
+def test_a_folder_with_other_files_is_refused(digits: Config, tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(UserError, match=f"has files, such as {name}, but is no ablation's folder"):
+        run_ablation(digits, tmp_path, THREE, "alone", 1, run_stage=FakeStages(0.8))
+    assert [path.name for path in tmp_path.iterdir()] == [name]

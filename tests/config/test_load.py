@@ -229,6 +229,40 @@ def test_a_section_that_the_learner_does_not_read_is_no_part_of_its_settings(tmp
     assert one == other
 
 
+@pytest.mark.parametrize(
+    "text", ["student: {steps: true}", "fixmatch: {threshold: false}", "student: {optimizer: {lr: true}}"]
+)
+def test_a_boolean_is_no_number(tmp_path: Path, text: str) -> None:
+    with pytest.raises(UserError, match=r"`[\w.]+`: \w+ is (true|false), which is no number"):
+        load_config(write(tmp_path, text))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "fixmatch: {threshold: Adaptive}",
+            r"`fixmatch\.threshold`: .*`fixmatch\.threshold`: Input should be 'adaptive'",
+        ),
+        ("fixmatch: {clamp: 0.9}", r"`fixmatch\.clamp`: a list, \[a, b\] is needed \(got 0\.9\)"),
+        ("student: {mixup: yes please}", r"`student\.mixup`: a section, \{key: value\} is needed"),
+        ("method: fixmatch\nfixmatch: {threshold: 1}", r"fixmatch\.threshold asks for a confidence of 1"),
+        (
+            "method: fixmatch\nfixmatch: {threshold: adaptive, clamp: [0.95, 1]}\nstudent: {label_smoothing: 0.2}",
+            r"fixmatch\.clamp 0\.95 would leave no unlabeled image",
+        ),
+        (
+            "method: fixmatch\nfixmatch: {mixup: {}}\nstudent: {batch_size: 1, unlabeled_ratio: 1}",
+            "raise student.unlab",
+        ),
+        ("student: {mixup: {}, batch_size: 2, unlabeled_ratio: 0, accumulation: 2}", "one image per micro-step to mix"),
+    ],
+)
+def test_what_could_not_work_is_an_error_by_its_key(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        load_config(write(tmp_path, text))
+
+
 def test_the_big_teacher_of_an_adjuster_may_be_there_already(tmp_path: Path) -> None:
     start = "{model: big.safetensors, mode: use}"
     load_config(write(tmp_path, f"method: meta\nmeta: {{teacher: adjuster}}\nteacher: {{start: {start}}}"))

@@ -169,7 +169,7 @@ def test_an_ablation_is_a_flow_whose_stages_are_tasks_and_whose_table_is_an_arti
     from flows.watch import watched
     from pipeline.ablation.rows import Row
 
-    def one_stage(config: Config, out: Path, *_: object, run_stage: Any) -> list[Row]:
+    def one_stage(config: Config, out: Path, *_: object, run_stage: Any, **options: Any) -> list[Row]:
         with run_lock(out) as lock_fd:
             run_stage(fake_run.job(out, 1), lock_fd)
         common = {"mode": "alone", "on": (), "seed": 0, "num_val": 100, "seconds": 1.0, "tflops": 1.0}

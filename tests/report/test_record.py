@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 from fnmatch import fnmatch
@@ -85,6 +86,13 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is not a run folder"):
         write_report(tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_answers_that_were_cut_are_named_with_the_fix(run: Path) -> None:
+    path = next(run.glob("rounds/0/train-*/predictions-val.npz"))
+    os.truncate(path, 100)
+    with pytest.raises(UserError, match=r"predictions-val\.npz cannot be read .*delete the folder .* type the command"):
+        write_report(run)
 
 
 def test_a_run_of_an_older_version_is_refused_with_the_fix(run: Path) -> None:

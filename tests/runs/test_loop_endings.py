@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import os
 import shutil
 import tarfile
@@ -23,7 +24,7 @@ from pipeline.runs import loop
 from pipeline.runs.folder import absolute
 from pipeline.runs.loop import run_loop
 from pipeline.shards.dataset import open_split
-from pipeline.stages.jobs import TrainJob
+from pipeline.stages.jobs import Job, TrainJob
 from pipeline.stages.lock import run_lock
 
 
@@ -80,6 +81,40 @@ def test_a_folder_of_another_kind_is_refused(config: Config, tmp_path: Path, nam
         (tmp_path / file).write_text("{}")
     with pytest.raises(UserError, match=rf"is {what}, not a run's"):
         run_loop(config, tmp_path, run_stage=FakeStages())
+
+
+def test_a_run_folder_of_another_version_is_refused_with_the_fix(config: Config, tmp_path: Path) -> None:
+    run_loop(config, tmp_path, run_stage=FakeStages(0.6, 0.7, 0.8, 0.9))
+    with open(tmp_path / "config.yaml", "a") as file:
+        file.write("old_key: 1\n")
+    with pytest.raises(
+        UserError, match=r"unknown key `old_key`.* A run wrote this file, with another version .*--run-dir"
+    ):
+        run_loop(config, tmp_path, run_stage=FakeStages())
+
+
+def test_a_run_without_its_plugin_leaves_its_result_in_place(config: Config, tmp_path: Path) -> None:
+    run_loop(config, tmp_path, run_stage=FakeStages(0.6, 0.7, 0.8, 0.9))
+    result = tmp_path / "result.json"
+    result.write_text(result.read_text().replace('"plugins": {}', '"plugins": {"my_net.py": "0123"}'))
+    before = result.read_bytes()
+    with pytest.raises(UserError, match=r"was made with --plugin my_net\.py; pass it"):
+        run_loop(config, tmp_path, run_stage=FakeStages())
+    assert result.read_bytes() == before
+
+
+def test_a_training_in_which_no_unlabeled_image_taught_is_a_warning(
+    digits: Config, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Unsure(FakeStages):
+        def __call__(self, job: Job, lock_fd: int) -> None:
+            super().__call__(job, lock_fd)
+            if isinstance(job, TrainJob):
+                (job.out / "metrics.jsonl").write_text('{"step": 1, "loss": 1.0, "mask_rate": 0.0}\n')
+
+    monkeypatch.setattr(logging.getLogger("selftrain"), "propagate", True)
+    run_loop(changed(digits, method="fixmatch"), tmp_path, run_stage=Unsure(0.6, 0.7, 0.8))
+    assert "no unlabeled image was ever sure enough to teach" in caplog.text
 
 
 def test_bad_images_that_are_skipped_are_counted(

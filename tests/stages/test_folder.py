@@ -53,6 +53,14 @@ def test_another_config_input_kind_or_version_is_refused_by_name(tmp_path: Path)
             open_folder(tmp_path, kind, version, inputs, ENVIRONMENT)
 
 
+def test_what_changed_is_named_key_by_key(tmp_path: Path) -> None:
+    inputs = StageInputs({"training": {"steps": 5, "optimizer": {"lr": 0.1}}}, {})
+    open_folder(tmp_path, "train", 1, inputs, {})
+    other = StageInputs({"training": {"steps": 5, "optimizer": {"lr": 0.2}}}, {})
+    with pytest.raises(UserError, match=r"with other settings \(training\.optimizer\.lr: 0\.1 -> 0\.2\);"):
+        open_folder(tmp_path, "train", 1, other, {})
+
+
 def test_the_environment_matters_only_to_an_unfinished_stage(tmp_path: Path) -> None:
     open_folder(tmp_path, "train", 1, NONE, ENVIRONMENT)
     other = {**ENVIRONMENT, "torch": "3"}

@@ -14,7 +14,7 @@ import pytest
 from pipeline.errors import UserError
 from pipeline.stages import plugins
 from pipeline.stages.launch import child_variables, run_child
-from pipeline.stages.plugins import VARIABLE, add_plugins, load_plugins
+from pipeline.stages.plugins import VARIABLE, add_plugins, digests, load_plugins
 
 CODE = "from pathlib import Path\nwith open(Path(__file__).with_suffix('.log'), 'a') as log: log.write('imported ')\n"
 
@@ -58,7 +58,7 @@ def test_a_child_imports_the_plugins_of_its_parent(tmp_path: Path) -> None:
 
 @pytest.mark.process
 def test_a_plugin_that_is_missing_or_broken_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"--plugin .*nothing\.py does not exist"):
+    with pytest.raises(UserError, match=r"--plugin .*nothing\.py is no file"):
         add_plugins([tmp_path / "nothing.py"])
     broken = plugin(tmp_path, "import nothing_of_that_name", "my_broken")
     with pytest.raises(
@@ -73,6 +73,21 @@ def test_a_plugin_may_not_take_the_name_of_a_module(tmp_path: Path, name: str) -
     """Be it imported already or not."""
     with pytest.raises(UserError, match=rf"a module '{name}' exists already; rename the file"):
         add_plugins([plugin(tmp_path, name=name)])
+
+
+@pytest.mark.parametrize("code", ["import sys; sys.exit(0)", "raise SystemExit('asked for a GPU')"])
+def test_a_plugin_that_exits_is_an_error_and_no_good_end(tmp_path: Path, code: str) -> None:
+    (tmp_path / "quits.py").write_text(code)
+    with pytest.raises(UserError, match=r"quits\.py cannot be imported \(line 1\): SystemExit"):
+        add_plugins([tmp_path / "quits.py"])
+
+
+def test_a_plugin_by_another_path_to_the_same_file_is_that_plugin(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "real/my_twice.py").write_text("")
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    add_plugins([tmp_path / "real/my_twice.py", tmp_path / "link/my_twice.py"])
+    assert list(digests()) == ["my_twice.py"]
 
 
 def test_the_name_of_a_plugin_must_be_that_of_a_module(tmp_path: Path) -> None:

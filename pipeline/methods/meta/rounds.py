@@ -59,5 +59,5 @@ META = Method(
     control=_control,
     finetunes="student",
     needs_every_class=True,
-    panels=("feedback", "consistency"),
+    panels=("pipeline.report.panels:feedback", "pipeline.report.panels:consistency"),
 )

@@ -18,5 +18,5 @@ UDA = Method(
     recipe=lambda config, number: config.student,
     control=lambda config, rounds, final: supervised(config.student, by_labels=True),
     needs_every_class=True,
-    panels=("consistency",),
+    panels=("pipeline.report.panels:consistency",),
 )
