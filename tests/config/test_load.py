@@ -1,4 +1,4 @@
-"""The config: precedence, errors that help, keys that a method does not read."""
+"""The config: precedence, errors that help, keys that a method does not read. Long because each mistake has its case."""
 
 from __future__ import annotations
 
