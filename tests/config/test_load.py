@@ -1,4 +1,4 @@
-"""The config: precedence, errors that help, keys that a method does not read. Long because each mistake has its case."""
+"""The config: precedence, keys that a method does not read, errors; it is long because each mistake has a case."""
 
 from __future__ import annotations
 
