@@ -129,7 +129,7 @@ class MethodSections(Section):
     """The loss on unlabeled images; only `method: fixmatch` reads it."""
 
 
-# ------------------------------------------------------------------------------------------- what a method asks for
+# ------------------------------------------------------------------------------------------- what a method requires
 
 
 def _nothing(config: Config) -> Iterable[str]:
@@ -158,7 +158,7 @@ _WITH_UNLABELED = {"unlabeled_ratio": 7.0, "noise_labeled": False, "loss_normali
 """The defaults of a student without pseudo-labels: labeled images have no noise, and the loss is a sum of means."""
 
 
-# ------------------------------------------------------------------------------------------------ the methods' demands
+# -------------------------------------------------------------------------------------------- what each one requires
 
 
 def _of_noisy_student(config: Config) -> Iterable[str]:
