@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 import pipeline
+from pipeline.ablation.rows import effects, read_rows
 from pipeline.config import Config, Evaluate, Label, Section, Select, Training, parse
 from pipeline.config.base import is_operational, is_technique, set_key
 from pipeline.techniques import PLUMBING, TECHNIQUES, Technique, field_of
@@ -102,3 +103,14 @@ def test_a_card_names_a_test_that_exists(row: Technique) -> None:
     assert named, f"{row.name}.md names no test as `tests/FILE.py::test_name`"
     for file, test in named:
         assert re.search(rf"^def {test}\b", (ROOT / file).read_text(), re.MULTILINE), f"{file} has no {test}"
+
+
+@every_row
+def test_a_card_quotes_the_published_ablation(row: Technique) -> None:
+    of = {effect.technique: effect for effect in effects(read_rows(ROOT / "docs/ablations/digits-alone.jsonl"))}
+    if row.name not in of or of[row.name].interval is None:
+        return
+    effect, text = of[row.name], " ".join((CARDS / f"{row.name}.md").read_text().split())
+    low, high = effect.interval or (0.0, 0.0)
+    figures = f"{effect.points:+.2f} points of val accuracy ({low:+.2f} to {high:+.2f}, {effect.num_seeds} seeds)"
+    assert f"Alone on digits {figures}, {effect.verdict}" in text

@@ -150,7 +150,8 @@ def table(rows: Sequence[Row]) -> str:
         f"{modes[first.mode]} Val accuracy of the base: {100 * mean(row.val_top1 for row in base):.2f}% "
         f"({', '.join(f'{100 * row.val_top1:.2f}' for row in base)}; seeds {', '.join(str(r.seed) for r in base)}; "
         f"{first.num_val:,} val images). Differences are paired by seed; intervals are 95%, over seeds. "
-        f"{first.machine}, commit {first.commit}.",
+        f"{', '.join(dict.fromkeys(row.machine for row in rows))}; commits "
+        f"{', '.join(dict.fromkeys(row.commit for row in rows))}.",
         "",
         "| technique | points | 95% interval | seeds | time | FLOPs | |",
         "|---|---|---|---|---|---|---|",
