@@ -44,10 +44,10 @@ def test_every_stage_of_growth_gives_a_report(run: Path, monkeypatch: pytest.Mon
         "rounds/1/*",
         "rounds/0/*",
     ]
-    for part in parts:
+    for number, part in enumerate(parts):
         for folder in run.glob(part):
             edit(folder / "stage.json", lambda record: record.update(complete=False))
-        assert "not finished" in text_of(run, draw=True)
+        assert "not finished" in text_of(run, draw=number % 2 == 0)  # every other one, for they are alike
         for folder in run.glob(part):
             shutil.rmtree(folder)
     assert "No training has begun" in text_of(run)
