@@ -70,12 +70,12 @@ def judge(run: RunRecord) -> Verdict:
     sentences = [f"The final model, of round {round_}, is right on {head}{': ' if leads else ''}{leads}."]
     if CONTROL in gains:
         sentences.append(_conclude(gains[CONTROL]))
-    elif run.config.evaluate.control:
-        sentences.append("The control is missing, so the gain may come from longer training alone.")
     else:
-        sentences.append(
-            "No control was trained (evaluate.control is off): the gain may come from longer training alone."
-        )
+        missing = "The control is missing"
+        if not run.config.evaluate.control:
+            missing = "No control was trained (evaluate.control is off)"
+        gain = "the gain may come from longer training alone"
+        sentences.append(f"{missing}: {gain if gains else 'what the unlabeled images were worth is not known'}.")
     return Verdict(tuple(sentences), gains, finished=True)
 
 

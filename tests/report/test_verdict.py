@@ -31,7 +31,7 @@ def test_without_control_the_verdict_says_what_is_open(run: Path) -> None:
     evaluation = next(run.glob("evaluate-*"))
     edit(evaluation / "test.json", lambda t: t.pop("control"))
     edit(run / "result.json", lambda r: r["final"]["test"].pop("control"))
-    assert "The control is missing" in judge(read_run(run)).sentences[-1]
+    assert judge(read_run(run)).sentences[-1] == "The control is missing: the gain may come from longer training alone."
     assert "not measured" in text_of(run)
 
 
@@ -97,6 +97,10 @@ def test_a_student_that_never_had_a_teacher_is_held_against_the_control_alone(ru
     assert set(verdict.gains) == {"control"}
     assert "The final model, of round 1, " in verdict.sentences[0]
     assert "Round 0 teacher" not in text_of(run)
+    edit(next(run.glob("evaluate-*")) / "test.json", lambda t: t.pop("control"))
+    edit(run / "result.json", lambda r: r["final"]["test"].pop("control"))
+    last = judge(read_run(run)).sentences[-1]
+    assert last == "The control is missing: what the unlabeled images were worth is not known.", "no gain is shown"
 
 
 def test_without_a_test_split_the_run_is_finished_all_the_same(run: Path) -> None:
