@@ -95,7 +95,8 @@ def wilson_interval(num_right: int, num_samples: int) -> tuple[float, float]:
     spread = z * math.sqrt(share * (1 - share) / num_samples + (z / (2 * num_samples)) ** 2)
     scale = 1 + z * z / num_samples
     middle = share + z * z / (2 * num_samples)
-    return max(0.0, (middle - spread) / scale), min(1.0, (middle + spread) / scale)
+    # Near 0 and 1 a bound may round past the share, of which a plot would make a negative error.
+    return min(share, max(0.0, (middle - spread) / scale)), max(share, min(1.0, (middle + spread) / scale))
 
 
 def paired_difference(right: npt.NDArray[np.bool_], other: npt.NDArray[np.bool_]) -> tuple[float, float, float]:

@@ -44,6 +44,13 @@ def test_wilson_interval_equals_published_values() -> None:
     assert wilson_interval(15, 148) == pytest.approx((0.0624, 0.1605), abs=5e-5)
 
 
+@pytest.mark.parametrize("share", [0, 1])
+def test_the_wilson_interval_of_none_or_all_holds_the_share_for_any_number(share: int) -> None:
+    for n in range(1, 3000):
+        low, high = wilson_interval(share * n, n)
+        assert 0 <= low <= share <= high <= 1, n
+
+
 @given(st.integers(1, 10_000), st.data())
 def test_wilson_interval_holds_the_share_and_stays_in_range(n: int, data: st.DataObject) -> None:
     right = data.draw(st.integers(0, n))
