@@ -17,6 +17,14 @@ from pipeline.stages.plugins import sources_of
 M = TypeVar("M")
 
 
+_NOT_OF_A_NETWORK = {
+    *("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir"),
+    *("scriptable", "exportable", "no_jit", "features_only", "in_chans", "num_classes"),
+}
+"""What timm.create_model takes for other uses. `checkpoint_path` would unpickle a file, and so run what is in it."""
+_NOT_OF_A_NETWORK_FIX = "drop it (weights to start from are `start.model`, images have three channels)"
+
+
 def build(
     architecture: str,
     num_classes: int,
@@ -34,6 +42,10 @@ def build(
         known = suggest(architecture)
         raise UserError(f"`model`: timm has no architecture {architecture!r}, {known}; a plugin's needs its --plugin")
     arguments: dict[str, Scalar] = {**(model_args or {})}
+    if taken := sorted(_NOT_OF_A_NETWORK & arguments.keys()):
+        raise UserError(
+            f"`model_args`: {taken[0]} is no argument of a network that classifies images; {_NOT_OF_A_NETWORK_FIX}"
+        )
     if dropout:
         arguments["drop_rate"] = dropout
     if stochastic_depth:

@@ -6,7 +6,7 @@ import contextlib
 import datetime
 import os
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -15,6 +15,10 @@ if TYPE_CHECKING:
 WAIT = datetime.timedelta(days=7)
 """The limit of a wait for other ranks. One rank may decode or label for hours while others wait, and a wait that ends
 too early loses the run. If a rank fails, torchrun ends the others, not this limit."""
+
+
+STORE_VARIABLE = "SELFTRAIN_RANKS"
+"""The file by which ranks that torchrun.py started find each other; others use torchrun's own way."""
 
 
 def env_rank() -> int:
@@ -39,7 +43,9 @@ class Ranks:
 
         # Accelerate uses a process group that exists. Host tensors travel by gloo on any device.
         backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
-        distributed.init_process_group(backend, timeout=WAIT)
+        where = os.environ.get(STORE_VARIABLE)
+        by_file: dict[str, Any] = {"init_method": f"file://{where}", "rank": env_rank(), "world_size": number}
+        distributed.init_process_group(backend, timeout=WAIT, **(by_file if where else {}))
         # Flags travel between hosts, because an all-reduce on the devices would make every step wait for them.
         return cls(env_rank(), number, distributed.new_group(backend="gloo", timeout=WAIT))
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Callable, Sequence
+from functools import partial
 
 from pipeline.errors import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_OK, EXIT_USER_ERROR
 from pipeline.stages.owner import LOCK_VARIABLE, PARENT_VARIABLE, die_with_parent
+from pipeline.stages.ranks import STORE_VARIABLE
 
 
 def run_ranks(num_ranks: int, arguments: Sequence[str]) -> int:
@@ -23,18 +25,28 @@ def run_ranks(num_ranks: int, arguments: Sequence[str]) -> int:
     # A second signal would end the agent's wait for ranks that are saving, so the agent handles SIGTERM only.
     os.environ.setdefault("TORCHELASTIC_SIGNALS_TO_HANDLE", "SIGTERM")
     from torch.distributed import run as torchrun
-    from torch.distributed.elastic.multiprocessing import SignalException
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.elastic.multiprocessing.subprocess_handler import subprocess_handler
 
     lock_fd = os.environ.get(LOCK_VARIABLE)
     if lock_fd is not None:  # ranks hold the run lock while they live; torchrun has no option for it
-        keep_lock = functools.partial(subprocess.Popen, pass_fds=(int(lock_fd),))
+        keep_lock = partial(subprocess.Popen, pass_fds=(int(lock_fd),))
         subprocess_handler.Popen = keep_lock  # type: ignore[assignment,attr-defined]
-    options = ["--standalone", "--nproc-per-node", str(num_ranks), "--max-restarts", "0"]
+    # Agent and ranks find each other by files in a private folder. Over a socket of torch's, which has no password and
+    # listens on every interface, whoever reaches this machine could have the agent unpickle what they sent.
+    with tempfile.TemporaryDirectory(prefix="selftrain-ranks-") as folder:
+        rendezvous = ["--rdzv-backend", "c10d", "--rdzv-conf", "store_type=file", "--rdzv-endpoint", f"{folder}/agent"]
+        options = ["--nnodes", "1", "--nproc-per-node", str(num_ranks), "--max-restarts", "0"]
+        os.environ |= {STORE_VARIABLE: f"{folder}/ranks", "GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
+        os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"  # the agent would serve one for ranks, all the same
+        return _run(partial(torchrun.main, [*rendezvous, *options, "--no-python", sys.executable, *arguments]))
+
+
+def _run(torchrun: Callable[[], None]) -> int:
+    from torch.distributed.elastic.multiprocessing import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
     try:
-        # With `--no-python` the ranks are started by exactly our command line.
-        torchrun.main([*options, "--no-python", sys.executable, *arguments])
+        torchrun()
     except SignalException:
         return EXIT_INTERRUPTED
     except ChildFailedError as error:

@@ -243,3 +243,12 @@ def test_a_predictor_averages_image_and_mirror(teacher: Path) -> None:
     both = Predictor(model, info, device=torch.device("cpu"), precision="fp32", flip=True)
     expected = (plain.logits(images).softmax(1) + plain.logits(mirrored).softmax(1)) / 2
     torch.testing.assert_close(both.logits(images).softmax(1), expected)
+
+
+@pytest.mark.parametrize(
+    "name", ["checkpoint_path", "pretrained", "features_only", "in_chans", "pretrained_cfg_overlay"]
+)
+def test_arguments_that_a_classifier_does_not_have_are_refused(name: str) -> None:
+    """timm would unpickle the file at `checkpoint_path`, which may come with somebody's model.json."""
+    with pytest.raises(UserError, match=f"`model_args`: {name} is no argument of a network"):
+        build("resnet10t", 3, model_args={name: "evil.pth"})

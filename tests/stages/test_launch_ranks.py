@@ -17,14 +17,14 @@ from pipeline.stages.launch import run_child
 pytestmark = pytest.mark.process
 
 AGENT = "import sys; from pipeline.stages.torchrun import run_ranks; sys.exit(run_ranks(2, [{rank!r}]))"
-RANK_HEAD = f"""
-    import datetime, os, pathlib, signal, sys, time
+RANK_HEAD = """
+    import os, pathlib, signal, sys, time
     from pipeline.stages.owner import die_with_parent
     die_with_parent(signal.SIGKILL)
     import torch
     import torch.distributed as dist
-    dist.init_process_group("gloo", timeout=datetime.timedelta(seconds={LIMIT_S}))
-    rank = dist.get_rank()
+    from pipeline.stages.ranks import Ranks
+    rank = Ranks.join("cpu").rank
 """
 
 
@@ -60,6 +60,21 @@ def test_two_ranks_reduce_and_hold_the_lock(tmp_path: Path) -> None:
     run_child(ranks(tmp_path, code), tmp_path, title="train", lock_fd=descriptor)
     os.close(descriptor)
     assert [(tmp_path / f"result{rank}").read_text() for rank in (0, 1)] == ["3.0 True", "3.0 True"]
+
+
+def test_ranks_and_their_agent_listen_on_loopback_alone(tmp_path: Path) -> None:
+    """A socket of torch's has no password, and what is sent to the agent's is unpickled."""
+    code = """
+        import psutil
+        dist.barrier()
+        listening = [c.laddr.ip for pid in (os.getpid(), os.getppid())
+                     for c in psutil.Process(pid).net_connections("inet") if c.status == "LISTEN"]
+        pathlib.Path(f"listening{rank}").write_text(" ".join(listening))
+        dist.destroy_process_group()
+    """
+    run_child(ranks(tmp_path, code), tmp_path, title="train")
+    found = {ip for rank in (0, 1) for ip in (tmp_path / f"listening{rank}").read_text().split()}
+    assert found <= {"127.0.0.1", "::1"}
 
 
 def test_an_exception_in_one_rank_fails_the_stage_with_its_traceback(tmp_path: Path) -> None:
