@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
 import typer
 
 from pipeline.cli import AcceptOption, ConfigArgument, SetOption, app
-from pipeline.errors import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_USER_ERROR, Interrupted, UserError, did_you_mean
+from pipeline.errors import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_USER_ERROR, Interrupted, UserError, did_you_mean, shown
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -233,7 +233,7 @@ def _say(message: str, code: int) -> int:
     from pipeline.stages.progress import terminal
 
     color = "yellow" if code == EXIT_INTERRUPTED else "red"
-    terminal().print(message, style=color, markup=False, highlight=False, soft_wrap=True)
+    terminal().print(shown(message), style=color, markup=False, highlight=False, soft_wrap=True)
     return code
 
 

@@ -24,3 +24,14 @@ def did_you_mean(wrong: str, valid: Iterable[str]) -> str:
     names = sorted(valid)
     nearest = difflib.get_close_matches(wrong, names, n=1, cutoff=0.6)
     return f"did you mean `{nearest[0]}`?" if nearest else f"valid: {', '.join(names)}"
+
+
+LONGEST = 10_000
+"""The most characters of a message that people are shown."""
+
+
+def shown(message: str) -> str:
+    """A message as a terminal may get it: control characters, which names of files can hold, are escaped, and what is
+    too long to be read is cut."""
+    text = "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in message)
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]} ... ({len(text):,} characters)"

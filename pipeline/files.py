@@ -87,7 +87,7 @@ def read_json(path: Path) -> Json:
         value = json.loads(path.read_text(), object_hook=Object)
     except FileNotFoundError as error:
         raise UserError(f"{path} does not exist; if a run made it, type the command of the run again") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise _damaged(path, f"no JSON: {error}") from error
     if not isinstance(value, dict):
         raise _damaged(path, f"a {type(value).__name__} in place of an object")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from reprlib import Repr
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
@@ -166,6 +167,9 @@ def set_key(raw: dict[str, Any], key: str, value: Any, where: str) -> None:
     node[last] = value
 
 
+_SHORT = Repr()
+"""Aliases of YAML can make of ten lines a value of a gigabyte, which no message may show."""
+_SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother = 2, 200, 200
 _TAGS = {"int", "float", "str", "bool", "constrained-int", "constrained-float", "constrained-str"}
 """What pydantic puts behind the key of a field that takes values of several types."""
 
@@ -177,7 +181,7 @@ def _explain(section: type[Section], details: dict[str, Any]) -> str:
         siblings = _fields_at(section, location[:-1])
         return f"unknown key `{key}`, {did_you_mean(str(location[-1]), siblings)}"
     value = details.get("input")
-    shown = "" if isinstance(value, dict | BaseModel) else f" (got {value!r})"
+    shown = "" if isinstance(value, dict | BaseModel) else f" (got {_SHORT.repr(value)})"
     message = f"{details['msg'].removeprefix('Value error, ')}{shown}"
     if details["type"] in ("model_type", "tuple_type"):
         message = f"a {'section, {key: value}' if details['type'] == 'model_type' else 'list, [a, b]'} is needed{shown}"

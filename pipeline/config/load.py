@@ -42,7 +42,7 @@ def load(section: type[S], path: Path, overrides: Sequence[str] = ()) -> S:
         raw = yaml.load(path.read_text(), _Loader) or {}
     except FileNotFoundError as error:
         raise UserError(f"config {path} does not exist; `selftrain init DATA > {path.name}` writes one") from error
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise UserError(f"config {path} cannot be read as YAML: {error}") from error
     if not isinstance(raw, dict):
         raise UserError(f"config {path} must be a mapping of sections, not {type(raw).__name__}")
@@ -57,6 +57,6 @@ def _apply(raw: dict[str, Any], override: str) -> None:
         raise UserError(f"--set {override!r} must look like key.path=value, e.g. --set student.steps=2000")
     try:
         value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
         raise UserError(f"--set {key}: {text!r} is not a YAML value: {error}") from error
     set_key(raw, key, value, "--set")
