@@ -7,19 +7,24 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import __version__
+from pipeline.errors import UserError
 from pipeline.files import write_bytes
 from pipeline.report.plots import css_width
 from pipeline.report.record import RunRecord, read_run
 from pipeline.report.sections import sections
+
+GENERATOR = b'<meta name="generator" content="selftrain'
 
 
 def write_report(run_dir: Path) -> Path:
     """Write RUN/report.html from what the run has left so far; returns its path.
 
     Raises:
-        UserError: `run_dir` is not a run folder, or a file in it is broken.
+        UserError: `run_dir` is not a run folder, a file in it is broken, or its report.html is somebody's own.
     """
     path = run_dir / "report.html"
+    if path.exists() and GENERATOR not in path.read_bytes()[:4096]:
+        raise UserError(f"{path} is not a report of selftrain; rename it, or report on another folder")
     write_bytes(path, render(read_run(run_dir)).encode())
     return path
 

@@ -33,7 +33,7 @@ def check_run_folder(run_dir: Path, config_path: Path | None = None) -> None:
     if other is not None:
         what = "a packed folder" if other == "manifest.json" else "a stage's folder"
         raise UserError(f"{run_dir} is {what}, not a run's; choose another --run-dir")
-    if set(names) - {"prefect"} and not {"run.lock", "rounds"} & set(names):
+    if set(names) - {"prefect"} and not {"run.lock", "stages.json"} & set(names):
         raise UserError(f"{run_dir} has files, such as {min(names)}, but is no run folder; choose another --run-dir")
 
 

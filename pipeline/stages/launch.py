@@ -79,8 +79,9 @@ def run_job(
         StageFailed: the child failed; the message holds the end of its log.
     """
     check_stage_folder(job.out, job.kind)
-    for left in job.out.glob(".*.tmp"):  # of killed writes: a live process would hold the lock
-        left.unlink(missing_ok=True)
+    if (job.out / "job.json").exists():  # else hidden files are the user's
+        for left in job.out.glob(".*.tmp"):  # of killed writes: a live process would hold the lock
+            left.unlink(missing_ok=True)
     write_bytes(job.out / "job.json", job.model_dump_json(indent=2).encode())
     if not kind_of(job).process:
         if on_progress:

@@ -95,6 +95,15 @@ def test_answers_that_were_cut_are_named_with_the_fix(run: Path) -> None:
         write_report(run)
 
 
+def test_a_report_that_is_not_ours_is_left_alone(run: Path) -> None:
+    (run / "report.html").write_text("<html>my thesis</html>")
+    with pytest.raises(UserError, match=r"report\.html is not a report of selftrain; rename it"):
+        write_report(run)
+    assert (run / "report.html").read_text() == "<html>my thesis</html>"
+    (run / "report.html").unlink()
+    assert write_report(write_report(run).parent).exists()
+
+
 def test_a_run_of_an_older_version_is_refused_with_the_fix(run: Path) -> None:
     (run / "stages.json").unlink()
     with pytest.raises(UserError, match=r"has no stages.json: an older version .*another --run-dir"):

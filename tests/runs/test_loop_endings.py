@@ -75,6 +75,12 @@ def test_a_folder_with_files_that_is_no_run_is_refused(config: Config, tmp_path:
     run_loop(config, tmp_path, run_stage=FakeStages())
 
 
+def test_a_folder_of_the_users_rounds_is_no_run_folder(config: Config, tmp_path: Path) -> None:
+    (tmp_path / "rounds").mkdir()
+    with pytest.raises(UserError, match=r"has files, such as rounds, but is no run folder"):
+        run_loop(config, tmp_path, run_stage=FakeStages())
+
+
 @pytest.mark.parametrize(("name", "what"), [("manifest.json", "a packed folder"), ("stage.json", "a stage's folder")])
 def test_a_folder_of_another_kind_is_refused(config: Config, tmp_path: Path, name: str, what: str) -> None:
     for file in ("run.lock", name):
