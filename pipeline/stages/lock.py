@@ -26,7 +26,8 @@ def run_lock(folder: Path, *, wait_s: float = 20.0) -> Iterator[int]:
     after a kill therefore waits for the old children.
 
     Raises:
-        UserError: another process still holds the lock after `wait_s` seconds, or the folder cannot be written.
+        UserError: another process still holds the lock after `wait_s` seconds, or the folder cannot be written or
+            locked.
     """
     path = folder / "run.lock"
     try:
@@ -49,6 +50,11 @@ def run_lock(folder: Path, *, wait_s: float = 20.0) -> Iterator[int]:
                         f"{folder} is in use by process {owner}; wait for it, stop it, or choose another folder"
                     ) from None
                 time.sleep(0.1)
+            except OSError as error:
+                raise UserError(
+                    f"{folder} is on a file system that has no locks ({error.strerror}), so two commands could write "
+                    "into it; choose a folder on another disk"
+                ) from error
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
         yield descriptor
