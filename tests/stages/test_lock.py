@@ -55,5 +55,5 @@ def test_a_file_system_without_locks_is_an_error(tmp_path: Path, monkeypatch: py
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
     monkeypatch.setattr(fcntl, "flock", refuse)
-    with pytest.raises(UserError, match="file system that has no locks .*on another disk"), run_lock(tmp_path):
+    with pytest.raises(UserError, match=r"file system that has no locks .*on another disk"), run_lock(tmp_path):
         pass
