@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -148,14 +147,15 @@ def _run_loop(config: Config, run_dir: Path, accept_environment: bool, *, watche
 def _watched(folder: Path, call: Callable[[], T], plain: Callable[[], T]) -> T:
     """Call a flow on the user's Prefect server, or on an embedded one in `folder`. If the server goes away, `plain` is
     called, which goes on without it."""
-    from flows.settings import prepare
+    from flows.settings import import_prefect, prepare
     from pipeline.stages.progress import terminal
 
     if prepare(folder):
         from flows.server import start_server
 
         with terminal().status("starting Prefect's embedded server"):
-            os.environ["PREFECT_API_URL"] = start_server()
+            start_server()
+        import_prefect()
     from flows.watch import ServerGone, watched
 
     try:

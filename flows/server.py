@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -29,8 +30,9 @@ VARIABLES = {
 STOP_S = 5.0
 
 
-def start_server() -> str:
-    """Start the server for the rest of this process; returns the URL of its API.
+def start_server() -> None:
+    """Start the server for the rest of this process, and set the variables by which this process and its children talk
+    to it: PREFECT_API_URL, and a password of this run, so that no other user and no web page can.
 
     It reads PREFECT_HOME and PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS, which flows.settings sets.
 
@@ -46,6 +48,7 @@ def start_server() -> str:
         raise UserError(
             f"cannot write in {home}: {error.strerror}; choose another --run-dir, or fix permissions"
         ) from error
+    password = f"selftrain:{secrets.token_urlsafe()}"
     # The server takes over a socket that already listens, so no other process can take its port.
     with socket.create_server(("127.0.0.1", 0)) as listener, log_file as log:
         url = f"http://127.0.0.1:{listener.getsockname()[1]}/api"
@@ -54,7 +57,8 @@ def start_server() -> str:
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
-            env=child_variables(VARIABLES),
+            cwd=os.sep,  # Prefect would read settings from files of the current folder
+            env=child_variables({**VARIABLES, "PREFECT_SERVER_API_AUTH_STRING": password}),
             pass_fds=(listener.fileno(),),
             process_group=0,
         )
@@ -66,7 +70,7 @@ def start_server() -> str:
             f"the embedded Prefect server did not start (see {log_path}); set PREFECT_API_URL to use another server, "
             "or pass --no-prefect to run without one"
         )
-    return url
+    os.environ |= {"PREFECT_API_URL": url, "PREFECT_API_AUTH_STRING": password}
 
 
 def _wait_until_healthy(url: str, process: subprocess.Popen[bytes], timeout_s: float) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib.util
 import os
 from pathlib import Path
 
@@ -32,10 +34,28 @@ def prepare(run_dir: Path) -> bool:
         _set_defaults(TERMINAL)
     if any(name in os.environ for name in EXTERNAL_VARIABLES):
         return False
-    _set_defaults({**EMBEDDED, "PREFECT_HOME": str(run_dir.resolve() / "prefect")})
+    _set_defaults({**EMBEDDED, "PREFECT_HOME": str(run_dir.resolve() / "prefect"), **_nobody_elses()})
     for name in ("no_proxy", "NO_PROXY"):  # a proxy cannot reach our loopback
         os.environ[name] = ",".join(filter(None, [os.environ.get(name), "127.0.0.1"]))
     return True
+
+
+def import_prefect() -> None:
+    """Import Prefect with these variables alone: it would read .env, prefect.toml and pyproject.toml where we are."""
+    with contextlib.chdir(os.sep):
+        importlib.import_module("prefect.context")
+
+
+def _nobody_elses() -> dict[str, str]:
+    """Settings that a run folder or a current folder from elsewhere could make: a logging.yml names classes, which run.
+
+    Variables come before all files.
+    """
+    spec = importlib.util.find_spec("prefect")
+    assert spec is not None
+    assert spec.origin is not None
+    logging = Path(spec.origin).parent / "logging" / "logging.yml"
+    return {"PREFECT_LOGGING_CONFIG_PATH": str(logging), "PREFECT_PROFILES_PATH": os.devnull}
 
 
 def _set_defaults(variables: dict[str, str]) -> None:
