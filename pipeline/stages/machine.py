@@ -46,9 +46,14 @@ def resolve(runtime: Runtime) -> Runtime:
     precision = runtime.precision
     if device == "cpu" and precision == "fp16":
         raise UserError("`runtime.precision`: fp16 does not run on CPUs; set it to bf16 or fp32")
+    has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False) if device == "cuda" else _cpu_has_bf16()
     if precision == "auto":
-        has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False) if device == "cuda" else _cpu_has_bf16()
         precision = "bf16" if has_bf16 else "fp32"
+    elif precision == "bf16" and not has_bf16:
+        log.warning(
+            "runtime.precision is bf16, which the hardware here only emulates (13 times slower than fp32 on an AMD "
+            "Zen 3); set it to auto, or to fp32"
+        )
     threads = runtime.threads or max(1, num_cores() // runtime.processes)
     return changed(runtime, device=device, precision=precision, threads=threads)
 
