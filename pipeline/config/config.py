@@ -14,7 +14,7 @@ from pydantic import (
     field_validator,
     model_validator,
 )
-from pydantic_core import InitErrorDetails
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from pipeline.config.base import Fraction, NonNegative, Positive, Scalar, Section, parse, set_key
 from pipeline.config.data import Data
@@ -171,4 +171,7 @@ class Config(MethodSections):
 def _below(name: str | None, details: dict[str, Any]) -> InitErrorDetails:
     """The error of a section, as an error of the section above, which has it under `name`."""
     location = details["loc"] if name is None else (name, *details["loc"])
-    return InitErrorDetails(type=details["type"], loc=location, input=details["input"], ctx=details.get("ctx", {}))
+    # Its own type and text again: not every type of pydantic's may be raised by its name, such as that of a path.
+    return InitErrorDetails(
+        type=PydanticCustomError(details["type"], details["msg"]), loc=location, input=details["input"]
+    )

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator
 
 from pipeline.config.base import NonNegative, Positive, Section, operational
 
@@ -11,20 +13,42 @@ Split = Literal["labeled", "unlabeled", "val", "test"]
 SPLITS: tuple[Split, ...] = ("labeled", "unlabeled", "val", "test")
 
 
+def _path(value: Any) -> Any:
+    """A path as a shell would read it, where `~` is the user's folder."""
+    if value is None:
+        return None
+    if not isinstance(value, str | Path):
+        raise ValueError("a path is needed")
+    if "://" in str(value):
+        raise ValueError(f"{value} is an address, from which nothing is read; download it and name the file")
+    return Path(value).expanduser()
+
+
+def _paths(value: Any) -> Any:
+    """One path is a list of one."""
+    values = [value] if isinstance(value, str | Path) else value
+    return [_path(each) for each in values] if isinstance(values, list | tuple) else values
+
+
+APath = Annotated[Path, BeforeValidator(_path)]
+Paths = Annotated[tuple[Path, ...], BeforeValidator(_paths)]
+
+
 class Data(Section):
     """The images of a run: a packed folder, WebDataset tars that others made, or both."""
 
-    root: Path | None = operational(None)
+    root: APath | None = operational(None)
     """A folder that `selftrain pack` wrote; its manifest names the splits."""
-    labeled: tuple[Path, ...] = operational(())
-    """More labeled tars, folders of tars, or packed folders. Tars need `classes` if there is no `root`."""
-    unlabeled: tuple[Path, ...] = operational(())
+    labeled: Paths = operational(())
+    """More labeled tars, folders of tars, packed folders, or patterns such as `shards/*.tar`. Tars need `classes` if
+    there is no `root`."""
+    unlabeled: Paths = operational(())
     """More unlabeled tars, folders of tars, or packed folders."""
-    val: tuple[Path, ...] = operational(())
+    val: Paths = operational(())
     """More validation tars, folders of tars, or packed folders."""
-    test: tuple[Path, ...] = operational(())
+    test: Paths = operational(())
     """More test tars, folders of tars, or packed folders. A model sees them only in the last stage of a run."""
-    classes: Path | None = operational(None)
+    classes: APath | None = operational(None)
     """A text file with one class name per line, for tars without a manifest. Line numbers are the class ids."""
     window_shards: Positive = 64
     """In each epoch shards are permuted, and then samples within windows of this many shards. Lower it to save memory
@@ -35,7 +59,7 @@ class Data(Section):
     cache: Literal["auto", "always", "never"] = operational("auto")
     """Whether to keep decoded uint8 images in memory-mapped files. `auto` keeps them if they take under 25% of memory.
     Set `never` if the disk has no room for them."""
-    cache_dir: Path | None = operational(None)
+    cache_dir: APath | None = operational(None)
     """Folder for decoded images and for indexes of read-only tars. The default is `selftrain` below `$XDG_CACHE_HOME`,
     or below `~/.cache`."""
     decode_workers: NonNegative = operational(0)

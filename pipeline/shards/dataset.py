@@ -207,6 +207,8 @@ def _find(data: Data, split: Split) -> tuple[list[_Tar], tuple[str, ...]]:
             found, classes = _packed(path, split, classes, prefix=f"{path.resolve().name}-")
         elif path.is_dir():
             found = [_foreign(tar) for tar in sorted(path.glob("*.tar"))]
+        elif not path.exists() and set("*?[") & set(path.name):
+            found = [_foreign(tar) for tar in sorted(path.parent.glob(path.name))]
         else:
             found = [_foreign(path)]
         if not found:

@@ -229,6 +229,14 @@ def test_a_section_that_the_learner_does_not_read_is_no_part_of_its_settings(tmp
     assert one == other
 
 
+def test_a_path_may_stand_alone_and_begin_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/ana")
+    data = load_config(write(tmp_path, "data: {labeled: ~/a.tar, val: [b.tar, ~/c], root: ~/birds}")).data
+    assert data.labeled == (Path("/home/ana/a.tar"),)
+    assert data.val == (Path("b.tar"), Path("/home/ana/c"))
+    assert data.root == Path("/home/ana/birds")
+
+
 @pytest.mark.parametrize(
     "text", ["student: {steps: true}", "fixmatch: {threshold: false}", "student: {optimizer: {lr: true}}"]
 )
@@ -244,6 +252,9 @@ def test_a_boolean_is_no_number(tmp_path: Path, text: str) -> None:
             "fixmatch: {threshold: Adaptive}",
             r"`fixmatch\.threshold`: .*`fixmatch\.threshold`: Input should be 'adaptive'",
         ),
+        ("data: {root: 5}", r"`data\.root`: a path is needed \(got 5\)"),
+        ("data: {labeled: [5]}", r"`data\.labeled`: a path is needed"),
+        ("data: {labeled: 's3://bucket/{a,b}.tar'}", r"`data\.labeled`: s3://bucket/\{a,b\}\.tar is an address"),
         ("fixmatch: {clamp: 0.9}", r"`fixmatch\.clamp`: a list, \[a, b\] is needed \(got 0\.9\)"),
         ("student: {mixup: yes please}", r"`student\.mixup`: a section, \{key: value\} is needed"),
         ("method: fixmatch\nfixmatch: {threshold: 1}", r"fixmatch\.threshold asks for a confidence of 1"),

@@ -97,6 +97,13 @@ def test_a_key_that_points_outside_is_refused_even_when_skipping(tmp_path: Path)
         open_split(data.model_copy(update={"bad_images": "skip"}), "labeled")
 
 
+def test_a_pattern_stands_for_the_tars_that_it_matches(tmp_path: Path) -> None:
+    for name in ("x-1.tar", "x-2.tar", "y.tar"):
+        write_raw_tar(tmp_path / name, GOOD)
+    dataset = open_split(Data(unlabeled=(tmp_path / "x-*.tar",)), "unlabeled")
+    assert [shard.path.name for shard in dataset.shards] == ["x-1.tar", "x-2.tar"]
+
+
 def test_missing_things_are_named_with_their_config_key(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"neither data\.root nor data\.val is set"):
         open_split(Data(), "val")
@@ -110,6 +117,8 @@ def test_missing_things_are_named_with_their_config_key(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="holds no unlabeled tars"):
         open_split(Data(unlabeled=(tmp_path / "empty",)), "unlabeled")
+    with pytest.raises(UserError, match=r"x-\*\.tar holds no unlabeled tars"):
+        open_split(Data(unlabeled=(tmp_path / "x-*.tar",)), "unlabeled")
     (tmp_path / "void.tar").write_bytes(bytes(10240))
     with pytest.raises(UserError, match="the unlabeled split is empty"):
         open_split(Data(unlabeled=(tmp_path / "void.tar",)), "unlabeled")
