@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import signal
 import sys
@@ -209,6 +210,9 @@ def main() -> NoReturn:
     for signum in (signal.SIGTERM, signal.SIGINT):
         signal.signal(signum, _interrupt)
     _log_to_terminal()
+    for stream in (sys.stdout, sys.stderr):  # names of classes and files need not fit the terminal's encoding
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     code = 0
     try:
         app(prog_name="selftrain")

@@ -7,6 +7,8 @@ import importlib.util
 import os
 from pathlib import Path
 
+from pipeline.errors import UserError
+
 EXTERNAL_VARIABLES = ("PREFECT_API_URL", "PREFECT_PROFILE")
 """A user who sets one of these has a Prefect of their own, whose settings are left as they are."""
 
@@ -29,12 +31,22 @@ EMBEDDED = {
 
 
 def prepare(run_dir: Path) -> bool:
-    """Set the variables that are not set yet, before Prefect is imported; returns whether the server is embedded."""
+    """Set the variables that are not set yet, before Prefect is imported; returns whether the server is embedded.
+
+    Raises:
+        UserError: Prefect's database cannot lie in this folder.
+    """
     if "PREFECT_LOGGING_LEVEL" not in os.environ:
         _set_defaults(TERMINAL)
     if any(name in os.environ for name in EXTERNAL_VARIABLES):
         return False
-    _set_defaults({**EMBEDDED, "PREFECT_HOME": str(run_dir.resolve() / "prefect"), **_nobody_elses()})
+    home = run_dir.resolve() / "prefect"
+    if odd := sorted(set("?#%") & set(str(home))):
+        raise UserError(
+            f"{run_dir.resolve()} has a {odd[0]!r}, after which Prefect's database would lie elsewhere; choose another "
+            "--run-dir, or pass --no-prefect"
+        )
+    _set_defaults({**EMBEDDED, "PREFECT_HOME": str(home), **_nobody_elses()})
     for name in ("no_proxy", "NO_PROXY"):  # a proxy cannot reach our loopback
         os.environ[name] = ",".join(filter(None, [os.environ.get(name), "127.0.0.1"]))
     return True

@@ -135,6 +135,19 @@ def test_names_with_brackets_are_shown_as_they_are(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------------------------ the run folder
 
 
+@pytest.mark.process
+def test_names_that_the_terminal_cannot_show_are_escaped(tmp_path: Path) -> None:
+    for name in ("vögel", "fische"):
+        write_files(
+            tmp_path / "images" / name, {path.replace("/", "-"): data for path, data in digit_files(-3).items()}
+        )
+    command_line = [sys.executable, "-m", "flows.cli", "pack", "images", "--out", "packed"]
+    variables = command.environment(PYTHONIOENCODING="ascii")
+    done = subprocess.run(command_line, cwd=tmp_path, env=variables, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "v\\xf6gel" in done.stdout, done.stdout
+
+
 def test_a_run_takes_no_folder_of_the_users(tmp_path: Path) -> None:
     """`--run-dir .` used to move the user's config.yaml away and to write its own."""
     (tmp_path / "config.yaml").write_text("seed: 1  # mine")

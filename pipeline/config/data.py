@@ -21,7 +21,10 @@ def _path(value: Any) -> Any:
         raise ValueError("a path is needed")
     if "://" in str(value):
         raise ValueError(f"{value} is an address, from which nothing is read; download it and name the file")
-    return Path(value).expanduser()
+    try:
+        return Path(value).expanduser()
+    except RuntimeError as error:
+        raise ValueError(f"there is no home folder for {value}; write the path in full") from error
 
 
 def _paths(value: Any) -> Any:

@@ -148,10 +148,17 @@ def keep_rows(index: Index, keep: I64Array) -> Index:
 
 
 def cache_folder(cache_dir: Path | None) -> Path:
-    """Where decoded images and the indexes of read-only tars live: the config's choice, or the user's cache."""
+    """Where decoded images and the indexes of read-only tars live: the config's choice, or the user's cache.
+
+    Raises:
+        UserError: the user has no home folder.
+    """
     if cache_dir is not None:
         return cache_dir
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "selftrain"
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "selftrain"
+    except RuntimeError as error:
+        raise UserError("this user has no home folder for the cache; set data.cache_dir, or XDG_CACHE_HOME") from error
 
 
 # ------------------------------------------------------------------------------------------------------------ scanning

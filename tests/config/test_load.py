@@ -235,6 +235,8 @@ def test_a_path_may_stand_alone_and_begin_at_home(tmp_path: Path, monkeypatch: p
     assert data.labeled == (Path("/home/ana/a.tar"),)
     assert data.val == (Path("b.tar"), Path("/home/ana/c"))
     assert data.root == Path("/home/ana/birds")
+    with pytest.raises(UserError, match=r"`data\.root`: there is no home folder for ~nobody-of-that-name"):
+        load_config(write(tmp_path, "data: {root: ~nobody-of-that-name/birds}"))
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,8 @@ from support import fake_run
 from support.command import finish, type_command
 from support.waiting import FOREVER_S, LIMIT_S, wait_for
 
+from pipeline.errors import UserError
+
 pytestmark = pytest.mark.process
 
 SERVER = "flows.server"
@@ -140,6 +142,14 @@ def test_a_prefect_of_the_user_is_left_as_it_is(variable: str, tmp_path: Path, m
     monkeypatch.setattr(settings.os, "environ", environment)
     assert settings.prepare(tmp_path) is False
     assert environment == {variable: "theirs", **settings.TERMINAL}
+
+
+@pytest.mark.parametrize("name", ["what?", "50%", "#1"])
+def test_a_run_folder_that_would_cut_the_address_of_the_database_is_refused(tmp_path: Path, name: str) -> None:
+    from flows import settings
+
+    with pytest.raises(UserError, match=r"Prefect's database would lie elsewhere; .*--no-prefect"):
+        settings.prepare(tmp_path / name)
 
 
 def test_the_embedded_server_lives_in_the_run_folder_and_settings_of_the_user_stay(
