@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import stat
+import tarfile
 import threading
 import zipfile
 import zlib
@@ -12,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import BinaryIO, Literal
 
 from pipeline.errors import UserError
 from pipeline.shards.tar import inside_path, open_shard, walk
@@ -63,13 +66,47 @@ def open_source(path: Path) -> Iterator[Source]:
         if path.is_dir():
             files = _walk_folder(path)
             read: Callable[[str], bytes] = lambda name: _read_file(path / name)  # noqa: E731
-        elif zipfile.is_zipfile(path):
-            files, read = _open_zip(stack.enter_context(zipfile.ZipFile(path)), path)
-        elif path.suffix.lower() == ".tar":
+        elif (kind := _kind_of(path)) == "tar":
             files, read = _open_tar(stack, path)
+        elif kind == "zip":
+            try:
+                archive = stack.enter_context(zipfile.ZipFile(path))
+            except zipfile.BadZipFile as error:
+                raise UserError(f"{path} is a damaged zip ({error}); copy it again") from error
+            files, read = _open_zip(archive, path)
         else:
             raise UserError(f"{path} is neither a folder nor a .tar nor a .zip; extract it or make a .tar of it")
         yield _sift(path, files, read)
+
+
+def _kind_of(path: Path) -> Literal["tar", "zip", "other"]:
+    """What a file is by its first bytes. Its name does not say, nor its last bytes, which may be an archive inside."""
+    with _regular(path) as file:
+        head = file.read(tarfile.BLOCKSIZE)
+    if head.startswith((b"PK\x03\x04", b"PK\x05\x06")):
+        return "zip"
+    try:
+        tarfile.TarInfo.frombuf(head, "utf-8", "surrogateescape")
+    except tarfile.HeaderError:
+        # An empty tar is zeros. Of a file that is called a tar, the reader of tars says what is wrong.
+        return "tar" if path.suffix.lower() == ".tar" or (head and not head.strip(b"\0")) else "other"
+    return "tar"
+
+
+@contextlib.contextmanager
+def _regular(path: Path) -> Iterator[BinaryIO]:
+    """Open a regular file: a pipe would wait for ever, and a device may have no end.
+
+    Raises:
+        UserError: it is none, or cannot be read.
+    """
+    try:
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise UserError(f"{path} is a pipe or a device and no file; remove it")
+            yield file
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}; fix it (chmod +r) or remove it") from error
 
 
 def _sift(path: Path, files: Sequence[str], read: Callable[[str], bytes]) -> Source:
@@ -107,12 +144,11 @@ def _walk_folder(root: Path) -> list[str]:
 
 
 def _read_file(path: Path) -> bytes:
-    try:
-        if path.stat().st_size > MAX_FILE_BYTES:
-            raise UserError(f"{path} is larger than {MAX_FILE_BYTES >> 20} MiB; shrink it")
-        return path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}; fix it (chmod +r) or remove it") from error
+    with _regular(path) as file:
+        data = file.read(MAX_FILE_BYTES + 1)
+    if len(data) > MAX_FILE_BYTES:
+        raise UserError(f"{path} is larger than {MAX_FILE_BYTES >> 20} MiB; shrink it")
+    return data
 
 
 def _open_tar(stack: contextlib.ExitStack, path: Path) -> tuple[list[str], Callable[[str], bytes]]:

@@ -70,6 +70,37 @@ def test_folders_of_splits_are_not_taken_for_classes(tmp_path: Path) -> None:
         keys(path)
 
 
+def test_what_a_file_is_decides_and_neither_its_name_nor_an_archive_at_its_end(tmp_path: Path) -> None:
+    """A tar whose last member is a zip, such as an .xlsx, looks like a zip from behind."""
+    sheet = write_zip(tmp_path / "sheet.zip", {"a.xml": b"x"}).read_bytes()
+    files = {**class_files(2), "zz/sheet.xlsx": sheet}
+    for name in ("photos.tar", "photos", "photos.zip"):
+        with open_source(write_raw_tar(tmp_path / name, files)) as source:
+            assert set(source.names) == set(class_files(2))
+            assert source.ignored == {".xlsx": 1}
+    with open_source(write_zip(tmp_path / "other.tar", class_files(2))) as source:
+        assert set(source.names) == set(class_files(2))
+    (tmp_path / "cut.zip").write_bytes(sheet[:40])
+    with (
+        pytest.raises(UserError, match=r"cut\.zip is a damaged zip .*copy it again"),
+        open_source(tmp_path / "cut.zip"),
+    ):
+        pass
+
+
+def test_pipes_and_devices_are_no_images(tmp_path: Path) -> None:
+    """A pipe would be waited for, for ever, and /dev/zero has no end."""
+    write_files(tmp_path, class_files(2))
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "zero.png").symlink_to("/dev/zero")
+    with open_source(tmp_path) as source:
+        for name in ("pipe.png", "zero.png"):
+            with pytest.raises(UserError, match=f"{name} is a pipe or a device and no file; remove it"):
+                source.read(name)
+    with pytest.raises(UserError, match="is a pipe or a device"), open_source(tmp_path / "pipe.png"):
+        pass
+
+
 def test_equal_keys_are_an_error_with_both_names(tmp_path: Path) -> None:
     path = write_files(tmp_path / "in", {"cat/1.jpg": b"1", "cat/1.png": b"2"})
     with pytest.raises(UserError, match=r"cat/1\.jpg and cat/1\.png would share the key `cat/1`"):
