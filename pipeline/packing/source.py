@@ -8,6 +8,7 @@ import re
 import stat
 import tarfile
 import threading
+import unicodedata
 import zipfile
 import zlib
 from collections import Counter
@@ -170,7 +171,9 @@ def _open_tar(stack: contextlib.ExitStack, path: Path) -> tuple[list[str], Calla
 
 
 def _open_zip(archive: zipfile.ZipFile, path: Path) -> tuple[list[str], Callable[[str], bytes]]:
-    infos = {inside_path(info.filename, path): info for info in archive.infolist() if not info.is_dir()}
+    # Some programs of Windows write `\\` between folders, which the format does not allow in names.
+    members = [info for info in archive.infolist() if not info.is_dir() and not info.filename.endswith("\\")]
+    infos = {inside_path(info.filename.replace("\\", "/"), path): info for info in members}
     lock = threading.Lock()  # ZipFile shares one file position
 
     def read(name: str) -> bytes:
@@ -202,15 +205,17 @@ def arrange(source: Source, *, labeled: bool, known: Sequence[str]) -> list[Item
     """Give every image its key and, when `labeled`, its class: the first folder below the class root.
 
     The class root is SOURCE, or the folder below it that holds everything (as in a tar of `train/CLASS/x.jpg`).
-    `known` class names are never taken for such a folder. Returned in the order of the keys.
+    `known` class names are never taken for such a folder. Returned in the order of the keys. Names of classes are equal
+    if their normal forms (NFC) are: a Mac writes é as two characters.
 
     Raises:
         UserError: two images with one key, an image outside the class folders, or folders that look like splits.
     """
     paths = [name.split("/") for name in source.names]
+    as_known = {_nfc(name): name for name in known}
     depth = 0
     while all(len(p) > depth + 1 + labeled for p in paths) and len({p[depth] for p in paths}) == 1:
-        if paths[0][depth] in known:
+        if _nfc(paths[0][depth]) in as_known:
             break
         depth += 1
     items: dict[str, Item] = {}
@@ -221,7 +226,7 @@ def arrange(source: Source, *, labeled: bool, known: Sequence[str]) -> list[Item
         key = sample_key("/".join(inside))
         if key in items:
             raise UserError(f"{source.path}: {items[key].name} and {name} would share the key `{key}`; rename one")
-        items[key] = Item(name, key, inside[0] if labeled else None)
+        items[key] = Item(name, key, as_known.get(_nfc(inside[0]), _nfc(inside[0])) if labeled else None)
     folders = {item.class_name for item in items.values() if item.class_name}
     for folder in folders:
         if not folder.isprintable():  # line breaks, or bytes that are not UTF-8: no classes file could list it
@@ -232,6 +237,10 @@ def arrange(source: Source, *, labeled: bool, known: Sequence[str]) -> list[Item
             "pack each by itself with --split, or name them in --classes if they are classes"
         )
     return [items[key] for key in sorted(items)]
+
+
+def _nfc(name: str) -> str:
+    return unicodedata.normalize("NFC", name)
 
 
 def _explain_flat(source: Source, name: str) -> str:

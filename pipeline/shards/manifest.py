@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from pathlib import Path
 from typing import Literal
 
@@ -76,9 +77,10 @@ def read_classes(path: Path) -> tuple[str, ...]:
         UserError: the file is missing, empty, not UTF-8, or names a class twice.
     """
     try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+        text = path.read_text(encoding="utf-8-sig")  # editors of Windows begin with a mark
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"classes file {path} cannot be read: {error}") from error
+    lines = [unicodedata.normalize("NFC", line.strip()) for line in text.splitlines()]
     while lines and not lines[-1]:
         lines.pop()
     if not lines:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import zipfile
 from pathlib import Path
 from urllib.parse import unquote_to_bytes
 
@@ -13,6 +14,7 @@ from support.images import as_nobody, class_files, png, write_files, write_raw_t
 
 from pipeline.errors import UserError
 from pipeline.packing.source import arrange, open_source, sample_key
+from pipeline.shards.manifest import read_classes
 
 FILES = {
     "cat/a.JPG": b"1",
@@ -86,6 +88,29 @@ def test_what_a_file_is_decides_and_neither_its_name_nor_an_archive_at_its_end(t
         open_source(tmp_path / "cut.zip"),
     ):
         pass
+
+
+def test_folders_of_a_zip_from_windows_are_folders(tmp_path: Path) -> None:
+    path = tmp_path / "win.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in class_files(2).items():
+            info = zipfile.ZipInfo("x")
+            info.filename = name.replace("/", "\\")
+            archive.writestr(info, data)
+    with open_source(path) as source:
+        assert set(source.names) == set(class_files(2))
+        assert {name: source.read(name) for name in source.names} == class_files(2)
+
+
+def test_classes_are_equal_in_every_unicode_form(tmp_path: Path) -> None:
+    composed, decomposed = "caf\u00e9", "cafe\u0301"
+    write_files(tmp_path / "in", {f"{decomposed}/1.png": png(1), "tea/2.png": png(2)})
+    with open_source(tmp_path / "in") as source:
+        assert {item.class_name for item in arrange(source, labeled=True, known=())} == {composed, "tea"}
+        known = (decomposed, "tea")  # as an older pack has stored them
+        assert {item.class_name for item in arrange(source, labeled=True, known=known)} == set(known)
+    (tmp_path / "classes.txt").write_bytes(b"\xef\xbb\xbf" + f"{decomposed}\r\ntea\r\n".encode())
+    assert read_classes(tmp_path / "classes.txt") == (composed, "tea")
 
 
 def test_pipes_and_devices_are_no_images(tmp_path: Path) -> None:
