@@ -179,9 +179,14 @@ def _open_zip(archive: zipfile.ZipFile, path: Path) -> tuple[list[str], Callable
     def read(name: str) -> bytes:
         if infos[name].file_size > MAX_FILE_BYTES:
             raise UserError(f"{path}: {name} is larger than {MAX_FILE_BYTES >> 20} MiB; shrink it")
+        if infos[name].compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise UserError(
+                f"{path}: {name} is compressed in a way that is not read here (method {infos[name].compress_type}); "
+                "extract the zip and give the folder"
+            )
         try:
-            with lock:
-                return archive.read(infos[name])
+            with lock, archive.open(infos[name]) as member:
+                return member.read(infos[name].file_size)  # no more: it may inflate past the size that it claims
         except (OSError, RuntimeError, NotImplementedError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             raise UserError(
                 f"{path}: {name} cannot be read: {error}; make the zip again, without a password"

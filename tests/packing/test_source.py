@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tracemalloc
 import zipfile
 from pathlib import Path
 from urllib.parse import unquote_to_bytes
@@ -88,6 +89,25 @@ def test_what_a_file_is_decides_and_neither_its_name_nor_an_archive_at_its_end(t
         open_source(tmp_path / "cut.zip"),
     ):
         pass
+
+
+def test_a_zip_member_that_inflates_past_its_size_is_refused_without_inflating_it(tmp_path: Path) -> None:
+    path = write_zip(tmp_path / "bomb.zip", {"cat/1.png": bytes(1 << 26), "dog/2.png": png(2)})
+    data = path.read_bytes().replace((1 << 26).to_bytes(4, "little"), (1000).to_bytes(4, "little"))
+    path.write_bytes(data)
+    tracemalloc.start()
+    with open_source(path) as source, pytest.raises(UserError, match=r"cat/1\.png cannot be read"):
+        source.read("cat/1.png")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1 << 23
+
+
+def test_ways_of_compression_that_are_not_read_are_named_with_the_fix(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "b.zip", "w", zipfile.ZIP_BZIP2) as archive:
+        archive.writestr("cat/1.png", png(1))
+    with open_source(tmp_path / "b.zip") as source, pytest.raises(UserError, match=r"\(method 12\); extract the zip"):
+        source.read("cat/1.png")
 
 
 def test_folders_of_a_zip_from_windows_are_folders(tmp_path: Path) -> None:
