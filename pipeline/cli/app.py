@@ -1,0 +1,54 @@
+"""The command: what all verbs share. Every other file here has the verbs about one thing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from pipeline.config import SPLITS, Split
+from pipeline.errors import did_you_mean
+
+app = typer.Typer(
+    name="selftrain",
+    help="Turn a few labeled images and many unlabeled ones into a better classifier.",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    pretty_exceptions_enable=False,
+)
+console = Console(markup=False, emoji=False, highlight=False)  # paths and class names are shown as they are
+
+ConfigArgument = Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML config.")]
+SetOption = Annotated[list[str] | None, typer.Option("--set", metavar="KEY.PATH=VALUE", help="Override a config key.")]
+OutOption = Annotated[Path, typer.Option("--out", metavar="DIR", help="Output folder.")]
+AcceptOption = Annotated[
+    bool, typer.Option("--accept-environment", help="Resume what was begun with other versions or threads.")
+]
+
+
+@app.callback()
+def selftrain(
+    plugin: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FILE.py", help="A file of yours that registers methods, techniques, models or stages."),
+    ] = None,
+) -> None:
+    """Turn a few labeled images and many unlabeled ones into a better classifier."""
+    from pipeline.stages.plugins import add_plugins
+
+    add_plugins(plugin or [])
+
+
+def check_split(value: str | None) -> str | None:
+    """For options that name a split: refuse other values."""
+    if value is not None and value not in SPLITS:
+        raise typer.BadParameter(f"{value!r} is no split, {did_you_mean(value, SPLITS)}")
+    return value
+
+
+def as_split(value: str | None) -> Split | None:
+    """A checked value as the type that the pipeline takes."""
+    return next((split for split in SPLITS if split == value), None)

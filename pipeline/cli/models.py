@@ -1,0 +1,77 @@
+"""The verbs about models and runs: evaluate, export, report."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from pipeline.cli.app import app, as_split, check_split, console
+from pipeline.config import Evaluate, Runtime, load_config
+
+
+@app.command()
+def evaluate(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A run folder, a stage folder or an exported file.")],
+    data: Annotated[Path, typer.Argument(metavar="DATA", help="A packed folder, or any image folder or tar.")],
+    split: Annotated[str, typer.Option(callback=check_split, help="Split of a packed folder.")] = "test",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Measure a model: top1, top5, nll, ece.
+
+    [bold]Example[/bold]: selftrain evaluate runs/birds shards/birds --split test
+    """
+    from pipeline.evaluate.on_demand import evaluate_on
+    from pipeline.stages.lock import find_run
+    from pipeline.stages.machine import precision_here, resolve
+
+    how, runtime = Evaluate(), Runtime()
+    if (run := find_run(model)) is not None:  # a run's models are measured in the way of the run
+        config = load_config(run / "config.yaml")
+        how, runtime = config.evaluate, Runtime(precision=precision_here(config.runtime.precision))
+    metrics = evaluate_on(model, data, as_split(split) or "test", how, resolve(runtime))
+    if as_json:
+        print(json.dumps(metrics.to_json()))
+        return
+    table = Table("figure", "value")
+    for name in ("top1", "top5", "nll", "ece"):
+        table.add_row(name, f"{getattr(metrics, name):.4f}")
+    table.add_row("num_samples", str(metrics.num_samples))
+    console.print(table)
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder or a train stage.")],
+    out: Annotated[Path, typer.Option("--out", metavar="FILE.safetensors", help="Where to write the weights.")],
+) -> None:
+    """Write the final model as FILE.safetensors and FILE.json, which plain timm loads.
+
+    [bold]Example[/bold]: selftrain export runs/birds --out birds.safetensors
+    """
+    from pipeline.models.format import export_model
+    from pipeline.models.registry import import_of, is_known
+
+    info = export_model(run, out)
+    arguments = "".join(f", {k}={v!r}" for k, v in info.model_args.items())
+    call = f'"{info.architecture}", num_classes={len(info.classes)}, checkpoint_path="{out}"{arguments}'
+    console.print(f"{out} and {out.with_suffix('.json')} written. In timm:", soft_wrap=True)
+    if (module := import_of(info.architecture)) is not None:
+        console.print(f"  import {module}  # registers {info.architecture} with timm")
+    elif not is_known(info.architecture):
+        console.print(f"  # first import the plugin that registers {info.architecture} with timm")
+    console.print(f"  timm.create_model({call})", soft_wrap=True)
+
+
+@app.command()
+def report(run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]) -> None:
+    """Write RUN/report.html, one file that shows everything a run did, finished or not.
+
+    [bold]Example[/bold]: selftrain report runs/birds
+    """
+    from pipeline.report import write_report
+
+    console.print(f"report: {write_report(run)}", soft_wrap=True)

@@ -1,0 +1,129 @@
+"""The verbs that run one stage each: train, label, select."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pipeline.cli.app import AcceptOption, ConfigArgument, OutOption, SetOption, app, console
+from pipeline.config import Config, Start, changed, load_config
+from pipeline.errors import UserError
+
+if TYPE_CHECKING:
+    from pipeline.stages.jobs import Job
+
+
+@app.command()
+def train(
+    config: ConfigArgument,
+    out: OutOption,
+    selection: Annotated[Path | None, typer.Option(metavar="DIR", help="A select stage: trains a student.")] = None,
+    start: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL",
+            help="A run, stage, file or timm:NAME to start from, by the config's start.mode, else init.",
+        ),
+    ] = None,
+    overrides: SetOption = None,
+    accept_environment: AcceptOption = False,
+) -> None:
+    """Train one model: the config's teacher, or with --selection its student.
+
+    [bold]Example[/bold]: selftrain train birds.yaml --out work/teacher
+    """
+    from pipeline.methods import METHODS
+    from pipeline.stages.jobs import Role, TrainJob
+
+    settings = _load(config, overrides)
+    if not METHODS[settings.method].reads("select"):
+        raise UserError(
+            f"{config} has `method: {settings.method}`, which `selftrain run` trains; for a supervised training set "
+            "method to noisy_student"
+        )
+    role: Role = "student" if selection else "teacher"
+    training = settings.for_round(1).student if selection else settings.teacher
+    if start is not None:
+        mode = training.start.mode if training.start else "init"
+        training = changed(training, start=Start(model=start, mode=mode))
+    job = TrainJob.of(
+        settings,
+        out.absolute(),
+        role,
+        1 if selection else 0,
+        training,
+        selection=selection.absolute() if selection else None,
+        accept_environment=accept_environment,
+    )
+    _run(job)
+    metrics = json.loads((out / "evaluation-val.json").read_text())
+    low, high = metrics["interval"]
+    console.print(f"{out}: val accuracy {metrics['top1']:.1%} ({low:.1%} to {high:.1%})")
+
+
+@app.command()
+def label(
+    config: ConfigArgument,
+    teacher: Annotated[Path, typer.Option(metavar="MODEL", help="A run folder, a stage folder or an exported file.")],
+    out: OutOption,
+    overrides: SetOption = None,
+    accept_environment: AcceptOption = False,
+) -> None:
+    """Predict every unlabeled image with a teacher.
+
+    [bold]Example[/bold]: selftrain label birds.yaml --teacher work/teacher --out work/labels
+    """
+    from pipeline.stages.jobs import LabelJob
+
+    settings = _load(config, overrides)
+    if (ensemble := settings.for_round(1).label.ensemble) > 1:
+        raise UserError(
+            f"label.ensemble is {ensemble}, but this verb takes one teacher; pass --set label.ensemble=1, or use "
+            "selftrain run"
+        )
+    job = LabelJob.of(settings, out.absolute(), 1, [teacher.absolute()], accept_environment=accept_environment)
+    _run(job)
+    console.print(f"{out}: labels of {json.loads((out / 'stage.json').read_text())['outputs']['num_samples']} images")
+
+
+@app.command()
+def select(
+    config: ConfigArgument,
+    labels: Annotated[Path, typer.Option(metavar="DIR", help="A label stage.")],
+    out: OutOption,
+    overrides: SetOption = None,
+    accept_environment: AcceptOption = False,
+) -> None:
+    """Choose pseudo-labels: filter by confidence, balance the classes. It prints a summary per class.
+
+    [bold]Example[/bold]: selftrain select birds.yaml --labels work/labels --out work/selection
+    """
+    from pipeline.files import write_bytes
+    from pipeline.report.plots import per_class
+    from pipeline.selection.selection import read_selection
+    from pipeline.stages.jobs import SelectJob
+
+    settings = _load(config, overrides)
+    _run(SelectJob.of(settings, out.absolute(), 1, labels.absolute(), accept_environment=accept_environment))
+    write_bytes(out / "selection.png", per_class(read_selection(out).summary))
+
+
+def _load(path: Path, overrides: list[str] | None) -> Config:
+    from pipeline.runs.folder import absolute
+    from pipeline.stages.machine import resolve
+
+    config = load_config(path, overrides or [])
+    return absolute(changed(config, runtime=resolve(config.runtime)))
+
+
+def _run(job: Job) -> None:
+    """Run one stage in child processes, under the lock of its folder, with a progress bar."""
+    from pipeline.stages.launch import run_job
+    from pipeline.stages.lock import run_lock
+    from pipeline.stages.progress import show_progress
+
+    with run_lock(job.out) as lock_fd, show_progress() as on_progress:
+        run_job(job, lock_fd=lock_fd, on_progress=on_progress)
