@@ -16,7 +16,7 @@ from pipeline.stages.jobs import Job
 from pipeline.stages.plugins import VARIABLE
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The packed digits of the page."""
     folder = tmp_path_factory.mktemp("extend") / "digits"
