@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import csv
+import io
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +63,18 @@ def write_bytes(path: Path, data: bytes) -> None:
 def write_json(path: Path, value: Json) -> None:
     """Write JSON with stable formatting, whole or not at all. Raises ValueError for NaN, which is not JSON."""
     write_bytes(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
+
+
+def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Write a table for people, whole or not at all."""
+    text = io.StringIO(newline="")
+    csv.writer(text).writerows([columns, *([escaped(value) for value in row] for row in rows)])
+    write_bytes(path, text.getvalue().encode())
+
+
+def escaped(name: str) -> str:
+    """A name as UTF-8 can hold it: of a file's name, bytes that are none are escaped."""
+    return name.encode("utf-8", "backslashreplace").decode()
 
 
 def append_json(path: Path, value: Json) -> None:
