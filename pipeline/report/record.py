@@ -7,34 +7,17 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
-from zipfile import BadZipFile
 
-import numpy as np
-
-from pipeline.arrays import BoolArray, F32Array, I32Array
 from pipeline.config import Config, load_config
 from pipeline.errors import UserError
 from pipeline.evaluate.metrics import Metrics
+from pipeline.evaluate.predictions import Predictions, read_predictions
 from pipeline.files import read_json, read_lines
 from pipeline.runs.ledger import FILE as LEDGER
 from pipeline.runs.ledger import Entry, read_ledger
 from pipeline.selection.summary import Summary
 
 Json = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Predictions:
-    """One model's answers on one split of N samples; each array is [N]."""
-
-    label: I32Array
-    pred: I32Array
-    confidence: F32Array
-
-    @property
-    def right(self) -> BoolArray:
-        """Whether each answer is the label, [N]."""
-        return np.equal(self.label, self.pred)
 
 
 @dataclass(frozen=True)
@@ -226,19 +209,6 @@ def read_run(path: Path) -> RunRecord:
 def read_metrics(path: Path) -> Metrics | None:
     """The figures in a JSON file; None if there is no such file."""
     return Metrics.from_json(read_json(path)) if path.exists() else None
-
-
-def read_predictions(path: Path) -> Predictions | None:
-    """The answers in an npz file; None if there is no such file. Raises UserError when it is broken."""
-    if not path.exists():
-        return None
-    try:
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
-            return Predictions(arrays["label"], arrays["pred"], arrays["confidence"])
-    except (OSError, ValueError, KeyError, BadZipFile) as error:
-        raise UserError(
-            f"{path} cannot be read ({error}); delete the folder {path.parent} and type the command of the run again"
-        ) from error
 
 
 def _rounds(path: Path, begun: Sequence[Entry]) -> Iterator[RoundRecord]:
