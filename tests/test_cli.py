@@ -198,8 +198,7 @@ def test_classes_are_matched_by_name_not_by_order(teacher: Path, tmp_path: Path)
 
 def test_an_exported_file_evaluates_like_its_stage(digits: Config, teacher: Path, tmp_path: Path) -> None:
     assert digits.data.root is not None
-    text = selftrain("export", teacher, "--out", tmp_path / "digits.safetensors")
-    assert "timm.create_model(" in text
+    selftrain("export", teacher, "--out", tmp_path / "digits.safetensors")
     assert (tmp_path / "digits.json").exists()
     of_file, of_stage = (
         json.loads(selftrain("evaluate", model, digits.data.root, "--split", "val", "--json"))

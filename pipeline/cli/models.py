@@ -52,18 +52,22 @@ def export(
 
     [bold]Example[/bold]: selftrain export runs/birds --out birds.safetensors
     """
+    from pipeline.models.compat import ops_were_missing
     from pipeline.models.format import export_model
     from pipeline.models.registry import import_of, is_known
 
     info = export_model(run, out)
-    arguments = "".join(f", {k}={v!r}" for k, v in info.model_args.items())
-    call = f'"{info.architecture}", num_classes={len(info.classes)}, checkpoint_path="{out}"{arguments}'
-    console.print(f"{out} and {out.with_suffix('.json')} written. In timm:", soft_wrap=True)
+    console.print(f"{out} and {out.with_suffix('.json')} written. In Python:\n", soft_wrap=True)
     if (module := import_of(info.architecture)) is not None:
-        console.print(f"  import {module}  # registers {info.architecture} with timm")
+        console.print(f"import {module}  # registers {info.architecture} with timm", soft_wrap=True)
     elif not is_known(info.architecture):
-        console.print(f"  # first import the plugin that registers {info.architecture} with timm")
-    console.print(f"  timm.create_model({call})", soft_wrap=True)
+        console.print(f"# first import the plugin that registers {info.architecture} with timm", soft_wrap=True)
+    elif ops_were_missing():
+        why = "lets timm import torchvision beside this build of torch"
+        console.print(f"import pipeline.models  # {why}", soft_wrap=True)
+    arguments = "".join(f", {k}={v!r}" for k, v in info.model_args.items())
+    call = f"{info.architecture!r}, num_classes={len(info.classes)}, checkpoint_path={str(out)!r}{arguments}"
+    console.print(f"import timm\nmodel = timm.create_model({call}).eval()", soft_wrap=True)
 
 
 @app.command()

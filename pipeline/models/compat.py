@@ -33,6 +33,11 @@ def declare_missing_ops() -> bool:
     return True
 
 
+def ops_were_missing() -> bool:
+    """Whether they had to be declared in this process, so that timm alone could not be imported."""
+    return _LIBRARY is not None
+
+
 def _library_is_broken() -> bool:
     """Whether torchvision is installed with a compiled library that does not load beside this torch."""
     spec = importlib.util.find_spec("torchvision")
