@@ -21,7 +21,13 @@ from flows.cli import app
 from pipeline.config import Config, Section, load_config
 
 DOCUMENTS = sorted(
-    [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "shards/README.md", *(ROOT / "docs").rglob("*.md")]
+    [
+        ROOT / "README.md",
+        ROOT / "CHANGELOG.md",
+        ROOT / "SECURITY.md",
+        ROOT / "shards/README.md",
+        *(ROOT / "docs").rglob("*.md"),
+    ]
 )
 RUNNABLE = re.compile(r"<!-- runnable -->\n```sh\n(.*?)```", re.S)
 
@@ -66,6 +72,15 @@ def test_every_module_that_is_to_be_run_exists(path: Path) -> None:
     """As in `python -m pipeline.demos.digits`."""
     named = re.findall(r"\bpython -m ((?:pipeline|flows)[\w.]*)", path.read_text())
     assert [name for name in named if importlib.util.find_spec(name) is None] == []
+
+
+@documents()
+def test_every_test_that_is_named_exists(path: Path) -> None:
+    named = set(re.findall(r"`(test_\w+)`", path.read_text()))
+    defined = {
+        name for file in (ROOT / "tests").rglob("test_*.py") for name in re.findall(r"def (test_\w+)", file.read_text())
+    }
+    assert named - defined == set()
 
 
 def is_key(key: str) -> bool:
