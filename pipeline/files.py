@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 from collections.abc import Iterator
@@ -12,6 +13,8 @@ from typing import Any
 from pipeline.errors import UserError
 
 Json = Any
+SEAL = "seal"
+"""The key under which a JSON file holds a digest of its other keys."""
 
 
 @contextlib.contextmanager
@@ -63,6 +66,15 @@ def write_json(path: Path, value: Json) -> None:
     write_bytes(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
 
 
+def write_sealed(path: Path, value: dict[str, Json]) -> None:
+    """Write JSON with a seal, by which `read_json` knows it again. Raises as `write_json` does."""
+    write_json(path, {**value, SEAL: _seal(json.loads(json.dumps(value)))})
+
+
+def _seal(value: Json) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
 def append_json(path: Path, value: Json) -> None:
     """Add a line to a file of JSON lines. A kill can cut the last line short, but no other one."""
     try:
@@ -76,7 +88,8 @@ def read_json(path: Path) -> Json:
     """Read a JSON file, which holds an object.
 
     Raises:
-        UserError: it is missing or broken. The same goes for whoever then asks the object for a key that it lacks.
+        UserError: it is missing or broken, or its seal, if it has one, is not that of its content. The same goes for
+            whoever then asks the object for a key that it lacks.
     """
 
     class Object(dict[str, Json]):
@@ -91,6 +104,9 @@ def read_json(path: Path) -> Json:
         raise _damaged(path, f"no JSON: {error}") from error
     if not isinstance(value, dict):
         raise _damaged(path, f"a {type(value).__name__} in place of an object")
+    seal = value.pop(SEAL, None)
+    if seal is not None and seal != _seal(value):
+        raise _damaged(path, f"its content is not what was written; if you changed it, remove its `{SEAL}`")
     return value
 
 

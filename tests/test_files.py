@@ -12,7 +12,16 @@ from hypothesis import given
 from support.json_values import JSON
 
 from pipeline.errors import UserError
-from pipeline.files import append_json, atomic_path, cut_lines, read_json, read_lines, write_bytes, write_json
+from pipeline.files import (
+    append_json,
+    atomic_path,
+    cut_lines,
+    read_json,
+    read_lines,
+    write_bytes,
+    write_json,
+    write_sealed,
+)
 
 
 def names(folder: Path) -> list[str]:
@@ -75,6 +84,17 @@ def test_json_that_is_no_object_or_lacks_a_key_is_damaged_and_named(tmp_path: Pa
     path.write_text("[]")
     with pytest.raises(UserError, match=r"stage\.json is damaged \(a list in place of an object\)"):
         read_json(path)
+
+
+def test_sealed_json_is_known_again_and_what_was_changed_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "result.json"
+    write_sealed(path, {"top1": 0.85, "counts": {2: (1,), 10: ()}})
+    assert read_json(path) == {"top1": 0.85, "counts": {"2": [1], "10": []}}
+    path.write_text(path.read_text().replace("0.85", "0.95"))
+    with pytest.raises(UserError, match=r"result\.json is damaged \(its content is not what was written.*`seal`"):
+        read_json(path)
+    path.write_text('{"top1": 0.95}')  # of an older version, or edited on purpose
+    assert read_json(path) == {"top1": 0.95}
 
 
 def test_lines_are_appended(tmp_path: Path) -> None:

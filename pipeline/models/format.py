@@ -22,7 +22,8 @@ from pipeline.config import Scalar, Section, changed, parse
 from pipeline.errors import UserError
 from pipeline.files import read_json, write_bytes, write_json
 from pipeline.models.registry import build, plugins_of
-from pipeline.stages.fingerprint import digest, digest_file
+from pipeline.stages.fingerprint import digest, digest_file, digest_once
+from pipeline.stages.folder import check_output, read_output
 
 log = logging.getLogger("selftrain.models")
 
@@ -64,15 +65,15 @@ def find_weights(path: Path) -> Path:
     """The .safetensors file that a run folder, a stage folder or a file stands for.
 
     Raises:
-        UserError: there is no model at this path.
+        UserError: there is no model at this path, or it is damaged.
     """
     if path.is_file():
-        return path
+        return check_output(path)
     if (path / "model.safetensors").exists():
-        return path / "model.safetensors"
+        return check_output(path / "model.safetensors")
     if (path / "result.json").exists():
         final: str = read_json(path / "result.json")["final"]["model_dir"]
-        return path / final / "model.safetensors"
+        return check_output(path / final / "model.safetensors")
     if not path.exists():
         raise UserError(f"no model at {path}: it does not exist")
     raise UserError(f"no model at {path}: expected a finished run, a train stage, or an exported .safetensors file")
@@ -81,7 +82,7 @@ def find_weights(path: Path) -> Path:
 def read_info(path: Path) -> ModelInfo:
     """The model.json of a run folder, a stage folder or an exported file. Raises UserError when there is none."""
     weights = find_weights(path)
-    return parse(ModelInfo, read_json(weights.with_suffix(".json")), str(weights.with_suffix(".json")))
+    return parse(ModelInfo, read_output(weights.with_suffix(".json")), str(weights.with_suffix(".json")))
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
@@ -132,7 +133,7 @@ def model_digest(path: Path) -> str:
     A stage and a file that was exported from it have the same digest.
     """
     weights = find_weights(path)
-    sha256 = digest_file(weights)
+    sha256 = digest_once(weights)
     if not weights.with_suffix(".json").exists():
         return sha256
     info = read_info(path)

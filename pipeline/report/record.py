@@ -19,6 +19,7 @@ from pipeline.files import read_json, read_lines
 from pipeline.runs.ledger import FILE as LEDGER
 from pipeline.runs.ledger import Entry, read_ledger
 from pipeline.selection.summary import Summary
+from pipeline.stages.folder import check_output, read_output
 
 Json = dict[str, Any]
 
@@ -71,7 +72,7 @@ class StageRecord:
     @cached_property
     def timing(self) -> tuple[Json, ...]:
         """The lines of timing.jsonl."""
-        return read_lines(self.path / "timing.jsonl", torn=True)
+        return read_lines(check_output(self.path / "timing.jsonl"), torn=True)
 
 
 @dataclass(frozen=True)
@@ -84,13 +85,13 @@ class TrainRecord(StageRecord):
 
     @cached_property
     def _lines(self) -> tuple[Json, ...]:
-        return read_lines(self.path / "metrics.jsonl")
+        return read_lines(check_output(self.path / "metrics.jsonl"))
 
     @property
     def architecture(self) -> str:
         """The architecture of its model. model.json decides once it is there: `start.mode: use` takes another model."""
         if (self.path / "model.json").exists():
-            return str(read_json(self.path / "model.json")["architecture"])
+            return str(read_output(self.path / "model.json")["architecture"])
         return str(self.record["config"]["training"]["model"])
 
     @property
@@ -137,7 +138,7 @@ class RoundRecord:
     def summary(self) -> Summary | None:
         """The summary of the selection; None until there is one."""
         path = self.select.path / "selection.json" if self.select else None
-        return cast(Summary, read_json(path)) if path and path.exists() else None
+        return cast(Summary, read_output(path)) if path and path.exists() else None
 
 
 @dataclass(frozen=True)
@@ -203,7 +204,7 @@ def read_run(path: Path) -> RunRecord:
     tests = result["final"]["test"] if result else {}
     control = next((e for e in reversed(begun) if e.role == "control"), None)
     evaluations = [_open(p.parent) for p in sorted(path.glob("evaluate-*/test.json"))]
-    evaluation = next((e for e in evaluations if tests and read_json(e.path / "test.json") == tests), None)
+    evaluation = next((e for e in evaluations if tests and read_output(e.path / "test.json") == tests), None)
     found = {name: read_predictions(evaluation.path / f"predictions-{name}.npz") for name in tests if evaluation}
     return RunRecord(
         path=path,
@@ -225,7 +226,7 @@ def read_run(path: Path) -> RunRecord:
 
 def read_metrics(path: Path) -> Metrics | None:
     """The figures in a JSON file; None if there is no such file."""
-    return Metrics.from_json(read_json(path)) if path.exists() else None
+    return Metrics.from_json(read_output(path)) if path.exists() else None
 
 
 def read_predictions(path: Path) -> Predictions | None:
@@ -233,7 +234,7 @@ def read_predictions(path: Path) -> Predictions | None:
     if not path.exists():
         return None
     try:
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
+        with open(check_output(path), "rb") as file, np.load(file, allow_pickle=False) as arrays:
             return Predictions(arrays["label"], arrays["pred"], arrays["confidence"])
     except (OSError, ValueError, KeyError, BadZipFile) as error:
         raise UserError(

@@ -7,7 +7,6 @@ from typing import Any
 
 from pipeline.errors import UserError
 from pipeline.evaluate.metrics import Metrics, reliability
-from pipeline.files import read_json
 from pipeline.methods import METHODS
 from pipeline.report import plots
 from pipeline.report.gallery import PseudoLabels, inspect_pseudo_labels
@@ -18,6 +17,7 @@ from pipeline.report.verdict import judge
 from pipeline.runs.result import CONTROL, FINAL, TEACHER
 from pipeline.selection.summary import Summary
 from pipeline.shards.dataset import Dataset, open_split
+from pipeline.stages.folder import read_output
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def sections(run: RunRecord) -> dict[str, Any]:
         "verdict": verdict,
         "final": run.test.get(FINAL),
         "headline": [_headline(run, train) for train in run.trainings],
-        "other_evaluations": {e.path.name: read_json(e.path / "test.json") for e in run.other_evaluations},
+        "other_evaluations": {e.path.name: read_output(e.path / "test.json") for e in run.other_evaluations},
         "test_rows": [(text, run.test.get(name), verdict.gains.get(name)) for name, text in _test_names(run)],
         "accuracy_plot": _accuracy_plot(run),
         "curves_plot": _curves_plot(run),

@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from pipeline.config import Section, parse
-from pipeline.files import read_json, write_json
+from pipeline.files import read_json, write_sealed
 from pipeline.stages.jobs import Job, Role
 
 FILE = "stages.json"
@@ -63,7 +63,7 @@ class Ledger:
 
     def _write(self) -> None:
         stages = [entry.model_dump(mode="json") for entry in self.entries]
-        write_json(self.run_dir / FILE, {"schema": 1, "purpose": self.purpose, "stages": stages})
+        write_sealed(self.run_dir / FILE, {"schema": 1, "purpose": self.purpose, "stages": stages})
 
 
 def read_ledger(run_dir: Path) -> list[Entry]:

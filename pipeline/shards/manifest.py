@@ -10,7 +10,7 @@ from pydantic import Field
 
 from pipeline.config import Section, Split, parse
 from pipeline.errors import UserError
-from pipeline.files import read_json, write_json
+from pipeline.files import read_json, write_sealed
 
 MANIFEST = "manifest.json"
 
@@ -60,14 +60,12 @@ def read_manifest(folder: Path) -> Manifest:
     if not path.exists():
         raise UserError(f"{folder} has no {MANIFEST}; `selftrain pack IMAGES --out {folder}` writes one")
     raw = read_json(path)
-    if not isinstance(raw, dict):
-        raise UserError(f"{path} must hold a JSON object, not {type(raw).__name__}")
     return parse(Manifest, raw, str(path))
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Replace `folder/manifest.json` atomically."""
-    write_json(folder / MANIFEST, manifest.model_dump(mode="json", by_alias=True))
+    write_sealed(folder / MANIFEST, manifest.model_dump(mode="json", by_alias=True))
 
 
 def read_classes(path: Path) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from pipeline.errors import UserError
 from pipeline.files import atomic_path
+from pipeline.stages.folder import check_output
 
 
 class Table(NamedTuple):
@@ -65,6 +66,7 @@ def write_table(
 
 def read_table(path: Path, fix: str) -> Table:
     """Memory-map a table: nothing is copied. Raises UserError with the `fix` when it is missing or damaged."""
+    check_output(path)
     try:
         batch = pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0)
         batch.validate(full=True)

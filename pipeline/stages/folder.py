@@ -7,13 +7,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from pipeline.errors import UserError
-from pipeline.files import Json, append_json, read_json, write_json
-from pipeline.stages.fingerprint import StageInputs, fingerprint
+from pipeline.files import Json, append_json, fsync, read_json, write_sealed
+from pipeline.stages.fingerprint import StageInputs, digest_file, digest_once, fingerprint, once
 
 SCHEMA = 2
 OWN_FILES = {"run.lock", "job.json", "output.log", "progress.json", "error.json", "warnings.jsonl"}
 """The files that a launcher writes into a stage folder before the stage opens it."""
 RECORD = "stage.json"
+LINES = ("metrics.jsonl", "timing.jsonl")
+"""Outputs that a stage adds to, and without which it can be reused."""
 
 
 def open_folder(
@@ -30,16 +32,17 @@ def open_folder(
     If the same stage began in the folder, it is resumed, also if it was finished and a file was deleted since.
 
     Raises:
-        UserError: the folder holds the output of another stage, or a resume in another environment was not accepted.
+        UserError: the folder holds the output of another stage, a resume in another environment was not accepted, or
+            what is left of a finished stage is damaged.
     """
     wanted = fingerprint(kind, version, inputs)
     config, read = dict(inputs.config), dict(inputs.inputs)
     if not (path / RECORD).exists():
         check_stage_folder(path, kind)
         record = {"schema": SCHEMA, "kind": kind, "fingerprint": wanted, "config": config, "inputs": read}
-        write_json(path / RECORD, {**record, "environment": dict(env), "complete": False})
+        write_sealed(path / RECORD, {**record, "environment": dict(env), "complete": False})
         return False
-    record = read_json(path / RECORD)
+    record: dict[str, Json] = read_json(path / RECORD)
     if record["fingerprint"] != wanted:
         changed = _changes({**record["config"], **record["inputs"]}, {**config, **read})
         raise UserError(f"{path} holds a {record['kind']} stage with other settings ({changed}); choose another folder")
@@ -53,14 +56,56 @@ def open_folder(
                 "go back to that environment, or pass --accept-environment"
             )
         history = [*record.get("earlier_environments", []), record["environment"]]
-        write_json(path / RECORD, {**record, "environment": dict(env), "earlier_environments": history})
+        record = {**record, "environment": dict(env), "earlier_environments": history}
+        write_sealed(path / RECORD, record)
+    if record["complete"]:  # a file was deleted, so the others are taken as they are, and written to
+        for name in record.get("digests", {}):
+            check_output(path / name)
+        write_sealed(path / RECORD, {**record, "digests": {}, "complete": False})
     return False
 
 
 def finish_folder(path: Path, files: Sequence[str], **outputs: Json) -> None:
-    """Mark a folder complete, which is the last write of a stage. Without one of `files` it cannot be reused."""
-    record = read_json(path / RECORD)
-    write_json(path / RECORD, {**record, "outputs": outputs, "files": list(files), "complete": True})
+    """Mark a folder complete, which is the last write of a stage. Without one of `files` it cannot be reused.
+
+    The digests of its outputs are recorded (73 ms per 100 MB), and `check_output` compares them.
+    """
+    lines = [name for name in LINES if (path / name).exists()]
+    for name in lines:  # unlike the others they are not on the disk yet, and after a power cut they would be others
+        fsync(path / name)
+    digests = {name: digest_file(path / name) for name in [*files, *lines]}
+    record = {**read_json(path / RECORD), "outputs": outputs, "files": list(files), "digests": digests}
+    write_sealed(path / RECORD, {**record, "complete": True})
+
+
+def check_output(path: Path) -> Path:
+    """Refuse a file of a stage whose bytes are not those that the stage wrote; returns the path.
+
+    Whoever reads an output asks for it. A process reads a file once for that. Files that no finished stage lists pass,
+    and so do those of stages from before digests were recorded.
+
+    Raises:
+        UserError: the file is damaged; the message says what to delete.
+    """
+    recorded = _digests(path.parent / RECORD) if (path.parent / RECORD).exists() else {}
+    if path.name in recorded and path.exists() and digest_once(path) != recorded[path.name]:
+        fix = f"delete {path.parent}" if path.name in LINES else "delete this file"
+        raise UserError(
+            f"{path} is damaged: its bytes are not those that its stage wrote; {fix} and type the command that made it "
+            "again, which goes on from the rest"
+        )
+    return path
+
+
+@once
+def _digests(record: Path) -> dict[str, str]:
+    found: dict[str, str] = read_json(record).get("digests", {})
+    return found
+
+
+def read_output(path: Path) -> Json:
+    """Read a JSON file of a stage. Raises UserError as `check_output` and `read_json` do."""
+    return read_json(check_output(path))
 
 
 def is_finished(path: Path) -> bool:

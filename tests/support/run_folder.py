@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 
 from pipeline.config import Config, Data, Evaluate, Rounds, Select, Training, dump_yaml, semantic
 from pipeline.evaluate.metrics import compute_metrics
-from pipeline.files import write_json
+from pipeline.files import read_json, write_json
 from pipeline.labels.store import LabelRows, label_path, label_provenance, summarize, write_labels
 from pipeline.packing.carve import Carve
 from pipeline.packing.pack import pack
@@ -53,9 +53,13 @@ def unfinished(unfinished_run: Path, tmp_path: Path) -> Path:
 
 
 def edit(path: Path, change: EditJson) -> None:
-    value = json.loads(path.read_text())
+    """Change a JSON file as if the run had written it so."""
+    value = read_json(path)
     change(value)
-    path.write_text(json.dumps(value))
+    write_json(path, value)
+    record = path.parent / "stage.json"
+    if path != record and record.exists():
+        edit(record, lambda stage: stage.get("digests", {}).pop(path.name, None))
 
 
 def text_of(run: Path, *, draw: bool = False) -> str:
