@@ -102,7 +102,7 @@ def test_a_run_folder_of_another_version_is_refused_with_the_fix(config: Config,
 def test_a_run_without_its_plugin_leaves_its_result_in_place(config: Config, tmp_path: Path) -> None:
     run_loop(config, tmp_path, run_stage=FakeStages(0.6, 0.7, 0.8, 0.9))
     result = tmp_path / "result.json"
-    result.write_text(result.read_text().replace('"plugins": {}', '"plugins": {"my_net.py": "0123"}'))
+    write_json(result, {**read_json(result), "plugins": {"my_net.py": "0123"}})
     before = result.read_bytes()
     with pytest.raises(UserError, match=r"was made with --plugin my_net\.py; pass it"):
         run_loop(config, tmp_path, run_stage=FakeStages())
