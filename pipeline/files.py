@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import UserError
+from pipeline.errors import Interrupted, UserError
 
 Json = Any
 SEAL = "seal"
@@ -59,6 +59,22 @@ def write_bytes(path: Path, data: bytes) -> None:
     """Write a file, whole or not at all. Raises UserError as `atomic_path` does."""
     with atomic_path(path) as temporary:
         temporary.write_bytes(data)
+
+
+@contextlib.contextmanager
+def parsing(what: str, fix: str, *, tell: bool = True) -> Iterator[None]:
+    """Turn what a parser raises at bad bytes, which is nearly anything, into a UserError: "`what` (why); `fix`".
+
+    The block holds the parser's call and nothing else, so that no defect of ours is taken for a damaged file. Without
+    `tell` the parser's own text is left out.
+    """
+    try:
+        yield
+    except (UserError, Interrupted):
+        raise
+    except Exception as error:
+        why = f" ({str(error)[:300] or type(error).__name__})" if tell else ""
+        raise UserError(f"{what}{why}; {fix}") from error
 
 
 def write_json(path: Path, value: Json) -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from support.damage import attempt, rotten
 from torch import nn
 
 from pipeline.config import Optimizer, Training
@@ -207,6 +208,35 @@ def test_a_truncated_checkpoint_is_an_error_that_names_it(tmp_path: Path, size: 
     path.write_bytes(path.read_bytes()[:size])
     with pytest.raises(UserError, match=r"step-000000005\.pt is not a readable checkpoint.*delete it"):
         Checkpoints(tmp_path, "f", 2).load_last()
+
+
+def test_a_flipped_byte_of_a_checkpoint_is_refused_or_changes_nothing(tmp_path: Path) -> None:
+    """Torch itself loads most of these without a word."""
+    checkpoints = Checkpoints(tmp_path, "f", 2)
+    path, num_refused = checkpoints.save(5, state(5)), 0
+    for damaged in rotten(path.read_bytes(), 300):
+        path.write_bytes(damaged)
+        found, refused = attempt(checkpoints.load_last)
+        if refused:
+            assert str(path) in refused
+            assert "delete it to go on from the one before" in refused
+            num_refused += 1
+            continue
+        assert found is not None
+        assert torch.equal(found["model"]["w"], torch.full((1000,), 5.0))
+        assert {**found, "model": 0, "sums": 0} == {"model": 0, "sums": 0, "step": 5, "fingerprint": "f"}
+    assert num_refused > 150  # the rest is padding
+
+
+def test_a_damaged_checkpoint_of_the_best_step_says_to_train_again(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, "f", 2)
+    checkpoints.save_best(5, state(5))
+    path = tmp_path / "checkpoints" / "best.pt"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=rf"best\.pt is damaged.*delete {tmp_path} to train again"):
+        checkpoints.load_best()
 
 
 def test_a_checkpoint_of_another_training_is_refused(tmp_path: Path) -> None:
