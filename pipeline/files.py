@@ -14,7 +14,7 @@ from pipeline.errors import Interrupted, UserError
 
 Json = Any
 SEAL = "seal"
-"""The key under which a JSON file holds a digest of its other keys."""
+"""The key under which a file that no other one vouches for holds a digest of its content."""
 
 
 @contextlib.contextmanager

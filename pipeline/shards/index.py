@@ -133,7 +133,7 @@ def write_index(path: Path, index: Index) -> None:
     """Write an index file atomically."""
     of_tar = {f.name: getattr(index, f.name) for f in fields(Index) if f.name not in SCHEMA.names}
     columns = [getattr(index, name) for name in SCHEMA.names]
-    write_table(path, SCHEMA, {"format": FORMAT, "tar": json.dumps(of_tar)}, columns)
+    write_table(path, SCHEMA, {"format": FORMAT, "tar": json.dumps(of_tar)}, columns, sealed=True)
 
 
 def read_sample(descriptor: int, index: Index, row: int) -> bytes:
