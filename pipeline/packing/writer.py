@@ -19,6 +19,7 @@ from pipeline.shards.decode import decode, encode_png, stored_format
 from pipeline.shards.index import build_index, index_path, write_index
 from pipeline.shards.manifest import Manifest, ShardEntry
 from pipeline.shards.tar import write_tar
+from pipeline.stages.fingerprint import digest_file
 
 
 @dataclass(frozen=True)
@@ -58,10 +59,18 @@ class ShardWriter:
         known = {self.images.items[row].key: self.images.contents[row] for row in rows}
         index = build_index(path, known_contents=known)
         write_index(index_path(path), index)
+        truth = self.staging / "truth" / f"{name}.npy"
         if split == "unlabeled" and with_truth:
-            with atomic_path(self.staging / "truth" / f"{name}.npy") as temporary, open(temporary, "wb") as file:
+            with atomic_path(truth) as temporary, open(temporary, "wb") as file:
                 np.save(file, self.images.labels[rows])
-        return ShardEntry(name=name, split=split, num_samples=len(rows), num_bytes=index.tar_size, sha256=index.sha256)
+        return ShardEntry(
+            name=name,
+            split=split,
+            num_samples=len(rows),
+            num_bytes=index.tar_size,
+            sha256=index.sha256,
+            truth_sha256=digest_file(truth) if truth.exists() else None,
+        )
 
     def _files(self, rows: I64Array, *, labeled: bool) -> Iterator[tuple[str, bytes]]:
         for row in rows:

@@ -31,6 +31,8 @@ FORMAT = f"selftrain-index-1, decoder {DECODER_VERSION}"
 SCHEMA = pa.schema(
     {"offset": pa.int64(), "size": pa.int64(), "label": pa.int32(), "content": pa.binary(16), "key": pa.binary()}
 )
+OF_TAR = ("problems", "cut", "sha256", "tar_size")
+"""The fields of an index that are true of the tar wherever it lies; its clock is not one."""
 BadImages = Literal["error", "skip"]
 Progress = Callable[[int, int], None]
 

@@ -24,6 +24,8 @@ class ShardEntry(Section):
     num_samples: int
     num_bytes: int
     sha256: str
+    truth_sha256: str | None = None
+    """The digest of that file; None where there is none, or where an earlier version packed it."""
 
 
 class CarveRecord(Section):

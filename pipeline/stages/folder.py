@@ -39,8 +39,8 @@ def open_folder(
     config, read = dict(inputs.config), dict(inputs.inputs)
     if not (path / RECORD).exists():
         check_stage_folder(path, kind)
-        record = {"schema": SCHEMA, "kind": kind, "fingerprint": wanted, "config": config, "inputs": read}
-        write_sealed(path / RECORD, {**record, "environment": dict(env), "complete": False})
+        begun = {"schema": SCHEMA, "kind": kind, "fingerprint": wanted, "config": config, "inputs": read}
+        write_sealed(path / RECORD, {**begun, "environment": dict(env), "complete": False})
         return False
     record: dict[str, Json] = read_json(path / RECORD)
     if record["fingerprint"] != wanted:
