@@ -182,7 +182,7 @@ def test_truth_is_of_packed_folders_alone_and_follows_class_names(source: Path, 
     as_before = [changed(entry, truth_sha256=None) for entry in read_manifest(tmp_path / "b").shards]
     write_manifest(tmp_path / "b", changed(read_manifest(tmp_path / "b"), shards=tuple(as_before)))
     with pytest.raises(UserError, match=r"unlabeled-000000\.npy has ids out of range: there are 3 classes"):
-        dataset.truth()
+        open_split(data, "unlabeled").truth()
 
 
 def test_splits_that_share_an_image_are_named_whatever_its_format(source: Path, tmp_path: Path) -> None:
