@@ -18,7 +18,7 @@ from pipeline.files import read_json, read_lines, write_bytes, write_json
 from pipeline.runs.loop import run_loop
 from pipeline.runs.run import RunStage
 from pipeline.stages.fingerprint import digest_file
-from pipeline.stages.folder import check_output, is_finished, read_output
+from pipeline.stages.folder import is_finished, read_output
 from pipeline.stages.jobs import Job, LabelJob, TrainJob
 from pipeline.stages.kinds import read_job
 from pipeline.stages.lock import run_lock
@@ -180,7 +180,7 @@ def _cost(folder: Path, result: Mapping[str, Any]) -> tuple[float, float]:
     if cost.get("stages") != stages:
         seconds = tflops = 0.0
         for stage in (folder / name for name in stages if (folder / name / "job.json").exists()):
-            lines = read_lines(check_output(stage / "timing.jsonl"), torn=True)
+            lines = read_lines(stage / "timing.jsonl", torn=True)
             seconds += sum(line["seconds"] for line in lines)
             job = read_job(stage / "job.json", check=False)  # the fingerprint has the plugins that matter
             tflops += _flops(job, sum(line["images"] for line in lines), stage) / 1e12

@@ -72,7 +72,7 @@ class StageRecord:
     @cached_property
     def timing(self) -> tuple[Json, ...]:
         """The lines of timing.jsonl."""
-        return read_lines(check_output(self.path / "timing.jsonl"), torn=True)
+        return read_lines(self.path / "timing.jsonl", torn=True)
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ import pyarrow as pa
 
 from pipeline.errors import UserError
 from pipeline.files import SEAL, atomic_path, parsing
+from pipeline.stages.fingerprint import once
 from pipeline.stages.folder import check_output
 
 
@@ -72,6 +73,13 @@ def write_table(
         out.write_batch(batch)
 
 
+@once
+def _is_as_written(path: Path) -> bool:
+    batch = pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0)
+    seal = (batch.schema.metadata or {}).get(SEAL.encode())
+    return seal is None or bool(seal == _seal(batch).encode())
+
+
 def _seal(batch: pa.RecordBatch) -> str:
     metadata = dict(batch.schema.metadata or {})
     metadata.pop(SEAL.encode(), None)
@@ -95,7 +103,7 @@ def read_table(path: Path, fix: str) -> Table:
         batch.validate(full=True)
         if any(column.null_count for column in batch.columns):
             raise ValueError("a value is missing")
-        if (seal := (batch.schema.metadata or {}).get(SEAL.encode())) is not None and seal.decode() != _seal(batch):
+        if not _is_as_written(path):
             raise ValueError("its content is not what was written")
         columns = [_to_numpy(column) for column in batch.columns]
     metadata = (batch.schema.metadata or {}).items()

@@ -14,8 +14,8 @@ SCHEMA = 2
 OWN_FILES = {"run.lock", "job.json", "output.log", "progress.json", "error.json", "warnings.jsonl"}
 """The files that a launcher writes into a stage folder before the stage opens it."""
 RECORD = "stage.json"
-LINES = ("metrics.jsonl", "timing.jsonl")
-"""Outputs that a stage adds to, and without which it can be reused."""
+METRICS = "metrics.jsonl"
+"""An output that a stage adds to, and without which it can be reused. timing.jsonl is no output: it never repeats."""
 
 
 def open_folder(
@@ -70,8 +70,8 @@ def finish_folder(path: Path, files: Sequence[str], **outputs: Json) -> None:
 
     The digests of its outputs are recorded (73 ms per 100 MB), and `check_output` compares them.
     """
-    lines = [name for name in LINES if (path / name).exists()]
-    for name in lines:  # unlike the others they are not on the disk yet, and after a power cut they would be others
+    lines = [METRICS] if (path / METRICS).exists() else []
+    for name in lines:  # unlike the others it may not be on the disk yet, and after a power cut it would be another
         fsync(path / name)
     digests = {name: digest_file(path / name) for name in [*files, *lines]}
     record = {**read_json(path / RECORD), "outputs": outputs, "files": list(files), "digests": digests}
@@ -89,7 +89,7 @@ def check_output(path: Path) -> Path:
     """
     recorded = _digests(path.parent / RECORD) if (path.parent / RECORD).exists() else {}
     if path.name in recorded and path.exists() and digest_once(path) != recorded[path.name]:
-        fix = f"delete {path.parent}" if path.name in LINES else "delete this file"
+        fix = f"delete {path.parent}" if path.name == METRICS else "delete this file"
         raise UserError(
             f"{path} is damaged: its bytes are not those that its stage wrote; {fix} and type the command that made it "
             "again, which goes on from the rest"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from support import tiny_net
-from support.damage import attempt, rotten
+from support.damage import attempt, put, rotten
 from support.run_folder import digits, finished_run
 from typer.testing import CliRunner
 
@@ -36,9 +34,6 @@ from pipeline.train.checkpoint import Checkpoints
 
 __all__ = ["digits", "finished_run"]
 
-CLOCK = itertools.count(10**18)
-"""A time of its own per write: the clock may stand still between two, which a process takes for one."""
-
 
 @pytest.fixture(scope="module")
 def rotting(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -57,11 +52,6 @@ def rotting(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return run
 
 
-def put(path: Path, content: bytes) -> None:
-    path.write_bytes(content)
-    os.utime(path, ns=(next(CLOCK), next(CLOCK)))
-
-
 def plain(value: Any) -> Any:
     """A value that `==` compares, arrays and tensors by type and bytes."""
     if isinstance(value, torch.Tensor | np.ndarray):
@@ -76,6 +66,8 @@ def plain(value: Any) -> Any:
     return plain(vars(value)) if hasattr(value, "__dataclass_fields__") else value
 
 
+NOT_SEALED = ("config.yaml", "job.json", "timing.jsonl")
+"""What people may edit, what the next command writes again, and times, which are no results."""
 READERS: dict[str, Callable[[Path], Any]] = {
     "model/model.safetensors": lambda path: (load_model(path.parent), model_digest(path.parent)),
     "model/model.json": lambda path: (load_model(path.parent), model_digest(path.parent)),
@@ -115,12 +107,12 @@ def test_the_report_of_a_rotten_run_is_refused_or_the_same(rotting: Path) -> Non
 
     def record() -> Any:
         run = read_run(rotting)
-        trainings = [(t.losses, t.evaluations, t.val, t.predictions, t.timing, t.loss) for t in run.trainings]
+        trainings = [(t.losses, t.evaluations, t.val, t.predictions, t.loss) for t in run.trainings]
         rounds = [(r.number, r.summary) for r in run.rounds]
         return plain([run.result, trainings, rounds, dict(run.test), dict(run.test_predictions), list(run.test_reads)])
 
     expected = record()
-    files = [path for path in rotting.rglob("*") if path.is_file() and path.name not in ("config.yaml", "job.json")]
+    files = [path for path in rotting.rglob("*") if path.is_file() and path.name not in NOT_SEALED]
     assert len(files) > 25
     for number, path in enumerate(sorted(files)):
         whole = path.read_bytes()

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-from support.damage import rotten
+from support.damage import put, rotten
 from support.images import png, write_raw_tar
 
 from pipeline.shards.index import Index, build_index, index_path, keep_rows, load_index, read_index, write_index
@@ -61,7 +61,7 @@ def test_an_index_that_rots_is_made_anew_or_says_the_same(tar: Path) -> None:
     path = index_path(tar)
     write_index(path, built)
     for damaged in rotten(path.read_bytes(), 300):
-        path.write_bytes(damaged)
+        put(path, damaged)
         read = read_index(path)
         assert read is None or same(read, built)
         num_damaged += read is None

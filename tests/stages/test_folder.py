@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
-import os
 from pathlib import Path
 
 import pytest
+from support.damage import put
 
 from pipeline.errors import UserError
 from pipeline.files import read_json, write_json
@@ -23,7 +22,6 @@ from pipeline.stages.folder import (
 ENVIRONMENT = {"torch": "2", "threads": 1}
 INPUTS = StageInputs({"a": 1}, {"x": "1"})
 NONE = StageInputs({}, {})
-CLOCK = itertools.count(10**18)
 
 
 def test_a_finished_stage_is_complete_and_an_unfinished_one_is_not(tmp_path: Path) -> None:
@@ -99,10 +97,10 @@ def test_a_changed_output_of_a_finished_stage_is_refused_with_what_to_delete(tmp
     finish_folder(tmp_path, ["a"])
     for name, fix in {"a": "delete this file", "metrics.jsonl": f"delete {tmp_path} "}.items():
         assert check_output(tmp_path / name).read_text() == "old"
-        replace(tmp_path / name, "new")
+        put(tmp_path / name, b"new")
         with pytest.raises(UserError, match=rf"{name} is damaged: its bytes are not .*; {fix}"):
             check_output(tmp_path / name)
-        replace(tmp_path / name, "old")
+        put(tmp_path / name, b"old")
         check_output(tmp_path / name)
 
 
@@ -112,7 +110,7 @@ def test_a_stage_that_is_made_again_takes_nothing_that_is_damaged(tmp_path: Path
         (tmp_path / name).write_text("old")
     finish_folder(tmp_path, ["a", "b"])
     (tmp_path / "a").unlink()
-    replace(tmp_path / "b", "new")
+    put(tmp_path / "b", b"new")
     with pytest.raises(UserError, match=r"b is damaged"):
         open_folder(tmp_path, "train", 1, NONE, {})
     (tmp_path / "b").unlink()
@@ -129,12 +127,6 @@ def test_a_stage_from_before_digests_is_reused(tmp_path: Path) -> None:
     write_json(tmp_path / "stage.json", {key: value for key, value in record.items() if key != "digests"})
     assert open_folder(tmp_path, "train", 1, NONE, {})
     check_output(tmp_path / "a")
-
-
-def replace(path: Path, text: str) -> None:
-    """Write a file whose state nobody has seen: a clock may stand still between two writes."""
-    path.write_text(text)
-    os.utime(path, ns=(next(CLOCK), next(CLOCK)))
 
 
 def test_launchers_files_do_not_make_a_folder_foreign_and_others_do(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from support.damage import attempt, rotten
+from support.damage import attempt, put, rotten
 from torch import nn
 
 from pipeline.config import Optimizer, Training
@@ -215,7 +215,7 @@ def test_a_flipped_byte_of_a_checkpoint_is_refused_or_changes_nothing(tmp_path: 
     checkpoints = Checkpoints(tmp_path, "f", 2)
     path, num_refused = checkpoints.save(5, state(5)), 0
     for damaged in rotten(path.read_bytes(), 300):
-        path.write_bytes(damaged)
+        put(path, damaged)
         found, refused = attempt(checkpoints.load_last)
         if refused:
             assert str(path) in refused
