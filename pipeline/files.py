@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
 
 from pipeline.errors import Interrupted, UserError
 
@@ -133,25 +136,60 @@ def _damaged(path: Path, what: str) -> UserError:
     )
 
 
+def read_as(shape: Any, path: Path) -> Json:
+    """Read a JSON file that holds a `shape`, a TypedDict. Raises UserError as `read_json` and `check_shape` do."""
+    value = read_json(path)
+    check_shape(shape, value, path)
+    return value
+
+
+def check_shape(shape: Any, value: Json, path: Path) -> None:
+    """Refuse a value that is read from a file and has not the types of `shape`. Keys that the shape lacks may be there.
+
+    Raises:
+        UserError: names the file and the first key that is wrong.
+    """
+    try:
+        _adapter(shape).validate_python(value, strict=True)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        raise _damaged(path, f"`{'.'.join(map(str, first['loc']))}`: {first['msg']}") from error
+
+
+@functools.cache
+def _adapter(shape: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(shape)
+
+
 def read_lines(path: Path, *, torn: bool = False) -> tuple[dict[str, Json], ...]:
     """The lines of a file of JSON lines; none if there is no such file. A half line at the end is left out.
 
-    With `torn`, lines in the middle that are not JSON are left out too: a kill may cut a line, to which the next
+    With `torn`, lines in the middle that are no JSON objects are left out too: a kill may cut a line, to which the next
     process appends.
 
     Raises:
-        UserError: a line is not JSON, and `torn` is not set.
+        UserError: a line is no JSON object, and `torn` is not set.
     """
     if not path.exists():
         return ()
-    lines = []
-    for line in path.read_text().split("\n")[:-1]:
-        try:
-            lines.append(json.loads(line))
-        except ValueError as error:
-            if not torn:
-                raise UserError(f"{path} holds a line that is not JSON ({line[:80]!r}); delete that line") from error
-    return tuple(lines)
+    found = ((number, line, parse_line(line)) for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], 1))
+    return tuple(_known(path, number, line, value) for number, line, value in found if value is not None or not torn)
+
+
+def parse_line(line: bytes) -> dict[str, Json] | None:
+    """The object that a line of JSON lines holds; None if it holds none, because it is torn or damaged."""
+    try:
+        value = json.loads(line.decode())
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _known(path: Path, number: int, line: bytes, value: dict[str, Json] | None) -> dict[str, Json]:
+    if value is None:
+        some = line[:80].strip(b"\0").decode(errors="replace")
+        raise UserError(f"{path} holds a line that is not JSON (line {number}: {some!r}); delete that line")
+    return value
 
 
 def sync_lines(path: Path) -> None:
@@ -162,8 +200,15 @@ def sync_lines(path: Path) -> None:
 
 
 def cut_lines(path: Path, step: int | None = None) -> None:
-    """Remove a last line that a kill cut short and, if `step` is given, the lines of later steps."""
+    """Remove a last line that a kill cut short and, if `step` is given, the lines of later steps.
+
+    Raises:
+        UserError: `step` is given, and a line is damaged.
+    """
     if path.exists():
-        lines = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
-        kept = [line for line in lines if step is None or json.loads(line)["step"] <= step]
-        write_bytes(path, "".join(kept).encode())
+        lines = path.read_bytes().split(b"\n")[:-1]
+        if step is not None:
+            values = [_known(path, number, line, parse_line(line)) for number, line in enumerate(lines, 1)]
+            with parsing(f"{path} holds a line without a step", "delete that line"):
+                lines = [line for line, value in zip(lines, values, strict=True) if value["step"] <= step]
+        write_bytes(path, b"".join(line + b"\n" for line in lines))

@@ -10,12 +10,14 @@ from typing import Any
 import pytest
 from hypothesis import given
 from support.json_values import JSON
+from typing_extensions import TypedDict
 
 from pipeline.errors import UserError
 from pipeline.files import (
     append_json,
     atomic_path,
     cut_lines,
+    read_as,
     read_json,
     read_lines,
     write_bytes,
@@ -114,6 +116,37 @@ def test_a_half_line_at_the_end_is_not_read_and_is_cut(tmp_path: Path) -> None:
     assert path.read_text() == '{"step": 1}\n{"step": 2}\n'
     cut_lines(path, 1)
     assert path.read_text() == '{"step": 1}\n'
+
+
+def test_a_zero_page_in_the_middle_is_named_by_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "m.jsonl"
+    content = b"".join(b'{"step": %d}\n' % step for step in range(1000))
+    path.write_bytes(content[:4096] + bytes(4096) + content[8192:])
+    for read in (lambda: read_lines(path), lambda: cut_lines(path, 990)):
+        with pytest.raises(UserError, match=r"m\.jsonl holds a line that is not JSON \(line 301: .*delete that line"):
+            read()
+    assert len(read_lines(path, torn=True)) < 700
+    path.write_text('{"step": "1"}\n')
+    with pytest.raises(UserError, match="without a step"):
+        cut_lines(path, 990)
+
+
+@pytest.mark.parametrize("line", ["5", "null", "[]", '"x"', "[" * 100_000])
+def test_a_line_that_is_no_object_is_refused(tmp_path: Path, line: str) -> None:
+    (tmp_path / "m.jsonl").write_text(line + "\n")
+    for read in (lambda: read_lines(tmp_path / "m.jsonl"), lambda: cut_lines(tmp_path / "m.jsonl", 1)):
+        with pytest.raises(UserError, match="not JSON"):
+            read()
+    assert read_lines(tmp_path / "m.jsonl", torn=True) == ()
+
+
+def test_json_of_another_shape_is_refused_by_its_key(tmp_path: Path) -> None:
+    class Shape(TypedDict):
+        rounds: list[dict[str, int]]
+
+    write_json(tmp_path / "a.json", {"rounds": [{"a": 1}, {"a": "1"}], "more": 0})
+    with pytest.raises(UserError, match=r"a\.json is damaged \(`rounds\.1\.a`: Input should be a valid integer\)"):
+        read_as(Shape, tmp_path / "a.json")
 
 
 def test_a_torn_line_in_the_middle_is_an_error_unless_it_may_be_there(tmp_path: Path) -> None:

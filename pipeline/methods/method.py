@@ -13,6 +13,7 @@ from typing import Any, Literal
 from pipeline.config import Config, NetworkSettings, Section, Training, changed
 from pipeline.config.methods import METHOD_CONFIGS
 from pipeline.config.unread import settings_of
+from pipeline.evaluate.metrics import MetricsJson
 from pipeline.files import read_lines
 from pipeline.shards.dataset import open_split
 from pipeline.stages.folder import check_output, read_output, stage_record
@@ -106,7 +107,7 @@ class Stages(ABC):
         self, role: Role, round: int, train: Path, labels: Path | None = None, selection: Path | None = None
     ) -> Round:
         """The round of a finished training, with its figures on val."""
-        metrics = read_output(train / "evaluation-val.json")
+        metrics = read_output(train / "evaluation-val.json", MetricsJson)
         low, high = metrics["interval"]
         outputs = stage_record(selection)["outputs"] if selection else {}
         return Round(

@@ -10,17 +10,18 @@ import logging
 from collections.abc import Mapping
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import timm
 from pydantic import Field
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
+from typing_extensions import TypedDict  # pydantic takes typing's from Python 3.12 on
 
 from pipeline.config import Scalar, Section, changed, parse
 from pipeline.errors import UserError
-from pipeline.files import read_json, write_bytes, write_json
+from pipeline.files import check_shape, read_as, read_json, write_bytes, write_json
 from pipeline.models.registry import build, plugins_of
 from pipeline.stages.fingerprint import digest, digest_file, digest_once
 from pipeline.stages.folder import check_output, read_output
@@ -36,7 +37,7 @@ class ModelInfo(Section):
     schema_version: int = Field(1, alias="schema")
     architecture: str
     model_args: dict[str, Scalar]
-    classes: tuple[str, ...]
+    classes: Annotated[tuple[str, ...], Field(min_length=1)]
     input_size: tuple[int, int, int]
     """Channels, height and width."""
     mean: Numbers
@@ -50,6 +51,20 @@ class ModelInfo(Section):
     def with_metrics(self, metrics: dict[str, Any]) -> ModelInfo:
         """The same description with these figures."""
         return changed(self, metrics=metrics)
+
+
+class _Lineage(TypedDict, total=False):
+    plugins: dict[str, str]
+
+
+class _Final(TypedDict):
+    model_dir: str
+
+
+class _OfResult(TypedDict):
+    """What is needed of a run's result.json."""
+
+    final: _Final
 
 
 def save_model(weights_path: Path, state: Mapping[str, Tensor], info: ModelInfo) -> None:
@@ -72,7 +87,7 @@ def find_weights(path: Path) -> Path:
     if (path / "model.safetensors").exists():
         return check_output(path / "model.safetensors")
     if (path / "result.json").exists():
-        final: str = read_json(path / "result.json")["final"]["model_dir"]
+        final = read_as(_OfResult, path / "result.json")["final"]["model_dir"]
         return check_output(path / final / "model.safetensors")
     if not path.exists():
         raise UserError(f"no model at {path}: it does not exist")
@@ -82,7 +97,10 @@ def find_weights(path: Path) -> Path:
 def read_info(path: Path) -> ModelInfo:
     """The model.json of a run folder, a stage folder or an exported file. Raises UserError when there is none."""
     weights = find_weights(path)
-    return parse(ModelInfo, read_output(weights.with_suffix(".json")), str(weights.with_suffix(".json")))
+    path = weights.with_suffix(".json")
+    info = parse(ModelInfo, read_output(path), str(path))
+    check_shape(_Lineage, info.lineage, path)
+    return info
 
 
 def read_state(path: Path) -> dict[str, Tensor]:

@@ -10,7 +10,6 @@ import tarfile
 import threading
 import unicodedata
 import zipfile
-import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import BinaryIO, Literal
 
 from pipeline.errors import UserError
+from pipeline.files import parsing
 from pipeline.shards.tar import inside_path, open_shard, walk
 
 EXTENSIONS = frozenset(
@@ -70,11 +70,8 @@ def open_source(path: Path) -> Iterator[Source]:
         elif (kind := _kind_of(path)) == "tar":
             files, read = _open_tar(stack, path)
         elif kind == "zip":
-            try:
-                archive = stack.enter_context(zipfile.ZipFile(path))
-            except zipfile.BadZipFile as error:
-                raise UserError(f"{path} is a damaged zip ({error}); copy it again") from error
-            files, read = _open_zip(archive, path)
+            with parsing(f"{path} is a damaged zip", "copy it again"):
+                files, read = _open_zip(stack.enter_context(zipfile.ZipFile(path)), path)
         else:
             raise UserError(f"{path} is neither a folder nor a .tar nor a .zip; extract it or make a .tar of it")
         yield _sift(path, files, read)
@@ -187,7 +184,7 @@ def _open_zip(archive: zipfile.ZipFile, path: Path) -> tuple[list[str], Callable
         try:
             with lock, archive.open(infos[name]) as member:
                 return member.read(infos[name].file_size)  # no more: it may inflate past the size that it claims
-        except (OSError, RuntimeError, NotImplementedError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        except Exception as error:  # damaged members raise nearly anything, zlib.error to struct.error
             raise UserError(
                 f"{path}: {name} cannot be read: {error}; make the zip again, without a password"
             ) from error

@@ -7,19 +7,19 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
-from zipfile import BadZipFile
 
 import numpy as np
 
 from pipeline.arrays import BoolArray, F32Array, I32Array
 from pipeline.config import Config, load_config
 from pipeline.errors import UserError
-from pipeline.evaluate.metrics import Metrics
-from pipeline.files import read_json, read_lines
+from pipeline.evaluate.metrics import Metrics, MetricsJson
+from pipeline.files import parse_line, parsing, read_as, read_lines
 from pipeline.runs.ledger import FILE as LEDGER
 from pipeline.runs.ledger import Entry, read_ledger
+from pipeline.runs.result import Result
 from pipeline.selection.summary import Summary
-from pipeline.stages.folder import check_output, read_output
+from pipeline.stages.folder import check_output, read_output, read_record
 
 Json = dict[str, Any]
 
@@ -138,7 +138,7 @@ class RoundRecord:
     def summary(self) -> Summary | None:
         """The summary of the selection; None until there is one."""
         path = self.select.path / "selection.json" if self.select else None
-        return cast(Summary, read_output(path)) if path and path.exists() else None
+        return cast(Summary, read_output(path, Summary)) if path and path.exists() else None
 
 
 @dataclass(frozen=True)
@@ -195,7 +195,7 @@ def read_run(path: Path) -> RunRecord:
             f"{path} has no {LEDGER}: an older version of selftrain made this run; report it with that version, or run "
             "its config again with another --run-dir"
         )
-    result: Json | None = read_json(path / "result.json") if (path / "result.json").exists() else None
+    result: Json | None = read_as(Result, path / "result.json") if (path / "result.json").exists() else None
     entries = read_ledger(path)
     models = {Path(entry["train_dir"]) for entry in result["rounds"]} if result else set()
     if not models <= {entry.folder for entry in entries}:
@@ -204,7 +204,7 @@ def read_run(path: Path) -> RunRecord:
     tests = result["final"]["test"] if result else {}
     control = next((e for e in reversed(begun) if e.role == "control"), None)
     evaluations = [_open(p.parent) for p in sorted(path.glob("evaluate-*/test.json"))]
-    evaluation = next((e for e in evaluations if tests and read_output(e.path / "test.json") == tests), None)
+    evaluation = next((e for e in evaluations if tests and read_tests(e.path) == tests), None)
     found = {name: read_predictions(evaluation.path / f"predictions-{name}.npz") for name in tests if evaluation}
     return RunRecord(
         path=path,
@@ -217,29 +217,43 @@ def read_run(path: Path) -> RunRecord:
         test={name: Metrics.from_json(value) for name, value in tests.items()},
         test_predictions={name: p for name, p in found.items() if p is not None},
         other_evaluations=tuple(e for e in evaluations if e is not evaluation),
-        test_reads=read_lines(path / "test_reads.jsonl"),
+        test_reads=tuple(_test_reads(path / "test_reads.jsonl")),
         num_siblings=len(
             {file.parent for file in path.glob("rounds/*/*/stage.json")} - {path / entry.folder for entry in begun}
         ),
     )
 
 
+def _test_reads(path: Path) -> Iterator[Json]:
+    """The reads of test that were logged. A line that a kill or a disk spoilt is a read too, and is never left out."""
+    for line in path.read_bytes().split(b"\n") if path.exists() else ():
+        if line:
+            yield parse_line(line) or {"time": "unknown", "model": f"in a damaged line: {line[:80]!r}"}
+
+
+def read_tests(stage: Path) -> dict[str, Json]:
+    """The figures of an evaluate stage on test, by the names of its models."""
+    found: dict[str, Json] = read_output(stage / "test.json", dict[str, MetricsJson])
+    return found
+
+
 def read_metrics(path: Path) -> Metrics | None:
     """The figures in a JSON file; None if there is no such file."""
-    return Metrics.from_json(read_output(path)) if path.exists() else None
+    return Metrics.from_json(read_output(path, MetricsJson)) if path.exists() else None
 
 
 def read_predictions(path: Path) -> Predictions | None:
     """The answers in an npz file; None if there is no such file. Raises UserError when it is broken."""
     if not path.exists():
         return None
-    try:
-        with open(check_output(path), "rb") as file, np.load(file, allow_pickle=False) as arrays:
-            return Predictions(arrays["label"], arrays["pred"], arrays["confidence"])
-    except (OSError, ValueError, KeyError, BadZipFile) as error:
-        raise UserError(
-            f"{path} cannot be read ({error}); delete the folder {path.parent} and type the command of the run again"
-        ) from error
+    check_output(path)
+    with parsing(f"{path} cannot be read", f"delete the folder {path.parent} and type the command of the run again"):
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
+            found = Predictions(arrays["label"], arrays["pred"], arrays["confidence"])
+        kinds = [(values.dtype.kind, values.ndim, len(values)) for values in vars(found).values()]
+        if kinds != [(kind, 1, len(found.label)) for kind in "iif"]:
+            raise ValueError(f"its arrays are {kinds}")
+    return found
 
 
 def _rounds(path: Path, begun: Sequence[Entry]) -> Iterator[RoundRecord]:
@@ -258,4 +272,4 @@ def _open_training(path: Path, entry: Entry) -> TrainRecord:
 
 
 def _open(folder: Path) -> StageRecord:
-    return StageRecord(folder, read_json(folder / "stage.json"))
+    return StageRecord(folder, read_record(folder))

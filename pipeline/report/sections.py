@@ -12,12 +12,11 @@ from pipeline.report import plots
 from pipeline.report.gallery import PseudoLabels, inspect_pseudo_labels
 from pipeline.report.lineage import Diagram, draw, teachers_of, title_of
 from pipeline.report.panels import method_panels
-from pipeline.report.record import RoundRecord, RunRecord, StageRecord, TrainRecord
+from pipeline.report.record import RoundRecord, RunRecord, StageRecord, TrainRecord, read_tests
 from pipeline.report.verdict import judge
 from pipeline.runs.result import CONTROL, FINAL, TEACHER
 from pipeline.selection.summary import Summary
 from pipeline.shards.dataset import Dataset, open_split
-from pipeline.stages.folder import read_output
 
 
 @dataclass(frozen=True)
@@ -66,7 +65,7 @@ def sections(run: RunRecord) -> dict[str, Any]:
         "verdict": verdict,
         "final": run.test.get(FINAL),
         "headline": [_headline(run, train) for train in run.trainings],
-        "other_evaluations": {e.path.name: read_output(e.path / "test.json") for e in run.other_evaluations},
+        "other_evaluations": {e.path.name: read_tests(e.path) for e in run.other_evaluations},
         "test_rows": [(text, run.test.get(name), verdict.gains.get(name)) for name, text in _test_names(run)],
         "accuracy_plot": _accuracy_plot(run),
         "curves_plot": _curves_plot(run),

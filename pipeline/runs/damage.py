@@ -8,10 +8,12 @@ from functools import partial
 from pathlib import Path
 
 from pipeline.errors import UserError
-from pipeline.files import read_json, read_lines
+from pipeline.files import read_as
 from pipeline.runs.folder import earlier_config
 from pipeline.runs.ledger import FILE as LEDGER
-from pipeline.stages.folder import RECORD, check_output
+from pipeline.runs.ledger import read_ledger
+from pipeline.runs.result import Result
+from pipeline.stages.folder import RECORD, check_output, read_record
 from pipeline.train.checkpoint import check_checkpoint
 
 
@@ -34,8 +36,7 @@ def find_damage(folder: Path, progress: Callable[[int, int], None] | None = None
     for stage in stages:
         checks += [partial(check_checkpoint, path) for path in sorted((stage / "checkpoints").glob("*.pt"))]
         try:
-            record = read_json(stage / RECORD)
-            outputs = sorted(record.get("digests", {}))
+            outputs = sorted(read_record(stage).get("digests", {}))
         except UserError as error:
             problems.append(str(error))
             continue
@@ -54,10 +55,11 @@ def find_damage(folder: Path, progress: Callable[[int, int], None] | None = None
 
 def _of_run(folder: Path) -> Iterator[Callable[[], object]]:
     """The checks of a run folder's own files."""
-    yield from (partial(read_json, path) for name in (LEDGER, "result.json") if (path := folder / name).exists())
+    if (folder / "result.json").exists():
+        yield partial(read_as, Result, folder / "result.json")
     if (folder / LEDGER).exists():
+        yield partial(read_ledger, folder)
         yield partial(earlier_config, folder)
-        yield partial(read_lines, folder / "test_reads.jsonl")
 
 
 def _check_there(path: Path) -> None:

@@ -12,6 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from typing_extensions import TypedDict  # pydantic takes typing's from Python 3.12 on
+
+from pipeline.errors import UserError
+from pipeline.files import read_as
 from pipeline.stages.ranks import env_rank
 
 if TYPE_CHECKING:
@@ -26,6 +30,15 @@ class Progress:
     """The progress of a stage: `done` of `total` (0: unknown) in `unit`, and a short text such as the last loss."""
 
     stage: str
+    done: int
+    total: int
+    unit: str
+    text: str
+
+
+class _Report(TypedDict):
+    """The content of progress.json."""
+
     done: int
     total: int
     unit: str
@@ -49,10 +62,11 @@ def report(out: Path, done: int, total: int, unit: str, text: str = "") -> None:
 
 
 def read_progress(out: Path, stage: str) -> Progress | None:
-    """The last report of the stage in folder `out`; None before the first report."""
+    """The last report of the stage in folder `out`; None before the first report, and where the file is damaged."""
     try:
-        return Progress(stage=stage, **json.loads((out / "progress.json").read_bytes()))
-    except FileNotFoundError:
+        found = read_as(_Report, out / "progress.json")
+        return Progress(stage, **{key: found[key] for key in _Report.__annotations__})
+    except UserError:  # it is a display: no run ends because of it
         return None
 
 
