@@ -251,7 +251,7 @@ def read_predictions(path: Path) -> Predictions | None:
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
             found = Predictions(arrays["label"], arrays["pred"], arrays["confidence"])
         kinds = [(values.dtype.kind, values.ndim, len(values)) for values in vars(found).values()]
-        if kinds != [(kind, 1, len(found.label)) for kind in "iif"]:
+        if kinds != [(kind, 1, len(found.label)) for kind in ("i", "i", "f")]:
             raise ValueError(f"its arrays are {kinds}")
     return found
 
