@@ -3,46 +3,84 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import functools
 import hashlib
 import json
 import os
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from pydantic import TypeAdapter, ValidationError
 
 from pipeline.errors import Interrupted, UserError
 
 Json = Any
+_TEMPORARY = ".selftrain-"
 SEAL = "seal"
 """The key under which a file that no other one vouches for holds a digest of its content."""
 
 
 @contextlib.contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; if the block succeeds, it is fsynced and renamed onto `path`.
+def atomic_file(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
+    """Yield a new file to write into; if the block succeeds, it is fsynced and renamed onto `path`.
 
-    After a crash or a full disk, `path` is either what it was or complete. The temporary file of a failed block is
-    removed.
+    After a crash or a full disk, `path` is either what it was or complete. The file of a failed block is removed, and
+    that of a killed one by the next process that writes into the folder. Its name cannot be guessed, so nobody can put
+    a link there beforehand. With `durable=False`, which is for displays, nothing is fsynced.
 
     Raises:
         UserError: the disk is full, or the folder cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        fsync(path.parent)
+        _clear(path.parent.resolve())
+        temporary, file = _new_file(path.parent)
+        with file:
+            yield file
+            file.flush()
+            if durable:
+                os.fsync(file.fileno())
+            os.replace(temporary, path)  # under the lock, without which another process could take it for left over
+        if durable:
+            fsync(path.parent)
     except OSError as error:
         raise _cannot_write(path, error) from error
     finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
+        if temporary is not None:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+
+
+def _new_file(folder: Path) -> tuple[Path, BinaryIO]:
+    """A file of a random name, with the permissions that the umask gives, and locked as long as it is open."""
+    while True:
+        path = folder / f"{_TEMPORARY}{secrets.token_hex(8)}.tmp"
+        file = os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666), "wb")
+        with contextlib.suppress(OSError):  # not every file system has locks; nothing is cleared there
+            fcntl.flock(file, fcntl.LOCK_EX)
+        if os.fstat(file.fileno()).st_nlink:
+            return path, file
+        file.close()  # another process took it for left over, before it was locked
+
+
+@functools.cache
+def _clear(folder: Path) -> None:
+    """Once per process, remove what killed processes left in a folder. Whoever is alive holds the lock of its file."""
+    for path in folder.glob(f"{_TEMPORARY}*.tmp"):
+        with contextlib.suppress(OSError), open(os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK)) as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            path.unlink()
+
+
+def open_to_append(path: Path) -> BinaryIO:
+    """Open a file to add to its end. Raises OSError if it cannot be written, or is a link, which another may have put
+    there."""
+    flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW
+    return os.fdopen(os.open(path, flags, 0o666), "ab", buffering=0)
 
 
 def _cannot_write(path: Path, error: OSError) -> UserError:
@@ -59,9 +97,9 @@ def fsync(path: Path) -> None:
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file, whole or not at all. Raises UserError as `atomic_path` does."""
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(data)
+    """Write a file, whole or not at all. Raises UserError as `atomic_file` does."""
+    with atomic_file(path) as file:
+        file.write(data)
 
 
 @contextlib.contextmanager
@@ -95,10 +133,12 @@ def _seal(value: Json) -> str:
 
 
 def append_json(path: Path, value: Json) -> None:
-    """Add a line to a file of JSON lines. A kill can cut the last line short, but no other one."""
+    """Add a line to a file of JSON lines. A kill can cut the last line short, which then stays a line of its own."""
     try:
-        with open(path, "a") as file:
-            file.write(json.dumps(value) + "\n")
+        with open_to_append(path) as file:
+            end = file.seek(0, os.SEEK_END)
+            torn = end > 0 and os.pread(file.fileno(), 1, end - 1) != b"\n"
+            file.write(b"\n" * torn + json.dumps(value).encode() + b"\n")
     except OSError as error:
         raise _cannot_write(path, error) from error
 

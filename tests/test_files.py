@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 from pathlib import Path
@@ -12,10 +13,11 @@ from hypothesis import given
 from support.json_values import JSON
 from typing_extensions import TypedDict
 
+from pipeline import files
 from pipeline.errors import UserError
 from pipeline.files import (
     append_json,
-    atomic_path,
+    atomic_file,
     cut_lines,
     read_as,
     read_json,
@@ -24,6 +26,7 @@ from pipeline.files import (
     write_json,
     write_sealed,
 )
+from pipeline.stages.lock import run_lock
 
 
 def names(folder: Path) -> list[str]:
@@ -32,8 +35,8 @@ def names(folder: Path) -> list[str]:
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
     write_bytes(tmp_path / "a", b"old")
-    with pytest.raises(ZeroDivisionError), atomic_path(tmp_path / "a") as temporary:
-        temporary.write_bytes(b"new" * (1 // 0))
+    with pytest.raises(ZeroDivisionError), atomic_file(tmp_path / "a") as file:
+        file.write(b"new" * (1 // 0))
     assert (tmp_path / "a").read_bytes() == b"old"
     assert names(tmp_path) == ["a"]
 
@@ -44,6 +47,73 @@ def test_a_write_into_a_file_as_folder_names_the_path_and_the_fix(tmp_path: Path
         write_bytes(tmp_path / "a" / "b", b"")
     with pytest.raises(UserError, match=r"cannot write .*/a/b: .*free space or fix permissions"):
         append_json(tmp_path / "a" / "b", {})
+
+
+def test_no_link_that_another_put_there_is_written_through(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a shared folder. Names cannot be guessed; here one is, and nothing is written through it all the same."""
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    monkeypatch.setattr("secrets.token_hex", lambda _: "guessed")
+    for name in (".selftrain-guessed.tmp", "m.jsonl", "run.lock"):
+        (shared / name).symlink_to(victim)
+    for write in (
+        lambda: write_bytes(shared / "a", b"new"),
+        lambda: append_json(shared / "m.jsonl", {}),
+        lambda: run_lock(shared).__enter__(),
+    ):
+        with pytest.raises(UserError, match=r"cannot write .*(fix permissions|another folder)"):
+            write()
+    assert victim.read_text() == "precious"
+    monkeypatch.undo()
+    (shared / "b").symlink_to(victim)
+    write_bytes(shared / "b", b"new")  # in the place of the link
+    assert (victim.read_text(), (shared / "b").read_bytes()) == ("precious", b"new")
+
+
+def test_files_have_the_permissions_that_the_umask_gives(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        write_bytes(tmp_path / "a", b"")
+        append_json(tmp_path / "m.jsonl", {})
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {0o640}
+
+
+def test_what_a_killed_write_left_is_removed_and_what_others_write_or_own_is_not(tmp_path: Path) -> None:
+    (tmp_path / ".selftrain-0123456789abcdef.tmp").write_bytes(b"half")
+    (tmp_path / ".notes.tmp").write_text("the user's")
+    with atomic_file(tmp_path / "a") as file:
+        files._clear.cache_clear()  # as in another process
+        write_bytes(tmp_path / "b", b"")
+        assert len(names(tmp_path)) == 3
+        file.write(b"new")
+    assert names(tmp_path) == [".notes.tmp", "a", "b"]
+    assert (tmp_path / "a").read_bytes() == b"new"
+
+
+def test_a_file_that_is_taken_for_left_over_is_begun_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another process may look between the creation of a file and its lock."""
+    lock, looks = fcntl.flock, [True]
+
+    def flock(file: Any, how: int) -> None:
+        if looks:
+            looks.clear()
+            files._clear.cache_clear()
+            files._clear(tmp_path)
+        lock(file, how)
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    write_bytes(tmp_path / "a", b"new")
+    assert names(tmp_path) == ["a"]
+
+
+def test_a_torn_line_does_not_take_the_next_one_with_it(tmp_path: Path) -> None:
+    (tmp_path / "m.jsonl").write_text('{"step": 1}\n{"st')
+    append_json(tmp_path / "m.jsonl", {"step": 2})
+    assert (tmp_path / "m.jsonl").read_text() == '{"step": 1}\n{"st\n{"step": 2}\n'
 
 
 def test_the_data_is_on_disk_before_the_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

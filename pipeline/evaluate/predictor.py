@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline.arrays import F32Array, I64Array
 from pipeline.config import StrongView, WeakView
-from pipeline.files import atomic_path
+from pipeline.files import atomic_file
 from pipeline.models.format import ModelInfo, load_model
 from pipeline.shards.reader import Reader
 from pipeline.threads import read_ahead
@@ -87,7 +87,7 @@ def predict(
 
 def write_predictions(path: Path, log_probs: np.ndarray, labels: np.ndarray) -> None:
     """Write label, prediction and confidence of each sample, of [N, C] and [N], for the report's calibration plots."""
-    with atomic_path(path) as temporary, open(temporary, "wb") as file:
+    with atomic_file(path) as file:
         np.savez(
             file,
             label=labels.astype(np.int32),

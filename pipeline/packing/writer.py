@@ -12,7 +12,7 @@ import numpy as np
 from pipeline.arrays import I64Array
 from pipeline.config import Split
 from pipeline.errors import UserError
-from pipeline.files import atomic_path
+from pipeline.files import atomic_file
 from pipeline.packing.scan import Images
 from pipeline.packing.source import Source
 from pipeline.shards.decode import decode, encode_png, stored_format
@@ -61,7 +61,7 @@ class ShardWriter:
         write_index(index_path(path), index)
         truth = self.staging / "truth" / f"{name}.npy"
         if split == "unlabeled" and with_truth:
-            with atomic_path(truth) as temporary, open(temporary, "wb") as file:
+            with atomic_file(truth) as file:
                 np.save(file, self.images.labels[rows])
         return ShardEntry(
             name=name,

@@ -17,7 +17,7 @@ import psutil
 from pipeline.arrays import F32Array, I64Array
 from pipeline.config import Data
 from pipeline.errors import UserError
-from pipeline.files import atomic_path
+from pipeline.files import atomic_file
 from pipeline.shards.cache import CachedImages, open_cache, write_cache
 from pipeline.shards.dataset import Dataset, Shard
 from pipeline.shards.decode import DECODER_VERSION, Pixels, Vector, decode, decode_sample, resize_to
@@ -114,9 +114,7 @@ class Reader:
         return images
 
     def _build(self, path: Path, shard: Shard, progress: Progress | None) -> None:
-        for left in path.parent.glob(f".{path.name}.*.tmp"):  # of killed builders: a living one would have the lock
-            left.unlink(missing_ok=True)
-        with atomic_path(path) as temporary, open(temporary, "wb") as file:
+        with atomic_file(path) as file:
             write_cache(file, shard.num_rows, self._size, self._decoded(shard, progress))
 
     def _decoded(self, shard: Shard, progress: Progress | None) -> Iterator[Pixels]:
@@ -170,7 +168,7 @@ def _locked(path: Path, *, wait: bool) -> Iterator[bool]:
     """Hold an flock. Yields False if another process has it and `wait` is not set. The lock dies with its process."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}; set data.cache_dir, or data.cache to never") from error
     try:

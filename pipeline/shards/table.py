@@ -15,7 +15,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from pipeline.errors import UserError
-from pipeline.files import SEAL, atomic_path, parsing
+from pipeline.files import SEAL, atomic_file, parsing
 from pipeline.stages.fingerprint import once
 from pipeline.stages.folder import check_output
 
@@ -65,11 +65,7 @@ def write_table(
     batch = pa.record_batch(arrays, schema.with_metadata(metadata))
     if sealed:
         batch = batch.replace_schema_metadata({**metadata, SEAL: _seal(batch)})
-    with (
-        atomic_path(path) as temporary,
-        pa.OSFile(str(temporary), "wb") as file,
-        pa.ipc.new_file(file, batch.schema) as out,
-    ):
+    with atomic_file(path) as file, pa.ipc.new_file(file, batch.schema) as out:
         out.write_batch(batch)
 
 

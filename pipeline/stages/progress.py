@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
-import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING
 from typing_extensions import TypedDict  # pydantic takes typing's from Python 3.12 on
 
 from pipeline.errors import UserError
-from pipeline.files import read_as
+from pipeline.files import atomic_file, read_as
 from pipeline.stages.ranks import env_rank
 
 if TYPE_CHECKING:
@@ -55,10 +54,10 @@ def report(out: Path, done: int, total: int, unit: str, text: str = "") -> None:
     if env_rank() != 0 or (done < total and now - _last_report.get(out, -1.0) < INTERVAL_S):
         return
     _last_report[out] = now
-    temporary = out / ".progress.json.tmp"
-    with contextlib.suppress(OSError):
-        temporary.write_text(json.dumps({"done": done, "total": total, "unit": unit, "text": text}))
-        os.replace(temporary, out / "progress.json")
+    if not out.is_dir():
+        return
+    with contextlib.suppress(UserError), atomic_file(out / "progress.json", durable=False) as file:
+        file.write(json.dumps({"done": done, "total": total, "unit": unit, "text": text}).encode())
 
 
 def read_progress(out: Path, stage: str) -> Progress | None:

@@ -46,10 +46,10 @@ class Checkpoints:
         self.keep = keep
 
     def save(self, step: int, state: State) -> Path:
-        """Write the state after `step` steps, then delete all but the last `keep`, and what killed writes left."""
+        """Write the state after `step` steps, then delete all but the last `keep`."""
         path = self.folder / f"step-{step:09d}.pt"
         self._write(path, {**state, "step": step})
-        for old in [*self._list()[: -self.keep], *self.folder.glob(".*.tmp")]:
+        for old in self._list()[: -self.keep]:
             old.unlink(missing_ok=True)
         return path
 

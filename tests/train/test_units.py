@@ -250,11 +250,3 @@ def test_a_checkpoint_runs_no_code_when_read(tmp_path: Path) -> None:
     torch.save({"fingerprint": "f", "code": Path}, path)
     with pytest.raises(UserError, match="is not a readable checkpoint"):
         Checkpoints(tmp_path, "f", 2).load_last()
-
-
-def test_what_a_killed_write_left_is_cleared_by_the_next(tmp_path: Path) -> None:
-    checkpoints = Checkpoints(tmp_path, "f", 2)
-    checkpoints.save(5, state(5))
-    (checkpoints.folder / ".step-000000010.pt.123.tmp").write_bytes(b"half")
-    checkpoints.save(10, state(10))
-    assert [p.name for p in checkpoints.folder.iterdir() if p.name[0] == "."] == []
