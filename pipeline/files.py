@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import fcntl
 import functools
 import hashlib
+import io
 import json
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -130,6 +132,18 @@ def write_sealed(path: Path, value: dict[str, Json]) -> None:
 
 def _seal(value: Json) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Write a table for people, whole or not at all."""
+    text = io.StringIO(newline="")
+    csv.writer(text).writerows([columns, *([escaped(value) for value in row] for row in rows)])
+    write_bytes(path, text.getvalue().encode())
+
+
+def escaped(name: str) -> str:
+    """A name as UTF-8 can hold it: of a file's name, bytes that are none are escaped."""
+    return name.encode("utf-8", "backslashreplace").decode()
 
 
 def append_json(path: Path, value: Json) -> None:

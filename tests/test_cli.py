@@ -32,7 +32,7 @@ from pipeline.errors import UserError
 METRICS = {"top1", "top5", "nll", "ece", "num_samples"}
 VERBS = {
     "pack": "SOURCE --out --split --shard-size --classes --labels --val-fraction --test-fraction --seed "
-    "--skip-bad-images --workers",
+    "--skip-bad-images --skip-duplicates --value-range --zip-encoding --workers",
     "verify": "DIR",
     "init": "DIR",
     "run": "CONFIG --run-dir --set --no-prefect --accept-environment",
@@ -118,13 +118,12 @@ def test_options_of_a_carve_are_refused_without_one(tmp_path: Path, option: str)
 def test_names_with_brackets_are_shown_as_they_are(tmp_path: Path) -> None:
     files = {name.replace("/", "-"): data for name, data in digit_files(-12).items()}
     write_files(tmp_path / "in" / "digit[bold]", files)
+    write_files(tmp_path / "in" / "other", digit_files(0, 1))
     out = tmp_path / "out[red]"
     text = selftrain("pack", tmp_path / "in", "--out", out, "--split", "val")
     assert "digit[bold]" in text
     assert "out[red]" in "".join(text.split())
-    assert "12 images were packed before, left out" in selftrain(
-        "pack", tmp_path / "in", "--out", out, "--split", "val"
-    )
+    assert "13 images were packed before" in selftrain("pack", tmp_path / "in", "--out", out, "--split", "val")
     (tar,) = out.glob("*.tar")
     tar.write_bytes(tar.read_bytes()[:-10240])
     done = CliRunner().invoke(app, ["verify", str(out)])

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -15,6 +16,7 @@ from pipeline.cli.app import OutOption, app, as_split, check_split, console
 from pipeline.errors import UserError
 
 if TYPE_CHECKING:
+    from pipeline.config import Split
     from pipeline.packing.pack import PackReport
 
 
@@ -35,7 +37,15 @@ def pack(
         float | None, typer.Option(min=0, max=1, help="Carve: share of SOURCE for test.", show_default="0")
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Carve: seed of the draw.", show_default="0")] = None,
-    skip_bad_images: Annotated[bool, typer.Option(help="Leave undecodable images out and count them.")] = False,
+    skip_bad_images: Annotated[bool, typer.Option(help="Leave undecodable images out and list them.")] = False,
+    skip_duplicates: Annotated[
+        bool, typer.Option(help="Leave images out that another split of DIR holds, and list them.")
+    ] = False,
+    value_range: Annotated[
+        str | None,
+        typer.Option(metavar="LOW,HIGH", help="Values of deep images that become black and white, or auto."),
+    ] = None,
+    zip_encoding: Annotated[str | None, typer.Option(help="Code page of a zip's names, such as shift_jis.")] = None,
     workers: Annotated[int, typer.Option(min=0, help="Decoding threads; 0 means one per core.")] = 0,
 ) -> None:
     """Pack images into shards.
@@ -44,6 +54,7 @@ def pack(
     """
     from pipeline.packing.carve import Carve
     from pipeline.packing.pack import pack as pack_images
+    from pipeline.shards.values import parse_range
 
     given = {"--val-fraction": val_fraction, "--test-fraction": test_fraction, "--seed": seed}
     carve = None
@@ -63,6 +74,9 @@ def pack(
             classes=classes,
             carve=carve,
             bad_images="skip" if skip_bad_images else "error",
+            skip_duplicates=skip_duplicates,
+            value_range=parse_range(value_range) if value_range else None,
+            zip_encoding=zip_encoding,
             workers=workers,
             progress=progress,
         )
@@ -133,10 +147,21 @@ def _print_pack(report: PackReport) -> None:
         table.add_row(split, f"{count:,}")
     console.print(table if report.num_samples else f"{report.out}: all of it was packed before, nothing added")
     notes = [
-        (bool(report.num_present), f"{report.num_present:,} images were packed before, left out"),
+        (bool(report.num_present), f"{report.num_present:,} images were packed before"),
         (bool(report.classes), f"{len(report.classes)} classes: {', '.join(report.classes[:12])}"),
         (bool(report.ignored), "ignored: " + ", ".join(f"{n} {kind}" for kind, n in report.ignored.items())),
-        (bool(report.skipped), f"skipped {len(report.skipped)} bad images, such as {next(iter(report.skipped), '')}"),
+        (bool(report.skipped), f"skipped {len(report.skipped)} bad images, such as {_first(report.skipped.values())}"),
+        (bool(report.elsewhere), f"left out {len(report.elsewhere)} images that another split holds"),
+        (report.left_out is not None, f"{report.left_out} lists every file that was left out"),
+        (report.value_range is not None, f"values were scaled: {report.value_range} became black and white"),
+        (bool(report.odd_metadata), f"{report.odd_metadata} images have damaged metadata; their pixels are there"),
+        (bool(report.more_frames), f"{report.more_frames} files have several frames or pages; the first was taken"),
+        (bool(report.empty_folders), f"no image in the folders: {', '.join(report.empty_folders[:12])}"),
+        (
+            bool(report.look_alikes),
+            f"classes that differ in case or white space alone: {', '.join(report.look_alikes[:6])}; if they are one, "
+            "rename one and pack again",
+        ),
         (bool(report.num_duplicates), f"{report.num_duplicates} images equal an earlier one; they share a split"),
         (
             bool(report.conflicts),
@@ -147,9 +172,22 @@ def _print_pack(report: PackReport) -> None:
             f"{len(report.relabeled)} images were packed before under another class, which stays: "
             f"{', '.join(report.relabeled[:3])}",
         ),
-        (bool(report.absent_classes), f"no image of: {', '.join(report.absent_classes)}"),
+        *((True, _absent(report, split)) for split in report.absent_classes),
         (report.recovered, "an earlier pack into this folder had been killed; its leftovers were dealt with"),
     ]
     for applies, text in notes:
         if applies:
             console.print(text, soft_wrap=True)
+
+
+def _first(values: Iterable[str]) -> str:
+    return next(iter(values), "")
+
+
+def _absent(report: PackReport, split: Split) -> str:
+    names = report.absent_classes[split]
+    some = ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
+    enough = math.ceil(1000 * len(report.classes) / max(sum(report.num_samples.values()), 1)) / 1000
+    carved = split in ("val", "test") and len(report.num_samples) > 1 and enough < 1
+    fix = f"; with --{split}-fraction {enough:g} each has one, if it has enough" if carved else ""
+    return f"{split} has no image of {len(names)} of {len(report.classes)} classes: {some}{fix}"

@@ -67,6 +67,10 @@ class Section(BaseModel):
             result[name] = next((o for o in options if isinstance(o, type) and issubclass(o, Section)), None)
         return result
 
+    def beside(self, given: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The values of this section, the default of a field, that hold beside those that are given."""
+        return self.model_dump(exclude_unset=True)
+
     @model_validator(mode="before")
     @classmethod
     def _beside_defaults(cls, raw: Any) -> Any:
@@ -81,7 +85,7 @@ class Section(BaseModel):
                 raise ValueError(f"{name} is {str(raw[name]).lower()}, which is no number")
         defaults = {name: field.default for name, field in cls.model_fields.items()}
         given = {
-            name: {**default.model_dump(exclude_unset=True), **raw[name]}
+            name: {**default.beside(raw[name]), **raw[name]}
             for name, default in defaults.items()
             if isinstance(default, Section) and isinstance(raw.get(name), Mapping)
         }

@@ -36,11 +36,11 @@ class Rounds(Section):
     """The weights that each student starts from: `scratch` takes random ones, as in the paper; `init` takes its
     teacher's where shapes agree."""
     patience: Positive = 1
-    """Stop after this many rounds in a row in which the student is worse on val than its teacher. Raise it if val is
-    small, so that one unlucky student does not end the run."""
+    """Stop after this many students that are worse on val than their teacher by more than chance (a paired test at
+    95%), without a better one between them. A student that is below its teacher within chance is not counted."""
     tolerance: Fraction = 0.0
-    """A student counts as worse only if its val accuracy is below its teacher's by more than this fraction. Raise it if
-    val is small."""
+    """A student becomes the next teacher also if its val accuracy is below its teacher's by up to this fraction. Raise
+    it if val is small."""
     overrides: tuple[dict[str, Scalar], ...] = ()
     """Keys of label, select or student that differ between rounds, as `key.path: value`. The first entry holds for
     round 1, the second for round 2, and the last one for all later rounds."""

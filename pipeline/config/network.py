@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from pipeline.config.base import NonNegative, Positive, Probability, Scalar, Section, technique
 
+_OF_THEIR_OWN: dict[str, dict[str, float]] = {
+    "rmsproptf": {"lr": 0.016, "weight_decay": 1e-5},  # Tan and Le 2019 (EfficientNet), section 5.2: 0.256 for 4096
+    "adamw": {"lr": 2.5e-4, "weight_decay": 0.05},  # Touvron 2021 (DeiT), table 9: 5e-4 for 512
+    "lamb": {"lr": 6.25e-4, "weight_decay": 0.02},  # Wightman 2021 (ResNet strikes back), table 2, A2: 5e-3 for 2048
+}
+"""What optimizers take in place of sgd's learning rate and weight decay, which would be far too large or too small."""
+
 
 class Optimizer(Section):
-    """The optimizer and its learning rate."""
+    """The optimizer and its learning rate. Without `lr` and `weight_decay` an optimizer has those of its paper: adamw
+    2.5e-4 and 0.05, lamb 6.25e-4 and 0.02, rmsproptf 0.016 and 1e-5."""
 
     name: Literal["sgd", "rmsproptf", "adamw", "lamb"] = "sgd"
     """The update rule. `sgd` has Nesterov momentum. `rmsproptf` is TensorFlow's RMSProp (eps inside the root), as in
@@ -25,6 +34,15 @@ class Optimizer(Section):
     weight_decay: Annotated[float, Field(ge=0)] = technique(5e-4, off=0.0)
     """Weight decay. Biases and normalization parameters never decay (Bag of Tricks 3.1). 1e-4 to 5e-4 is usual with
     sgd, 0.05 with adamw. 0 turns it off."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults_of_the_optimizer(cls, raw: Any) -> Any:
+        return {**_OF_THEIR_OWN.get(raw.get("name", "sgd"), {}), **raw} if isinstance(raw, Mapping) else raw
+
+    def beside(self, given: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The values of a default beside given ones: those of one optimizer are none for another."""
+        return super().beside(given) if given.get("name", self.name) == self.name else {}
 
 
 class Start(Section):

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
+import shlex
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +22,7 @@ from pipeline.packing.pack import pack
 from pipeline.shards.dataset import Dataset, open_split
 from pipeline.shards.manifest import MANIFEST
 from pipeline.shards.reader import Reader
+from pipeline.shards.tar import walk
 from pipeline.stages.lock import find_run
 from pipeline.stages.machine import device_of
 
@@ -49,15 +53,41 @@ def evaluate_on(model_path: Path, data_path: Path, split: Split, evaluate: Evalu
         reader = Reader(dataset, info.input_size[-1], data)
         return compute_metrics(predict(predictor, reader, len(dataset), evaluate.batch_size), labels)
 
-    if (data_path / MANIFEST).exists():
-        metrics = measure(Data(root=data_path))
-    else:
-        with tempfile.TemporaryDirectory(prefix="selftrain-") as folder:
-            pack(data_path, Path(folder) / "packed", split=split)
-            metrics = measure(Data(root=Path(folder) / "packed", cache="never"))
+    with _as_data(data_path, split, info.classes, model_path) as data:
+        metrics = measure(data)
     if run is not None:
         _log_test_read(run, model_path, data_path, metrics)
     return metrics
+
+
+@contextlib.contextmanager
+def _as_data(path: Path, split: Split, classes: tuple[str, ...], model: Path) -> Iterator[Data]:
+    """What a path holds, as the data of a config: a packed folder, tars with labels, or images in class folders."""
+    if (path / MANIFEST).exists():
+        yield Data(root=path)
+        return
+    with tempfile.TemporaryDirectory(prefix="selftrain-") as folder:
+        if _holds_labels(path):
+            (Path(folder) / "classes.txt").write_text("\n".join(classes) + "\n")
+            yield Data.model_validate({split: (path,), "classes": Path(folder) / "classes.txt", "cache": "never"})
+            return
+
+        def command(images: Path, one: Split) -> str:
+            return f"selftrain evaluate {shlex.quote(str(model))} {shlex.quote(str(images))} --split {one}"
+
+        pack(path, Path(folder) / "packed", split=split, known=classes, command=command)
+        yield Data(root=Path(folder) / "packed", cache="never")
+
+
+def _holds_labels(path: Path) -> bool:
+    """Whether a path is a tar of images with .cls files, or a folder of such tars."""
+    tar = next(iter(sorted(path.glob("*.tar"))), None) if path.is_dir() else path
+    if tar is None or not tar.is_file():
+        return False
+    try:
+        return any(name.endswith(".cls") for name, _, _ in walk(tar))
+    except UserError:  # no tar: `pack` says what it is
+        return False
 
 
 def _match(dataset: Dataset, classes: tuple[str, ...], data_path: Path) -> np.ndarray:

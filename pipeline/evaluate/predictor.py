@@ -13,7 +13,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline.arrays import F32Array, I64Array
 from pipeline.config import StrongView, WeakView
-from pipeline.files import atomic_file
 from pipeline.models.format import ModelInfo, load_model
 from pipeline.shards.reader import Reader
 from pipeline.threads import read_ahead
@@ -83,17 +82,6 @@ def predict(
         check_stop()
         result[rows] = torch.log_softmax(predictor.logits(images), dim=1).cpu().numpy()
     return result
-
-
-def write_predictions(path: Path, log_probs: np.ndarray, labels: np.ndarray) -> None:
-    """Write label, prediction and confidence of each sample, of [N, C] and [N], for the report's calibration plots."""
-    with atomic_file(path) as file:
-        np.savez(
-            file,
-            label=labels.astype(np.int32),
-            pred=log_probs.argmax(1).astype(np.int32),
-            confidence=np.exp(log_probs.max(1)).astype(np.float32),
-        )
 
 
 def flops_per_image(model: Path) -> int:

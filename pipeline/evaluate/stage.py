@@ -7,7 +7,8 @@ from pathlib import Path
 
 from pipeline.config import semantic
 from pipeline.evaluate.metrics import Metrics, compute_metrics
-from pipeline.evaluate.predictor import Predictor, predict, write_predictions
+from pipeline.evaluate.predictions import write_predictions
+from pipeline.evaluate.predictor import Predictor, predict
 from pipeline.files import write_json
 from pipeline.models.format import load_model, model_digest
 from pipeline.shards.dataset import Dataset, open_split

@@ -13,7 +13,8 @@ from typing import Any, Literal
 from pipeline.config import Config, NetworkSettings, Section, Training, changed
 from pipeline.config.methods import METHOD_CONFIGS
 from pipeline.config.unread import settings_of
-from pipeline.evaluate.metrics import MetricsJson
+from pipeline.evaluate.metrics import MetricsJson, paired_difference
+from pipeline.evaluate.predictions import read_predictions
 from pipeline.files import read_lines
 from pipeline.shards.dataset import open_split
 from pipeline.stages.folder import check_output, read_output, stage_record
@@ -122,6 +123,14 @@ class Stages(ABC):
             label=labels,
             select=selection,
         )
+
+
+def is_surely_worse(student: Round, teacher: Round) -> bool:
+    """Whether the student is worse on val than the teacher by more than chance, by a paired test at 95%."""
+    answers = [read_predictions(one.train / "predictions-val.npz") for one in (student, teacher)]
+    if answers[0] is None or answers[1] is None or len(answers[0].label) != len(answers[1].label):
+        return student.val_top1 < teacher.val_top1
+    return paired_difference(answers[0].right, answers[1].right)[2] < 0
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -22,6 +23,10 @@ class Carve:
     test_fraction: float = 0.0
     seed: int = 0
 
+    def fraction_of(self, split: Split) -> float:
+        """The share of the source that a split gets; 1 for labeled, of which there is a number."""
+        return {"val": self.val_fraction, "test": self.test_fraction}.get(split, 1.0)
+
     def __post_init__(self) -> None:
         if self.num_labeled <= 0:
             raise UserError(f"--labels must be positive, not {self.num_labeled}")
@@ -40,8 +45,8 @@ def carve_splits(
 
     Within each class, images are ranked by a random number that is a function of (seed, content); test takes the
     first, then val, then labeled. So the result does not depend on the order of files, labeled sets of one seed are
-    nested, and val and test do not change with `num_labeled`. Equal images stay together; those that occur in
-    several classes have no true label and go to the unlabeled rest.
+    nested, and val and test do not change with `num_labeled` unless a class would run out. Equal images stay together;
+    those that occur in several classes have no true label and go to the unlabeled rest.
 
     Raises:
         UserError: a class has too few images, or there are fewer labels than classes.
@@ -56,20 +61,14 @@ def carve_splits(
     group_label[group_of[labels != group_label[group_of]]] = -1
 
     ids = np.frombuffer(contents[first_of_group].astype("S16").tobytes(), np.uint64)[::2]
-    words = philox_u32(key_of(carve.seed, "carve"), ids, 2).astype(np.uint64)
-    rank = (words[:, 0] << np.uint64(32)) | words[:, 1]
-
+    rank = _random(key_of(carve.seed, "carve"), ids)
     class_sizes = np.bincount(labels, minlength=num_classes)
-    wanted: list[tuple[Split, npt.NDArray[np.int64]]] = [
-        ("test", _share(carve.test_fraction * class_sizes)),
-        ("val", _share(carve.val_fraction * class_sizes)),
-        ("labeled", _share(np.full(num_classes, carve.num_labeled / num_classes))),
-    ]
+    wanted = _quotas(carve, class_sizes, classes)
     group_split = np.full(len(group_size), SPLITS.index("unlabeled"), np.uint8)
     for class_id, class_name in enumerate(classes):
-        groups = np.flatnonzero(group_label == class_id)
+        groups = of_class = np.flatnonzero(group_label == class_id)
         groups = groups[np.argsort(rank[groups], kind="stable")]
-        for split, quotas in wanted:
+        for split, quotas in wanted.items():
             missing = int(quotas[class_id])
             taken = np.zeros(len(groups), bool)
             for position, size in enumerate(group_size[groups]):
@@ -79,19 +78,62 @@ def carve_splits(
                     taken[position] = True
                     missing -= size
             if missing and split == "labeled":
+                different = len(of_class)
+                equal = f", of which {different} differ and are in no other class"
+                equal = equal if different < class_sizes[class_id] else ""
                 raise UserError(
-                    f"class `{class_name}` has {class_sizes[class_id]} images: {quotas[class_id]} labeled ones cannot "
-                    "be found beside val and test; lower --labels, --val-fraction or --test-fraction"
+                    f"class `{class_name}` has {class_sizes[class_id]} images{equal}: {quotas[class_id]} labeled ones "
+                    "cannot be found beside val and test; lower --labels, --val-fraction or --test-fraction, or remove "
+                    "the class"
                 )
             group_split[groups[taken]] = SPLITS.index(split)
             groups = groups[~taken]
     return group_split[group_of]
 
 
-def _share(exact: npt.NDArray[np.floating]) -> npt.NDArray[np.int64]:
-    """Round to integers that keep the rounded total: the largest remainders are rounded up, ties to the first."""
+def _quotas(
+    carve: Carve, class_sizes: npt.NDArray[np.int64], classes: Sequence[str]
+) -> dict[Split, npt.NDArray[np.int64]]:
+    """Images per class [C] of test, val and labeled.
+
+    Val and test have every class where they have as many images as there are classes, and where the class has enough.
+    """
+    quotas: dict[Split, npt.NDArray[np.int64]] = {}
+    names = [int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest()) for name in classes]
+    ids = np.array(names, np.uint64)
+    even = np.full(len(classes), carve.num_labeled / len(classes))
+    labeled = _share(even, _random(key_of(carve.seed, "carve", "labeled"), ids), class_sizes)
+    left = class_sizes - labeled
+    drawn_first: tuple[Split, ...] = ("test", "val")
+    for split in drawn_first:
+        rank = _random(key_of(carve.seed, "carve", split), ids)
+        quotas[split] = _share(carve.fraction_of(split) * class_sizes, rank, left)
+        left = left - quotas[split]
+    return {**quotas, "labeled": labeled}
+
+
+def _share(
+    exact: npt.NDArray[np.floating], rank: npt.NDArray[np.uint64], room: npt.NDArray[np.int64]
+) -> npt.NDArray[np.int64]:
+    """Round [C] numbers to integers that keep the rounded total; every class gets one where the total suffices.
+
+    The largest remainders are rounded up, ties in the order of `rank`. No class gets more than its `room` by that.
+    """
     exact = np.round(exact, 6)  # 0.1 * 30 must not fall below 3
+    total = round(float(exact.sum()))
     shares: npt.NDArray[np.int64] = np.floor(exact).astype(np.int64)
-    missing = round(float(exact.sum())) - int(shares.sum())
-    shares[np.argsort(shares - exact, kind="stable")[:missing]] += 1
+    if total >= np.count_nonzero(exact):
+        shares = np.maximum(shares, (exact > 0) & (room > 0))
+    order = np.lexsort((rank, shares - exact, shares + 1 > room))
+    missing = total - int(shares.sum())
+    shares[order[: max(missing, 0)]] += 1
+    while (missing := total - int(shares.sum())) < 0:  # what the classes with less than one image were given
+        from_largest = np.lexsort((rank, exact - shares, shares <= 1))
+        shares[from_largest[: min(-missing, np.count_nonzero(shares > 1))]] -= 1
     return shares
+
+
+def _random(key: int, ids: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    """A random number for each of [n] ids, as a function of key and id."""
+    words = philox_u32(key, ids, 2).astype(np.uint64)
+    return (words[:, 0] << np.uint64(32)) | words[:, 1]

@@ -4,17 +4,36 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from pipeline.arrays import I32Array
 from pipeline.errors import UserError
-from pipeline.packing.source import Item, Source
-from pipeline.shards.decode import content_hash, decode_sample, sample_size
+from pipeline.packing.layout import Item
+from pipeline.packing.source import Source
+from pipeline.shards.decode import File, Pixels, content_hash, read_file, sample_size, to_sample
 from pipeline.shards.index import BadImages
+from pipeline.shards.values import Facts, Survey, ValueRange, facts_of
 from pipeline.threads import map_chunks
+
+Tick = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """Which images a range of values is for: the deep ones, or if SOURCE has none, all. The default is for none."""
+
+    range: ValueRange | None = None
+    deep_only: bool = True
+
+    def pixels(self, file: File, facts: Facts) -> Pixels | None:
+        """The scaled pixels of a file; None if its values stay as they are."""
+        if self.range is None or facts.kind == "vector" or (self.deep_only and facts.kind == "image"):
+            return None
+        return self.range.pixels(file.values)
 
 
 @dataclass(frozen=True)
@@ -28,8 +47,27 @@ class Images:
     """Content hashes [N], S16."""
     image_size: tuple[int, int]
     """The most common (height, width)."""
-    skipped: tuple[str, ...]
+    skipped: dict[str, str]
     """Bad images, with the reason."""
+    survey: Survey
+    scaling: Scaling
+    """What was done to their values."""
+
+
+class _Checked(NamedTuple):
+    content: bytes
+    size: tuple[int, int]
+    facts: Facts
+
+
+@dataclass
+class _Scan:
+    """What a pass over the images has found so far."""
+
+    good: list[Item] = field(default_factory=list)
+    checked: list[_Checked] = field(default_factory=list)
+    skipped: dict[str, str] = field(default_factory=dict)
+    survey: Survey = field(default_factory=Survey)
 
 
 def check_images(
@@ -38,45 +76,77 @@ def check_images(
     names: Sequence[str],
     bad_images: BadImages,
     workers: int,
-    tick: Callable[[int], None],
+    tick: Tick,
+    *,
+    value_range: ValueRange | Literal["auto"] | None = None,
+    deep_range: ValueRange | None = None,
 ) -> Images:
-    """Decode every image once: find the bad ones, hash the others. `names` are the classes in the order of their ids.
+    """Decode every image once: find the bad ones, hash the others.
+
+    Args:
+        source: The opened SOURCE.
+        items: Its images.
+        names: The classes in the order of their ids.
+        bad_images: Whether bad images are an error or left out.
+        workers: The number of threads; 0 means one per core.
+        tick: Is called with numbers of decoded images.
+        value_range: The values that become black and white; `auto` decodes everything twice to find them.
+        deep_range: The same, for images of more than 8 bits only, if `value_range` is None.
 
     Raises:
-        UserError: there is a bad image, unless `bad_images="skip"`, or no good one.
+        UserError: there is a bad image, unless `bad_images="skip"`, or no good one; images and vectors are mixed; or
+            values do not use the range of their kind, so that the images would be nearly black.
     """
-    good: list[Item] = []
-    contents: list[bytes] = []
-    sizes: Counter[tuple[int, int]] = Counter()
-    skipped: list[str] = []
-
-    def check(item: Item) -> tuple[bytes, tuple[int, int]] | str:
-        try:
-            sample = decode_sample(source.read(item.name), item.name)
-            return content_hash(sample), sample_size(sample)
-        except UserError as error:
-            return str(error)
-
-    rest = iter(items)
-    for results in map_chunks(items, check, workers=workers):
-        for result, item in zip(results, rest, strict=False):
-            if isinstance(result, str):
-                skipped.append(result)
-            else:
-                good.append(item)
-                contents.append(result[0])
-                sizes[result[1]] += 1
-        tick(len(results))
+    scaling = Scaling(deep_range)
+    if value_range is not None:
+        survey = _pass(source, items, Scaling(ValueRange(0, 1)), workers, tick).survey
+        found = survey.scaled
+        wanted = ValueRange(found.low, found.high) if value_range == "auto" else value_range
+        if not wanted.low < wanted.high:
+            raise UserError(f"{source.path}: --value-range auto finds values from {found.low:g} to {found.high:g} only")
+        scaling = Scaling(wanted, deep_only=survey.deep.count > 0)
+    scan = _pass(source, items, scaling, workers, tick)
+    skipped = list(scan.skipped.values())
+    if why := scan.survey.mixture() or scan.survey.dark_colours() or (not scaling.range and scan.survey.unused_range()):
+        raise UserError(f"{source.path}: {why}")
     if skipped and bad_images == "error":
         more = f" (and {len(skipped) - 3} more)" if len(skipped) > 3 else ""
         raise UserError(f"{source.path}: {'; '.join(skipped[:3])}{more}; repair them, or pack with --skip-bad-images")
-    if not good:
+    if not scan.good:
         raise UserError(f"{source.path}: none of {len(items)} images is readable, e.g. {skipped[0]}")
     ids = {name: class_id for class_id, name in enumerate(names)}
-    labels = np.array([-1 if item.class_name is None else ids[item.class_name] for item in good], np.int32)
+    labels = np.array([-1 if item.class_name is None else ids[item.class_name] for item in scan.good], np.int32)
+    sizes = Counter(one.size for one in scan.checked)
     # Of equally common sizes the largest: a tie must not depend on the order of files.
     image_size = max(sizes, key=lambda size: (sizes[size], size))
-    return Images(good, labels, np.array(contents, "S16"), image_size, tuple(skipped))
+    contents = np.array([one.content for one in scan.checked], "S16")
+    return Images(scan.good, labels, contents, image_size, scan.skipped, scan.survey, scaling)
+
+
+def _pass(source: Source, items: Sequence[Item], scaling: Scaling, workers: int, tick: Tick) -> _Scan:
+    def check(item: Item) -> _Checked | str:
+        try:
+            file = read_file(source.read(item.name), item.name)
+            facts = facts_of(file)
+            if scaling.range is None and facts.kind == "deep image" and not facts.whole:
+                return _Checked(b"", (0, 0), facts)  # the survey refuses them all
+            scaled = scaling.pixels(file, facts)
+            sample = to_sample(file.values, item.name) if scaled is None else scaled
+            return _Checked(content_hash(sample), sample_size(sample), facts)
+        except UserError as error:
+            return str(error)
+
+    scan, rest = _Scan(), iter(items)
+    for results in map_chunks(items, check, workers=workers):
+        for result, item in zip(results, rest, strict=False):
+            if isinstance(result, str):
+                scan.skipped[item.name] = result
+            else:
+                scan.good.append(item)
+                scan.checked.append(result)
+                scan.survey.add(item.name, result.facts)
+        tick(len(results))
+    return scan
 
 
 def conflicting(images: Images) -> tuple[str, ...]:

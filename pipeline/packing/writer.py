@@ -15,10 +15,11 @@ from pipeline.errors import UserError
 from pipeline.files import atomic_file
 from pipeline.packing.scan import Images
 from pipeline.packing.source import Source
-from pipeline.shards.decode import decode, encode_png, stored_format
+from pipeline.shards.decode import decode, encode_png, read_file, stored_format
 from pipeline.shards.index import build_index, index_path, write_index
 from pipeline.shards.manifest import Manifest, ShardEntry
 from pipeline.shards.tar import write_tar
+from pipeline.shards.values import facts_of
 from pipeline.stages.fingerprint import digest_file
 
 
@@ -75,11 +76,18 @@ class ShardWriter:
     def _files(self, rows: I64Array, *, labeled: bool) -> Iterator[tuple[str, bytes]]:
         for row in rows:
             item = self.images.items[row]
-            data = self.source.read(item.name)
-            extension = stored_format(data)
-            if extension is None:
-                extension, data = "png", encode_png(decode(data, item.name))
+            extension, data = self._stored(item.name)
             if labeled:
                 yield f"{item.key}.cls", b"%d" % self.images.labels[row]
             yield f"{item.key}.{extension}", data
             self.tick(1)
+
+    def _stored(self, name: str) -> tuple[str, bytes]:
+        """The extension and the bytes under which an image is stored: the file's own, where they can be kept."""
+        data, scaling = self.source.read(name), self.images.scaling
+        if scaling.range is not None:
+            file = read_file(data, name)
+            if (scaled := scaling.pixels(file, facts_of(file))) is not None:
+                return "png", encode_png(scaled)
+        extension = stored_format(data)
+        return (extension, data) if extension else ("png", encode_png(decode(data, name)))

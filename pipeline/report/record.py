@@ -8,13 +8,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
-
-from pipeline.arrays import BoolArray, F32Array, I32Array
 from pipeline.config import Config, load_config
 from pipeline.errors import UserError
 from pipeline.evaluate.metrics import Metrics, MetricsJson
-from pipeline.files import parse_line, parsing, read_as, read_lines
+from pipeline.evaluate.predictions import Predictions, read_predictions
+from pipeline.files import parse_line, read_as, read_lines
 from pipeline.runs.ledger import FILE as LEDGER
 from pipeline.runs.ledger import Entry, read_ledger
 from pipeline.runs.result import Result
@@ -22,20 +20,6 @@ from pipeline.selection.summary import Summary
 from pipeline.stages.folder import check_output, read_output, read_record
 
 Json = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Predictions:
-    """One model's answers on one split of N samples; each array is [N]."""
-
-    label: I32Array
-    pred: I32Array
-    confidence: F32Array
-
-    @property
-    def right(self) -> BoolArray:
-        """Whether each answer is the label, [N]."""
-        return np.equal(self.label, self.pred)
 
 
 @dataclass(frozen=True)
@@ -240,20 +224,6 @@ def read_tests(stage: Path) -> dict[str, Json]:
 def read_metrics(path: Path) -> Metrics | None:
     """The figures in a JSON file; None if there is no such file."""
     return Metrics.from_json(read_output(path, MetricsJson)) if path.exists() else None
-
-
-def read_predictions(path: Path) -> Predictions | None:
-    """The answers in an npz file; None if there is no such file. Raises UserError when it is broken."""
-    if not path.exists():
-        return None
-    check_output(path)
-    with parsing(f"{path} cannot be read", f"delete the folder {path.parent} and type the command of the run again"):
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
-            found = Predictions(arrays["label"], arrays["pred"], arrays["confidence"])
-        kinds = [(values.dtype.kind, values.ndim, len(values)) for values in vars(found).values()]
-        if kinds != [(kind, 1, len(found.label)) for kind in ("i", "i", "f")]:
-            raise ValueError(f"its arrays are {kinds}")
-    return found
 
 
 def _rounds(path: Path, begun: Sequence[Entry]) -> Iterator[RoundRecord]:

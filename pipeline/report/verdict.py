@@ -10,7 +10,8 @@ import numpy as np
 from pipeline.config import Data
 from pipeline.errors import UserError
 from pipeline.evaluate.metrics import Metrics, paired_difference
-from pipeline.report.record import Predictions, RunRecord, StageRecord
+from pipeline.evaluate.predictions import Predictions
+from pipeline.report.record import RunRecord, StageRecord
 from pipeline.runs.result import CONTROL, FINAL, TEACHER
 from pipeline.shards.dataset import has_test
 from pipeline.stages.progress import read_progress

@@ -10,7 +10,7 @@ import numpy as np
 
 from pipeline.config import SPLITS, Config, Split, dump_yaml, semantic, unread_keys
 from pipeline.errors import UserError
-from pipeline.files import write_bytes, write_sealed
+from pipeline.files import write_bytes, write_csv, write_sealed
 from pipeline.methods import METHODS
 from pipeline.methods.method import Method, OnRound, best_of
 from pipeline.runs.control import train_control
@@ -19,12 +19,14 @@ from pipeline.runs.folder import check_run_folder, earlier_config, resolve_confi
 from pipeline.runs.ledger import Ledger
 from pipeline.runs.result import models_of, result_of
 from pipeline.runs.run import Run, RunStage
-from pipeline.shards.dataset import Dataset, check_disjoint, has_test, open_split
+from pipeline.shards.dataset import Dataset, check_disjoint, has_test, left_out, open_split
 from pipeline.stages.fingerprint import digest
 from pipeline.stages.kinds import KINDS
 from pipeline.stages.lock import run_lock
 
 log = logging.getLogger("selftrain.loop")
+
+LEFT_OUT = "left_out.csv"
 
 
 def run_loop(
@@ -65,11 +67,12 @@ def run_loop(
         versions = {name: kind.version for name, kind in KINDS.items()}
         ledger = Ledger(run_dir, digest([semantic(config), data, versions]))
         write_bytes(run_dir / "config.yaml", dump_yaml(config).encode())  # after the ledger
+        _list_left_out(run_dir, datasets)
 
         run = Run(config, run_dir, run_stage, lock_fd, accept_environment, data, ledger)
         rounds = finetune(run, method, method.run_rounds(run, on_round), on_round)
         final = best_of(rounds)
-        skipped: dict[str, int] = {split: d.num_skipped for split, d in datasets.items() if d.num_skipped}
+        skipped: dict[str, int] = {split: len(d.skipped) for split, d in datasets.items() if d.skipped}
         result = result_of(run, rounds, final, skipped=skipped)
         write_sealed(run_dir / "result.json", result)  # every choice is made and written before test is read
 
@@ -92,10 +95,22 @@ def _check_data(config: Config, method: Method) -> dict[Split, Dataset]:
     check_disjoint(datasets)
     if method.needs_every_class and method.recipe(config, 0).start is None:
         _check_classes(datasets["labeled"])
-    for split, dataset in datasets.items():
-        if dataset.num_skipped:
-            log.warning("data.bad_images is skip: %d bad samples of %s are left out", dataset.num_skipped, split)
     return datasets
+
+
+def _list_left_out(run_dir: Path, datasets: dict[Split, Dataset]) -> None:
+    """Say what of the tars is not used, and list it in the run folder."""
+    rows = [(split, *row) for split, dataset in datasets.items() for row in left_out(dataset)]
+    if not rows:
+        return
+    write_csv(run_dir / LEFT_OUT, ("split", "member", "why"), rows)
+    for split, dataset in datasets.items():
+        if dataset.skipped:
+            log.warning("data.bad_images is skip: %d bad samples of %s are left out", len(dataset.skipped), split)
+        if dataset.ignored:
+            kinds = ", ".join(f"{count} {kind}" for kind, count in dataset.ignored.items())
+            log.warning("members of %s tars that belong to no sample are not used: %s", split, kinds)
+    log.warning("%s lists them", run_dir / LEFT_OUT)
 
 
 def _check_classes(labeled: Dataset) -> None:

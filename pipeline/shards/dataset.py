@@ -5,8 +5,9 @@ from __future__ import annotations
 import functools
 import hashlib
 import itertools
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +17,11 @@ from pipeline.arrays import I32Array, I64Array, U64Array
 from pipeline.config import SPLITS, Data, Split
 from pipeline.errors import UserError
 from pipeline.shards.index import Index, keep_rows, load_index
-from pipeline.shards.manifest import MANIFEST, read_classes, read_manifest
-from pipeline.shards.truth import Truth, truth_as, truth_of
-from pipeline.stages.fingerprint import digest, digest_file
+from pipeline.shards.manifest import read_manifest
+from pipeline.shards.members import scan_members
+from pipeline.shards.split import bad_samples, check_values, find_tars
+from pipeline.shards.truth import Truth, truth_as
+from pipeline.stages.fingerprint import digest
 
 Progress = Callable[[str, int, int], None]
 """Called with the shard's name, samples done and samples in all while an index is made."""
@@ -49,8 +52,10 @@ class Dataset:
     name: Split
     classes: tuple[str, ...]
     shards: tuple[Shard, ...]
-    num_skipped: int
-    """Bad samples that `data.bad_images: skip` left out (a cut tar counts as one more)."""
+    skipped: Mapping[str, str] = field(default_factory=dict)
+    """Bad samples that `data.bad_images: skip` left out, as `TAR: KEY`, and cut tars, with the reason."""
+    ignored: Mapping[str, int] = field(default_factory=dict)
+    """Members of foreign tars that belong to no sample, by extension."""
 
     def __len__(self) -> int:
         return int(self.shard_starts[-1])
@@ -115,15 +120,6 @@ class Dataset:
 # ------------------------------------------------------------------------------------------------------------- opening
 
 
-@dataclass(frozen=True)
-class _Tar:
-    name: str
-    path: Path
-    sha256: str | None = None
-    num_samples: int | None = None
-    truth: Truth | None = None
-
-
 def has_test(data: Data) -> bool:
     """Whether there are test images.
 
@@ -142,114 +138,44 @@ def open_split(data: Data, split: Split, *, verify: bool = False, progress: Prog
         UserError: nothing to open, a missing or changed shard, other classes than the manifest's, a labeled sample
             without a label, a label out of range, or a bad image that the config does not allow to skip.
     """
-    tars, classes = _find(data, split)
+    tars, classes = find_tars(data, split)
     if not tars:
         where = f"{data.root} has no {split} shards" if data.root else f"neither data.root nor data.{split} is set"
         raise UserError(
             f"there is no {split} split: {where}; pack one with --split {split}, or name tars in data.{split}"
         )
     shards: list[Shard] = []
-    start = num_skipped = 0
+    indexes: list[Index] = []
+    skipped: dict[str, str] = {}
+    start = 0
     for tar in tars:
         report = functools.partial(progress, tar.name) if progress else None
         index = load_index(tar.path, cache_dir=data.cache_dir, workers=data.decode_workers, progress=report)
-        _check_tar(tar, index, verify=verify)
-        problems = _problems(index, split, classes)
-        if data.bad_images == "error" and (problems or index.cut):
-            raise UserError(_explain(tar, index, problems))
-        num_skipped += len(problems) + bool(index.cut)
+        bad = bad_samples(tar, index, split, classes, skip=data.bad_images == "skip", verify=verify)
+        indexes.append(index)
+        skipped |= {f"{tar.path}: {index.key[row]}": why for row, why in bad.items()}
+        skipped |= {str(tar.path): index.cut} if index.cut else {}
         kept = None
-        if problems:
-            kept = np.setdiff1d(np.arange(len(index)), list(problems))
+        if bad:
+            kept = np.setdiff1d(np.arange(len(index)), list(bad))
             index = keep_rows(index, kept)
         shards.append(Shard(tar.name, tar.path, index.sha256, start, len(index), index, tar.truth, kept))
         start += len(index)
+    check_values(split, tars, indexes)
     if start == 0:
         raise UserError(
             f"the {split} split is empty: no usable image in {', '.join(str(tar.path) for tar in tars[:3])}"
         )
-    return Dataset(split, classes, tuple(shards), num_skipped)
+    ignored = sum((Counter(index.ignored) for index in indexes), Counter[str]())
+    return Dataset(split, classes, tuple(shards), skipped, dict(ignored))
 
 
-def _find(data: Data, split: Split) -> tuple[list[_Tar], tuple[str, ...]]:
-    classes = read_classes(data.classes) if data.classes else ()
-    tars: list[_Tar] = []
-    if data.root is not None:
-        tars, classes = _packed(data.root, split, classes, prefix="")
-    extras: Sequence[Path] = getattr(data, split)
-    for path in extras:
-        if (path / MANIFEST).exists():
-            found, classes = _packed(path, split, classes, prefix=f"{path.resolve().name}-")
-        elif path.is_dir():
-            found = [_foreign(tar) for tar in sorted(path.glob("*.tar"))]
-        elif not path.exists() and set("*?[") & set(path.name):
-            found = [_foreign(tar) for tar in sorted(path.parent.glob(path.name))]
-        else:
-            found = [_foreign(path)]
-        if not found:
-            raise UserError(f"data.{split}: {path} holds no {split} tars")
-        tars += found
-    if extras and not classes and split != "unlabeled":
-        raise UserError(f"data.{split} names tars without a manifest; name their classes in data.classes, one per line")
-    names: dict[str, Path] = {}
-    for tar in tars:
-        if tar.name in names:
-            raise UserError(f"data.{split}: {names[tar.name]} and {tar.path} are both called {tar.name}; rename one")
-        names[tar.name] = tar.path
-    return tars, classes
-
-
-def _packed(folder: Path, split: Split, classes: tuple[str, ...], prefix: str) -> tuple[list[_Tar], tuple[str, ...]]:
-    manifest = read_manifest(folder)
-    if split != "unlabeled" and classes and manifest.classes and classes != manifest.classes:
-        wrong = next((a, b) for a, b in itertools.zip_longest(classes, manifest.classes) if a != b)
-        raise UserError(
-            f"{folder / MANIFEST} has other classes than data.classes or data.root: "
-            f"{wrong[1]!r} instead of {wrong[0]!r}; pack both with one --classes file"
-        )
-    tars = []
-    for entry in manifest.of_split(split):
-        path, truth = folder / f"{entry.name}.tar", truth_of(folder, entry, manifest.classes)
-        tars.append(_Tar(prefix + entry.name, path, entry.sha256, entry.num_samples, truth))
-    return tars, classes or manifest.classes
-
-
-def _foreign(tar: Path) -> _Tar:
-    if not tar.is_file():
-        raise UserError(f"{tar} does not exist or is no tar; fix the path in the config")
-    return _Tar(f"{tar.resolve().parent.name}-{tar.stem}", tar)
-
-
-def _check_tar(tar: _Tar, index: Index, *, verify: bool) -> None:
-    if tar.sha256 is None:
-        return
-    actual = digest_file(tar.path) if verify else index.sha256
-    if actual != tar.sha256:
-        raise UserError(
-            f"{tar.path} is not the shard that was packed: sha256 {actual[:12]}, manifest {tar.sha256[:12]}"
-        )
-    if len(index) != tar.num_samples:
-        raise UserError(
-            f"{tar.path} holds {len(index)} samples, the manifest says {tar.num_samples}; restore the folder"
-        )
-
-
-def _problems(index: Index, split: Split, classes: tuple[str, ...]) -> dict[int, str]:
-    problems = dict(index.problems)
-    if split == "unlabeled":
-        return problems
-    for row in np.flatnonzero((index.label < 0) | (index.label >= len(classes))):
-        label = int(index.label[row])
-        why = "no label (.cls)" if label < 0 else f"label {label} is out of range: there are {len(classes)} classes"
-        problems.setdefault(int(row), why)
-    return problems
-
-
-def _explain(tar: _Tar, index: Index, problems: Mapping[int, str]) -> str:
-    lines = [f"sample {index.key[row]}: {why}" for row, why in sorted(problems.items())[:3]]
-    lines += [index.cut] if index.cut else []
-    more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
-    return f"{tar.path}: {'; '.join(lines)}{more}; repair the tar, or set data.bad_images to skip"
+def left_out(dataset: Dataset) -> Iterator[tuple[str, str]]:
+    """Everything of a data set's tars that is not used, as (`TAR: MEMBER`, why), also members that no sample has."""
+    yield from dataset.skipped.items()
+    for shard in dataset.shards:
+        if shard.index.ignored:
+            yield from ((f"{shard.path}: {name}", "belongs to no sample") for name in scan_members(shard.path)[1])
 
 
 # -------------------------------------------------------------------------------------------------------- disjointness

@@ -4,25 +4,43 @@ from __future__ import annotations
 
 import hashlib
 import io
+from collections.abc import Callable
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL.TiffImagePlugin import TiffImageFile
 
 from pipeline.errors import UserError
+from pipeline.shards.magic import HEAD, describe, image_kind
+from pipeline.shards.metadata import without_metadata
 
+T = TypeVar("T")
 Pixels = npt.NDArray[np.uint8]
 Vector = npt.NDArray[np.float32]
 """[D]"""
+Values = npt.NDArray[np.integer | np.floating]
+"""[H, W], [H, W, 3] or [D]."""
 
-DECODER_VERSION = 1
-"""Raised when pixels change for equal bytes, with the versions in stages/kinds.py: caches and indexes are made anew."""
+DECODER_VERSION = 2
+"""Raised when pixels change for equal bytes, with the versions in stages/kinds.py, or when more files can be read:
+caches and indexes are made anew."""
 MAX_PIXELS = 89_478_485  # Pillow's own limit, about 256 MiB of RGB: a bomb, not a photograph
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")  # never EPS, which runs ghostscript
 
 Image.init()  # now, in one thread: Pillow registers its formats lazily, and threads that decode would race in it
 
-_NPY = b"\x93NUMPY"
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What undoes the EXIF orientation of that number."""
 
 
 def decode(data: bytes, name: str, *, at_least: int = 0) -> Pixels:
@@ -30,29 +48,21 @@ def decode(data: bytes, name: str, *, at_least: int = 0) -> Pixels:
 
     EXIF orientation is applied; greyscale, palette and CMYK are converted; 16-bit values lose their low byte; alpha is
     laid over white; of an animation the first frame counts. `.npy` arrays (uint8, [H, W] or [H, W, 3]) are taken as
-    they are. With `at_least` a JPEG may come scaled down by 2, 4 or 8 while both sides stay at least that long, which
-    saves most of the decoding of large photographs.
+    they are. Metadata that are damaged cost no pixels: they are left out. With `at_least` a JPEG may come scaled down
+    by 2, 4 or 8 while both sides stay at least that long, which saves most of the decoding of large photographs.
 
     Raises:
         UserError: not an image, damaged, empty, or more than MAX_PIXELS; the message begins with `name`.
     """
-    if not data:
-        raise UserError(f"{name} is empty (0 bytes)")
-    if data.startswith(_NPY):
-        return _npy_pixels(_load_npy(data, name), name)
-    try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise UserError(f"{name} has {image.width} x {image.height} pixels, more than {MAX_PIXELS}; shrink it")
-            if at_least:
-                image.draft(None, (at_least, at_least))
-            return _rgb(image, name)
-    except UserError:
-        raise
-    except UnidentifiedImageError as error:  # whose text is the address of an object
-        raise UserError(f"{name} is not a readable image: its format is unknown") from error
-    except Exception as error:  # damaged files make Pillow raise nearly anything, struct.error to IndexError
-        raise UserError(f"{name} is not a readable image: {str(error) or type(error).__name__}") from error
+
+    def pixels(image: Image.Image, _: bool) -> Pixels:
+        if at_least:
+            image.draft(None, (at_least, at_least))
+        return _as_pixels(_values(image, _turn(image)[0]), name)
+
+    if image_kind(data) == "npy":
+        return _as_pixels(_npy_values(data, name), name)
+    return _with_image(data, name, pixels)
 
 
 def decode_sample(data: bytes, name: str) -> Pixels | Vector:
@@ -61,48 +71,128 @@ def decode_sample(data: bytes, name: str) -> Pixels | Vector:
     Raises:
         UserError: neither, or a vector that is empty or not finite; the message begins with `name`.
     """
-    if not data.startswith(_NPY):
-        return decode(data, name)
-    array = _load_npy(data, name)
-    if array.ndim != 1:
-        return _npy_pixels(array, name)
-    if array.dtype.kind not in "biuf":
-        raise UserError(f"{name} must be a vector of finite numbers, not of {array.dtype}")
-    vector = array.astype(np.float32)
+    return to_sample(read_file(data, name).values, name)
+
+
+class File(NamedTuple):
+    """What a file holds, before its values are made 8-bit pixels."""
+
+    values: Values
+    """[H, W], [H, W, 3] or [D]."""
+    high_bytes: bool = False
+    """It has 16 bits per colour, of which the values are the high bytes."""
+    odd_metadata: bool = False
+    """Its metadata are damaged and were left out."""
+    more_frames: bool = False
+    """It has other frames or pages than the first, which is taken."""
+
+
+def read_file(data: bytes, name: str) -> File:
+    """Decode as `decode` does, but leave values of more than 8 bits as they are, and say what is lost.
+
+    Raises:
+        UserError: as `decode`.
+    """
+
+    def everything(image: Image.Image, bare: bool) -> File:
+        turn, odd = _turn(image)
+        values = _values(image, turn)
+        high_bytes = values.dtype == np.uint8 and _bits(image, data) > 8
+        return File(values, high_bytes, bare or odd, bool(getattr(image, "is_animated", False)))
+
+    return File(_npy_values(data, name)) if image_kind(data) == "npy" else _with_image(data, name, everything)
+
+
+def to_sample(values: Values, name: str) -> Pixels | Vector:
+    """What `decode_sample` makes of decoded values. Raises UserError as it does."""
+    if values.ndim != 1:
+        return _as_pixels(values, name)
+    vector = values.astype(np.float32)
     if not vector.size or not np.isfinite(vector).all():
         raise UserError(f"{name} must be a vector of finite numbers, at least one")
     return vector
 
 
-def _rgb(image: Image.Image, name: str) -> Pixels:
-    # Looking for EXIF costs as much as decoding a CIFAR image, so JPEGs that announce none are spared.
-    if image.format != "JPEG" or "exif" in image.info or "xmp" in image.info:
-        image = ImageOps.exif_transpose(image)
-    if image.mode == "I" or image.mode.startswith("I;16"):
-        grey = np.clip(np.asarray(image).astype(np.int64), 0, 0xFFFF) >> 8
-        return np.repeat(grey.astype(np.uint8)[:, :, None], 3, axis=2)
-    if image.mode == "F":
-        raise UserError(f"{name} holds floating-point pixels, whose range is unknown; save it with 8 bits")
+def _with_image(data: bytes, name: str, use: Callable[[Image.Image, bool], T], *, bare: bool = False) -> T:
+    """Open an image and use it; where that fails, once more without its metadata. `use` is told whether it is bare."""
+    if not data:
+        raise UserError(f"{name} is empty (0 bytes)")
+    try:
+        return use(_open(data, name), bare)
+    except UserError:
+        raise
+    except Exception as error:  # damaged files make Pillow raise nearly anything, struct.error to IndexError
+        if not bare and (pixels_only := without_metadata(data)) != data:
+            return _with_image(pixels_only, name, use, bare=True)
+        if isinstance(error, UnidentifiedImageError):  # whose text is the address of an object
+            what = describe(data[:HEAD])
+            raise UserError(f"{name} is not a readable image: its bytes are {what}") from error
+        raise UserError(f"{name} is not a readable image: {str(error) or type(error).__name__}") from error
+
+
+def _open(data: bytes, name: str) -> Image.Image:
+    image = Image.open(io.BytesIO(data), formats=FORMATS)
+    if image.width * image.height > MAX_PIXELS:
+        raise UserError(f"{name} has {image.width} x {image.height} pixels, more than {MAX_PIXELS}; shrink it")
+    return image
+
+
+def _values(image: Image.Image, turn: Image.Transpose | None) -> Values:
+    if turn is not None:
+        image = image.transpose(turn)
+    if image.mode in {"I", "F"} or image.mode.startswith("I;16"):
+        return np.asarray(image)
     if image.has_transparency_data:
         white = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(white, image.convert("RGBA"))
     return np.asarray(image.convert("RGB"))
 
 
-def _load_npy(data: bytes, name: str) -> npt.NDArray[np.generic]:
+def _bits(image: Image.Image, data: bytes) -> int:
+    """Bits per value in the file."""
+    if isinstance(image, TiffImageFile):
+        return int(max(image.tag_v2.get(ExifTags.Base.BitsPerSample, (8,))))
+    return data[24] if image.format == "PNG" else 8
+
+
+def _turn(image: Image.Image) -> tuple[Image.Transpose | None, bool]:
+    """How to turn an image upright, and whether its metadata cannot be read, which turns nothing."""
+    # Looking for EXIF costs as much as decoding a CIFAR image, so JPEGs that announce none are spared.
+    if image.format == "JPEG" and not {"exif", "xmp"} & image.info.keys():
+        return None, False
     try:
-        array: npt.NDArray[np.generic] = np.load(io.BytesIO(data), allow_pickle=False)
-    except Exception as error:  # damaged headers make numpy raise nearly anything, SyntaxError to tokenize.TokenError
+        return _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1)), False
+    except Exception:  # as in `_with_image`
+        return None, True
+
+
+def _as_pixels(values: Values, name: str) -> Pixels:
+    """Values [H, W] or [H, W, 3] as uint8 [H, W, 3]: of more than 8 bits, the high byte of 16."""
+    if values.ndim not in (2, 3) or (values.ndim == 3 and values.shape[2] != 3) or not values.size:
+        raise UserError(f"{name} must be uint8 [H, W, 3], not {values.dtype} {list(values.shape)}")
+    if values.dtype.kind not in "ui":
+        raise UserError(
+            f"{name} holds {values.dtype} pixels, whose range is unknown; pack it with --value-range LOW,HIGH, or save "
+            "it with 8 bits"
+        )
+    if values.dtype != np.uint8:
+        values = (np.clip(values.astype(np.int64), 0, 0xFFFF) >> 8).astype(np.uint8)
+    return as_rgb(values.astype(np.uint8, copy=False))
+
+
+def as_rgb(pixels: Pixels) -> Pixels:
+    """uint8 [H, W] or [H, W, 3] as [H, W, 3]."""
+    return np.ascontiguousarray(pixels if pixels.ndim == 3 else np.repeat(pixels[:, :, None], 3, axis=2))
+
+
+def _npy_values(data: bytes, name: str) -> Values:
+    try:
+        array: Values = np.load(io.BytesIO(data), allow_pickle=False)
+    except Exception as error:  # a damaged header makes numpy raise nearly anything, SyntaxError to tokenize's errors
         raise UserError(f"{name} is not a readable .npy array: {error}") from error
+    if array.dtype.kind not in "biuf":
+        raise UserError(f"{name} must hold finite numbers, not {array.dtype}")
     return array
-
-
-def _npy_pixels(array: npt.NDArray[np.generic], name: str) -> Pixels:
-    if array.ndim == 2:
-        array = np.repeat(array[:, :, None], 3, axis=2)
-    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or not array.size:
-        raise UserError(f"{name} must be uint8 [H, W, 3], not {array.dtype} {list(array.shape)}")
-    return np.ascontiguousarray(array).astype(np.uint8, copy=False)
 
 
 def sample_size(sample: Pixels | Vector) -> tuple[int, int]:
@@ -136,13 +226,8 @@ def resize_to(image: Pixels, size: int) -> Pixels:
 
 def stored_format(data: bytes) -> str | None:
     """The extension under which these bytes are stored unchanged, by their magic; None if they must be re-encoded."""
-    if data.startswith(b"\xff\xd8\xff"):
-        return "jpg"
-    if data.startswith(b"\x89PNG\r\n\x1a\n"):
-        return "png"
-    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
-        return "webp"
-    return "npy" if data.startswith(_NPY) else None
+    kind = image_kind(data)
+    return None if kind == "gif" else kind
 
 
 def encode_png(image: Pixels) -> bytes:

@@ -9,9 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Literal
 
@@ -21,24 +21,22 @@ import pyarrow as pa
 
 from pipeline.arrays import I32Array, I64Array
 from pipeline.errors import UserError
-from pipeline.shards.decode import DECODER_VERSION, content_hash, decode_sample
+from pipeline.shards.decode import DECODER_VERSION, content_hash, read_file, to_sample
+from pipeline.shards.members import scan_members
 from pipeline.shards.table import read_table, write_table
-from pipeline.shards.tar import CutTarError, inside_path, open_shard, walk
+from pipeline.shards.tar import open_shard
+from pipeline.shards.values import Facts, Survey, facts_of, survey_of
 from pipeline.stages.fingerprint import digest_file
 from pipeline.threads import map_chunks
 
-FORMAT = f"selftrain-index-1, decoder {DECODER_VERSION}"
+FORMAT = f"selftrain-index-2, decoder {DECODER_VERSION}"
 SCHEMA = pa.schema(
     {"offset": pa.int64(), "size": pa.int64(), "label": pa.int32(), "content": pa.binary(16), "key": pa.binary()}
 )
-OF_TAR = ("problems", "cut", "sha256", "tar_size")
+OF_TAR = ("problems", "ignored", "cut", "sha256", "tar_size")
 """The fields of an index that are true of the tar wherever it lies; its clock is not one."""
 BadImages = Literal["error", "skip"]
 Progress = Callable[[int, int], None]
-
-# A key ends at the first dot of the file name: the rule of webdataset.
-_SAMPLE = re.compile(r"((?:.*/)?[^./]+)\.([^/]+)", re.DOTALL)
-_IMAGES = frozenset({"jpg", "jpeg", "png", "webp", "npy"})
 
 
 @dataclass(frozen=True)
@@ -54,6 +52,10 @@ class Index:
     key: Sequence[str]
     problems: Mapping[int, str]
     """Row -> why the sample is bad."""
+    ignored: Mapping[str, int]
+    """Number of members that belong to no sample, by extension."""
+    survey: Survey
+    """What is to be told about the values of its samples; of no use after `known_contents`."""
     cut: str
     """Why the tar ends early; empty if it is whole."""
     sha256: str
@@ -103,13 +105,14 @@ def build_index(
     With `known_contents` (key -> content hash) nothing is decoded: pack has done that just before.
     """
     status = _stat(tar)
-    samples, cut = _scan(tar)
+    samples, unused, cut = scan_members(tar)
+    survey = Survey()
     rows = list(samples.values())
     offset = np.array([sample.offset for sample in rows], np.int64)
     size = np.array([sample.size for sample in rows], np.int64)
     problems = {row: sample.problem for row, sample in enumerate(rows) if sample.problem}
     if known_contents is None:
-        contents = _hash_all(tar, offset, size, problems, workers, progress)
+        contents = _hash_all(tar, list(samples), offset, size, problems, survey, workers, progress)
     else:
         contents = [known_contents[key] for key in samples]
     return Index(
@@ -119,6 +122,8 @@ def build_index(
         content=np.array(contents, "S16"),
         key=list(samples),
         problems=problems,
+        ignored=dict(Counter(os.path.splitext(name)[1].lower() or "no extension" for name in unused)),
+        survey=survey,
         cut=cut,
         sha256=digest_file(tar),
         tar_size=status.st_size,
@@ -134,6 +139,7 @@ def index_path(tar: Path) -> Path:
 def write_index(path: Path, index: Index) -> None:
     """Write an index file atomically."""
     of_tar = {f.name: getattr(index, f.name) for f in fields(Index) if f.name not in SCHEMA.names}
+    of_tar["survey"] = asdict(index.survey)
     columns = [getattr(index, name) for name in SCHEMA.names]
     write_table(path, SCHEMA, {"format": FORMAT, "tar": json.dumps(of_tar)}, columns, sealed=True)
 
@@ -163,78 +169,34 @@ def cache_folder(cache_dir: Path | None) -> Path:
         raise UserError("this user has no home folder for the cache; set data.cache_dir, or XDG_CACHE_HOME") from error
 
 
-# ------------------------------------------------------------------------------------------------------------ scanning
-
-
-@dataclass
-class _Sample:
-    offset: int = 0
-    size: int = 0
-    label: int = -1
-    problem: str = "no image"
-
-
-def _scan(tar: Path) -> tuple[dict[str, _Sample], str]:
-    samples: dict[str, _Sample] = {}
-    seen: set[str] = set()
-    cut = ""
-    with open_shard(tar) as descriptor:
-        try:
-            for name, offset, size in walk(tar):
-                match = _SAMPLE.fullmatch(inside_path(name, tar))
-                if match is None:
-                    continue
-                key, extension = match[1], match[2].lower()
-                if extension not in _IMAGES and extension != "cls":
-                    continue
-                sample = samples.setdefault(key, _Sample())
-                twice = f"{key}.{extension}" in seen
-                seen.add(f"{key}.{extension}")
-                if twice:
-                    sample.problem = f"duplicate key: {key}.{extension} is there twice"
-                elif extension == "cls":
-                    _set_label(sample, os.pread(descriptor, min(size, 64), offset))
-                elif sample.size or sample.offset:
-                    sample.problem = "two images with one key"
-                else:
-                    sample.offset, sample.size = offset, size
-                    sample.problem = "" if sample.problem == "no image" else sample.problem
-        except CutTarError as error:
-            cut = str(error)
-    return samples, cut
-
-
-def _set_label(sample: _Sample, data: bytes) -> None:
-    text = data.strip()
-    if text.isdigit() and int(text) < 1 << 31:
-        sample.label = int(text)
-    else:
-        sample.problem = f"label {text.decode(errors='replace')!r} is not a class id (0, 1, ...)"
-
-
 def _hash_all(
     tar: Path,
+    keys: Sequence[str],
     offset: I64Array,
     size: I64Array,
     problems: dict[int, str],
+    survey: Survey,
     workers: int,
     progress: Progress | None,
 ) -> list[bytes]:
     contents: list[bytes] = []
     with open_shard(tar) as descriptor:
 
-        def hash_one(row: int) -> bytes:
+        def hash_one(row: int) -> tuple[bytes, Facts | None]:
             if row in problems:
-                return b""
+                return b"", None
             try:
-                data = os.pread(descriptor, int(size[row]), int(offset[row]))
-                return content_hash(decode_sample(data, "the sample"))
+                file = read_file(os.pread(descriptor, int(size[row]), int(offset[row])), "the sample")
+                return content_hash(to_sample(file.values, "the sample")), facts_of(file)
             except UserError as error:
                 problems[row] = str(error)
-                return b""
+                return b"", None
 
-        for hashes in map_chunks(range(len(offset)), hash_one, workers=workers):
-            contents += hashes
+        for chunk in map_chunks(range(len(offset)), hash_one, workers=workers):
+            for content, facts in chunk:
+                if facts is not None:
+                    survey.add(keys[len(contents)], facts)
+                contents.append(content)
             if progress:
                 progress(len(contents), len(offset))
     return contents
@@ -251,6 +213,7 @@ def read_index(path: Path) -> Index | None:
             return None
         of_tar = json.loads(table.metadata["tar"])
         of_tar["problems"] = {int(row): why for row, why in of_tar["problems"].items()}
+        of_tar["survey"] = survey_of(of_tar["survey"])
         return Index(*table.columns, **of_tar)
     except (UserError, OSError, ValueError, KeyError, TypeError):
         return None

@@ -48,6 +48,8 @@ class Manifest(Section):
     """A class id is an index into this. Empty while only unlabeled images were packed."""
     image_size: tuple[int, int]
     """The most common (height, width) in pixels of the first source."""
+    value_range: tuple[float, float] | None = None
+    """The values that became black and white, where images of more than 8 bits, or dark ones, were scaled."""
     shards: tuple[ShardEntry, ...]
     carves: tuple[CarveRecord, ...] = ()
 
@@ -67,7 +69,8 @@ def read_manifest(folder: Path) -> Manifest:
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Replace `folder/manifest.json` atomically."""
-    write_sealed(folder / MANIFEST, manifest.model_dump(mode="json", by_alias=True))
+    unset = {"value_range"} if manifest.value_range is None else set()
+    write_sealed(folder / MANIFEST, manifest.model_dump(mode="json", by_alias=True, exclude=unset))
 
 
 def read_classes(path: Path) -> tuple[str, ...]:

@@ -64,7 +64,7 @@ def walk(path: Path) -> Iterator[Member]:
 
     Raises:
         CutTarError: the file ends early; raised after the members that are whole.
-        UserError: not a tar, a damaged header, a link, or a sparse file.
+        UserError: not a tar, a damaged header, a symbolic link, a sparse file, or a hard link to nothing before it.
     """
     with open_shard(path) as descriptor:
         yield from _walk(descriptor, path)
@@ -74,6 +74,7 @@ def _walk(descriptor: int, path: Path) -> Iterator[Member]:
     end = os.fstat(descriptor).st_size
     position, last = 0, "(the first member)"
     extended: dict[str, str] = {}
+    places: dict[str, tuple[int, int]] = {}  # for hard links, by which tar stores the second name of a file
     while True:
         header = os.pread(descriptor, _BLOCK, position)
         if position == 0 and header.startswith(_COMPRESSED):
@@ -85,6 +86,7 @@ def _walk(descriptor: int, path: Path) -> Iterator[Member]:
         _check(header, path, position)
         kind, offset = header[156:157], position + _BLOCK
         size = int(extended["size"]) if "size" in extended else _number(header[124:136], path, position)
+        size = 0 if kind in b"12" else size  # links have no data, whatever they announce
         name = extended.get("path") or _name(header)
         position = offset + -(-size // _BLOCK) * _BLOCK
         if size < 0 or offset + size > end:
@@ -95,17 +97,31 @@ def _walk(descriptor: int, path: Path) -> Iterator[Member]:
             record = os.pread(descriptor, size, offset)
             if kind == b"x":
                 extended |= _pax(record, path, offset)
-            elif kind == b"L":
-                extended["path"] = _text(record)
+            elif kind in b"LK":
+                extended["path" if kind == b"L" else "linkpath"] = _text(record)
             continue
+        target = extended.get("linkpath") or _text(header[157:257])
         extended = {}
         last = name
         if kind in b"0\x007":
             if not name.endswith("/"):  # a folder in the tars of old writers
+                places[name] = (offset, size)
                 yield Member(name, offset, size)
+        elif kind == b"1" and target in places:
+            places[name] = places[target]
+            yield Member(name, *places[target])
         elif kind in b"12S":
-            what = "sparse file" if kind == b"S" else "link"
-            raise UserError(f"{path}: {name} is a {what}; make the tar again from plain files (tar --dereference)")
+            fix = (
+                "tar --hard-dereference"
+                if kind == b"1"
+                else "tar --dereference"
+                if kind == b"2"
+                else "without --sparse"
+            )
+            what = {b"1": f"link to {target}, which is not before it", b"2": f"link to {target}"}.get(
+                kind, "sparse file"
+            )
+            raise UserError(f"{path}: {name} is a {what}; make the tar again from plain files ({fix})")
 
 
 def _check(header: bytes, path: Path, position: int) -> None:
@@ -145,7 +161,7 @@ def _pax(record: bytes, path: Path, offset: int) -> dict[str, str]:
         key, _, value = rest[: int(length) - len(length) - 2].partition(b"=")
         if key.startswith(b"GNU.sparse") or (key == b"size" and not value.isdigit()):
             raise UserError(f"{path}: unusable pax field {key!r} at byte {offset}; make the tar again from plain files")
-        if key in {b"path", b"size"}:
+        if key in {b"path", b"size", b"linkpath"}:
             fields[key.decode()] = value.decode("utf-8", "surrogateescape")
         record = record[int(length) :]
     return fields

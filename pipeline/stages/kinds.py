@@ -60,7 +60,7 @@ class Kind:
 
 
 KINDS: dict[str, Kind] = {
-    "train": Kind(TrainJob, "pipeline.train.stage:train_inputs", "pipeline.train.stage:run_train", 3, ranks=True),
+    "train": Kind(TrainJob, "pipeline.train.stage:train_inputs", "pipeline.train.stage:run_train", 4, ranks=True),
     "label": Kind(LabelJob, "pipeline.labels.stage:label_inputs", "pipeline.labels.stage:run_label", 3, ranks=True),
     "select": Kind(
         SelectJob, "pipeline.selection.stage:select_inputs", "pipeline.selection.stage:run_select", 2, process=False

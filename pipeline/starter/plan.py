@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 import torch
 
-from pipeline.arrays import F64Array, U8Array
+from pipeline.arrays import F64Array, I64Array, U8Array
 from pipeline.config import SPLITS, Data, Runtime, Split, changed
 from pipeline.errors import UserError
 from pipeline.shards.dataset import Dataset, open_split
@@ -54,7 +54,7 @@ def starting_config(folder: Path) -> str:
         len(manifest.classes),
         changed(machine, precision=precision, threads=plan.threads or machine.threads),
     )
-    balance, why_balance = _balance(labeled)
+    balance, prior, why_balance = _balance(labeled, open_split(Data(root=folder), "val"))
     mean, std = _mean_and_std(images)
     height, width = manifest.image_size
     return _render(
@@ -76,8 +76,9 @@ def starting_config(folder: Path) -> str:
         teacher_steps=teacher_steps,
         student_steps=student_steps,
         ema_decay=_ema_decay,
-        threshold=0.0 if manifest.carves else 0.3,
+        threshold=0.0 if manifest.carves else threshold_for(len(manifest.classes)),
         balance=balance,
+        prior=prior,
         why_balance=why_balance,
         num_rounds=num_rounds,
         processes=processes,
@@ -130,11 +131,32 @@ def _numbers(values: F64Array) -> str:
     return f"[{', '.join(f'{value:.3f}' for value in values)}]"
 
 
-def _balance(labeled: Dataset) -> tuple[Literal["uniform", "prior"], str]:
-    counts = np.bincount(labeled.labels, minlength=len(labeled.classes))
-    if counts.max() > 3 * max(counts.min(), 1):
-        return "prior", "as among labels, which are uneven; or uniform, off"
-    return "uniform", "rare classes get copies; or prior (as labeled), off"
+def threshold_for(num_classes: int) -> float:
+    """The least confidence of pseudo-labels: Noisy Student's 0.3, which is for 1,000 classes, as far above chance."""
+    chance = 1 / num_classes
+    return round(chance + 0.3 * (1 - chance), 2)
+
+
+def _balance(labeled: Dataset, val: Dataset) -> tuple[Literal["uniform", "prior"], str, str]:
+    """The balance of classes, the shares of them to write, if any, and why.
+
+    A carve takes as many labeled images of each class, so that val alone shows how uneven the source is.
+    """
+    counts, of_val = (np.bincount(split.labels, minlength=len(split.classes)) for split in (labeled, val))
+    if _uneven(of_val) and not _uneven(counts):
+        shares = (of_val + 1) / (of_val + 1).sum()  # a class that val lacks is rare, not absent
+        return (
+            "prior",
+            f"[{', '.join(f'{share:.4g}' for share in shares)}]",
+            "as in val, which is uneven; or uniform, off",
+        )
+    if _uneven(counts):
+        return "prior", "", "as among labels, which are uneven; or uniform, off"
+    return "uniform", "", "rare classes get copies; or prior (as labeled), off"
+
+
+def _uneven(counts: I64Array) -> bool:
+    return bool(counts.max() > 3 * max(counts.min(), 1))
 
 
 def _ema_decay(steps: int) -> float:

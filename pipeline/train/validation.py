@@ -11,7 +11,8 @@ from torch import nn
 
 from pipeline.arrays import F32Array
 from pipeline.evaluate.metrics import compute_metrics
-from pipeline.evaluate.predictor import Predictor, predict, write_predictions
+from pipeline.evaluate.predictions import write_predictions
+from pipeline.evaluate.predictor import Predictor, predict
 from pipeline.files import write_json
 from pipeline.models.format import ModelInfo, save_model
 from pipeline.shards.dataset import open_split

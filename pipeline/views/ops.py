@@ -17,8 +17,9 @@ from torch import Tensor
 from pipeline.views import color
 from pipeline.views.geometry import resample
 
-SMALL = 64
-"""Images of up to this many pixels per side get the small ranges of Noisy Student's SVHN recipe."""
+SMALL, LARGE = 64, 224
+"""Images of up to SMALL pixels per side are translated by the share of Noisy Student's SVHN recipe (4 of 32 pixels),
+those of LARGE and more by that of its ImageNet recipe (100 of 224), and others by one in between."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,8 @@ def levels_at(magnitude: float, size: int) -> Levels:
     At 0 each op is the identity. Above 10 the levels grow on, up to limits beyond which an op would leave nothing.
     """
     share = magnitude / 10
-    reach = size / 8 if size <= SMALL else size * 100 / 224
+    nearness = min(max((size - SMALL) / (LARGE - SMALL), 0.0), 1.0)
+    reach = size * ((1 - nearness) / 8 + nearness * 100 / 224)
     return Levels(
         degrees=min(30 * share, 90.0),
         shear=min(0.3 * share, 0.9),

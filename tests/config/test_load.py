@@ -20,6 +20,7 @@ from pipeline.config import (
     dump_yaml,
     load,
     load_config,
+    parse,
     semantic,
     unread_keys,
 )
@@ -206,3 +207,26 @@ def test_errors_in_the_section_of_a_method_from_outside_are_told_with_all_others
         assert message in str(told.value)
     with pytest.raises(UserError, match=r"unknown key `ehco`, did you mean `echo`\?"):
         load_config(write(tmp_path, "ehco: {}"))
+
+
+def test_an_optimizer_has_the_rate_and_decay_of_its_own_paper() -> None:
+    """adamw with sgd's rate of 0.1, scaled to a student's batch, destroys a network in its first steps."""
+    for name, lr, decay in (("sgd", 0.1, 5e-4), ("adamw", 2.5e-4, 0.05), ("lamb", 6.25e-4, 0.02)):
+        config = parse(Config, {section: {"optimizer": {"name": name}} for section in ("teacher", "student")}, "x")
+        for training in (config.teacher, config.student):
+            assert (training.optimizer.lr, training.optimizer.weight_decay) == (lr, decay)
+    given = parse(Config, {"teacher": {"optimizer": {"name": "adamw", "lr": 0.5}}}, "x").teacher.optimizer
+    assert (given.lr, given.weight_decay, given.lr_batch_size) == (0.5, 0.05, 256)
+
+
+def test_the_default_of_a_field_is_for_its_own_optimizer_alone() -> None:
+    fields = {"image_size": 64}
+    finetune = parse(Config, {"finetune": {**fields, "optimizer": {"name": "adamw"}}}, "x").finetune
+    assert finetune is not None
+    assert (finetune.optimizer.lr, finetune.optimizer.weight_decay) == (2.5e-4, 0.05)
+    same = parse(Config, {"finetune": {**fields, "optimizer": {"weight_decay": 0.0}}}, "x").finetune
+    assert same is not None
+    assert (same.optimizer.name, same.optimizer.lr, same.optimizer.weight_decay) == ("sgd", 0.01, 0.0)
+    raw = {"method": "meta", "meta": {"adjuster": {"optimizer": {"lr": 0.01}}}}
+    adjuster = parse(Config, raw, "x").meta.adjuster.optimizer  # type: ignore[attr-defined]
+    assert (adjuster.name, adjuster.lr, adjuster.weight_decay) == ("adamw", 0.01, 0.0)

@@ -37,7 +37,7 @@ def test_labeled_is_balanced_and_val_and_test_follow_the_source() -> None:
 
 def test_labels_that_do_not_divide_evenly_still_add_up() -> None:
     splits = carve_splits(Carve(num_labeled=31), LABELS, CONTENTS, CLASSES)
-    assert counts(splits, LABELS, "labeled") == [11, 10, 10]
+    assert sorted(counts(splits, LABELS, "labeled")) == [10, 10, 11]
 
 
 @given(st.permutations(range(len(LABELS))), st.integers(0, 5))
@@ -85,3 +85,53 @@ def test_fewer_labels_than_classes_and_odd_fractions_are_refused() -> None:
         Carve(num_labeled=2, val_fraction=1.0)
     with pytest.raises(UserError, match="--labels"):
         Carve(num_labeled=0)
+
+
+def test_a_class_whose_images_are_equal_says_so() -> None:
+    labels = np.repeat(np.arange(3, dtype=np.int32), 8)
+    contents = images(labels)
+    contents[8:16] = contents[8]
+    with pytest.raises(UserError, match=r"class `dog` has 8 images, of which 1 differ.*or remove the class"):
+        carve_splits(Carve(num_labeled=9), labels, contents, CLASSES)
+
+
+NAMES = [f"class{number:03d}" for number in range(100)]
+
+
+def test_ties_between_classes_are_broken_by_chance_and_otherwise_for_val_than_for_test() -> None:
+    """Else val and test hold the first classes of the alphabet, for any seed."""
+    labels = np.repeat(np.arange(100, dtype=np.int32), 8)
+    contents, held = images(labels), {}
+    for seed in range(3):
+        carve = Carve(num_labeled=250, val_fraction=0.06, test_fraction=0.06, seed=seed)
+        splits = carve_splits(carve, labels, contents, NAMES)
+        for split in ("val", "test"):
+            held[seed, split] = frozenset(labels[splits == SPLITS.index(split)].tolist())
+            assert len(held[seed, split]) == 48
+            assert 10 < np.median(list(held[seed, split])) < 90
+            assert max(held[seed, split]) > 80
+    assert len(set(held.values())) == 6
+
+
+@given(st.lists(st.integers(3, 60), min_size=2, max_size=12), st.integers(5, 40), st.integers(0, 3))
+def test_val_and_test_have_every_class_where_they_have_as_many_images(
+    sizes: list[int], percent: int, seed: int
+) -> None:
+    labels = np.repeat(np.arange(len(sizes), dtype=np.int32), sizes)
+    carve = Carve(num_labeled=len(sizes), val_fraction=percent / 100, test_fraction=percent / 100, seed=seed)
+    splits = carve_splits(carve, labels, images(labels), NAMES[: len(sizes)])
+    exact = np.round(percent / 100 * np.array(sizes), 6)
+    for split in ("val", "test"):
+        found = np.bincount(labels[splits == SPLITS.index(split)], minlength=len(sizes))
+        assert found.sum() == round(float(exact.sum()))
+        if found.sum() >= len(sizes):
+            assert (found >= 1).all()
+        assert (found <= np.maximum(np.ceil(exact), 1)).all()
+
+
+def test_a_thousand_classes_of_two_images_have_one_labeled_each_and_share_the_rest() -> None:
+    labels = np.repeat(np.arange(1000, dtype=np.int32), 2)
+    carve = Carve(num_labeled=1000, val_fraction=0.2, test_fraction=0.2)
+    splits = carve_splits(carve, labels, images(labels), [str(number) for number in range(1000)])
+    sizes = {split: int((splits == number).sum()) for number, split in enumerate(SPLITS)}
+    assert sizes == {"labeled": 1000, "val": 400, "test": 400, "unlabeled": 200}

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import webdataset
 from PIL import Image
+from support.advice import run_advice
 from support.images import as_nobody, class_files, picture, png, snapshot, write_files, write_raw_tar, write_zip
 
 from pipeline.config import SPLITS, Data
@@ -45,16 +46,16 @@ def test_other_formats_become_png_without_loss(tmp_path: Path) -> None:
     for kind in ("bmp", "tiff", "gif", "ppm"):
         buffer = io.BytesIO()
         Image.fromarray(picture(1)).quantize(9).convert("RGB").save(buffer, kind)
-        write_files(tmp_path / "in", {f"cat/{kind}.{kind.upper()}": buffer.getvalue()})
+        write_files(tmp_path / "in", {f"cat/{kind}.{kind.upper()}": buffer.getvalue(), "dog/1.png": png(1)})
     pack(tmp_path / "in", tmp_path / "out", split="labeled")
     packed = members(tmp_path / "out" / "labeled-000000.tar")
-    images = {name: data for name, data in packed.items() if not name.endswith(".cls")}
+    images = {name: data for name, data in packed.items() if name.startswith("cat") and not name.endswith(".cls")}
     assert sorted(images) == ["cat/bmp.png", "cat/gif.png", "cat/ppm.png", "cat/tiff.png"]
     assert len({Image.open(io.BytesIO(data)).convert("RGB").tobytes() for data in images.values()}) == 1
 
 
 def test_a_png_called_jpg_is_stored_under_its_true_kind(tmp_path: Path) -> None:
-    write_files(tmp_path / "in", {"cat/1.jpg": png(1)})
+    write_files(tmp_path / "in", {"cat/1.jpg": png(1), "dog/1.png": png(2)})
     pack(tmp_path / "in", tmp_path / "out", split="labeled")
     assert members(tmp_path / "out" / "labeled-000000.tar")["cat/1.png"] == png(1)
 
@@ -112,7 +113,7 @@ def test_appending_takes_class_ids_from_the_manifest(source: Path, tmp_path: Pat
     out = tmp_path / "out"
     pack(source, out, split="labeled")
     report = pack(write_files(tmp_path / "more", class_files(2, "emu cat", first=50_000)), out, split="labeled")
-    assert report.absent_classes == ("dog",)
+    assert report.absent_classes == {"labeled": ("dog",)}
     assert report.shards == ("labeled-000001",)
     assert members(out / "labeled-000001.tar")["emu/0000.cls"] == b"2"
     with pytest.raises(UserError, match=r"unknown class `dgo`.*did you mean `dog`"):
@@ -123,7 +124,7 @@ def test_a_classes_file_fixes_the_ids_on_the_first_pack(source: Path, tmp_path: 
     (tmp_path / "classes.txt").write_text("emu\ncat\nox\ndog\n")
     report = pack(source, tmp_path / "out", split="labeled", classes=tmp_path / "classes.txt")
     assert report.classes == ("emu", "cat", "ox", "dog")
-    assert report.absent_classes == ("ox",)
+    assert report.absent_classes == {"labeled": ("ox",)}
     (tmp_path / "classes.txt").write_text("cat\nemu\n")
     with pytest.raises(UserError, match="differs from the classes"):
         pack(source, tmp_path / "out", split="val", classes=tmp_path / "classes.txt")
@@ -169,9 +170,12 @@ def test_a_grown_source_is_not_carved_into_the_same_folder(source: Path, tmp_pat
     pack(source, out, carve=carve)
     before = snapshot(out)
     write_files(source, {name.replace("/", "/new-"): data for name, data in class_files(20, first=90_000).items()})
-    with pytest.raises(UserError, match="splits must not share images"):
+    with pytest.raises(UserError, match="Splits must not share images") as caught:
         pack(source, out, carve=carve)
+    (out / "duplicates.csv").unlink()
     assert snapshot(out) == before
+    run_advice(caught.value)
+    assert sum(entry.num_samples for entry in read_manifest(out).shards) == 120
 
 
 def test_images_of_another_split_are_refused(source: Path, tmp_path: Path) -> None:
@@ -179,9 +183,19 @@ def test_images_of_another_split_are_refused(source: Path, tmp_path: Path) -> No
     pack(source, out, split="labeled")
     before = snapshot(out)
     write_files(tmp_path / "test", {"cat/other-name.png": class_files(20)["cat/0007.png"], "cat/new.png": png(777_777)})
-    with pytest.raises(UserError, match=r"1 images to be packed as test .* as labeled already.*other-name.*cat/0007"):
+    with pytest.raises(
+        UserError, match=r"1 images to be packed as test .* as labeled .*other-name.*cat/0007"
+    ) as caught:
         pack(tmp_path / "test", out, split="test")
+    assert (out / "duplicates.csv").read_text().split() == [
+        "file,split,equals",
+        "cat/other-name.png,test,labeled/labeled-000000/cat/0007",
+    ]
+    (out / "duplicates.csv").unlink()
     assert snapshot(out) == before
+    run_advice(caught.value)
+    assert [entry.num_samples for entry in read_manifest(out).of_split("test")] == [1]
+    assert "cat/other-name.png,equals labeled/labeled-000000/cat/0007" in (out / "left_out.csv").read_text()
 
 
 def test_bad_images_stop_the_pack_or_are_skipped_and_counted(source: Path, tmp_path: Path) -> None:
@@ -191,12 +205,12 @@ def test_bad_images_stop_the_pack_or_are_skipped_and_counted(source: Path, tmp_p
     assert snapshot(tmp_path / "out") == {}
     report = pack(source, tmp_path / "out", split="labeled", bad_images="skip")
     assert report.num_samples == {"labeled": 60}
-    assert [why.split()[0] for why in report.skipped] == ["cat/zero.png", "dog/cut.png", "dog/text.png"]
+    assert list(report.skipped) == ["cat/zero.png", "dog/cut.png", "dog/text.png"]
 
 
 def test_only_bad_images_are_an_error_even_when_skipped(tmp_path: Path) -> None:
-    write_files(tmp_path / "in", {"cat/zero.png": b""})
-    with pytest.raises(UserError, match="none of 1 images is readable"):
+    write_files(tmp_path / "in", {"cat/zero.png": b"", "dog/zero.png": b""})
+    with pytest.raises(UserError, match="none of 2 images is readable"):
         pack(tmp_path / "in", tmp_path / "out", split="labeled", bad_images="skip")
 
 

@@ -58,6 +58,16 @@ def test_patience_lets_the_old_teacher_teach_again(config: Config, tmp_path: Pat
     assert result["final"]["round"] == 2
 
 
+def test_a_run_is_not_stopped_by_a_student_that_is_worse_by_chance(config: Config, tmp_path: Path) -> None:
+    """A point is within chance where two models err on other images, and four are not where one errs on more."""
+    stages = FakeStages(0.6, 0.59, 0.58, 0.57, shuffled=True)
+    result = run_loop(config, tmp_path / "chance", run_stage=stages)
+    assert [entry["kept"] for entry in result["rounds"]] == [True, False, False, False]
+    assert {job.teachers[0].parent.name for job in stages.of("label")} == {"0"}
+    result = run_loop(config, tmp_path / "sure", run_stage=FakeStages(0.6, 0.56, 0.56))
+    assert [entry["kept"] for entry in result["rounds"]] == [True, False]
+
+
 @pytest.mark.parametrize(("tolerance", "kept"), [(0.0, False), (0.05, False), (0.1000001, True)])
 def test_tolerance_keeps_a_slightly_worse_student(config: Config, tmp_path: Path, tolerance: float, kept: bool) -> None:
     one = with_section(config, "rounds", num_rounds=1, tolerance=tolerance)

@@ -35,27 +35,31 @@ def test_vectors_are_packed_and_read_back_exactly(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("vector", [[], [0.0, np.nan], [np.inf]])
 def test_vectors_that_are_empty_or_not_finite_are_named(tmp_path: Path, vector: list[float]) -> None:
-    source = write(tmp_path / "points", {"a/0": [0.1, 2.0], "a/1": vector})
+    source = write(tmp_path / "points", {"a/0": [0.1, 2.0], "a/1": vector, "b/0": [1.0, 1.0]})
     with pytest.raises(UserError, match=r"a/1\.npy must be a vector of finite numbers"):
         pack(source, tmp_path / "packed", split="labeled")
 
 
 def test_vectors_of_two_lengths_are_named(tmp_path: Path) -> None:
-    pack(write(tmp_path / "points", {"a/0": [0.1, 2.0], "a/1": [1.0]}), tmp_path / "packed", split="labeled")
+    pack(
+        write(tmp_path / "points", {"a/0": [0.1, 2.0], "a/1": [1.0], "b/0": [2.0, 1.0]}),
+        tmp_path / "packed",
+        split="labeled",
+    )
     with pytest.raises(UserError, match=r"a/1 has shape \[1\]; expected vectors of one length"):
         read_vectors(open_split(Data(root=tmp_path / "packed"), "labeled"))
 
 
 def test_networks_for_images_refuse_vectors(tmp_path: Path) -> None:
-    pack(write(tmp_path / "points", {"a/0": [0.1, 2.0]}), tmp_path / "packed", split="labeled")
+    pack(write(tmp_path / "points", {"a/0": [0.1, 2.0], "b/0": [3.0, 1.0]}), tmp_path / "packed", split="labeled")
     data = Data(root=tmp_path / "packed", cache="never")
     with pytest.raises(UserError, match=r"a/0 must be uint8 \[H, W, 3\], not float64 \[2\]"):
         Reader(open_split(data, "labeled"), 8, data).read(np.array([0]))
 
 
 def test_equal_vectors_in_two_splits_are_a_leak(tmp_path: Path) -> None:
-    pack(write(tmp_path / "points", {"a/0": [0.1, 2.0]}), tmp_path / "packed", split="labeled")
-    with pytest.raises(UserError, match="splits must not share images"):
+    pack(write(tmp_path / "points", {"a/0": [0.1, 2.0], "b/0": [3.0, 1.0]}), tmp_path / "packed", split="labeled")
+    with pytest.raises(UserError, match="Splits must not share images"):
         pack(write(tmp_path / "more", {"a/9": [0.1, 2.0]}), tmp_path / "packed", split="val")
 
 

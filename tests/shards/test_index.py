@@ -37,7 +37,8 @@ def same(one: Index | None, other: Index) -> bool:
         return False
     pairs = [(getattr(one, field.name), getattr(other, field.name)) for field in fields(Index)]
     return all(
-        a.dtype == b.dtype and np.array_equal(a, b) if isinstance(b, np.ndarray) else b == type(b)(a) for a, b in pairs
+        a.dtype == b.dtype and np.array_equal(a, b) if isinstance(b, np.ndarray) else a == b or list(a) == b
+        for a, b in pairs
     )
 
 

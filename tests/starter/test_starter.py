@@ -15,7 +15,7 @@ from pipeline.models.registry import build
 from pipeline.packing.carve import Carve
 from pipeline.packing.pack import pack
 from pipeline.starter import speed
-from pipeline.starter.plan import starting_config
+from pipeline.starter.plan import starting_config, threshold_for
 from pipeline.starter.recipe import recipe
 
 
@@ -68,7 +68,22 @@ def test_images_from_elsewhere_are_filtered_and_uneven_classes_stay_uneven(tmp_p
     carved, _ = config_of(packed(tmp_path / "carved", 8))
     apart, _ = config_of(packed(tmp_path / "apart", 8, num_per_class=(40, 8), carve=False))
     assert (carved.select.threshold, carved.select.balance) == (0.0, "uniform")
-    assert (apart.select.threshold, apart.select.balance) == (0.3, "prior")
+    assert (apart.select.threshold, apart.select.balance, apart.select.prior) == (0.65, "prior", ())
+
+
+@pytest.mark.parametrize("num_classes", [2, 3, 10, 100, 1000])
+def test_the_threshold_filters_whatever_the_number_of_classes(num_classes: int) -> None:
+    """0.3, as in the paper, is for 1,000 classes: of three, the surest one always has more."""
+    assert threshold_for(1000) == 0.3
+    assert 1 / num_classes + 0.14 < threshold_for(num_classes) < 0.7
+
+
+def test_a_carve_of_uneven_classes_is_balanced_by_the_shares_of_val(tmp_path: Path) -> None:
+    """A carve labels as many images of each class, so the labels do not show that the source is uneven."""
+    config, text = config_of(packed(tmp_path, 8, num_per_class=(120, 20)))
+    assert config.select.balance == "prior"
+    assert config.select.prior == pytest.approx((25 / 30, 5 / 30), abs=1e-3)
+    assert "those of val" in text
 
 
 def test_odd_paths_survive_yaml(tmp_path: Path) -> None:
@@ -78,9 +93,10 @@ def test_odd_paths_survive_yaml(tmp_path: Path) -> None:
 
 
 def test_missing_splits_are_named_with_the_command_that_adds_them(tmp_path: Path) -> None:
-    (tmp_path / "cat").mkdir()
-    Image.new("RGB", (8, 8)).save(tmp_path / "cat/0.png")
-    pack(tmp_path, tmp_path / "packed", split="labeled")
+    for name in ("cat", "dog"):
+        (tmp_path / "in" / name).mkdir(parents=True)
+        Image.new("RGB", (8, 8), "white").save(tmp_path / "in" / name / "0.png")
+    pack(tmp_path / "in", tmp_path / "packed", split="labeled")
     with pytest.raises(UserError, match=r"has no unlabeled and no val images.*--split unlabeled"):
         starting_config(tmp_path / "packed")
 

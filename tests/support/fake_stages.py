@@ -6,6 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from pipeline.config import Config, NetworkSettings, changed
 from pipeline.evaluate.metrics import Metrics, wilson_interval
 from pipeline.files import write_bytes, write_json
@@ -18,15 +20,17 @@ from pipeline.stages.jobs import EvaluateJob, Job, LabelJob, SelectJob, TrainJob
 from pipeline.stages.kinds import kind_of
 
 NUM_VAL = 359
-MODEL = ("model.safetensors", "model.json", "evaluation-val.json")
+MODEL = ("model.safetensors", "model.json", "evaluation-val.json", "predictions-val.npz")
 
 
 class FakeStages:
-    """Stages that take no time; `val` is the accuracy of the model of each round."""
+    """Stages that take no time; `val` is the accuracy of the model of each round. If `shuffled`, models err on images
+    of their own; else what a model knows, a better one knows too."""
 
-    def __init__(self, *val: float, finetune: float = 0.0) -> None:
+    def __init__(self, *val: float, finetune: float = 0.0, shuffled: bool = False) -> None:
         self.val = val
         self.finetune = finetune
+        self.shuffled = shuffled
         self.jobs: list[Job] = []
 
     def __call__(self, job: Job, lock_fd: int) -> None:
@@ -61,6 +65,11 @@ class FakeStages:
         """A model that has `val` on val."""
         training = job.training
         write_json(out / "evaluation-val.json", self.metrics(val))
+        pred = (np.arange(NUM_VAL) >= round(val * NUM_VAL)).astype(np.int32)  # of two models the better is never worse
+        if self.shuffled:
+            np.random.default_rng(round(1000 * val)).shuffle(pred)
+        zeros = np.zeros(NUM_VAL, np.int32)
+        np.savez(out / "predictions-val.npz", label=zeros, pred=pred, confidence=zeros.astype(np.float32))
         info = ModelInfo(
             schema=1,
             architecture=settings.model,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -28,6 +30,14 @@ def test_nominal_maximum_is_the_papers_range() -> None:
         assert levels.factors == pytest.approx((0.1, 1.9))
     assert small.pixels == 4  # Noisy Student's SVHN recipe: 32 / 8
     assert large.pixels == 100  # and its ImageNet recipe
+
+
+def test_the_reach_of_a_translation_grows_without_a_jump() -> None:
+    """It once went from 12% to 45% of the side between 64 and 65 pixels."""
+    shares = [levels_at(10, size).pixels / size for size in range(8, 400)]
+    assert all(b - a > -1e-9 for a, b in pairwise(shares))
+    assert max(b - a for a, b in pairwise(shares)) < 0.003
+    assert (shares[0], shares[-1]) == pytest.approx((1 / 8, 100 / 224))
 
 
 def test_levels_above_ten_stop_before_nothing_is_left() -> None:

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from pipeline.config import Config, Start, Training, changed
 from pipeline.errors import UserError
-from pipeline.methods.method import Method, OnRound, Round, Stages, fix_of, supervised, warn_of_chance
+from pipeline.methods.method import Method, OnRound, Round, Stages, fix_of, is_surely_worse, supervised, warn_of_chance
 
 log = logging.getLogger("selftrain.loop")
 
@@ -32,6 +32,8 @@ def noisy_student(stages: Stages, on_round: OnRound) -> list[Round]:
         if kept:
             teachers.insert(0, student)
             num_worse = 0
+        elif not is_surely_worse(student, teachers[0]):
+            log.warning("round %d: the student is below its teacher on val, within chance; the teacher stays", number)
         else:
             num_worse += 1
             log.warning("round %d: the student is worse on val than its teacher, which stays", number)

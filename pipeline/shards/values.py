@@ -1,0 +1,185 @@
+"""The values that samples hold: what is to be told about them, and how those of other ranges become 8-bit pixels.
+
+Many cameras and scanners write 8, 10, 12 or 14 bits into files of 16. Taken as 16 bits such images are nearly black,
+and a network trains on them without a word.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from pipeline.errors import UserError
+from pipeline.shards.decode import File, Pixels, Values, as_rgb
+
+_DARK_16, _DARK_8 = (1 << 14) - 1, 15
+"""If no value of a whole data set is above, its images do not use the range of their kind."""
+_BITS = (8, 10, 12, 14)
+
+
+class ValueRange(NamedTuple):
+    """The values that become black and white."""
+
+    low: float
+    high: float
+
+    def pixels(self, values: Values) -> Pixels:
+        """Values [H, W] or [H, W, 3] as uint8 [H, W, 3]; those outside the range are clipped."""
+        scaled = (values.astype(np.float64) - self.low) * (255 / (self.high - self.low))
+        return as_rgb(np.rint(np.clip(scaled, 0, 255)).astype(np.uint8))
+
+    def __str__(self) -> str:
+        return f"{self.low:g},{self.high:g}"
+
+
+def parse_range(text: str) -> ValueRange | Literal["auto"]:
+    """`LOW,HIGH` as a range, or `auto`. Raises UserError when it is neither."""
+    if text == "auto":
+        return "auto"
+    try:
+        low, high = (float(part) for part in text.split(","))
+    except ValueError as error:
+        raise UserError(f"--value-range {text} is not LOW,HIGH, such as 0,4095; nor auto") from error
+    if not -np.inf < low < high < np.inf:
+        raise UserError(f"--value-range {text}: LOW must be below HIGH, and both finite")
+    return ValueRange(low, high)
+
+
+class Facts(NamedTuple):
+    """What is to be told about one sample."""
+
+    kind: Literal["image", "deep image", "vector"]
+    """Images are deep with more than 8 bits, or with numbers that are not whole."""
+    low: float
+    high: float
+    whole: bool
+    """Its numbers are integers."""
+    high_bytes: bool
+    odd_metadata: bool
+    more_frames: bool
+
+
+def facts_of(file: File) -> Facts:
+    """What is to be told about a file's values."""
+    values, others = file.values, (file.high_bytes, file.odd_metadata, file.more_frames)
+    if values.ndim == 1:
+        return Facts("vector", 0, 0, False, *others)
+    kind: Literal["image", "deep image"] = "image" if values.dtype == np.uint8 else "deep image"
+    low, high = (float(values.min()), float(values.max())) if values.size else (0.0, 0.0)
+    return Facts(kind, low, high, values.dtype.kind in "ui", *others)
+
+
+@dataclass
+class _Found:
+    """Samples of one kind: their number, the first of them, and the range of their values."""
+
+    count: int = 0
+    name: str = ""
+    low: float = 0.0
+    high: float = 0.0
+    whole: bool = True
+
+    def add(self, name: str, facts: Facts) -> None:
+        self.join(_Found(1, name, facts.low, facts.high, facts.whole))
+
+    def join(self, other: _Found) -> None:
+        """Add the samples of another source."""
+        if not other.count:
+            return
+        if not self.count:
+            self.name, self.low, self.high = other.name, other.low, other.high
+        self.count += other.count
+        self.low, self.high = min(self.low, other.low), max(self.high, other.high)
+        self.whole = self.whole and other.whole
+
+    def __str__(self) -> str:
+        return f"{self.count} image{'s'[: self.count > 1]}, such as {self.name},"
+
+
+@dataclass
+class Survey:
+    """What is to be told about the samples of a whole source."""
+
+    plain: _Found = field(default_factory=_Found)
+    deep: _Found = field(default_factory=_Found)
+    high_bytes: _Found = field(default_factory=_Found)
+    vectors: _Found = field(default_factory=_Found)
+    odd_metadata: int = 0
+    more_frames: int = 0
+
+    def add(self, name: str, facts: Facts) -> None:
+        """Add a sample."""
+        found = {"image": self.plain, "deep image": self.deep, "vector": self.vectors}[facts.kind]
+        (self.high_bytes if facts.high_bytes else found).add(name, facts)
+        self.odd_metadata += facts.odd_metadata
+        self.more_frames += facts.more_frames
+
+    @property
+    def scaled(self) -> _Found:
+        """The images that a range is for: the deep ones, and if there are none, all."""
+        return self.deep if self.deep.count else self.plain
+
+    def mixture(self) -> str:
+        """Why the samples cannot train one network; empty if they can."""
+        num_images = self.plain.count + self.deep.count + self.high_bytes.count
+        if not self.vectors.count or not num_images:
+            return ""
+        return f"{self.vectors.name} is a vector, and {num_images} other samples are images; take it out"
+
+    def dark_colours(self) -> str:
+        """Why colours of 16 bits would become nearly black; empty if they would not. Only their high bytes are read."""
+        found = self.high_bytes
+        if not found.count or found.high > _DARK_16 >> 8:
+            return ""
+        bits = 8 + int(found.high).bit_length()
+        return (
+            f"{found} hold colours of 16 bits but use {bits} at most, and would be nearly black; save them with 8 bits"
+        )
+
+    def unused_range(self) -> str:
+        """Why the images would become wrong pixels, with the option of pack that mends it; empty if they would not.
+
+        Only a whole source can tell: a single image may be dark.
+        """
+        deep, plain = self.deep, self.plain
+        if deep.count and not (deep.whole and deep.low >= 0 and _DARK_16 < deep.high <= 0xFFFF):
+            if not deep.whole:
+                return f"{deep} hold numbers from {deep.low:g} to {deep.high:g} of unknown range; {_advice(deep)}"
+            return f"{deep} hold values from {deep.low:g} to {deep.high:g} in place of 16 bits; {_advice(deep)}"
+        if plain.count and not deep.count and not self.high_bytes.count and plain.high <= _DARK_8:
+            return f"{plain} hold no value above {plain.high:g} of 255, so they are nearly black; {_advice(plain)}"
+        return ""
+
+
+def survey_of(stored: Mapping[str, Any]) -> Survey:
+    """The survey that `dataclasses.asdict` was taken of."""
+    values: dict[str, Any] = {name: _Found(**v) if isinstance(v, dict) else v for name, v in stored.items()}
+    return Survey(**values)
+
+
+def merge(surveys: Sequence[Survey]) -> Survey:
+    """The survey of several sources as one."""
+    merged = Survey()
+    for survey in surveys:
+        for name in ("plain", "deep", "high_bytes", "vectors"):
+            getattr(merged, name).join(getattr(survey, name))
+        merged.odd_metadata += survey.odd_metadata
+        merged.more_frames += survey.more_frames
+    return merged
+
+
+def _advice(found: _Found) -> str:
+    if not np.isfinite([found.low, found.high]).all():
+        return "save them as finite numbers"
+    if found.low == found.high:
+        return "all of their values are equal, so there is nothing to see; look at them"
+    bits = next((bits for bits in _BITS if found.high < 1 << bits), 0)
+    if not found.whole or found.low < 0 or not bits:
+        whole_unit = not found.whole and found.low >= 0 and found.high <= 1
+        given = ValueRange(0, 1) if whole_unit else ValueRange(found.low, found.high)
+        return f"say which of them are black and white with --value-range {given}"
+    high = (1 << bits) - 1 if found.high > _DARK_8 else int(found.high)
+    return f"say which of them are black and white with --value-range 0,{high}, or auto for the values found"

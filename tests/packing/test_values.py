@@ -1,0 +1,154 @@
+"""Values that do not use the range of their kind are told, and scaled where the user says how."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from support.images import encoded, picture, png, write_files, write_raw_tar
+
+from pipeline.config import Data
+from pipeline.errors import UserError
+from pipeline.packing.pack import PackReport, pack
+from pipeline.packing.verify import verify
+from pipeline.shards.dataset import open_split
+from pipeline.shards.decode import decode
+from pipeline.shards.index import read_sample
+from pipeline.shards.manifest import read_manifest
+from pipeline.shards.tar import open_shard
+from pipeline.shards.values import ValueRange, parse_range
+
+GREY = np.stack([picture(number)[:, :, 0] for number in range(6)])
+"""[6, 8, 8]: all values from 0 to 255 in six images."""
+
+
+def tiff(values: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(values).save(buffer, "TIFF")
+    return buffer.getvalue()
+
+
+def npy(values: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, values)
+    return buffer.getvalue()
+
+
+def write(folder: Path, arrays: np.ndarray, encode: object = tiff, suffix: str = "tif") -> Path:
+    return write_files(folder, {f"{'ab'[n % 2]}/{n}.{suffix}": encode(a) for n, a in enumerate(arrays)})  # type: ignore[operator]
+
+
+def pixels(out: Path) -> dict[str, np.ndarray]:
+    """Key -> grey values of what was packed as labeled."""
+    found = {}
+    for shard in open_split(Data(root=out), "labeled").shards:
+        with open_shard(shard.path) as descriptor:
+            for row, key in enumerate(shard.index.key):
+                found[key] = decode(read_sample(descriptor, shard.index, row), key)[:, :, 0]
+    return found
+
+
+@pytest.mark.parametrize("bits", [8, 10, 12, 14])
+@pytest.mark.parametrize("encode", [tiff, npy, lambda values: encoded(values)])
+def test_fewer_bits_in_16_are_refused_and_scaled_by_the_option_that_the_message_names(
+    tmp_path: Path, bits: int, encode: object
+) -> None:
+    """Taken as 16 bits they would be nearly black, all of them the same image."""
+    deep = np.round(GREY / 255 * (2**bits - 1)).astype(np.uint16)
+    source = write(tmp_path / "in", deep, encode, "npy" if encode is npy else "tif")
+    with pytest.raises(UserError, match=rf"6 images, such as a/0\.\w+, hold values .*--value-range 0,{2**bits - 1}"):
+        pack(source, tmp_path / "out", split="labeled")
+    assert not (tmp_path / "out" / "manifest.json").exists()
+    report = pack(source, tmp_path / "out", split="labeled", value_range=ValueRange(0, 2**bits - 1))
+    assert (report.num_samples, report.num_duplicates) == ({"labeled": 6}, 0)
+    for number, grey in enumerate(GREY):
+        assert np.array_equal(pixels(tmp_path / "out")[f"{'ab'[number % 2]}/{number}"], grey)
+    assert verify(tmp_path / "out").problems == ()
+    assert read_manifest(tmp_path / "out").value_range == (0, 2**bits - 1)
+
+
+def test_all_16_bits_need_no_option(tmp_path: Path) -> None:
+    deep = (GREY.astype(np.uint16) << 8) + 99
+    assert pack(write(tmp_path / "in", deep), tmp_path / "out", split="labeled").value_range is None
+    assert np.array_equal(pixels(tmp_path / "out")["a/0"], GREY[0])
+
+
+@pytest.mark.parametrize(
+    ("arrays", "option"),
+    [
+        ((GREY / 255).astype(np.float32), "0,1"),
+        (GREY.astype(np.float32) * 4 - 300, "-300,720"),
+        (GREY.astype(np.int32) - 100, "-100,155"),
+        (GREY // 16, "0,15"),
+        ((GREY > 127).astype(np.uint8), "0,1"),
+    ],
+    ids=["floats of 0 to 1", "floats", "negative numbers", "four bits in eight", "zeros and ones"],
+)
+def test_other_ranges_are_refused_even_if_bad_images_are_skipped(
+    tmp_path: Path, arrays: np.ndarray, option: str
+) -> None:
+    source = write(tmp_path / "in", arrays)
+    with pytest.raises(UserError, match=f"hold .*--value-range {option}"):
+        pack(source, tmp_path / "out", split="labeled", bad_images="skip")
+    pack(source, tmp_path / "out", split="labeled", value_range=parse_range(option))
+    low, high = arrays.min(), arrays.max()
+    expected = np.rint((arrays[0].astype(np.float64) - low) / (high - low) * 255)
+    assert np.abs(pixels(tmp_path / "out")["a/0"] - expected).max() <= 1
+
+
+def test_auto_takes_the_range_of_the_whole_source_and_later_packs_follow_it(tmp_path: Path) -> None:
+    deep = GREY.astype(np.uint16) * 9 + 50
+    report = pack(write(tmp_path / "in", deep), tmp_path / "out", split="labeled", value_range="auto")
+    assert report.value_range == (deep.min(), deep.max())
+    assert np.abs(pixels(tmp_path / "out")["b/3"] - GREY[3].astype(float)).max() <= 1
+    more = write(tmp_path / "more", deep[:, ::-1].copy())
+    assert pack(more, tmp_path / "out", split="val").value_range == report.value_range
+    assert pack(more, tmp_path / "out", split="val", value_range="auto").num_present == 6
+    with pytest.raises(UserError, match=r"--value-range 0,9: .* was packed with 50,2345; leave it out"):
+        pack(more, tmp_path / "out", split="val", value_range=ValueRange(0, 9))
+
+
+def test_images_of_8_bits_beside_deep_ones_keep_their_values(tmp_path: Path) -> None:
+    source = write(tmp_path / "in", GREY.astype(np.uint16) * 16)
+    write_files(source, {"a/photo.png": png(77)})
+    pack(source, tmp_path / "out", split="labeled", value_range=ValueRange(0, 4080))
+    assert np.array_equal(pixels(tmp_path / "out")["a/photo"], picture(77)[:, :, 0])
+    assert np.array_equal(pixels(tmp_path / "out")["b/5"], GREY[5])
+
+
+def test_colours_of_16_bits_that_use_few_are_refused(tmp_path: Path) -> None:
+    """Pillow reads their high bytes alone, so that nothing is left to scale."""
+    import struct
+    import zlib
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    def deep_png(values: np.ndarray) -> bytes:
+        rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+        header = struct.pack(">IIBBBBB", *values.shape[1::-1], 16, 2, 0, 0, 0)
+        body = chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+        return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + body
+
+    colours = np.stack([picture(number) for number in range(4)]).astype(np.uint16)
+    with pytest.raises(UserError, match=r"4 images, .* colours of 16 bits but use 12 at most"):
+        pack(write(tmp_path / "in", colours * 16, deep_png, "png"), tmp_path / "out", split="labeled")
+    pack(write(tmp_path / "in", colours * 257, deep_png, "png"), tmp_path / "full", split="labeled")
+    assert np.array_equal(pixels(tmp_path / "full")["b/1"], picture(1)[:, :, 0])
+
+
+def test_foreign_tars_are_asked_the_same(tmp_path: Path) -> None:
+    tar = write_raw_tar(tmp_path / "u.tar", {f"{n}.png": encoded(a) for n, a in enumerate(GREY.astype(np.uint16))})
+    with pytest.raises(UserError, match=r"data\.unlabeled \(.*u\.tar\): 6 images, .*--value-range 0,255"):
+        open_split(Data(unlabeled=(tar,)), "unlabeled")
+    report: PackReport = pack(tar, tmp_path / "out", split="unlabeled", value_range=ValueRange(0, 255))
+    assert report.num_samples == {"unlabeled": 6}
+
+
+@pytest.mark.parametrize("text", ["0", "5,5", "9,1", "0,inf", "a,b", "0,1,2", ""])
+def test_a_range_that_is_none_is_refused(text: str) -> None:
+    with pytest.raises(UserError, match="--value-range"):
+        parse_range(text)
