@@ -13,7 +13,7 @@ from pipeline.runs.folder import earlier_config
 from pipeline.runs.ledger import FILE as LEDGER
 from pipeline.runs.ledger import read_ledger
 from pipeline.runs.result import Result
-from pipeline.stages.folder import RECORD, check_output, read_record
+from pipeline.stages.folder import METRICS, RECORD, check_output, read_record
 from pipeline.train.checkpoint import check_checkpoint
 
 
@@ -63,5 +63,5 @@ def _of_run(folder: Path) -> Iterator[Callable[[], object]]:
 
 
 def _check_there(path: Path) -> None:
-    if not check_output(path).exists():
+    if not check_output(path).exists() and path.name != METRICS:
         raise UserError(f"{path} is gone; type the command that made it again, which makes it anew")

@@ -130,11 +130,10 @@ def check_output(path: Path) -> Path:
     """
     recorded = _digests(path.parent / RECORD) if (path.parent / RECORD).exists() else {}
     if path.name in recorded and path.exists() and digest_once(path) != recorded[path.name]:
-        fix = f"delete {path.parent}" if path.name == METRICS else "delete this file"
-        raise UserError(
-            f"{path} is damaged: its bytes are not those that its stage wrote; {fix} and type the command that made it "
-            "again, which goes on from the rest"
-        )
+        again = "and type the command that made it again, which goes on from the rest"
+        if path.name == METRICS:
+            again = f"to go without its curves, or delete {path.parent} and type the command again to train anew"
+        raise UserError(f"{path} is damaged: its bytes are not those that its stage wrote; delete this file {again}")
     return path
 
 

@@ -95,10 +95,13 @@ def test_a_changed_output_of_a_finished_stage_is_refused_with_what_to_delete(tmp
         (tmp_path / name).write_text("old")
     assert check_output(tmp_path / "a") == tmp_path / "a"  # nothing is recorded yet
     finish_folder(tmp_path, ["a"])
-    for name, fix in {"a": "delete this file", "metrics.jsonl": f"delete {tmp_path} "}.items():
+    for name, fix in {
+        "a": "delete this file",
+        "metrics.jsonl": f"delete this file to go without its curves, or delete {tmp_path} ",
+    }.items():
         assert check_output(tmp_path / name).read_text() == "old"
         put(tmp_path / name, b"new")
-        with pytest.raises(UserError, match=rf"{name} is damaged: its bytes are not .*; {fix}"):
+        with pytest.raises(UserError, match=rf"{name} is damaged: its bytes are not .*{fix}"):
             check_output(tmp_path / name)
         put(tmp_path / name, b"old")
         check_output(tmp_path / name)
