@@ -19,6 +19,7 @@ import urllib.request
 from pathlib import Path
 
 from pipeline.errors import UserError
+from pipeline.files import open_to_append
 from pipeline.stages.launch import child_variables
 from pipeline.stages.owner import die_with_parent
 
@@ -42,8 +43,10 @@ def start_server() -> None:
     home = Path(os.environ["PREFECT_HOME"])
     log_path = home / "server.log"
     try:
+        if home.is_symlink():
+            raise UserError(f"{home} is a link to what others may have made; remove it, or choose another --run-dir")
         home.mkdir(parents=True, exist_ok=True)
-        log_file = open(log_path, "ab")  # noqa: SIM115 - closed below
+        log_file = open_to_append(log_path)
     except OSError as error:
         raise UserError(
             f"cannot write in {home}: {error.strerror}; choose another --run-dir, or fix permissions"

@@ -14,11 +14,12 @@ from pipeline.ablation.plot import draw_effects
 from pipeline.ablation.rows import Row, read_rows, table, write_rows
 from pipeline.config import Config, changed
 from pipeline.errors import UserError
+from pipeline.evaluate.metrics import MetricsJson
 from pipeline.files import read_json, read_lines, write_bytes, write_json
 from pipeline.runs.loop import run_loop
 from pipeline.runs.run import RunStage
 from pipeline.stages.fingerprint import digest_file
-from pipeline.stages.folder import is_finished
+from pipeline.stages.folder import is_finished, read_output, read_record
 from pipeline.stages.jobs import Job, LabelJob, TrainJob
 from pipeline.stages.kinds import read_job
 from pipeline.stages.lock import run_lock
@@ -141,8 +142,8 @@ def _copy(source: Path, target: Path) -> None:
 
 def _row(cell: Cell, mode: Mode, seed: int, folder: Path, result: dict[str, Any]) -> Row:
     judged = judged_of(result)
-    evaluation = read_json(folder / judged["train_dir"] / "evaluation-val.json")
-    env = read_json(folder / judged["train_dir"] / "stage.json")["environment"]
+    evaluation = read_output(folder / judged["train_dir"] / "evaluation-val.json", MetricsJson)
+    env = read_record(folder / judged["train_dir"])["environment"]
     seconds, tflops = _cost(folder, result)
     return Row(
         mode=mode,
@@ -198,7 +199,7 @@ def _flops(job: Job, num_images: int, stage: Path) -> float:
     from pipeline.train.flops import flops_per_step
 
     if isinstance(job, TrainJob):
-        key = read_json(stage / "stage.json")["fingerprint"]
+        key = read_record(stage)["fingerprint"]
         if key not in _FLOPS_PER_STEP:
             _FLOPS_PER_STEP[key] = flops_per_step(job)
         return float(_FLOPS_PER_STEP[key] * job.training.steps)

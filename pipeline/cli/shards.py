@@ -1,4 +1,4 @@
-"""The verbs about images: pack, verify, init."""
+"""The verbs about images: pack, verify (of runs too), init."""
 
 from __future__ import annotations
 
@@ -84,20 +84,40 @@ def pack(
 
 
 @app.command()
-def verify(folder: Annotated[Path, typer.Argument(metavar="DIR", help="A packed folder.")]) -> None:
-    """Check every byte of a packed folder: hashes, keys, labels, images, overlap of splits.
+def verify(folder: Annotated[Path, typer.Argument(metavar="DIR", help="A packed folder, a run or a stage.")]) -> None:
+    """Check every byte of a packed folder (hashes, keys, labels, images, overlap of splits) or of a run (digests).
 
     [bold]Example[/bold]: selftrain verify shards/birds
     """
+    from pipeline.runs.ledger import FILE as LEDGER
+    from pipeline.shards.manifest import MANIFEST
+    from pipeline.stages.folder import RECORD
+
+    is_run = not (folder / MANIFEST).exists() and any((folder / name).exists() for name in (LEDGER, RECORD))
+    problems, good = _verify_run(folder) if is_run else _verify_packed(folder)
+    for problem in problems:
+        console.print(f"problem: {problem}", style="red", soft_wrap=True)
+    if problems:
+        again = "do what each says, and the command of the run goes on" if is_run else "pack it again from the images"
+        raise UserError(f"{folder} has {len(problems)} problems; {again}")
+    console.print(good, soft_wrap=True)
+
+
+def _verify_packed(folder: Path) -> tuple[tuple[str, ...], str]:
     from pipeline.packing.verify import verify as verify_folder
 
     with _bar("verifying") as progress:
         report = verify_folder(folder, progress=progress)
-    for problem in report.problems:
-        console.print(f"problem: {problem}", style="red", soft_wrap=True)
-    if report.problems:
-        raise UserError(f"{folder} has {len(report.problems)} problems; pack it again from the original images")
-    console.print(f"{folder}: {report.num_samples} images in {report.num_shards} shards, all good")
+    return report.problems, f"{folder}: {report.num_samples} images in {report.num_shards} shards, all good"
+
+
+def _verify_run(folder: Path) -> tuple[tuple[str, ...], str]:
+    from pipeline.runs.damage import find_damage
+
+    with _bar("verifying") as progress:
+        report = find_damage(folder, progress)
+    rest = f"; no digests yet in {', '.join(map(str, report.unchecked))}" if report.unchecked else ""
+    return report.problems, f"{folder}: {report.num_files} files, all good{rest}"
 
 
 @app.command()

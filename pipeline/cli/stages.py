@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -36,6 +35,7 @@ def train(
     [bold]Example[/bold]: selftrain train birds.yaml --out work/teacher
     """
     from pipeline.methods import METHODS
+    from pipeline.stages.folder import read_output
     from pipeline.stages.jobs import Role, TrainJob
 
     settings = _load(config, overrides)
@@ -59,7 +59,7 @@ def train(
         accept_environment=accept_environment,
     )
     _run(job)
-    metrics = json.loads((out / "evaluation-val.json").read_text())
+    metrics = read_output(out / "evaluation-val.json")
     low, high = metrics["interval"]
     console.print(f"{out}: val accuracy {metrics['top1']:.1%} ({low:.1%} to {high:.1%})")
 
@@ -76,6 +76,7 @@ def label(
 
     [bold]Example[/bold]: selftrain label birds.yaml --teacher work/teacher --out work/labels
     """
+    from pipeline.stages.folder import stage_record
     from pipeline.stages.jobs import LabelJob
 
     settings = _load(config, overrides)
@@ -86,7 +87,7 @@ def label(
         )
     job = LabelJob.of(settings, out.absolute(), 1, [teacher.absolute()], accept_environment=accept_environment)
     _run(job)
-    console.print(f"{out}: labels of {json.loads((out / 'stage.json').read_text())['outputs']['num_samples']} images")
+    console.print(f"{out}: labels of {stage_record(out)['outputs']['num_samples']} images")
 
 
 @app.command()

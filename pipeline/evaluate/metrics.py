@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
+from annotated_types import Len
+from pydantic import ConfigDict
+from typing_extensions import TypedDict  # pydantic takes typing's from Python 3.12 on
 
 from pipeline.errors import UserError
 
@@ -19,6 +22,18 @@ NUM_BINS = 15
 _Z = 1.959963984540054  # the normal quantile of a two-sided 95% interval
 FloatArray = npt.NDArray[np.floating[Any]]
 IntArray = npt.NDArray[np.integer[Any]]
+
+
+class MetricsJson(TypedDict):
+    """What `Metrics.to_json` returns."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")  # type: ignore[misc]
+    top1: float
+    top5: float
+    nll: float
+    ece: float
+    num_samples: int
+    interval: Annotated[list[float], Len(2, 2)]
 
 
 @dataclass(frozen=True)

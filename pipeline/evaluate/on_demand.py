@@ -16,7 +16,7 @@ from pipeline.config import Data, Evaluate, Runtime, Split
 from pipeline.errors import UserError, did_you_mean
 from pipeline.evaluate.metrics import Metrics, compute_metrics
 from pipeline.evaluate.predictor import Predictor, predict
-from pipeline.files import append_json
+from pipeline.files import append_json, open_to_append
 from pipeline.models.format import load_model
 from pipeline.packing.pack import pack
 from pipeline.shards.dataset import Dataset, open_split
@@ -103,7 +103,7 @@ def _match(dataset: Dataset, classes: tuple[str, ...], data_path: Path) -> np.nd
 
 def _check_writable(path: Path) -> None:
     try:
-        path.touch()
+        open_to_append(path).close()
     except OSError as error:
         raise UserError(
             f"this read of test cannot be logged in {path}: {error.strerror}; fix permissions, or evaluate on val"

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from zipfile import BadZipFile
 
 import numpy as np
 
 from pipeline.arrays import BoolArray, F32Array, I32Array
-from pipeline.errors import UserError
-from pipeline.files import atomic_path
+from pipeline.files import atomic_file, parsing
+from pipeline.stages.folder import check_output
 
 
 @dataclass(frozen=True)
@@ -31,18 +30,19 @@ def read_predictions(path: Path) -> Predictions | None:
     """The answers in an npz file; None if there is no such file. Raises UserError when it is broken."""
     if not path.exists():
         return None
-    try:
+    check_output(path)
+    with parsing(f"{path} cannot be read", f"delete the folder {path.parent} and type the command of the run again"):
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
-            return Predictions(arrays["label"], arrays["pred"], arrays["confidence"])
-    except (OSError, ValueError, KeyError, BadZipFile) as error:
-        raise UserError(
-            f"{path} cannot be read ({error}); delete the folder {path.parent} and type the command of the run again"
-        ) from error
+            found = Predictions(arrays["label"], arrays["pred"], arrays["confidence"])
+        kinds = [(values.dtype.kind, values.ndim, len(values)) for values in vars(found).values()]
+        if kinds != [(kind, 1, len(found.label)) for kind in ("i", "i", "f")]:
+            raise ValueError(f"its arrays are {kinds}")
+    return found
 
 
 def write_predictions(path: Path, log_probs: np.ndarray, labels: np.ndarray) -> None:
     """Write label, prediction and confidence of each sample, of [N, C] and [N], for the report's calibration plots."""
-    with atomic_path(path) as temporary, open(temporary, "wb") as file:
+    with atomic_file(path) as file:
         np.savez(
             file,
             label=labels.astype(np.int32),

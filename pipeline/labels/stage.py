@@ -15,7 +15,7 @@ from pipeline.arrays import I64Array
 from pipeline.config import semantic
 from pipeline.errors import UserError
 from pipeline.evaluate.predictor import Predictor, mean_logits
-from pipeline.files import atomic_path
+from pipeline.files import atomic_file
 from pipeline.labels.store import LabelRows, label_path, label_provenance, read_labels, summarize, write_labels
 from pipeline.models.format import load_model, model_digest
 from pipeline.shards.dataset import Dataset, Shard, open_split
@@ -120,8 +120,8 @@ def _adopt(path: Path, expected: dict[str, str]) -> bool:
         try:
             os.link(candidate, path)
         except OSError:  # not every file system has links
-            with atomic_path(path) as temporary:
-                shutil.copyfile(candidate, temporary)
+            with atomic_file(path) as file, open(candidate, "rb") as source:
+                shutil.copyfileobj(source, file)
         return True
     return False
 

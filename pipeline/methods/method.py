@@ -13,10 +13,11 @@ from typing import Any, Literal
 from pipeline.config import Config, NetworkSettings, Section, Training, changed
 from pipeline.config.methods import METHOD_CONFIGS
 from pipeline.config.unread import settings_of
-from pipeline.evaluate.metrics import paired_difference
+from pipeline.evaluate.metrics import MetricsJson, paired_difference
 from pipeline.evaluate.predictions import read_predictions
-from pipeline.files import read_json, read_lines
+from pipeline.files import read_lines
 from pipeline.shards.dataset import open_split
+from pipeline.stages.folder import check_output, read_output, stage_record
 from pipeline.stages.jobs import Job, LabelJob, Role, SelectJob, TrainJob
 from pipeline.stages.kinds import load_object
 
@@ -107,13 +108,13 @@ class Stages(ABC):
         self, role: Role, round: int, train: Path, labels: Path | None = None, selection: Path | None = None
     ) -> Round:
         """The round of a finished training, with its figures on val."""
-        metrics = read_json(train / "evaluation-val.json")
+        metrics = read_output(train / "evaluation-val.json", MetricsJson)
         low, high = metrics["interval"]
-        outputs = read_json(selection / "stage.json")["outputs"] if selection else {}
+        outputs = stage_record(selection)["outputs"] if selection else {}
         return Round(
             round=round,
             role=role,
-            model=read_json(train / "model.json")["architecture"],
+            model=read_output(train / "model.json")["architecture"],
             val_top1=metrics["top1"],
             interval=(low, high),
             num_selected=outputs.get("num_selected"),
@@ -177,7 +178,7 @@ def one_training(method: Method, stages: Stages, on_round: OnRound) -> list[Roun
     folder = stages.train("student", 1, stages.config.student, "rounds/1", method=method)
     student = stages.judge("student", 1, folder)
     warn_of_chance(student, stages.num_classes, fix_of("student"))
-    shares = [line["mask_rate"] for line in read_lines(folder / "metrics.jsonl") if "mask_rate" in line]
+    shares = [line["mask_rate"] for line in read_lines(check_output(folder / "metrics.jsonl")) if "mask_rate" in line]
     if shares and not any(shares):
         log.warning("no unlabeled image was ever sure enough to teach: lower the threshold, or raise student.steps")
     on_round(student)

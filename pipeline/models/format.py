@@ -10,19 +10,21 @@ import logging
 from collections.abc import Mapping
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import timm
 from pydantic import Field
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
+from typing_extensions import TypedDict  # pydantic takes typing's from Python 3.12 on
 
 from pipeline.config import Scalar, Section, changed, parse
 from pipeline.errors import UserError
-from pipeline.files import read_json, write_bytes, write_json
+from pipeline.files import check_shape, read_as, read_json, write_bytes, write_json
 from pipeline.models.registry import build, plugins_of
-from pipeline.stages.fingerprint import digest, digest_file
+from pipeline.stages.fingerprint import digest, digest_file, digest_once
+from pipeline.stages.folder import check_output, read_output
 
 log = logging.getLogger("selftrain.models")
 
@@ -35,7 +37,7 @@ class ModelInfo(Section):
     schema_version: int = Field(1, alias="schema")
     architecture: str
     model_args: dict[str, Scalar]
-    classes: tuple[str, ...]
+    classes: Annotated[tuple[str, ...], Field(min_length=1)]
     input_size: tuple[int, int, int]
     """Channels, height and width."""
     mean: Numbers
@@ -51,6 +53,20 @@ class ModelInfo(Section):
         return changed(self, metrics=metrics)
 
 
+class _Lineage(TypedDict, total=False):
+    plugins: dict[str, str]
+
+
+class _Final(TypedDict):
+    model_dir: str
+
+
+class _OfResult(TypedDict):
+    """What is needed of a run's result.json."""
+
+    final: _Final
+
+
 def save_model(weights_path: Path, state: Mapping[str, Tensor], info: ModelInfo) -> None:
     """Write the weights first, then the JSON that makes them a model. Each file appears whole or not at all."""
     plugins = plugins_of(info.architecture)
@@ -64,15 +80,15 @@ def find_weights(path: Path) -> Path:
     """The .safetensors file that a run folder, a stage folder or a file stands for.
 
     Raises:
-        UserError: there is no model at this path.
+        UserError: there is no model at this path, or it is damaged.
     """
     if path.is_file():
-        return path
+        return check_output(path)
     if (path / "model.safetensors").exists():
-        return path / "model.safetensors"
+        return check_output(path / "model.safetensors")
     if (path / "result.json").exists():
-        final: str = read_json(path / "result.json")["final"]["model_dir"]
-        return path / final / "model.safetensors"
+        final = read_as(_OfResult, path / "result.json")["final"]["model_dir"]
+        return check_output(path / final / "model.safetensors")
     if not path.exists():
         raise UserError(f"no model at {path}: it does not exist")
     raise UserError(f"no model at {path}: expected a finished run, a train stage, or an exported .safetensors file")
@@ -81,7 +97,10 @@ def find_weights(path: Path) -> Path:
 def read_info(path: Path) -> ModelInfo:
     """The model.json of a run folder, a stage folder or an exported file. Raises UserError when there is none."""
     weights = find_weights(path)
-    return parse(ModelInfo, read_json(weights.with_suffix(".json")), str(weights.with_suffix(".json")))
+    path = weights.with_suffix(".json")
+    info = parse(ModelInfo, read_output(path), str(path))
+    check_shape(_Lineage, info.lineage, path)
+    return info
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
@@ -132,7 +151,7 @@ def model_digest(path: Path) -> str:
     A stage and a file that was exported from it have the same digest.
     """
     weights = find_weights(path)
-    sha256 = digest_file(weights)
+    sha256 = digest_once(weights)
     if not weights.with_suffix(".json").exists():
         return sha256
     info = read_info(path)

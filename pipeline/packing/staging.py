@@ -21,8 +21,14 @@ STAGING = ".packing"
 
 
 def recover(folder: Path) -> bool:
-    """Complete or clear away a pack that was killed. Returns whether there was one. The caller holds the lock."""
+    """Complete or clear away a pack that was killed. Returns whether there was one. The caller holds the lock.
+
+    Raises:
+        UserError: in its place there is a link to what others may have made.
+    """
     staging = folder / STAGING
+    if staging.is_symlink():
+        raise UserError(f"{staging} is a link, which no pack makes; remove it")
     if not staging.exists():
         return False
     if (staging / MANIFEST).exists():

@@ -12,8 +12,9 @@ import numpy as np
 from pipeline.config import SPLITS
 from pipeline.errors import UserError
 from pipeline.packing.staging import STAGING
-from pipeline.shards.index import Index, Progress, build_index, index_path, read_index
-from pipeline.shards.manifest import Manifest, ShardEntry, read_manifest
+from pipeline.shards.index import OF_TAR, SCHEMA, Index, Progress, build_index, index_path, read_index
+from pipeline.shards.manifest import MANIFEST, Manifest, ShardEntry, read_manifest
+from pipeline.shards.truth import read_truth, truth_of
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class VerifyReport:
 
 
 def verify(folder: Path, *, workers: int = 0, progress: Progress | None = None) -> VerifyReport:
-    """Read every shard in full: sha256, counts, keys, labels, decodability, index, truth, and overlap of splits.
+    """Read every shard in full: sha256, counts, keys, labels, decodability, index, truth, overlap, listed twice.
 
     Raises:
         UserError: there is no readable manifest.
@@ -44,14 +45,16 @@ def verify(folder: Path, *, workers: int = 0, progress: Progress | None = None) 
         except UserError as error:
             problems.append(str(error))
             continue
-        problems += _check_shard(folder, entry, indexes[entry.name], len(manifest.classes))
+        problems += _check_shard(folder, entry, indexes[entry.name], manifest.classes)
         done += entry.num_samples
+    problems += _listed_twice(manifest)
     problems += _overlaps(manifest, indexes)
     problems += _strangers(folder, manifest)
     return VerifyReport(tuple(problems), len(manifest.shards), sum(map(len, indexes.values())))
 
 
-def _check_shard(folder: Path, entry: ShardEntry, index: Index, num_classes: int) -> Iterator[str]:
+def _check_shard(folder: Path, entry: ShardEntry, index: Index, classes: tuple[str, ...]) -> Iterator[str]:
+    num_classes = len(classes)
     tar = folder / f"{entry.name}.tar"
     if index.sha256 != entry.sha256:
         yield f"{tar}: sha256 is {index.sha256}, the manifest says {entry.sha256}"
@@ -66,31 +69,33 @@ def _check_shard(folder: Path, entry: ShardEntry, index: Index, num_classes: int
     if entry.split == "unlabeled":
         for unwanted in np.flatnonzero(index.label >= 0):
             yield f"{tar}: {index.key[int(unwanted)]}: has a .cls in an unlabeled shard"
-        yield from _check_truth(folder / "truth" / f"{entry.name}.npy", entry, num_classes)
+        try:
+            read_truth(truth_of(folder, entry, classes))
+        except UserError as error:
+            yield str(error)
     else:
         for wrong in np.flatnonzero((index.label < 0) | (index.label >= num_classes)):
             yield f"{tar}: {index.key[int(wrong)]}: label {index.label[wrong]} is out of range ({num_classes} classes)"
     stored = read_index(index_path(tar))
-    if stored is not None and not (
-        list(stored.key) == list(index.key)
-        and np.array_equal(stored.content, index.content)
-        and np.array_equal(stored.offset, index.offset)
-    ):
-        yield f"{tar}: its stored index differs from its bytes; delete {index_path(tar).name}"
+    if stored is not None and (unlike := _unlike(stored, index)):
+        yield f"{tar}: its stored index differs from its bytes in {', '.join(unlike)}; delete {index_path(tar).name}"
 
 
-def _check_truth(path: Path, entry: ShardEntry, num_classes: int) -> Iterator[str]:
-    if not path.exists():
-        return
-    try:
-        truth = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        yield f"{path}: cannot be read: {error}"
-        return
-    if truth.dtype != np.int32 or truth.shape != (entry.num_samples,):
-        yield f"{path}: {truth.dtype} {list(truth.shape)} instead of int32 [{entry.num_samples}]"
-    elif ((truth < -1) | (truth >= num_classes)).any():
-        yield f"{path}: labels out of range ({num_classes} classes)"
+def _unlike(stored: Index, index: Index) -> list[str]:
+    """The columns in which a stored index is not that of the tar's bytes."""
+    names = [name for name in SCHEMA.names if list(getattr(stored, name)) != list(getattr(index, name))]
+    return [*names, *(name for name in OF_TAR if getattr(stored, name) != getattr(index, name))]
+
+
+def _listed_twice(manifest: Manifest) -> Iterator[str]:
+    """Shards whose images would count twice: equal names, or equal bytes under two names."""
+    for what in ("name", "sha256"):
+        shards: dict[str, list[str]] = {}
+        for entry in manifest.shards:
+            shards.setdefault(getattr(entry, what), []).append(entry.name)
+        for names in shards.values():
+            if len(names) > 1 and (what == "name" or len(set(names)) == len(names)):
+                yield f"{MANIFEST}: {' and '.join(names)} are one shard, listed {len(names)} times"
 
 
 def _overlaps(manifest: Manifest, indexes: dict[str, Index]) -> Iterator[str]:

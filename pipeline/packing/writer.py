@@ -12,7 +12,7 @@ import numpy as np
 from pipeline.arrays import I64Array
 from pipeline.config import Split
 from pipeline.errors import UserError
-from pipeline.files import atomic_path
+from pipeline.files import atomic_file
 from pipeline.packing.scan import Images
 from pipeline.packing.source import Source
 from pipeline.shards.decode import decode, encode_png, read_file, stored_format
@@ -20,6 +20,7 @@ from pipeline.shards.index import build_index, index_path, write_index
 from pipeline.shards.manifest import Manifest, ShardEntry
 from pipeline.shards.tar import write_tar
 from pipeline.shards.values import facts_of
+from pipeline.stages.fingerprint import digest_file
 
 
 @dataclass(frozen=True)
@@ -59,10 +60,18 @@ class ShardWriter:
         known = {self.images.items[row].key: self.images.contents[row] for row in rows}
         index = build_index(path, known_contents=known)
         write_index(index_path(path), index)
+        truth = self.staging / "truth" / f"{name}.npy"
         if split == "unlabeled" and with_truth:
-            with atomic_path(self.staging / "truth" / f"{name}.npy") as temporary, open(temporary, "wb") as file:
+            with atomic_file(truth) as file:
                 np.save(file, self.images.labels[rows])
-        return ShardEntry(name=name, split=split, num_samples=len(rows), num_bytes=index.tar_size, sha256=index.sha256)
+        return ShardEntry(
+            name=name,
+            split=split,
+            num_samples=len(rows),
+            num_bytes=index.tar_size,
+            sha256=index.sha256,
+            truth_sha256=digest_file(truth) if truth.exists() else None,
+        )
 
     def _files(self, rows: I64Array, *, labeled: bool) -> Iterator[tuple[str, bytes]]:
         for row in rows:

@@ -10,12 +10,14 @@ from typing import Any, cast
 
 from pipeline.config import Config, load_config
 from pipeline.errors import UserError
-from pipeline.evaluate.metrics import Metrics
+from pipeline.evaluate.metrics import Metrics, MetricsJson
 from pipeline.evaluate.predictions import Predictions, read_predictions
-from pipeline.files import read_json, read_lines
+from pipeline.files import parse_line, read_as, read_lines
 from pipeline.runs.ledger import FILE as LEDGER
 from pipeline.runs.ledger import Entry, read_ledger
+from pipeline.runs.result import Result
 from pipeline.selection.summary import Summary
+from pipeline.stages.folder import check_output, read_output, read_record
 
 Json = dict[str, Any]
 
@@ -67,13 +69,13 @@ class TrainRecord(StageRecord):
 
     @cached_property
     def _lines(self) -> tuple[Json, ...]:
-        return read_lines(self.path / "metrics.jsonl")
+        return read_lines(check_output(self.path / "metrics.jsonl"))
 
     @property
     def architecture(self) -> str:
         """The architecture of its model. model.json decides once it is there: `start.mode: use` takes another model."""
         if (self.path / "model.json").exists():
-            return str(read_json(self.path / "model.json")["architecture"])
+            return str(read_output(self.path / "model.json")["architecture"])
         return str(self.record["config"]["training"]["model"])
 
     @property
@@ -120,7 +122,7 @@ class RoundRecord:
     def summary(self) -> Summary | None:
         """The summary of the selection; None until there is one."""
         path = self.select.path / "selection.json" if self.select else None
-        return cast(Summary, read_json(path)) if path and path.exists() else None
+        return cast(Summary, read_output(path, Summary)) if path and path.exists() else None
 
 
 @dataclass(frozen=True)
@@ -177,7 +179,7 @@ def read_run(path: Path) -> RunRecord:
             f"{path} has no {LEDGER}: an older version of selftrain made this run; report it with that version, or run "
             "its config again with another --run-dir"
         )
-    result: Json | None = read_json(path / "result.json") if (path / "result.json").exists() else None
+    result: Json | None = read_as(Result, path / "result.json") if (path / "result.json").exists() else None
     entries = read_ledger(path)
     models = {Path(entry["train_dir"]) for entry in result["rounds"]} if result else set()
     if not models <= {entry.folder for entry in entries}:
@@ -186,7 +188,7 @@ def read_run(path: Path) -> RunRecord:
     tests = result["final"]["test"] if result else {}
     control = next((e for e in reversed(begun) if e.role == "control"), None)
     evaluations = [_open(p.parent) for p in sorted(path.glob("evaluate-*/test.json"))]
-    evaluation = next((e for e in evaluations if tests and read_json(e.path / "test.json") == tests), None)
+    evaluation = next((e for e in evaluations if tests and read_tests(e.path) == tests), None)
     found = {name: read_predictions(evaluation.path / f"predictions-{name}.npz") for name in tests if evaluation}
     return RunRecord(
         path=path,
@@ -199,16 +201,29 @@ def read_run(path: Path) -> RunRecord:
         test={name: Metrics.from_json(value) for name, value in tests.items()},
         test_predictions={name: p for name, p in found.items() if p is not None},
         other_evaluations=tuple(e for e in evaluations if e is not evaluation),
-        test_reads=read_lines(path / "test_reads.jsonl"),
+        test_reads=tuple(_test_reads(path / "test_reads.jsonl")),
         num_siblings=len(
             {file.parent for file in path.glob("rounds/*/*/stage.json")} - {path / entry.folder for entry in begun}
         ),
     )
 
 
+def _test_reads(path: Path) -> Iterator[Json]:
+    """The reads of test that were logged. A line that a kill or a disk spoilt is a read too, and is never left out."""
+    for line in path.read_bytes().split(b"\n") if path.exists() else ():
+        if line:
+            yield parse_line(line) or {"time": "unknown", "model": f"in a damaged line: {line[:80]!r}"}
+
+
+def read_tests(stage: Path) -> dict[str, Json]:
+    """The figures of an evaluate stage on test, by the names of its models."""
+    found: dict[str, Json] = read_output(stage / "test.json", dict[str, MetricsJson])
+    return found
+
+
 def read_metrics(path: Path) -> Metrics | None:
     """The figures in a JSON file; None if there is no such file."""
-    return Metrics.from_json(read_json(path)) if path.exists() else None
+    return Metrics.from_json(read_output(path, MetricsJson)) if path.exists() else None
 
 
 def _rounds(path: Path, begun: Sequence[Entry]) -> Iterator[RoundRecord]:
@@ -227,4 +242,4 @@ def _open_training(path: Path, entry: Entry) -> TrainRecord:
 
 
 def _open(folder: Path) -> StageRecord:
-    return StageRecord(folder, read_json(folder / "stage.json"))
+    return StageRecord(folder, read_record(folder))

@@ -7,13 +7,12 @@ from typing import Any
 
 from pipeline.errors import UserError
 from pipeline.evaluate.metrics import Metrics, reliability
-from pipeline.files import read_json
 from pipeline.methods import METHODS
 from pipeline.report import plots
 from pipeline.report.gallery import PseudoLabels, inspect_pseudo_labels
 from pipeline.report.lineage import Diagram, draw, teachers_of, title_of
 from pipeline.report.panels import method_panels
-from pipeline.report.record import RoundRecord, RunRecord, StageRecord, TrainRecord
+from pipeline.report.record import RoundRecord, RunRecord, StageRecord, TrainRecord, read_tests
 from pipeline.report.verdict import judge
 from pipeline.runs.result import CONTROL, FINAL, TEACHER
 from pipeline.selection.summary import Summary
@@ -66,7 +65,7 @@ def sections(run: RunRecord) -> dict[str, Any]:
         "verdict": verdict,
         "final": run.test.get(FINAL),
         "headline": [_headline(run, train) for train in run.trainings],
-        "other_evaluations": {e.path.name: read_json(e.path / "test.json") for e in run.other_evaluations},
+        "other_evaluations": {e.path.name: read_tests(e.path) for e in run.other_evaluations},
         "test_rows": [(text, run.test.get(name), verdict.gains.get(name)) for name, text in _test_names(run)],
         "accuracy_plot": _accuracy_plot(run),
         "curves_plot": _curves_plot(run),

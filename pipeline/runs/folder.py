@@ -8,7 +8,8 @@ from typing import Any
 
 from pipeline.config import SPLITS, Config, Data, Training, changed, load_config, semantic
 from pipeline.errors import UserError
-from pipeline.files import read_json
+from pipeline.files import read_as
+from pipeline.runs.result import Result
 from pipeline.stages.fingerprint import digest
 from pipeline.stages.machine import resolve
 from pipeline.stages.plugins import digests
@@ -92,7 +93,7 @@ def set_aside(run_dir: Path, earlier: Config, config: Config, data: str) -> None
         UserError: a plugin that the results were made with is not here.
     """
     result = run_dir / "result.json"
-    made = read_json(result) if result.exists() else {"data": data, "plugins": digests()}
+    made = read_as(Result, result) if result.exists() else {"data": data, "plugins": digests()}
     earlier_data, earlier_plugins = made.get("data"), made.get("plugins", {})
     changes = {
         "config": semantic(earlier) != semantic(config),

@@ -6,9 +6,12 @@ It tells the report of an unfinished run which stages belong to the run, and whi
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
+
+from typing_extensions import TypedDict  # pydantic takes typing's from Python 3.12 on
 
 from pipeline.config import Section, parse
-from pipeline.files import read_json, write_json
+from pipeline.files import read_as, write_sealed
 from pipeline.stages.jobs import Job, Role
 
 FILE = "stages.json"
@@ -25,6 +28,11 @@ class Entry(Section):
     round: int | None = None
 
 
+class _Ledger(TypedDict):
+    purpose: str
+    stages: list[dict[str, Any]]
+
+
 class Ledger:
     """The stages that a run asked for so far.
 
@@ -37,7 +45,7 @@ class Ledger:
     def __init__(self, run_dir: Path, purpose: str) -> None:
         self.run_dir, self.purpose = run_dir, purpose
         path = run_dir / FILE
-        same = path.exists() and read_json(path)["purpose"] == purpose
+        same = path.exists() and read_as(_Ledger, path)["purpose"] == purpose
         self.entries: list[Entry] = read_ledger(run_dir) if same else []
         self.num_passed = 0
         self._write()
@@ -63,10 +71,10 @@ class Ledger:
 
     def _write(self) -> None:
         stages = [entry.model_dump(mode="json") for entry in self.entries]
-        write_json(self.run_dir / FILE, {"schema": 1, "purpose": self.purpose, "stages": stages})
+        write_sealed(self.run_dir / FILE, {"schema": 1, "purpose": self.purpose, "stages": stages})
 
 
 def read_ledger(run_dir: Path) -> list[Entry]:
     """The entries of RUN/stages.json. Raises UserError when it is missing or broken."""
     path = run_dir / FILE
-    return [parse(Entry, raw, str(path)) for raw in read_json(path)["stages"]]
+    return [parse(Entry, raw, str(path)) for raw in read_as(_Ledger, path)["stages"]]

@@ -10,7 +10,7 @@ import numpy as np
 
 from pipeline.config import SPLITS, Config, Split, dump_yaml, semantic, unread_keys
 from pipeline.errors import UserError
-from pipeline.files import write_bytes, write_csv, write_json
+from pipeline.files import write_bytes, write_csv, write_sealed
 from pipeline.methods import METHODS
 from pipeline.methods.method import Method, OnRound, best_of
 from pipeline.runs.control import train_control
@@ -74,7 +74,7 @@ def run_loop(
         final = best_of(rounds)
         skipped: dict[str, int] = {split: len(d.skipped) for split, d in datasets.items() if d.skipped}
         result = result_of(run, rounds, final, skipped=skipped)
-        write_json(run_dir / "result.json", result)  # every choice is made and written before test is read
+        write_sealed(run_dir / "result.json", result)  # every choice is made and written before test is read
 
         sees_unlabeled = any(r.role == "student" for r in rounds)
         control = train_control(run, method, rounds, final) if config.evaluate.control and sees_unlabeled else None
@@ -84,7 +84,7 @@ def run_loop(
         elif read_test:
             log.warning("the data has no test split: result.json has val figures only")
         result = result_of(run, rounds, final, control=control, tests=tests, skipped=skipped)
-        write_json(run_dir / "result.json", result)
+        write_sealed(run_dir / "result.json", result)
     return result
 
 

@@ -4,8 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import (
+    Any,
+    NotRequired,  # pydantic takes typing's from Python 3.12 on
+)
 
+from typing_extensions import TypedDict
+
+from pipeline.evaluate.metrics import MetricsJson
 from pipeline.methods.method import Round
 from pipeline.runs.run import Run
 from pipeline.stages.fingerprint import digest
@@ -14,6 +20,36 @@ from pipeline.stages.plugins import digests
 SCHEMA = 2
 FINAL, TEACHER, CONTROL = "final", "teacher", "control"
 """The names of the models in test.json."""
+
+
+class ResultRound(TypedDict):
+    """A trained model in `rounds` of result.json; its folders are relative to the run folder."""
+
+    round: int
+    role: str
+    val_top1: float
+    num_selected: int | None
+    train_dir: str
+    label_dir: str | None
+    select_dir: str | None
+
+
+class ResultFinal(TypedDict):
+    """The part `final` of result.json."""
+
+    round: int
+    val_top1: float
+    control_dir: str | None
+    test: dict[str, MetricsJson]
+
+
+class Result(TypedDict):
+    """What readers of result.json rely on; it holds more."""
+
+    rounds: list[ResultRound]
+    final: ResultFinal
+    data: NotRequired[str]
+    plugins: NotRequired[dict[str, str]]
 
 
 def models_of(rounds: Sequence[Round], final: Round, control: Path | None) -> dict[str, Path]:

@@ -10,11 +10,10 @@ from typing import Any, cast
 
 from pipeline.config import Split, changed
 from pipeline.errors import UserError
-from pipeline.files import read_json
 from pipeline.methods.method import Round, Stages
 from pipeline.runs.ledger import Ledger
 from pipeline.shards.dataset import open_split
-from pipeline.stages.folder import is_finished
+from pipeline.stages.folder import is_finished, read_output
 from pipeline.stages.jobs import EvaluateJob, Job, Role
 from pipeline.stages.kinds import fingerprint_of, kind_of
 
@@ -65,7 +64,7 @@ class Run(Stages):
         """Run an evaluate stage; returns {name: metrics}."""
         job = EvaluateJob.of(self.config, self.folder, split, models)
         self._check_unchanged(split, open_split(self.config.data, split).fingerprint)
-        return cast(dict[str, Any], read_json(self.stage(job, ".") / f"{split}.json"))
+        return cast(dict[str, Any], read_output(self.stage(job, ".") / f"{split}.json"))
 
     def judge(
         self, role: Role, round: int, train: Path, labels: Path | None = None, selection: Path | None = None

@@ -12,9 +12,10 @@ import pyarrow as pa
 
 from pipeline.arrays import U32Array
 from pipeline.errors import UserError
-from pipeline.files import read_json, write_json
+from pipeline.files import write_json
 from pipeline.selection.summary import Summary
 from pipeline.shards.table import read_table, write_table
+from pipeline.stages.folder import read_output
 
 FORMAT = "selftrain-selection-1"
 SELECTION_FILES = ("selection.arrow", "selection.json")
@@ -47,8 +48,15 @@ def read_selection(folder: Path) -> Selection:
     found = table.metadata.get("format", "none")
     if found != FORMAT:
         raise UserError(f"{path} is no selection: expected format {FORMAT}, found {found}; {fix}")
-    summary = cast(Summary, read_json(folder / "selection.json"))
+    summary = cast(Summary, read_output(folder / "selection.json", Summary))
+    if table.schema.names != ["row", "copies"] or {column.dtype.kind for column in table.columns} != {"u"}:
+        raise UserError(f"{path} is damaged (its columns are {table.schema}); {fix}")
     rows, copies = table.columns
-    if summary["num_selected"] != len(rows):
-        raise UserError(f"{path} has {len(rows)} rows, its summary {summary['num_selected']}; {fix}")
+    if (summary["num_selected"], summary["num_copies"]) != (len(rows), int(copies.sum(dtype=np.int64))):
+        raise UserError(
+            f"{path} has {len(rows)} rows and {copies.sum(dtype=np.int64)} copies, its summary "
+            f"{summary['num_selected']} and {summary['num_copies']}; {fix}"
+        )
+    if len(rows) and not rows.max() < summary["num_rows"]:
+        raise UserError(f"{path} is damaged (a row is not in 0..{summary['num_rows'] - 1}); {fix}")
     return Selection(rows, copies, summary)

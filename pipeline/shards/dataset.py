@@ -20,6 +20,7 @@ from pipeline.shards.index import Index, keep_rows, load_index
 from pipeline.shards.manifest import read_manifest
 from pipeline.shards.members import scan_members
 from pipeline.shards.split import bad_samples, check_values, find_tars
+from pipeline.shards.truth import Truth, truth_as
 from pipeline.stages.fingerprint import digest
 
 Progress = Callable[[str, int, int], None]
@@ -38,10 +39,8 @@ class Shard:
     """The data set's row of the first sample."""
     num_rows: int
     index: Index
-    truth: Path | None = None
-    """File of true labels that pack kept apart, one int32 per sample of the tar."""
-    truth_classes: tuple[str, ...] = ()
-    """What the ids in that file are called: the classes of its own packed folder, not the data set's."""
+    truth: Truth | None = None
+    """Where pack may have kept true labels apart."""
     kept: I64Array | None = None
     """Which samples of the tar are used, where bad ones were skipped."""
 
@@ -112,31 +111,10 @@ class Dataset:
         not ours, nor are those in the .cls files of foreign tars.
         """
         if self.name == "unlabeled":
-            truth = np.concatenate([_read_truth(shard, self.classes) for shard in self.shards])
+            truth = np.concatenate([truth_as(s.truth, s.kept, s.num_rows, self.classes) for s in self.shards])
         else:
             truth = self.labels
         return truth if (truth >= 0).any() else None
-
-
-def _read_truth(shard: Shard, classes: tuple[str, ...]) -> I32Array:
-    """What is known of a shard's samples [n], as ids in `classes`; -1 where nothing is, or a class not among them."""
-    if shard.truth is None or not shard.truth.exists():
-        return np.full(shard.num_rows, -1, np.int32)
-    try:
-        truth: I32Array = np.load(shard.truth, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise UserError(
-            f"{shard.truth} cannot be read: {error}; restore it, or remove it to go without truth"
-        ) from error
-    if shard.kept is not None and truth.ndim == 1 and len(truth) > shard.kept.max(initial=-1):
-        truth = truth[shard.kept]
-    if truth.dtype != np.int32 or truth.shape != (shard.num_rows,):
-        raise UserError(f"{shard.truth} does not belong to {shard.path}: {truth.dtype} {list(truth.shape)}; restore it")
-    if len(truth) and not -1 <= truth.min() <= truth.max() < len(shard.truth_classes):
-        raise UserError(f"{shard.truth} has ids out of range: there are {len(shard.truth_classes)} classes; restore it")
-    ids = {name: number for number, name in enumerate(classes)}
-    ours = np.array([*(ids.get(name, -1) for name in shard.truth_classes), -1], np.int32)  # the last for -1
-    return ours[truth]
 
 
 # ------------------------------------------------------------------------------------------------------------- opening
@@ -181,9 +159,7 @@ def open_split(data: Data, split: Split, *, verify: bool = False, progress: Prog
         if bad:
             kept = np.setdiff1d(np.arange(len(index)), list(bad))
             index = keep_rows(index, kept)
-        shards.append(
-            Shard(tar.name, tar.path, index.sha256, start, len(index), index, tar.truth, tar.truth_classes, kept)
-        )
+        shards.append(Shard(tar.name, tar.path, index.sha256, start, len(index), index, tar.truth, kept))
         start += len(index)
     check_values(split, tars, indexes)
     if start == 0:

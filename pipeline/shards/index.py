@@ -33,6 +33,8 @@ FORMAT = f"selftrain-index-2, decoder {DECODER_VERSION}"
 SCHEMA = pa.schema(
     {"offset": pa.int64(), "size": pa.int64(), "label": pa.int32(), "content": pa.binary(16), "key": pa.binary()}
 )
+OF_TAR = ("problems", "ignored", "cut", "sha256", "tar_size")
+"""The fields of an index that are true of the tar wherever it lies; its clock is not one."""
 BadImages = Literal["error", "skip"]
 Progress = Callable[[int, int], None]
 
@@ -139,7 +141,7 @@ def write_index(path: Path, index: Index) -> None:
     of_tar = {f.name: getattr(index, f.name) for f in fields(Index) if f.name not in SCHEMA.names}
     of_tar["survey"] = asdict(index.survey)
     columns = [getattr(index, name) for name in SCHEMA.names]
-    write_table(path, SCHEMA, {"format": FORMAT, "tar": json.dumps(of_tar)}, columns)
+    write_table(path, SCHEMA, {"format": FORMAT, "tar": json.dumps(of_tar)}, columns, sealed=True)
 
 
 def read_sample(descriptor: int, index: Index, row: int) -> bytes:

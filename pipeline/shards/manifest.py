@@ -10,7 +10,7 @@ from pydantic import Field
 
 from pipeline.config import Section, Split, parse
 from pipeline.errors import UserError
-from pipeline.files import read_json, write_json
+from pipeline.files import read_json, write_sealed
 
 MANIFEST = "manifest.json"
 
@@ -24,6 +24,8 @@ class ShardEntry(Section):
     num_samples: int
     num_bytes: int
     sha256: str
+    truth_sha256: str | None = None
+    """The digest of that file; None where there is none, or where an earlier version packed it."""
 
 
 class CarveRecord(Section):
@@ -62,15 +64,13 @@ def read_manifest(folder: Path) -> Manifest:
     if not path.exists():
         raise UserError(f"{folder} has no {MANIFEST}; `selftrain pack IMAGES --out {folder}` writes one")
     raw = read_json(path)
-    if not isinstance(raw, dict):
-        raise UserError(f"{path} must hold a JSON object, not {type(raw).__name__}")
     return parse(Manifest, raw, str(path))
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Replace `folder/manifest.json` atomically."""
     unset = {"value_range"} if manifest.value_range is None else set()
-    write_json(folder / MANIFEST, manifest.model_dump(mode="json", by_alias=True, exclude=unset))
+    write_sealed(folder / MANIFEST, manifest.model_dump(mode="json", by_alias=True, exclude=unset))
 
 
 def read_classes(path: Path) -> tuple[str, ...]:

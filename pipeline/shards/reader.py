@@ -17,7 +17,8 @@ import psutil
 from pipeline.arrays import F32Array, I64Array
 from pipeline.config import Data
 from pipeline.errors import UserError
-from pipeline.files import atomic_path
+from pipeline.files import atomic_file
+from pipeline.shards.cache import CachedImages, open_cache, write_cache
 from pipeline.shards.dataset import Dataset, Shard
 from pipeline.shards.decode import DECODER_VERSION, Pixels, Vector, decode, decode_sample, resize_to
 from pipeline.shards.index import Progress, cache_folder, read_sample
@@ -25,6 +26,7 @@ from pipeline.shards.tar import open_shard
 from pipeline.threads import num_cores
 
 _CHUNK = 16  # images per decoding task
+_BLOCK = 1024  # images that are decoded before they are written
 _AUTO_SHARE = 0.25  # of memory, up to which `data.cache: auto` caches
 
 
@@ -43,20 +45,24 @@ class Reader:
         self._dataset = dataset
         self._size = size
         self._pool = ThreadPoolExecutor(data.decode_workers or num_cores(), "decode")
-        self._cached: list[Pixels] | None = None
+        self._cached: list[CachedImages] | None = None
         if wants_cache(len(dataset), size, data):
             folder = cache_folder(data.cache_dir) / "decoded"
             self._cached = self._open_cache(folder, progress)
 
     def read(self, rows: npt.NDArray[np.integer]) -> Pixels:
-        """Images of these rows, uint8 [len(rows), size, size, 3]; any order, duplicates allowed."""
+        """Images of these rows, uint8 [len(rows), size, size, 3]; any order, duplicates allowed.
+
+        Raises:
+            UserError: an image is damaged, in its shard or in the cache.
+        """
         if len(rows) and not 0 <= rows.min() <= rows.max() < len(self._dataset):
             raise IndexError(f"rows {rows.min()} to {rows.max()} of {len(self._dataset)}")
         images = np.empty((len(rows), self._size, self._size, 3), np.uint8)
         tasks = []
         for shard, where, local in self._by_shard(np.asarray(rows, np.int64)):
             if self._cached is not None:
-                images[where] = self._cached[shard][local]
+                images[where] = self._cached[shard].read(local)
                 continue
             for begin in range(0, len(local), _CHUNK):
                 part = slice(begin, begin + _CHUNK)
@@ -87,7 +93,7 @@ class Reader:
 
     # ------------------------------------------------------------------------------------------------------- the cache
 
-    def _open_cache(self, folder: Path, progress: Progress | None) -> list[Pixels]:
+    def _open_cache(self, folder: Path, progress: Progress | None) -> list[CachedImages]:
         paths = [folder / f"{_cache_name(shard, self._size)}.npy" for shard in self._dataset.shards]
         # First take the shards that nobody is at, then wait for those that other processes are making.
         for wait in (False, True):
@@ -98,38 +104,31 @@ class Reader:
                             self._build(path, shard, progress)
         return [self._map_or_raise(path, shard) for path, shard in zip(paths, self._dataset.shards, strict=True)]
 
-    def _map(self, path: Path, shard: Shard) -> Pixels | None:
-        try:
-            images: Pixels = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError, EOFError):
-            return None  # absent or damaged: made anew
-        fits = images.dtype == np.uint8 and images.shape == (shard.num_rows, self._size, self._size, 3)
-        return images if fits else None
+    def _map(self, path: Path, shard: Shard) -> CachedImages | None:
+        return open_cache(path, shard.num_rows, self._size)
 
-    def _map_or_raise(self, path: Path, shard: Shard) -> Pixels:
+    def _map_or_raise(self, path: Path, shard: Shard) -> CachedImages:
         images = self._map(path, shard)
         if images is None:
             raise UserError(f"{path} vanished while it was in use; keep data.cache_dir, or set data.cache to never")
         return images
 
     def _build(self, path: Path, shard: Shard, progress: Progress | None) -> None:
-        # Written in sequence and never through a mapping: on a full disk that would be SIGBUS, not an error.
-        block = max(_CHUNK * 64, 1)
-        for left in path.parent.glob(f".{path.name}.*.tmp"):  # of killed builders: a living one would have the lock
-            left.unlink(missing_ok=True)
-        header = {"descr": "|u1", "fortran_order": False, "shape": (shard.num_rows, self._size, self._size, 3)}
-        with atomic_path(path) as temporary, open(temporary, "wb") as file:
-            np.lib.format.write_array_header_1_0(file, header)
-            for begin in range(0, shard.num_rows, block):
-                end = min(begin + block, shard.num_rows)
-                images = np.empty((end - begin, self._size, self._size, 3), np.uint8)
-                places = np.arange(end - begin)
-                parts = [places[i : i + _CHUNK] for i in range(0, len(places), _CHUNK)]
-                for task in [self._pool.submit(self._decode, shard, begin + part, images, part) for part in parts]:
-                    task.result()
-                file.write(images.data)
-                if progress:
-                    progress(shard.start + end, len(self._dataset))
+        with atomic_file(path) as file:
+            write_cache(file, shard.num_rows, self._size, self._decoded(shard, progress))
+
+    def _decoded(self, shard: Shard, progress: Progress | None) -> Iterator[Pixels]:
+        """Yield the images of a shard in blocks."""
+        for begin in range(0, shard.num_rows, _BLOCK):
+            end = min(begin + _BLOCK, shard.num_rows)
+            images = np.empty((end - begin, self._size, self._size, 3), np.uint8)
+            places = np.arange(end - begin)
+            parts = [places[i : i + _CHUNK] for i in range(0, len(places), _CHUNK)]
+            for task in [self._pool.submit(self._decode, shard, begin + part, images, part) for part in parts]:
+                task.result()
+            yield images
+            if progress:
+                progress(shard.start + end, len(self._dataset))
 
 
 def read_vectors(dataset: Dataset) -> F32Array:
@@ -169,7 +168,7 @@ def _locked(path: Path, *, wait: bool) -> Iterator[bool]:
     """Hold an flock. Yields False if another process has it and `wait` is not set. The lock dies with its process."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}; set data.cache_dir, or data.cache to never") from error
     try:

@@ -13,6 +13,7 @@ from pipeline.config import Data, Split
 from pipeline.errors import UserError
 from pipeline.shards.index import Index
 from pipeline.shards.manifest import MANIFEST, read_classes, read_manifest
+from pipeline.shards.truth import Truth, truth_of
 from pipeline.shards.values import merge
 from pipeline.stages.fingerprint import digest_file
 
@@ -27,8 +28,7 @@ class SplitTar:
     path: Path
     sha256: str | None = None
     num_samples: int | None = None
-    truth: Path | None = None
-    truth_classes: tuple[str, ...] = ()
+    truth: Truth | None = None
 
 
 def find_tars(data: Data, split: Split) -> tuple[list[SplitTar], tuple[str, ...]]:
@@ -81,9 +81,8 @@ def _packed(
         )
     tars = []
     for entry in manifest.of_split(split):
-        truth = folder / "truth" / f"{entry.name}.npy"
-        path = folder / f"{entry.name}.tar"
-        tars.append(SplitTar(prefix + entry.name, path, entry.sha256, entry.num_samples, truth, manifest.classes))
+        path, truth = folder / f"{entry.name}.tar", truth_of(folder, entry, manifest.classes)
+        tars.append(SplitTar(prefix + entry.name, path, entry.sha256, entry.num_samples, truth))
     return tars, classes or manifest.classes
 
 

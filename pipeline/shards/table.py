@@ -5,6 +5,7 @@ They are written whole or not at all, and read as a memory map.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, overload
@@ -14,7 +15,9 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from pipeline.errors import UserError
-from pipeline.files import atomic_path
+from pipeline.files import SEAL, atomic_file, parsing
+from pipeline.stages.fingerprint import once
+from pipeline.stages.folder import check_output
 
 
 class Table(NamedTuple):
@@ -51,31 +54,54 @@ def write_table(
     schema: pa.Schema,
     metadata: Mapping[str, str],
     columns: Iterable[Sequence[str] | npt.NDArray[Any]],
+    *,
+    sealed: bool = False,
 ) -> None:
-    """Write one column per field of the schema, uncompressed and atomically."""
+    """Write one column per field of the schema, uncompressed and atomically.
+
+    Set `sealed` where no stage records the file's digest: `read_table` then knows its content by a digest in it.
+    """
     arrays = [_to_arrow(values, field.type) for values, field in zip(columns, schema, strict=True)]
     batch = pa.record_batch(arrays, schema.with_metadata(metadata))
-    with (
-        atomic_path(path) as temporary,
-        pa.OSFile(str(temporary), "wb") as file,
-        pa.ipc.new_file(file, batch.schema) as out,
-    ):
+    if sealed:
+        batch = batch.replace_schema_metadata({**metadata, SEAL: _seal(batch)})
+    with atomic_file(path) as file, pa.ipc.new_file(file, batch.schema) as out:
         out.write_batch(batch)
 
 
+@once
+def _is_as_written(path: Path) -> bool:
+    batch = pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0)
+    seal = (batch.schema.metadata or {}).get(SEAL.encode())
+    return seal is None or bool(seal == _seal(batch).encode())
+
+
+def _seal(batch: pa.RecordBatch) -> str:
+    metadata = dict(batch.schema.metadata or {})
+    metadata.pop(SEAL.encode(), None)
+    state = hashlib.sha256(repr(sorted(metadata.items())).encode())
+    for column in batch.columns:
+        for buffer in column.buffers():
+            state.update(buffer or b"")
+    return state.hexdigest()
+
+
 def read_table(path: Path, fix: str) -> Table:
-    """Memory-map a table: nothing is copied. Raises UserError with the `fix` when it is missing or damaged."""
-    try:
+    """Memory-map a table: nothing is copied.
+
+    Raises:
+        UserError: it is missing or damaged; the message ends with the `fix`, unless a stage says what to delete.
+    """
+    if not check_output(path).exists():
+        raise UserError(f"{path} does not exist; {fix}")
+    with parsing(f"{path} ({path.stat().st_size} bytes) is truncated or damaged", fix):
         batch = pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0)
         batch.validate(full=True)
         if any(column.null_count for column in batch.columns):
             raise ValueError("a value is missing")
+        if not _is_as_written(path):
+            raise ValueError("its content is not what was written")
         columns = [_to_numpy(column) for column in batch.columns]
-    except FileNotFoundError as error:
-        raise UserError(f"{path} does not exist; {fix}") from error
-    except (pa.ArrowException, OSError, ValueError) as error:
-        size = path.stat().st_size
-        raise UserError(f"{path} ({size} bytes) is truncated or damaged ({error}); {fix}") from error
     metadata = (batch.schema.metadata or {}).items()
     return Table(batch.schema, {k.decode(errors="replace"): v.decode(errors="replace") for k, v in metadata}, columns)
 

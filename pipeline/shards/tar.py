@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from pipeline.errors import UserError
-from pipeline.files import atomic_path
+from pipeline.files import atomic_file
 
 _BLOCK = 512
 _COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")  # gzip, bzip2, xz, zstd
@@ -170,8 +170,7 @@ def _pax(record: bytes, path: Path, offset: int) -> dict[str, str]:
 def write_tar(path: Path, files: Iterable[tuple[str, bytes]]) -> None:
     """Write a tar atomically; equal files give equal bytes (no time, no owner, no mode of the source)."""
     with (
-        atomic_path(path) as temporary,
-        open(temporary, "wb") as raw,
+        atomic_file(path) as raw,
         tarfile.open(fileobj=raw, mode="w", format=tarfile.PAX_FORMAT) as tar,
     ):
         for name, data in files:

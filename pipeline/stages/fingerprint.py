@@ -6,11 +6,13 @@ import functools
 import hashlib
 import json
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from pipeline.files import Json
+
+T = TypeVar("T")
 
 
 class StageInputs(NamedTuple):
@@ -32,6 +34,23 @@ def digest_file(path: Path) -> str:
     """The sha256 of a file's bytes, in hex."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def once(function: Callable[[Path], T]) -> Callable[[Path], T]:
+    """Let this process compute a function of a file's content once, until the file is replaced or written to."""
+
+    @functools.cache
+    def at(path: Path, *_state: int) -> T:
+        return function(path)
+
+    def cached(path: Path) -> T:
+        now = path.stat()
+        return at(path, now.st_dev, now.st_ino, now.st_size, now.st_mtime_ns, now.st_ctime_ns)
+
+    return cached
+
+
+digest_once = once(digest_file)
 
 
 def fingerprint(kind: str, version: int, inputs: StageInputs) -> str:

@@ -9,11 +9,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    NotRequired,  # pydantic takes typing's from Python 3.12 on
+)
+
+from typing_extensions import TypedDict
 
 from pipeline.config import parse
 from pipeline.errors import UserError, did_you_mean
-from pipeline.files import read_json
+from pipeline.files import read_as
 from pipeline.stages.fingerprint import StageInputs, fingerprint
 from pipeline.stages.jobs import EvaluateJob, Job, LabelJob, SelectJob, TrainJob
 from pipeline.stages.plugins import check_plugins, sources_of
@@ -88,13 +94,18 @@ def fingerprint_of(job: Job, inputs: StageInputs | None = None) -> str:
     return fingerprint(job.kind, kind.version, inputs or kind.inputs(job))
 
 
+class _Job(TypedDict):
+    kind: str
+    plugins: NotRequired[dict[str, str]]
+
+
 def read_job(path: Path, *, check: bool = True) -> Job:
     """Read a job.json. Without `check`, one that was written with other plugins is read too.
 
     Raises:
         UserError: it is of a kind that is not registered here, or was written with other plugins.
     """
-    raw = read_json(path)
+    raw = read_as(_Job, path)
     kind = raw["kind"]
     if check:
         check_plugins(raw.get("plugins", {}), path)

@@ -25,7 +25,7 @@ from pathlib import Path
 import psutil
 
 from pipeline.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_USER_ERROR, Interrupted, UserError
-from pipeline.files import read_json, read_lines, write_bytes
+from pipeline.files import open_to_append, read_json, read_lines, write_bytes
 from pipeline.stages.child import WARNINGS
 from pipeline.stages.folder import check_stage_folder
 from pipeline.stages.jobs import Job
@@ -79,9 +79,6 @@ def run_job(
         StageFailed: the child failed; the message holds the end of its log.
     """
     check_stage_folder(job.out, job.kind)
-    if (job.out / "job.json").exists():  # else hidden files are the user's
-        for left in job.out.glob(".*.tmp"):  # of killed writes: a live process would hold the lock
-            left.unlink(missing_ok=True)
     write_bytes(job.out / "job.json", job.model_dump_json(indent=2).encode())
     if not kind_of(job).process:
         if on_progress:
@@ -119,7 +116,7 @@ def run_child(
     for stale in ("error.json", "progress.json", WARNINGS):
         (out / stale).unlink(missing_ok=True)
     log_path = out / "output.log"
-    with open(log_path, "ab") as log, _stop_signals() as signalled:
+    with open_to_append(log_path) as log, _stop_signals() as signalled:
         log.write(f"--- {datetime.datetime.now():%Y-%m-%d %H:%M:%S} {shlex.join(command)}\n".encode())
         log.flush()
         log_start = log.tell()

@@ -32,7 +32,7 @@ def run_lock(folder: Path, *, wait_s: float = 20.0) -> Iterator[int]:
     path = folder / "run.lock"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
     except OSError as error:
         raise UserError(
             f"cannot write in {folder}: {error.strerror}; choose another folder or fix permissions"

@@ -5,13 +5,16 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
-import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from typing_extensions import TypedDict  # pydantic takes typing's from Python 3.12 on
+
+from pipeline.errors import UserError
+from pipeline.files import atomic_file, read_as
 from pipeline.stages.ranks import env_rank
 
 if TYPE_CHECKING:
@@ -32,6 +35,15 @@ class Progress:
     text: str
 
 
+class _Report(TypedDict):
+    """The content of progress.json."""
+
+    done: int
+    total: int
+    unit: str
+    text: str
+
+
 def report(out: Path, done: int, total: int, unit: str, text: str = "") -> None:
     """Report the progress of the stage in folder `out`, at most every 0.2 s; the last report is never left out.
 
@@ -42,17 +54,18 @@ def report(out: Path, done: int, total: int, unit: str, text: str = "") -> None:
     if env_rank() != 0 or (done < total and now - _last_report.get(out, -1.0) < INTERVAL_S):
         return
     _last_report[out] = now
-    temporary = out / ".progress.json.tmp"
-    with contextlib.suppress(OSError):
-        temporary.write_text(json.dumps({"done": done, "total": total, "unit": unit, "text": text}))
-        os.replace(temporary, out / "progress.json")
+    if not out.is_dir():
+        return
+    with contextlib.suppress(UserError), atomic_file(out / "progress.json", durable=False) as file:
+        file.write(json.dumps({"done": done, "total": total, "unit": unit, "text": text}).encode())
 
 
 def read_progress(out: Path, stage: str) -> Progress | None:
-    """The last report of the stage in folder `out`; None before the first report."""
+    """The last report of the stage in folder `out`; None before the first report, and where the file is damaged."""
     try:
-        return Progress(stage=stage, **json.loads((out / "progress.json").read_bytes()))
-    except FileNotFoundError:
+        found = read_as(_Report, out / "progress.json")
+        return Progress(stage, **{key: found[key] for key in _Report.__annotations__})
+    except UserError:  # it is a display: no run ends because of it
         return None
 
 

@@ -280,3 +280,14 @@ def test_a_full_disk_is_a_clear_error_and_loses_nothing(source: Path, tmp_path: 
     assert snapshot(out) == before
     assert pack(source, out, split="labeled").num_samples == {"labeled": 60}
     assert not os.path.exists(out / ".packing")
+
+
+def test_a_link_in_the_place_of_the_staging_folder_is_refused(source: Path, tmp_path: Path) -> None:
+    """In a shared folder another user could have pack take over shards of theirs."""
+    pack(source, tmp_path / "theirs", split="val")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / ".packing").symlink_to(tmp_path / "theirs")
+    with pytest.raises(UserError, match=r"\.packing is a link, which no pack makes; remove it"):
+        pack(source, tmp_path / "out", split="labeled")
+    assert not list((tmp_path / "out").glob("*.tar"))
+    assert verify(tmp_path / "theirs").problems == ()

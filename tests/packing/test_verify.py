@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import re
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from support.images import png, write_raw_tar
 
+from pipeline.config import Data
 from pipeline.errors import UserError
 from pipeline.packing.carve import Carve
 from pipeline.packing.pack import pack
 from pipeline.packing.verify import verify
-from pipeline.shards.index import index_path
+from pipeline.shards.dataset import open_split
+from pipeline.shards.index import index_path, read_index, write_index
 from pipeline.shards.manifest import read_manifest, write_manifest
 
 
@@ -46,12 +50,47 @@ def test_every_problem_is_listed(packed: Path) -> None:
         r"labeled-000000\.tar: x: label 9 is out of range",
         r"labeled-000000\.tar: y: .*empty",
         r"val-000000\.tar: its stored index differs",
-        r"truth/unlabeled-000000\.npy: int32 \[3\] instead of int32 \[42\]",
+        r"truth/unlabeled-000000\.npy is damaged",
         r"val-000007\.tar: not listed",
         r"a pack was killed",
         r"share 1 images",
     ):
         assert sum(bool(re.search(expected, problem)) for problem in problems) >= 1, (expected, problems)
+
+
+@pytest.mark.parametrize("column", ["label", "size", "offset", "content", "key"])
+def test_a_stored_index_is_compared_column_by_column(packed: Path, column: str) -> None:
+    path = index_path(packed / "labeled-000000.tar")
+    index = read_index(path)
+    assert index is not None
+    values = list(getattr(index, column))
+    changed = values[::-1] if column in ("content", "key") else np.array(values) + 1
+    write_index(path, replace(index, **{column: np.array(changed, "S16") if column == "content" else changed}))
+    assert verify(packed).problems == (
+        f"{packed}/labeled-000000.tar: its stored index differs from its bytes in {column}; delete {path.name}",
+    )
+
+
+def test_a_shard_that_counts_twice_is_a_problem(packed: Path) -> None:
+    manifest = read_manifest(packed)
+    (val,) = manifest.of_split("val")
+    write_manifest(packed, manifest.model_copy(update={"shards": (*manifest.shards, val)}))
+    assert "manifest.json: val-000000 and val-000000 are one shard, listed 2 times" in verify(packed).problems
+    shutil.copy(packed / "val-000000.tar", packed / "val-000001.tar")
+    copy = val.model_copy(update={"name": "val-000001"})
+    write_manifest(packed, manifest.model_copy(update={"shards": (*manifest.shards, copy)}))
+    assert verify(packed).problems == ("manifest.json: val-000000 and val-000001 are one shard, listed 2 times",)
+
+
+def test_truth_that_changed_since_it_was_packed_is_refused(packed: Path) -> None:
+    path = packed / "truth" / "unlabeled-000000.npy"
+    truth = np.load(path)
+    np.save(path, truth[::-1])
+    with pytest.raises(UserError, match=r"unlabeled-000000\.npy is damaged: .*restore it, or remove it to go without"):
+        open_split(Data(root=packed), "unlabeled").truth()
+    entries = [e.model_copy(update={"truth_sha256": None}) for e in read_manifest(packed).shards]  # as packed before
+    write_manifest(packed, read_manifest(packed).model_copy(update={"shards": tuple(entries)}))
+    assert np.array_equal(open_split(Data(root=packed), "unlabeled").truth(), truth[::-1])
 
 
 def test_an_index_that_an_earlier_version_left_is_no_problem(packed: Path) -> None:

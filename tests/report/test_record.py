@@ -91,7 +91,7 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
 def test_answers_that_were_cut_are_named_with_the_fix(run: Path) -> None:
     path = next(run.glob("rounds/0/train-*/predictions-val.npz"))
     os.truncate(path, 100)
-    with pytest.raises(UserError, match=r"predictions-val\.npz cannot be read .*delete the folder .* type the command"):
+    with pytest.raises(UserError, match=r"predictions-val\.npz is damaged: .*delete this file and type the command"):
         write_report(run)
 
 

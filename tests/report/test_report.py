@@ -85,6 +85,16 @@ def test_without_the_images_the_rest_is_shown(run: Path) -> None:
     assert 'class="tile' not in page
 
 
+def test_a_torn_or_damaged_line_still_counts_as_a_read_of_test(run: Path) -> None:
+    """Whoever read test cannot have it forgotten by spoiling a line."""
+    whole = b'{"time": "2026-11-22 10:00", "model": "rounds/1"}\n'
+    (run / "test_reads.jsonl").write_bytes(whole + whole[:30] + whole + bytes(40) + b"\n" + whole[:20])
+    reads = read_run(run).test_reads
+    assert [read["time"] for read in reads] == ["2026-11-22 10:00", "unknown", "unknown", "unknown"]
+    assert "2026-11-22 10:00" in reads[1]["model"]
+    assert text_of(run).count("in a damaged line") == 3
+
+
 def test_test_reads_and_earlier_configs_are_shown(run: Path) -> None:
     (run / "test_reads.jsonl").write_text('{"time": "2026-11-22 10:00", "model": "rounds/1"}\n')
     other = shutil.copytree(next(run.glob("evaluate-*")), run / "evaluate-00000000")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from support.fake_stages import FakeStages, with_section
 
 from pipeline.config import Config, Finetune, WeakView, changed, load_config
 from pipeline.demos.digits import pack_digits
+from pipeline.files import read_json
 from pipeline.methods.method import Round
 from pipeline.runs.loop import run_loop
 
@@ -32,7 +32,7 @@ def test_every_round_trains_on_the_labels_of_the_round_before(config: Config, tm
     assert [r.role for r in seen] == ["teacher", "student", "student", "student"]
     assert result["final"]["round"] == 3
     assert result["final"]["model_dir"] == result["rounds"][3]["train_dir"]
-    assert json.loads((tmp_path / "run" / "result.json").read_text()) == result
+    assert read_json(tmp_path / "run" / "result.json") == result
 
 
 def test_the_final_model_is_the_best_on_val_and_the_earliest_of_equals(config: Config, tmp_path: Path) -> None:
@@ -147,7 +147,7 @@ def test_a_changed_config_goes_to_sibling_folders_and_keeps_the_earlier_result(c
     assert len(stages.of("label")) == 2
     assert first["rounds"][1]["select_dir"] != second["rounds"][1]["select_dir"]
     (earlier,) = (tmp_path / "earlier").iterdir()
-    assert json.loads((earlier / "result.json").read_text()) == first
+    assert read_json(earlier / "result.json") == first
     assert load_config(earlier / "config.yaml").select.threshold == 0.0
     after = {name: data for name, data in everything(tmp_path).items() if name in before}
     moved = {"result.json", "config.yaml", "run.lock", "stages.json"}
@@ -181,7 +181,7 @@ def test_other_data_keeps_the_earlier_result(config: Config, tmp_path: Path) -> 
     )
     assert first["data"] != second["data"]
     (earlier,) = (run / "earlier").iterdir()
-    assert json.loads((earlier / "result.json").read_text()) == first
+    assert read_json(earlier / "result.json") == first
 
 
 def test_a_run_keeps_the_threads_that_it_resolved_first(

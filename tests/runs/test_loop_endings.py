@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import logging
 import os
 import shutil
@@ -19,6 +18,7 @@ from support.fake_stages import NUM_VAL, FakeStages, with_section
 from pipeline.config import Config, Split, Start, changed
 from pipeline.errors import UserError
 from pipeline.evaluate.metrics import wilson_interval
+from pipeline.files import read_json, write_json
 from pipeline.packing.pack import pack
 from pipeline.runs import loop
 from pipeline.runs.folder import absolute
@@ -102,7 +102,7 @@ def test_a_run_folder_of_another_version_is_refused_with_the_fix(config: Config,
 def test_a_run_without_its_plugin_leaves_its_result_in_place(config: Config, tmp_path: Path) -> None:
     run_loop(config, tmp_path, run_stage=FakeStages(0.6, 0.7, 0.8, 0.9))
     result = tmp_path / "result.json"
-    result.write_text(result.read_text().replace('"plugins": {}', '"plugins": {"my_net.py": "0123"}'))
+    write_json(result, {**read_json(result), "plugins": {"my_net.py": "0123"}})
     before = result.read_bytes()
     with pytest.raises(UserError, match=r"was made with --plugin my_net\.py; pass it"):
         run_loop(config, tmp_path, run_stage=FakeStages())
@@ -144,9 +144,9 @@ def test_data_that_change_under_a_run_are_an_error(config: Config, tmp_path: Pat
     class Packing(FakeStages):
         def train(self, job: TrainJob) -> None:
             super().train(job)
-            content = json.loads(manifest.read_text())
+            content = read_json(manifest)
             content["shards"] = [s for s in content["shards"] if s["name"] != f"{split}-000001"]
-            manifest.write_text(json.dumps(content))
+            write_json(manifest, content)
 
     with pytest.raises(UserError, match=f"the {split} split changed while the run was under way"):
         run_loop(
@@ -195,9 +195,9 @@ def test_without_a_test_split_the_result_has_val_figures(
     root = config.data.root
     assert root is not None
     shutil.copytree(root, tmp_path / "packed")
-    manifest = json.loads((tmp_path / "packed" / "manifest.json").read_text())
+    manifest = read_json(tmp_path / "packed" / "manifest.json")
     manifest["shards"] = [shard for shard in manifest["shards"] if shard["split"] != "test"]
-    (tmp_path / "packed" / "manifest.json").write_text(json.dumps(manifest))
+    write_json(tmp_path / "packed" / "manifest.json", manifest)
     stages = FakeStages(0.6, 0.7, 0.8, 0.9)
     result = run_loop(with_section(config, "data", root=tmp_path / "packed"), tmp_path / "run", run_stage=stages)
     assert stages.of("evaluate") == []
@@ -206,7 +206,7 @@ def test_without_a_test_split_the_result_has_val_figures(
     assert "no test split" in caplog.text
     (control,) = stages.of("train", "control")
     assert result["final"]["control_dir"] == str(control.out.relative_to(tmp_path / "run"))
-    assert json.loads((tmp_path / "run" / "result.json").read_text()) == result
+    assert read_json(tmp_path / "run" / "result.json") == result
 
 
 def test_a_class_without_labeled_images_is_an_error_before_any_training(config: Config, tmp_path: Path) -> None:

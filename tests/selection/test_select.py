@@ -140,7 +140,7 @@ def test_selecting_never_reads_the_truth(
         raise AssertionError("truth was read")
 
     monkeypatch.setattr(Dataset, "truth", forbidden)
-    monkeypatch.setattr("pipeline.shards.dataset._read_truth", forbidden)
+    monkeypatch.setattr("pipeline.shards.dataset.truth_as", forbidden)
     run_stage(job_of(tmp_path, data, labels))
 
 

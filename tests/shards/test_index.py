@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+from support.damage import put, rotten
 from support.images import png, write_raw_tar
 
 from pipeline.shards.index import Index, build_index, index_path, keep_rows, load_index, read_index, write_index
@@ -54,6 +55,30 @@ def test_an_index_reads_as_it_was_written_without_a_copy(tar: Path) -> None:
     assert (read.key[2], list(read.key[:1])) == ("caf\udce9/c", ["a"])
     assert pa.total_allocated_bytes() - before < 8192
     assert not read.offset.flags.writeable
+
+
+def test_an_index_that_rots_is_made_anew_or_says_the_same(tar: Path) -> None:
+    built, num_damaged = build_index(tar), 0
+    path = index_path(tar)
+    write_index(path, built)
+    for damaged in rotten(path.read_bytes(), 300):
+        put(path, damaged)
+        read = read_index(path)
+        assert read is None or same(read, built)
+        num_damaged += read is None
+    assert num_damaged > 100
+    assert same(load_index(tar), built)
+
+
+def test_an_index_from_before_seals_is_read(tar: Path) -> None:
+    built = build_index(tar)
+    write_index(index_path(tar), built)
+    batch = pa.ipc.open_file(index_path(tar).read_bytes()).get_batch(0)
+    metadata = {key: value for key, value in batch.schema.metadata.items() if key != b"seal"}
+    assert metadata.keys() < batch.schema.metadata.keys()
+    with pa.ipc.new_file(str(index_path(tar)), batch.schema.with_metadata(metadata)) as out:
+        out.write_batch(batch.replace_schema_metadata(metadata))
+    assert same(read_index(index_path(tar)), built)
 
 
 def test_the_rows_that_are_kept_are_those_of_the_index(tar: Path) -> None:

@@ -82,6 +82,31 @@ def test_a_damaged_cache_is_made_anew(data: Data, tmp_path: Path) -> None:
     assert np.array_equal(Reader(dataset, 8, data).read(np.arange(60)), expected(dataset, 8))
 
 
+def test_a_damaged_image_of_the_cache_is_refused_with_what_to_delete(data: Data, tmp_path: Path) -> None:
+    dataset = open_split(data, "unlabeled")
+    Reader(dataset, 8, data)
+    path = min((tmp_path / "cache" / "decoded").glob("*.npy"))
+    content = bytearray(path.read_bytes())
+    content[-20 * 4 - 3 * 8 * 8 * 3 - 1] ^= 1  # the last byte of image 16 of 20
+    path.write_bytes(content)
+    reader, image = Reader(dataset, 8, data), [shard.sha256[:16] in path.name for shard in dataset.shards].index(True)
+    first = dataset.shards[image].start
+    others = np.setdiff1d(np.arange(60), first + 16)
+    assert np.array_equal(reader.read(others), expected(dataset, 8)[others])
+    with pytest.raises(UserError, match=rf"{path.name} is damaged in image 16; delete this file"):
+        reader.read(np.arange(60))
+    path.unlink()
+    assert np.array_equal(Reader(dataset, 8, data).read(np.arange(60)), expected(dataset, 8))
+
+
+def test_a_cache_without_checksums_of_an_earlier_version_is_made_anew(data: Data, tmp_path: Path) -> None:
+    dataset = open_split(data, "unlabeled")
+    Reader(dataset, 8, data)
+    for path in (tmp_path / "cache" / "decoded").glob("*.npy"):
+        np.save(path, np.zeros_like(np.load(path)))
+    assert np.array_equal(Reader(dataset, 8, data).read(np.arange(60)), expected(dataset, 8))
+
+
 def test_auto_caches_what_fits_a_quarter_of_memory() -> None:
     assert wants_cache(50_000, 32, Data())
     assert not wants_cache(14_000_000, 224, Data())

@@ -5,10 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from support.damage import put
 
 from pipeline.errors import UserError
+from pipeline.files import read_json, write_json
 from pipeline.stages.fingerprint import StageInputs
-from pipeline.stages.folder import OWN_FILES, finish_folder, is_finished, open_folder, stage_record
+from pipeline.stages.folder import (
+    OWN_FILES,
+    check_output,
+    finish_folder,
+    is_finished,
+    open_folder,
+    stage_record,
+)
 
 ENVIRONMENT = {"torch": "2", "threads": 1}
 INPUTS = StageInputs({"a": 1}, {"x": "1"})
@@ -78,6 +87,49 @@ def test_an_environment_that_was_accepted_is_noted_beside_those_before(tmp_path:
     finish_folder(tmp_path, [])
     record = stage_record(tmp_path)
     assert (record["environment"], record["earlier_environments"]) == (other, [ENVIRONMENT])
+
+
+def test_a_changed_output_of_a_finished_stage_is_refused_with_what_to_delete(tmp_path: Path) -> None:
+    open_folder(tmp_path, "train", 1, NONE, {})
+    for name in ("a", "metrics.jsonl"):
+        (tmp_path / name).write_text("old")
+    assert check_output(tmp_path / "a") == tmp_path / "a"  # nothing is recorded yet
+    finish_folder(tmp_path, ["a"])
+    for name, fix in {
+        "a": "delete this file",
+        "metrics.jsonl": f"delete this file to go without its curves, or delete {tmp_path} ",
+    }.items():
+        assert check_output(tmp_path / name).read_text() == "old"
+        put(tmp_path / name, b"new")
+        with pytest.raises(UserError, match=rf"{name} is damaged: its bytes are not .*{fix}"):
+            check_output(tmp_path / name)
+        put(tmp_path / name, b"old")
+        check_output(tmp_path / name)
+
+
+def test_a_stage_that_is_made_again_takes_nothing_that_is_damaged(tmp_path: Path) -> None:
+    open_folder(tmp_path, "train", 1, NONE, {})
+    for name in ("a", "b"):
+        (tmp_path / name).write_text("old")
+    finish_folder(tmp_path, ["a", "b"])
+    (tmp_path / "a").unlink()
+    put(tmp_path / "b", b"new")
+    with pytest.raises(UserError, match=r"b is damaged"):
+        open_folder(tmp_path, "train", 1, NONE, {})
+    (tmp_path / "b").unlink()
+    assert not open_folder(tmp_path, "train", 1, NONE, {})
+    (tmp_path / "b").write_text("made on another machine, which was accepted")
+    check_output(tmp_path / "b")
+
+
+def test_a_stage_from_before_digests_is_reused(tmp_path: Path) -> None:
+    open_folder(tmp_path, "train", 1, NONE, {})
+    (tmp_path / "a").write_text("old")
+    finish_folder(tmp_path, ["a"])
+    record = read_json(tmp_path / "stage.json")
+    write_json(tmp_path / "stage.json", {key: value for key, value in record.items() if key != "digests"})
+    assert open_folder(tmp_path, "train", 1, NONE, {})
+    check_output(tmp_path / "a")
 
 
 def test_launchers_files_do_not_make_a_folder_foreign_and_others_do(tmp_path: Path) -> None:

@@ -143,15 +143,13 @@ def test_files_of_the_user_are_refused_before_any_is_touched(tmp_path: Path) -> 
 
 
 def test_what_killed_writes_left_is_cleared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """But in a folder that no stage was in before, hidden files are the user's."""
-    left = tmp_path / ".model.safetensors.123.tmp"
-    left.write_bytes(b"half")
+    """And no other hidden file, which is the user's."""
+    left, mine = tmp_path / ".selftrain-0123456789abcdef.tmp", tmp_path / ".notes.tmp"
+    for path in (left, mine):
+        path.write_bytes(b"half")
     monkeypatch.setattr(launch, "CHILD", (sys.executable, "-c", ""))
-    job = LabelJob(out=tmp_path, round=0, data=Data(), label=Label(), runtime=Runtime(), teachers=())
-    run_job(job)
-    assert left.exists()
-    run_job(job)
-    assert not left.exists()
+    run_job(LabelJob(out=tmp_path, round=0, data=Data(), label=Label(), runtime=Runtime(), teachers=()))
+    assert (left.exists(), mine.exists()) == (False, True)
 
 
 def test_a_folder_named_pipeline_where_the_user_works_is_not_imported(

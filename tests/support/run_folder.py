@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 
 from pipeline.config import Config, Data, Evaluate, Rounds, Select, Training, dump_yaml, semantic
 from pipeline.evaluate.metrics import compute_metrics
-from pipeline.files import write_json
+from pipeline.files import read_json, write_json, write_sealed
 from pipeline.labels.store import LabelRows, label_path, label_provenance, summarize, write_labels
 from pipeline.packing.carve import Carve
 from pipeline.packing.pack import pack
@@ -53,9 +53,13 @@ def unfinished(unfinished_run: Path, tmp_path: Path) -> Path:
 
 
 def edit(path: Path, change: EditJson) -> None:
-    value = json.loads(path.read_text())
+    """Change a JSON file as if the run had written it so."""
+    value = read_json(path)
     change(value)
-    path.write_text(json.dumps(value))
+    write_json(path, value)
+    record = path.parent / "stage.json"
+    if path != record and record.exists():
+        edit(record, lambda stage: stage.get("digests", {}).pop(path.name, None))
 
 
 def text_of(run: Path, *, draw: bool = False) -> str:
@@ -119,7 +123,7 @@ class Author:
         if finish:
             val = open_split(self.config.data, "val")
             self.answers(path, "evaluation-val.json", "predictions-val.npz", val, skill)
-            finish_folder(path, ["evaluation-val.json"], model_sha256=digest(folder))
+            finish_folder(path, ["evaluation-val.json", "predictions-val.npz"], model_sha256=digest(folder))
         return path
 
     def answers(
@@ -155,7 +159,8 @@ class Author:
             labels = LabelRows(keys=keys, ids=dataset.ids[rows], **fields)
             write_labels(label_path(path, shard.name), labels, {**provenance, "shard": shard.sha256})
         _lines(path / "timing.jsonl", [{"step": 1, "seconds": 3.2, "images": len(dataset)}])
-        finish_folder(path, [], provenance=provenance)
+        names = [label_path(path, shard.name).name for shard in dataset.shards]
+        finish_folder(path, names, provenance=provenance)
         return path
 
     def select(self, round_: int, labels: Path) -> Path:
@@ -182,7 +187,7 @@ class Author:
         test = open_split(self.config.data, "test")
         figures = {n: self.answers(path, None, f"predictions-{n}.npz", test, s) for n, s in skills.items()}
         write_json(path / "test.json", figures)
-        finish_folder(path, ["test.json"])
+        finish_folder(path, ["test.json", *(f"predictions-{name}.npz" for name in skills)])
         return figures
 
 
@@ -211,7 +216,7 @@ def write_run(path: Path, data: Data, *, num_rounds: int = 2, finished: bool = T
         control_dir = str(author.train("control", 1.5, "control").relative_to(path)) if control else None
         final = {"round": num_rounds, "val_top1": rounds[-1]["val_top1"], "control_dir": control_dir}
         result = {"schema": 2, "rounds": rounds, "final": {**final, "test": author.evaluate(skills)}}
-        write_json(path / "result.json", result)
+        write_sealed(path / "result.json", result)
     return path
 
 

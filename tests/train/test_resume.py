@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import time
 from functools import partial
@@ -12,12 +13,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from support.damage import put
 from support.processes import HAS_BF16, has_come_to, kill, outputs, run, signal_at, start, train_job
 from support.spoilers import limit_file_size
 from support.waiting import wait_for
 
 from pipeline.config import Config, changed
 from pipeline.errors import EXIT_INTERRUPTED, EXIT_OK, Interrupted, UserError
+from pipeline.models.format import model_digest
 from pipeline.stages import launch
 from pipeline.stages.jobs import TrainJob
 from pipeline.stages.launch import run_job
@@ -138,6 +141,17 @@ def test_where_checkpoints_and_lines_are_written_does_not_matter(job: TrainJob, 
     run(set_runtime(job, checkpoint_every=1000, keep_checkpoints=1))
     assert outputs(job.out) == outputs(student)
     assert [p.name for p in (job.out / "checkpoints").glob("step-*")] == ["step-000000040.pt"]
+
+
+def test_a_damaged_model_is_refused_and_once_deleted_made_again_to_the_byte(job: TrainJob, student: Path) -> None:
+    """From the last checkpoint, so nothing that was made from it is stale."""
+    shutil.copytree(student, job.out)
+    weights = job.out / "model.safetensors"
+    put(weights, weights.read_bytes()[:-1] + b"?")
+    with pytest.raises(UserError, match=r"model\.safetensors is damaged: .*; delete this file"):
+        model_digest(job.out)
+    weights.unlink()
+    assert outputs(run(job)) == outputs(student)
 
 
 # ------------------------------------------------------------------------------------------------------ what is refused

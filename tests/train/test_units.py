@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from support.damage import attempt, put, rotten
 from torch import nn
 
 from pipeline.config import Optimizer, Training
@@ -209,6 +210,35 @@ def test_a_truncated_checkpoint_is_an_error_that_names_it(tmp_path: Path, size: 
         Checkpoints(tmp_path, "f", 2).load_last()
 
 
+def test_a_flipped_byte_of_a_checkpoint_is_refused_or_changes_nothing(tmp_path: Path) -> None:
+    """Torch itself loads most of these without a word."""
+    checkpoints = Checkpoints(tmp_path, "f", 2)
+    path, num_refused = checkpoints.save(5, state(5)), 0
+    for damaged in rotten(path.read_bytes(), 300):
+        put(path, damaged)
+        found, refused = attempt(checkpoints.load_last)
+        if refused:
+            assert str(path) in refused
+            assert "delete it to go on from the one before" in refused
+            num_refused += 1
+            continue
+        assert found is not None
+        assert torch.equal(found["model"]["w"], torch.full((1000,), 5.0))
+        assert {**found, "model": 0, "sums": 0} == {"model": 0, "sums": 0, "step": 5, "fingerprint": "f"}
+    assert num_refused > 150  # the rest is padding
+
+
+def test_a_damaged_checkpoint_of_the_best_step_says_to_train_again(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, "f", 2)
+    checkpoints.save_best(5, state(5))
+    path = tmp_path / "checkpoints" / "best.pt"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=rf"best\.pt is damaged.*delete {tmp_path} to train again"):
+        checkpoints.load_best()
+
+
 def test_a_checkpoint_of_another_training_is_refused(tmp_path: Path) -> None:
     Checkpoints(tmp_path, "mine", 2).save(5, state(5))
     with pytest.raises(UserError, match="belongs to another training"):
@@ -220,11 +250,3 @@ def test_a_checkpoint_runs_no_code_when_read(tmp_path: Path) -> None:
     torch.save({"fingerprint": "f", "code": Path}, path)
     with pytest.raises(UserError, match="is not a readable checkpoint"):
         Checkpoints(tmp_path, "f", 2).load_last()
-
-
-def test_what_a_killed_write_left_is_cleared_by_the_next(tmp_path: Path) -> None:
-    checkpoints = Checkpoints(tmp_path, "f", 2)
-    checkpoints.save(5, state(5))
-    (checkpoints.folder / ".step-000000010.pt.123.tmp").write_bytes(b"half")
-    checkpoints.save(10, state(10))
-    assert [p.name for p in checkpoints.folder.iterdir() if p.name[0] == "."] == []
