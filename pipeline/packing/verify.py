@@ -64,6 +64,8 @@ def _check_shard(folder: Path, entry: ShardEntry, index: Index, classes: tuple[s
         yield f"{tar}: {len(index)} samples, the manifest says {entry.num_samples}"
     if index.cut:
         yield index.cut
+    if mixture := index.survey.mixture():
+        yield f"{tar}: {mixture}"
     for row, why in sorted(index.problems.items()):
         yield f"{tar}: {index.key[row]}: {why}"
     if entry.split == "unlabeled":

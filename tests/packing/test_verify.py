@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 import shutil
 from dataclasses import replace
@@ -118,3 +119,10 @@ def test_a_broken_manifest_is_a_clear_error(packed: Path, text: str) -> None:
     (packed / "manifest.json").write_text(text)
     with pytest.raises(UserError, match=r"manifest\.json"):
         verify(packed)
+
+
+def test_a_vector_among_the_images_of_a_shard_is_named(packed: Path) -> None:
+    vector = io.BytesIO()
+    np.save(vector, np.ones(3, np.float32))
+    write_raw_tar(packed / "val-000000.tar", {"a.png": png(1), "b.npy": vector.getvalue()})
+    assert any("b is a vector, and 1 other samples are images" in problem for problem in verify(packed).problems)
