@@ -15,8 +15,14 @@ class UserError(ValueError):
     """The input or the environment is bad. The message names the file or config key, the value and the fix."""
 
 
-class Interrupted(Exception):
-    """SIGTERM, SIGINT or a request stopped a stage or a run. The message says what is saved."""
+GO_ON = "Type the same command to go on."
+
+
+class Interrupted(BaseException):
+    """SIGTERM, SIGINT or a request stopped a stage or a run. The message says what is saved.
+
+    Like KeyboardInterrupt it can come up anywhere, so that no `except Exception` may take it for an error of its own.
+    """
 
 
 def did_you_mean(wrong: str, valid: Iterable[str]) -> str:

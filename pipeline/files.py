@@ -33,13 +33,14 @@ def atomic_path(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
         fsync(path.parent)
     except OSError as error:
-        raise _cannot_write(path, error) from error
+        raise cannot_write(path, error) from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
 
 
-def _cannot_write(path: Path, error: OSError) -> UserError:
+def cannot_write(path: Path, error: OSError) -> UserError:
+    """The error to raise where a file cannot be written."""
     return UserError(f"cannot write {path}: {error.strerror or error}; free space or fix permissions")
 
 
@@ -69,7 +70,7 @@ def append_json(path: Path, value: Json) -> None:
         with open(path, "a") as file:
             file.write(json.dumps(value) + "\n")
     except OSError as error:
-        raise _cannot_write(path, error) from error
+        raise cannot_write(path, error) from error
 
 
 def read_json(path: Path) -> Json:
