@@ -13,6 +13,7 @@ from pickle import UnpicklingError
 from typing import Any, Literal
 
 import timm
+import torch
 from pydantic import Field
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
@@ -53,15 +54,25 @@ class ModelInfo(Section):
 
 def save_model(weights_path: Path, state: Mapping[str, Tensor], info: ModelInfo) -> None:
     """Write the weights first, then the JSON that makes them a model. Each file appears whole or not at all."""
+    write_bytes(weights_path, _as_safetensors(state))
+    write_json(weights_path.with_suffix(".json"), described(info))
+
+
+def _as_safetensors(state: Mapping[str, Tensor]) -> bytes:
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    data: bytes = save(tensors, metadata={"format": "pt"})
+    return data
+
+
+def described(info: ModelInfo) -> dict[str, Any]:
+    """The content of model.json, with the plugin that defines the architecture, if one does."""
     plugins = plugins_of(info.architecture)
     info = changed(info, lineage={**info.lineage, "plugins": plugins}) if plugins else info
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-    write_bytes(weights_path, save(tensors, metadata={"format": "pt"}))
-    write_json(weights_path.with_suffix(".json"), info.model_dump(mode="json", by_alias=True))
+    return info.model_dump(mode="json", by_alias=True)
 
 
 def find_weights(path: Path) -> Path:
-    """The .safetensors file that a run folder, a stage folder or a file stands for.
+    """The file that a run folder, a stage folder, an exported file or a checkpoint stands for.
 
     Raises:
         UserError: there is no model at this path.
@@ -75,18 +86,55 @@ def find_weights(path: Path) -> Path:
         return path / final / "model.safetensors"
     if not path.exists():
         raise UserError(f"no model at {path}: it does not exist")
-    raise UserError(f"no model at {path}: expected a finished run, a train stage, or an exported .safetensors file")
+    raise UserError(f"no model at {path}: expected a finished run, a train stage, an exported file, or a checkpoint")
+
+
+def read_checkpoint(path: Path) -> dict[str, Any] | None:
+    """The content of a checkpoint of ours (train/checkpoint.py); None if the file is none.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    if path.suffix != ".pt":
+        return None
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, UnpicklingError, RuntimeError, EOFError) as error:
+        raise UserError(f"{path} is not a readable file of PyTorch weights: {error}") from error
+    return state if isinstance(state, dict) and "fingerprint" in state else None
+
+
+def has_info(path: Path) -> bool:
+    """Whether a model says what it is; timm's weights, and checkpoints before version 0.2, do not."""
+    weights = find_weights(path)
+    state = read_checkpoint(weights)
+    return weights.with_suffix(".json").exists() if state is None else state.get("info") is not None
 
 
 def read_info(path: Path) -> ModelInfo:
-    """The model.json of a run folder, a stage folder or an exported file. Raises UserError when there is none."""
+    """What a run folder, a stage folder, an exported file or a checkpoint says of its model.
+
+    Raises:
+        UserError: it says nothing.
+    """
     weights = find_weights(path)
+    if (state := read_checkpoint(weights)) is not None:
+        if state.get("info") is None:
+            raise UserError(f"{path} does not say what its model is; name its stage, or start from it with mode: init")
+        return parse(ModelInfo, state["info"], str(weights))
     return parse(ModelInfo, read_json(weights.with_suffix(".json")), str(weights.with_suffix(".json")))
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
-    """The weights in a .safetensors file, or in a .pth file as timm writes it. Raises UserError when it is broken."""
+    """The weights in a .safetensors file, in a .pth file as timm writes it, or the averaged ones of a checkpoint.
+
+    Raises:
+        UserError: the file is broken.
+    """
     weights = find_weights(path)
+    if (saved := read_checkpoint(weights)) is not None:
+        network = saved if "ema" in saved else next(v for v in saved.values() if isinstance(v, dict) and "ema" in v)
+        return dict(network["ema"])
     try:
         if weights.suffix == ".safetensors":
             state: dict[str, Tensor] = load_file(weights)
@@ -150,11 +198,12 @@ def export_model(source: Path, out: Path) -> ModelInfo:
         raise UserError(f"--out {out} must end in .safetensors")
     weights = find_weights(source)
     info = read_info(source)
-    if out.exists() and digest_file(out) != digest_file(weights):
+    data = weights.read_bytes() if weights.suffix == ".safetensors" else _as_safetensors(read_state(source))
+    if out.exists() and out.read_bytes() != data:
         raise UserError(f"{out} exists and holds another model; choose another name, or delete it")
     beside, content = out.with_suffix(".json"), info.model_dump(mode="json", by_alias=True)
     if beside.exists() and read_json(beside) != content:
         raise UserError(f"{beside} exists and is not of this model; choose another name, or delete it")
-    write_bytes(out, weights.read_bytes())
+    write_bytes(out, data)
     write_json(beside, content)
     return info

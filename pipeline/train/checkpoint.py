@@ -38,31 +38,20 @@ class Checkpoints:
         self._write(self.folder / "best.pt", {**state, "step": step})
 
     def load_last(self) -> State | None:
-        """The newest state, or None if there is none yet.
-
-        Raises:
-            UserError: the checkpoint is broken, or it belongs to another training.
-        """
+        """The newest state, or None if there is none yet. Raises UserError as `load` does."""
         path = self.last_path()
-        return self._read(path) if path else None
+        return self.load(path) if path else None
 
     def last_path(self) -> Path | None:
         """The path of the newest checkpoint, or None if there is none yet."""
         return next(reversed(self._list()), None)
 
-    def load_best(self) -> State:
-        """The weights that were the best on val. Raises UserError as `load_last` does."""
-        return self._read(self.folder / "best.pt")
+    def load(self, path: Path) -> State:
+        """The state in one of the files.
 
-    def _list(self) -> list[Path]:
-        return sorted(p for p in self.folder.glob("step-*.pt") if _NAME.fullmatch(p.name))
-
-    def _write(self, path: Path, state: State) -> None:
-        buffer = io.BytesIO()  # torch.save's own error does not tell that a disk is full
-        torch.save({**state, "fingerprint": self.fingerprint}, buffer)
-        write_bytes(path, buffer.getvalue())
-
-    def _read(self, path: Path) -> State:
+        Raises:
+            UserError: the checkpoint is broken, or it belongs to another training.
+        """
         try:
             state: State = torch.load(path, map_location="cpu", weights_only=True)
         except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
@@ -72,3 +61,15 @@ class Checkpoints:
         if state["fingerprint"] != self.fingerprint:
             raise UserError(f"{path} belongs to another training; choose another folder")
         return state
+
+    def load_best(self) -> State:
+        """The weights that were the best on val. Raises UserError as `load` does."""
+        return self.load(self.folder / "best.pt")
+
+    def _list(self) -> list[Path]:
+        return sorted(p for p in self.folder.glob("step-*.pt") if _NAME.fullmatch(p.name))
+
+    def _write(self, path: Path, state: State) -> None:
+        buffer = io.BytesIO()  # torch.save's own error does not tell that a disk is full
+        torch.save({**state, "fingerprint": self.fingerprint}, buffer)
+        write_bytes(path, buffer.getvalue())

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Callable
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 from pipeline.errors import Interrupted, UserError
 from pipeline.files import append_json, cut_lines, sync_lines, write_json
+from pipeline.models.format import described
 from pipeline.stages import progress
 from pipeline.stages.folder import append_timing
 from pipeline.stages.jobs import TrainJob
@@ -17,6 +20,7 @@ from pipeline.train.checkpoint import Checkpoints, State
 from pipeline.train.learner import Learner
 
 BAD_BATCH = "bad-batch.json"
+NO_BEST = (-1.0, 0)
 
 
 class Loop:
@@ -41,7 +45,7 @@ class Loop:
         self.stage, self.job, self.learner = stage, job, learner
         self.out, self.ranks, self.checkpoints, self.evaluate = stage.path, stage.ranks, checkpoints, evaluate
         self.step = 0
-        self.best = (-1.0, 0)
+        self.best = NO_BEST
         """The best val accuracy so far, and its step."""
 
     def run(self) -> None:
@@ -103,7 +107,8 @@ class Loop:
         if values["val_top1"] > self.best[0]:
             self.best = (values["val_top1"], self.step)
             if self.ranks.is_main:
-                self.checkpoints.save_best(self.step, {"ema": self.learner.model.ema.model.state_dict()})
+                weights = {"ema": self.learner.model.ema.model.state_dict()}
+                self.checkpoints.save_best(self.step, {**weights, "info": self._info()})
         self._append("metrics.jsonl", {"step": self.step, **values})
 
     def _log(self, step: int) -> None:
@@ -137,7 +142,26 @@ class Loop:
             f"the loss or gradient is not finite at step {step} (images {', '.join(some)}, ...; all in {all_keys}); "
             "lower optimizer.lr, set clip_norm, or lengthen warmup_steps. "
             + (f"The last good checkpoint is {good}" if good else "No checkpoint was written before")
+            + self._way_on(good)
         )
+
+    def _way_on(self, good: Path | None) -> str:
+        """The options by which the command goes on: from the checkpoint, or from the beginning.
+
+        A rate that is far too high leaves finite weights that nothing mends, so what failed to go on begins anew. So
+        does a student of stored labels, because `start` would be that of all students.
+        """
+        job, start = self.job, self.job.training.start
+        if job.role not in ("teacher", "student"):
+            return ""
+        way, values = "begin anew", {"optimizer.lr": f"{job.training.optimizer.lr / 10:g}"}
+        if start is not None and Path(start.model).suffix == ".pt":
+            way, values = "begin anew without start", {"start": "null", **values}
+        elif good is not None and job.selection is None:
+            mode = "continue" if job.role == "teacher" else "init"
+            way, values = "go on from it", {"start.model": str(good), "start.mode": mode, **values}
+        options = [f"--set {shlex.quote(f'{job.role}.{key}={value}')}" for key, value in values.items()]
+        return f"; to {way}, add to the command: {' '.join(options)}"
 
     def _checkpoint(self) -> None:
         self._stop_if_weights_not_finite()
@@ -157,7 +181,13 @@ class Loop:
             "best_step": self.best[1],
             "meter": self.learner.meter.state(),
             **self.learner.extra(),
+            "info": self._info(),
         }
+
+    def _info(self) -> dict[str, Any] | None:
+        """What a checkpoint says of its model, so that it can be used as one."""
+        info = self.learner.model.info
+        return described(info) if info is not None else None
 
     def _enter_train_mode(self) -> None:
         for network in self.learner.networks.values():
