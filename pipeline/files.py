@@ -87,7 +87,7 @@ def read_json(path: Path) -> Json:
     try:
         value = json.loads(path.read_text(), object_hook=Object)
     except FileNotFoundError as error:
-        raise UserError(f"{path} does not exist; if a run made it, type the command of the run again") from error
+        raise UserError(f"{path} does not exist; {_way_back(path)}") from error
     except (OSError, ValueError, RecursionError) as error:
         raise _damaged(path, f"no JSON: {error}") from error
     if not isinstance(value, dict):
@@ -96,10 +96,16 @@ def read_json(path: Path) -> Json:
 
 
 def _damaged(path: Path, what: str) -> UserError:
-    return UserError(
-        f"{path} is damaged ({what}); restore it, or if a run made it, delete the stage's folder (or a file that is "
-        "the run folder's own) and type the command of the run again"
-    )
+    return UserError(f"{path} is damaged ({what}); {_way_back(path)}")
+
+
+def _way_back(path: Path) -> str:
+    """How a file is had again that is gone or damaged."""
+    if path.name == "stage.json" or (path.parent / "stage.json").exists():
+        return f"delete the folder {path.parent} and type the command that made it again"
+    if path.name in ("result.json", "stages.json"):  # of a run folder
+        return f"{'delete it and ' if path.exists() else ''}type the command of the run again"
+    return "restore it, or make it again"
 
 
 def read_lines(path: Path, *, torn: bool = False) -> tuple[dict[str, Json], ...]:

@@ -83,7 +83,10 @@ def find_weights(path: Path) -> Path:
         return path / "model.safetensors"
     if (path / "result.json").exists():
         final: str = read_json(path / "result.json")["final"]["model_dir"]
-        return path / final / "model.safetensors"
+        weights = path / final / "model.safetensors"
+        if not weights.exists():
+            raise UserError(f"{weights} is gone; type the command of the run again, which makes it again")
+        return weights
     if not path.exists():
         raise UserError(f"no model at {path}: it does not exist")
     raise UserError(f"no model at {path}: expected a finished run, a train stage, an exported file, or a checkpoint")

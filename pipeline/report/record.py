@@ -188,11 +188,14 @@ def read_run(path: Path) -> RunRecord:
         UserError: it is not a run folder, or a file in it is broken.
     """
     if not (path / "config.yaml").is_file():
-        raise UserError(f"{path} is not a run folder: it has no config.yaml; give the --run-dir of `selftrain run`")
+        raise UserError(
+            f"{path} is not a run folder: it has no config.yaml; give the --run-dir of `selftrain run`, or type "
+            "the command of the run again if it has lost it"
+        )
     if not (path / LEDGER).is_file():
         raise UserError(
-            f"{path} has no {LEDGER}: an older version of selftrain made this run; report it with that version, or run "
-            "its config again with another --run-dir"
+            f"{path} has no {LEDGER}: it was deleted, or an older version of selftrain made this run; type the command "
+            "of the run again"
         )
     result: Json | None = read_json(path / "result.json") if (path / "result.json").exists() else None
     entries = read_ledger(path)
@@ -235,7 +238,7 @@ def read_predictions(path: Path) -> Predictions | None:
     try:
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
             return Predictions(arrays["label"], arrays["pred"], arrays["confidence"])
-    except (OSError, ValueError, KeyError, BadZipFile) as error:
+    except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
         raise UserError(
             f"{path} cannot be read ({error}); delete the folder {path.parent} and type the command of the run again"
         ) from error

@@ -82,6 +82,8 @@ def check_stage_folder(path: Path, kind: str) -> None:
     names = {p.name for p in path.iterdir() if p.name[0] != "."}
     begun = "job.json" in names and _is_job(path / "job.json")
     if names - (OWN_FILES if begun else {"run.lock"}):
+        if begun:
+            raise UserError(f"{path} has lost its {RECORD}; delete the folder and type the same command again")
         raise UserError(f"{path} is not empty and not a {kind} stage; choose another output folder")
 
 

@@ -81,12 +81,23 @@ class Loop:
                 raise Interrupted(f"stopped after step {self.step} of {training.steps}; the state is saved")
 
     def resume(self) -> None:
-        """Go on from the newest checkpoint, if there is one, and cut metrics.jsonl back to its step."""
-        state = self.checkpoints.load_last()
+        """Go on from the newest checkpoint, if there is one, and cut metrics.jsonl back to its step.
+
+        Raises:
+            UserError: metrics.jsonl is gone.
+        """
+        state, metrics = self.checkpoints.load_last(), self.out / "metrics.jsonl"
         if state is not None:
             self.load(state)
         if self.ranks.is_main:
-            cut_lines(self.out / "metrics.jsonl", self.step)
+            if state is None:
+                metrics.touch()
+            elif not metrics.exists():
+                raise UserError(
+                    f"{metrics} is gone, with what was measured in the {self.step} steps that are done; delete the "
+                    f"folder {self.out} and type the same command again to begin it anew"
+                )
+            cut_lines(metrics, self.step)
             cut_lines(self.out / "timing.jsonl")
 
     def load(self, state: State) -> None:

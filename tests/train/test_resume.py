@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import time
 from functools import partial
@@ -191,6 +192,17 @@ def test_a_finished_training_is_not_touched_again(student: Path, job: TrainJob) 
 
 
 # --------------------------------------------------------------------------------------------------------- broken runs
+
+
+def test_a_training_whose_metrics_are_gone_says_how_to_begin_it_anew(job: TrainJob, student: Path) -> None:
+    """It used to go on, and to end without the lines of the steps before."""
+    signal_at(job, 15)
+    (job.out / "metrics.jsonl").unlink()
+    with pytest.raises(UserError, match=r"metrics\.jsonl is gone, .* delete the folder .* and type the same") as told:
+        run(job)
+    assert f"delete the folder {job.out} and" in str(told.value)
+    shutil.rmtree(job.out)
+    assert outputs(run(job)) == outputs(student)
 
 
 @pytest.mark.parametrize("accumulation", [1, 2])
