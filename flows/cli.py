@@ -64,10 +64,10 @@ def _outcome() -> int:
 
 
 def _say(message: str, code: int) -> int:
-    from pipeline.stages.progress import terminal
+    from pipeline.stages.terminal import terminal
 
     color = "yellow" if code == EXIT_INTERRUPTED else "red"
-    terminal().print(shown(message), style=color, markup=False, highlight=False, soft_wrap=True)
+    terminal().print(shown(message), style=color, soft_wrap=True)
     return code
 
 
@@ -75,10 +75,10 @@ class _Terminal(logging.Handler):
     """Prints warnings above the progress bars."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        from pipeline.stages.progress import terminal
+        from pipeline.stages.terminal import terminal
 
         text = f"{record.levelname.lower()}: {record.getMessage()}"
-        terminal().print(text, style="yellow", markup=False, highlight=False, soft_wrap=True)
+        terminal().print(shown(text), style="yellow", soft_wrap=True)
 
 
 def _log_to_terminal() -> None:

@@ -44,18 +44,16 @@ def run(
 
     [bold]Example[/bold]: selftrain run birds.yaml --run-dir runs/longer --set student.steps=20000
     """
-    from rich.console import Console
-
     from pipeline.config import load_config
     from pipeline.report.page import write_report
     from pipeline.runs.folder import check_run_folder
+    from pipeline.stages.terminal import output
 
     settings = load_config(config, set_ or ())
     folder = run_dir or Path("runs") / config.stem
     check_run_folder(folder, config)
     result = _run_loop(settings, folder, accept_environment, watched=not no_prefect)
-    console = Console(markup=False, emoji=False, highlight=False)  # paths may hold brackets
-    console.print(summary(result))
+    output().print(summary(result))
     try:
         report = write_report(folder)
     except Exception as error:  # any error: the result, perhaps of days, is on disk and stands
@@ -66,7 +64,7 @@ def run(
             folder,
         )
     else:
-        console.print(f"Report: {report}", soft_wrap=True)
+        output().print(f"Report: {report}", soft_wrap=True)
 
 
 @app.command()
@@ -93,13 +91,11 @@ def ablate(
 
     [bold]Example[/bold]: selftrain ablate configs/digits.yaml --techniques mixup,ema --mode drop-one --seeds 3
     """
-    from rich import get_console
-
     from pipeline.ablation.ablate import run_ablation
     from pipeline.ablation.cells import MODES, Mode, all_techniques
     from pipeline.ablation.rows import table
     from pipeline.config import load_config
-    from pipeline.stages.progress import terminal
+    from pipeline.stages.terminal import output, terminal
 
     settings = load_config(config, set_ or ())
     how: Mode | None = next((known for known in MODES if known == mode), None)
@@ -111,9 +107,9 @@ def ablate(
 
     def plain() -> str:
         def tell(row: Row) -> None:
-            terminal().print(f"seed {row.seed}, {row.technique}: val {100 * row.val_top1:.2f}%", highlight=False)
+            terminal().print(f"seed {row.seed}, {row.technique}: val {100 * row.val_top1:.2f}%")
 
-        get_console().quiet = True  # else the summaries of all selections would bury the figures
+        output().quiet = True  # else the summaries of all selections would bury the figures
         with _stages_with_bars() as run_stage:
             options: dict[str, Any] = {"run_stage": run_stage, "on_row": tell, "accept_environment": accept_environment}
             return table(run_ablation(settings, folder, names, how, seeds, **options))
@@ -123,8 +119,10 @@ def ablate(
 
         return ablation_flow(settings, folder, names, how, seeds, accept_environment)
 
-    print(plain() if no_prefect else _watched(folder, under_prefect, plain), end="")
-    print(f"Written: {folder}/rows.jsonl, table.md, ablation.png")
+    text = plain() if no_prefect else _watched(folder, under_prefect, plain)
+    output().quiet = False
+    output().print(text, end="", soft_wrap=True)
+    output().print(f"Written: {folder}/rows.jsonl, table.md, ablation.png", soft_wrap=True)
 
 
 def _run_loop(config: Config, run_dir: Path, accept_environment: bool, *, watched: bool) -> dict[str, Any]:
@@ -146,7 +144,7 @@ def _watched(folder: Path, call: Callable[[], T], plain: Callable[[], T]) -> T:
     """Call a flow on the user's Prefect server, or on an embedded one in `folder`. If the server goes away, `plain` is
     called, which goes on without it."""
     from flows.settings import import_prefect, prepare
-    from pipeline.stages.progress import terminal
+    from pipeline.stages.terminal import terminal
 
     if prepare(folder):
         from flows.server import start_server

@@ -37,7 +37,13 @@ LONGEST = 10_000
 
 
 def shown(message: str) -> str:
-    """A message as a terminal may get it: control characters, which names of files can hold, are escaped, and what is
-    too long to be read is cut."""
-    text = "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in message)
+    """A message as a terminal may get it: escaped, and cut where it is too long to be read."""
+    text = escaped(message)
     return text if len(text) <= LONGEST else f"{text[:LONGEST]} ... ({len(text):,} characters)"
+
+
+def escaped(text: str) -> str:
+    """A text without control characters, which names of files and classes can hold; line ends and tabs stay."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from pipeline.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_USER_ERROR, Interrupted, UserError
+from pipeline.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_USER_ERROR, Interrupted, UserError, shown
 from pipeline.stages.interrupt import ignore, leave_at_once
 from pipeline.stages.owner import die_with_parent
 from pipeline.stages.ranks import env_rank
@@ -57,7 +57,7 @@ def guarded(run: Callable[[], int], out: Path) -> int:
     try:
         return run()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(shown(f"error: {error}"), file=sys.stderr)
         with contextlib.suppress(UserError):  # a full disk: the exit code still says what happened
             write_json(out / "error.json", {"message": str(error)})
         return EXIT_USER_ERROR
