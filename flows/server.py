@@ -21,6 +21,7 @@ from pathlib import Path
 from pipeline.errors import UserError
 from pipeline.stages.launch import child_variables
 from pipeline.stages.owner import die_with_parent
+from pipeline.stages.streams import open_log
 
 VARIABLES = {
     "PREFECT__SERVER_EPHEMERAL": "1",  # leaves out the services that schedule and clean up
@@ -43,7 +44,7 @@ def start_server() -> None:
     log_path = home / "server.log"
     try:
         home.mkdir(parents=True, exist_ok=True)
-        log_file = open(log_path, "ab")  # noqa: SIM115 - closed below
+        log_file = open_log(log_path)
     except OSError as error:
         raise UserError(
             f"cannot write in {home}: {error.strerror}; choose another --run-dir, or fix permissions"

@@ -199,6 +199,9 @@ def export_model(source: Path, out: Path) -> ModelInfo:
     """
     if out.suffix != ".safetensors":
         raise UserError(f"--out {out} must end in .safetensors")
+    for path in (out, out.with_suffix(".json")):
+        if path.exists() and not path.is_file():
+            raise UserError(f"{path} is not a file; choose another name")
     weights = find_weights(source)
     info = read_info(source)
     data = weights.read_bytes() if weights.suffix == ".safetensors" else _as_safetensors(read_state(source))

@@ -75,9 +75,13 @@ def check_stage_folder(path: Path, kind: str) -> None:
     """Refuse a folder with the user's files. A launcher's own files are recognised by a valid job.json.
 
     Raises:
-        UserError: the folder is not empty and not a stage folder.
+        UserError: the folder is not empty and not a stage folder, or one of another kind.
     """
-    if not path.exists() or (path / RECORD).exists():
+    if not path.exists():
+        return
+    if (path / RECORD).exists():
+        if (other := read_json(path / RECORD)["kind"]) != kind:
+            raise UserError(f"{path} holds a {other} stage; choose another output folder")
         return
     names = {p.name for p in path.iterdir() if p.name[0] != "."}
     begun = "job.json" in names and _is_job(path / "job.json")

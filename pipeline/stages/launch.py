@@ -33,6 +33,7 @@ from pipeline.stages.kinds import kind_of
 from pipeline.stages.owner import LOCK_VARIABLE, PARENT_VARIABLE
 from pipeline.stages.preamble import run_stage
 from pipeline.stages.progress import Progress, read_progress
+from pipeline.stages.streams import open_log
 from pipeline.threads import num_cores
 
 log = logging.getLogger("selftrain.launch")
@@ -120,7 +121,7 @@ def run_child(
         (out / stale).unlink(missing_ok=True)
     path = out / "output.log"
     log_start = _begin_log(path, command)
-    with deferred() as signalled, open(path, "ab") as log:
+    with deferred() as signalled, open_log(path) as log:
         process = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
@@ -149,7 +150,7 @@ def run_child(
 def _begin_log(path: Path, command: Sequence[str]) -> int:
     """Write the command into its log; returns where its output begins there."""
     try:
-        with open(path, "ab") as log:
+        with open_log(path) as log:
             log.write(f"--- {datetime.datetime.now():%Y-%m-%d %H:%M:%S} {shlex.join(command)}\n".encode())
             log.flush()
             return log.tell()

@@ -56,6 +56,9 @@ def run_lock(folder: Path, *, wait_s: float = 20.0) -> Iterator[int]:
                     f"{folder} is on a file system that has no locks ({error.strerror}), so two commands could write "
                     "into it; choose a folder on another disk"
                 ) from error
+        content = os.pread(descriptor, 64, 0).strip()
+        if content and not content.isdigit():
+            raise UserError(f"{path} is no lock of selftrain; rename it, or choose another folder")
         try:
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)

@@ -8,6 +8,7 @@ import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from pathlib import Path
     from typing import TextIO
 
     from typing_extensions import Buffer
@@ -45,3 +46,10 @@ def _text(stream: Stream, before: TextIO | None) -> io.TextIOWrapper:
     encoding = getattr(before, "encoding", None) or "utf-8"
     at_once = stream.isatty() or stream.fileno() == 2 or "PYTHONUNBUFFERED" in os.environ
     return io.TextIOWrapper(io.BufferedWriter(stream), encoding, "backslashreplace", line_buffering=at_once)
+
+
+def open_log(path: Path) -> io.BufferedWriter:
+    """Open a log to append to. A link in its place, which would name a file of somebody's, is an OSError."""
+    return io.BufferedWriter(
+        io.FileIO(path, "ab", opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW, 0o666))
+    )

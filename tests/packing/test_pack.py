@@ -266,3 +266,22 @@ def test_a_full_disk_is_a_clear_error_and_loses_nothing(source: Path, tmp_path: 
     assert snapshot(out) == before
     assert pack(source, out, split="labeled").num_samples == {"labeled": 60}
     assert not os.path.exists(out / ".packing")
+
+
+@pytest.mark.parametrize("is_link", [False, True])
+def test_a_folder_of_the_users_that_has_the_name_of_ours_is_left_alone(
+    source: Path, tmp_path: Path, is_link: bool
+) -> None:
+    """Its files used to be deleted, or with a manifest.json among them to be moved."""
+    out = tmp_path / "out"
+    mine = tmp_path / "mine" if is_link else out / ".packing"
+    mine.mkdir(parents=True)
+    out.mkdir(exist_ok=True)
+    if is_link:
+        (out / ".packing").symlink_to(mine)
+    for name in ("list.txt", "manifest.json"):
+        (mine / name).write_text("socks")
+    with pytest.raises(UserError, match=r"\.packing is not of a pack; rename it"):
+        pack(source, out, split="val")
+    assert sorted(path.name for path in mine.iterdir()) == ["list.txt", "manifest.json"]
+    assert [path.name for path in out.iterdir() if path.name not in (".packing", "run.lock")] == []

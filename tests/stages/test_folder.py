@@ -8,7 +8,7 @@ import pytest
 
 from pipeline.errors import UserError
 from pipeline.stages.fingerprint import StageInputs
-from pipeline.stages.folder import OWN_FILES, finish_folder, is_finished, open_folder, stage_record
+from pipeline.stages.folder import OWN_FILES, check_stage_folder, finish_folder, is_finished, open_folder, stage_record
 
 ENVIRONMENT = {"torch": "2", "threads": 1}
 INPUTS = StageInputs({"a": 1}, {"x": "1"})
@@ -96,3 +96,9 @@ def test_a_stage_that_has_lost_its_record_is_told_from_a_folder_of_the_user(tmp_
     (tmp_path / "selection.arrow").touch()
     with pytest.raises(UserError, match=r"has lost its stage\.json; delete the folder and type the same command again"):
         open_folder(tmp_path, "select", 1, NONE, {})
+
+
+def test_a_stage_of_another_kind_is_refused_before_its_job_is_replaced(tmp_path: Path) -> None:
+    open_folder(tmp_path, "train", 1, NONE, {})
+    with pytest.raises(UserError, match=r"holds a train stage; choose another output folder"):
+        check_stage_folder(tmp_path, "select")

@@ -10,6 +10,7 @@ from support.command import SELFTRAIN, environment
 from support.parents import script
 
 from pipeline.errors import UserError
+from pipeline.stages import launch
 from pipeline.stages.launch import run_child
 
 pytestmark = pytest.mark.process
@@ -56,10 +57,19 @@ def test_no_file_takes_the_number_of_a_closed_stream(tmp_path: Path) -> None:
     assert (tmp_path / "data").read_text() == "data"
 
 
-def test_a_stage_whose_log_is_on_a_full_disk_is_a_user_error(tmp_path: Path) -> None:
-    (tmp_path / "output.log").symlink_to("/dev/full")
+def test_a_stage_whose_log_cannot_be_written_is_a_user_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch, "open_log", lambda _: Path("/dev/full").open("ab", buffering=0))
     with pytest.raises(UserError, match=r"cannot write .*output\.log: No space left on device; free space"):
         run_child(script(tmp_path, "pass"), tmp_path, title="train")
+
+
+def test_a_log_that_is_a_link_is_left_alone(tmp_path: Path) -> None:
+    """A run folder that somebody else made could have us write into a file of ours."""
+    (tmp_path / "mine").write_text("precious")
+    (tmp_path / "output.log").symlink_to(tmp_path / "mine")
+    with pytest.raises(UserError, match=r"cannot write .*output\.log: Too many levels of symbolic links"):
+        run_child(script(tmp_path, "pass"), tmp_path, title="train")
+    assert (tmp_path / "mine").read_text() == "precious"
 
 
 def test_a_log_that_cannot_be_written_ends_no_stage(tmp_path: Path) -> None:
