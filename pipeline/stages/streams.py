@@ -5,13 +5,11 @@ from __future__ import annotations
 import io
 import os
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pathlib import Path
     from typing import TextIO
-
-    from typing_extensions import Buffer
 
 
 class Stream(io.FileIO):
@@ -19,7 +17,7 @@ class Stream(io.FileIO):
 
     lost: OSError | None = None
 
-    def write(self, data: Buffer, /) -> int:
+    def write(self, data: Any, /) -> int:
         """Write, unless that failed before."""
         if self.lost is None:
             try:
