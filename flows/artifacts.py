@@ -21,7 +21,6 @@ from prefect.artifacts import (
 )
 from prefect.settings import PREFECT_API_REQUEST_TIMEOUT, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
-from pipeline.errors import Interrupted
 from pipeline.report.plots import per_class
 from pipeline.selection.selection import read_selection
 from pipeline.stages.progress import Progress
@@ -126,8 +125,6 @@ def never_fatal(what: str) -> Iterator[None]:
     try:
         with temporary_settings(impatient):
             yield
-    except Interrupted:  # of a Ctrl-C while the page was drawn
-        raise
     except Exception as error:  # days of training outweigh any error of a display
         _logger.warning("cannot %s in Prefect (%s: %s); the run goes on", what, type(error).__name__, error)
 

@@ -1,243 +1,73 @@
-"""The console script `selftrain`: the verbs of the pipeline, and `run` and `ablate`, which Prefect watches."""
+"""The console script `selftrain`: it runs a verb and turns its outcome into a message and an exit code."""
 
 from __future__ import annotations
 
-import io
 import logging
-import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
+from typing import NoReturn
 
-import typer
-
-from pipeline.cli import AcceptOption, ConfigArgument, SetOption, app
-from pipeline.errors import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_USER_ERROR, Interrupted, UserError, did_you_mean, shown
-
-if TYPE_CHECKING:
-    from rich.table import Table
-
-    from pipeline.ablation.rows import Row
-    from pipeline.config import Config
-    from pipeline.runs.run import RunStage
-
-T = TypeVar("T")
-
-
-@app.command()
-def run(
-    config: ConfigArgument,
-    run_dir: Annotated[
-        Path | None,
-        typer.Option(metavar="DIR", help="Run folder.", show_default="runs/NAME for NAME.yaml"),
-    ] = None,
-    set_: SetOption = None,
-    no_prefect: Annotated[bool, typer.Option("--no-prefect", help="Run without Prefect, to equal results.")] = False,
-    accept_environment: AcceptOption = False,
-) -> None:
-    """Run the whole loop: teacher, labels, selection, student, and again.
-
-    A run that was stopped or killed goes on when the same command is typed again. Prefect watches it, on an embedded
-    server, or on yours if PREFECT_API_URL is set.
-
-    [bold]Example[/bold]: selftrain run birds.yaml --run-dir runs/longer --set student.steps=20000
-    """
-    from rich.console import Console
-
-    from pipeline.config import load_config
-    from pipeline.report.page import write_report
-    from pipeline.runs.folder import check_run_folder
-
-    settings = load_config(config, set_ or ())
-    folder = run_dir or Path("runs") / config.stem
-    check_run_folder(folder, config)
-    result = _run_loop(settings, folder, accept_environment, watched=not no_prefect)
-    console = Console(markup=False, emoji=False, highlight=False)  # paths may hold brackets
-    console.print(summary(result))
-    try:
-        report = write_report(folder)
-    except Interrupted:
-        raise
-    except Exception as error:  # any error: the result, perhaps of days, is on disk and stands
-        logging.getLogger("selftrain.flows").warning(
-            "the report could not be written (%s: %s); the result stands. Write it with: selftrain report %s",
-            type(error).__name__,
-            error,
-            folder,
-        )
-    else:
-        console.print(f"Report: {report}", soft_wrap=True)
-
-
-@app.command()
-def ablate(
-    config: ConfigArgument,
-    techniques: Annotated[
-        str, typer.Option(metavar="NAME,NAME,...", help="Names of docs/techniques, or `all` that can be switched.")
-    ],
-    mode: Annotated[str, typer.Option(help="alone, drop-one or stack.")] = "alone",
-    seeds: Annotated[int, typer.Option(min=1, help="Number of seeds, from the config's on.")] = 3,
-    out: Annotated[
-        Path | None,
-        typer.Option(metavar="DIR", help="Output folder.", show_default="runs/NAME-ablation-MODE for NAME.yaml"),
-    ] = None,
-    set_: SetOption = None,
-    no_prefect: Annotated[bool, typer.Option("--no-prefect", help="Run without Prefect, to equal results.")] = False,
-    accept_environment: AcceptOption = False,
-) -> None:
-    """Measure the worth of techniques: runs that differ in one technique are compared on val, paired by seed.
-
-    It writes DIR/rows.jsonl, table.md and ablation.png. If it was stopped or killed, it goes on when the same command
-    is typed again. The same DIR serves other techniques too: equal runs are reused, and the figures from before are
-    moved to DIR/earlier. `python -m pipeline.ablation DIR/rows.jsonl` draws table and plot again.
-
-    [bold]Example[/bold]: selftrain ablate configs/digits.yaml --techniques mixup,ema --mode drop-one --seeds 3
-    """
-    from rich import get_console
-
-    from pipeline.ablation.ablate import run_ablation
-    from pipeline.ablation.cells import MODES, Mode, all_techniques
-    from pipeline.ablation.rows import table
-    from pipeline.config import load_config
-    from pipeline.stages.progress import terminal
-
-    settings = load_config(config, set_ or ())
-    how: Mode | None = next((known for known in MODES if known == mode), None)
-    if how is None:
-        raise UserError(f"--mode {mode!r} is none, {did_you_mean(mode, MODES)}")
-    listed = [name.strip() for name in techniques.split(",") if name.strip()]
-    names = all_techniques(settings) if listed == ["all"] else listed
-    folder = out or Path("runs") / f"{config.stem}-ablation-{mode}"
-
-    def plain() -> str:
-        def tell(row: Row) -> None:
-            terminal().print(f"seed {row.seed}, {row.technique}: val {100 * row.val_top1:.2f}%", highlight=False)
-
-        get_console().quiet = True  # else the summaries of all selections would bury the figures
-        with _stages_with_bars() as run_stage:
-            options: dict[str, Any] = {"run_stage": run_stage, "on_row": tell, "accept_environment": accept_environment}
-            return table(run_ablation(settings, folder, names, how, seeds, **options))
-
-    def under_prefect() -> str:
-        from flows.flow import ablate as ablation_flow
-
-        return ablation_flow(settings, folder, names, how, seeds, accept_environment)
-
-    print(plain() if no_prefect else _watched(folder, under_prefect, plain), end="")
-    print(f"Written: {folder}/rows.jsonl, table.md, ablation.png")
-
-
-def _run_loop(config: Config, run_dir: Path, accept_environment: bool, *, watched: bool) -> dict[str, Any]:
-    from pipeline.runs.loop import run_loop
-
-    def plain() -> dict[str, Any]:
-        with _stages_with_bars() as run_stage:
-            return run_loop(config, run_dir, run_stage=run_stage, accept_environment=accept_environment)
-
-    def under_prefect() -> dict[str, Any]:
-        from flows.flow import self_train
-
-        return self_train(config, run_dir, accept_environment)
-
-    return _watched(run_dir, under_prefect, plain) if watched else plain()
-
-
-def _watched(folder: Path, call: Callable[[], T], plain: Callable[[], T]) -> T:
-    """Call a flow on the user's Prefect server, or on an embedded one in `folder`. If the server goes away, `plain` is
-    called, which goes on without it."""
-    from flows.settings import import_prefect, prepare
-    from pipeline.stages.progress import terminal
-
-    if prepare(folder):
-        from flows.server import start_server
-
-        with terminal().status("starting Prefect's embedded server"):
-            start_server()
-        import_prefect()
-    from flows.watch import ServerGone, watched
-
-    try:
-        return watched(call)
-    except ServerGone as error:
-        logging.getLogger("selftrain.flows").warning("Prefect's server is gone (%s); going on without it", error)
-    return plain()
-
-
-@contextmanager
-def _stages_with_bars() -> Iterator[RunStage]:
-    """Yield a function that runs a stage in child processes, with a progress bar."""
-    from pipeline.stages.launch import run_job
-    from pipeline.stages.progress import show_progress
-
-    with show_progress() as show:
-        yield partial(run_job, on_progress=show)
-
-
-def summary(result: Mapping[str, Any]) -> Table:
-    """The run as a table with one line per round, a star at the final model, and the test accuracies below."""
-    from rich.table import Table
-
-    final = result["final"]
-    named = (("final model", "test_top1"), ("round-0 teacher", "teacher_test_top1"), ("control", "control_test_top1"))
-    tests = [f"{name} {100 * final[key]:.2f}%" for name, key in named if final[key] is not None]
-    table = Table(caption=f"on test: {', '.join(tests)}" if tests else None, caption_justify="left")
-    table.add_column("round", justify="right")
-    table.add_column("model")
-    for column in ("val", "95% interval", "pseudo-labels"):  # short names, so that the table fits 80 columns
-        table.add_column(column, justify="right", no_wrap=True)
-    for entry in result["rounds"]:
-        low, high = entry["interval"]
-        is_final = entry["round"] == final["round"]
-        table.add_row(
-            str(entry["round"]),
-            f"{entry['role']} {entry['model']}",
-            f"{100 * entry['val_top1']:.2f}%{'*' if is_final else ' '}",
-            f"{100 * low:.2f}-{100 * high:.2f}%",
-            "-" if entry["num_selected"] is None else f"{entry['num_selected']:,}",
-            style="bold" if is_final else "",
-        )
-    return table
-
-
-# ---------------------------------------------------------------------------------------------------- the entry point
+from pipeline.errors import (
+    EXIT_FAILURE,
+    EXIT_INTERRUPTED,
+    EXIT_OK,
+    EXIT_USER_ERROR,
+    GO_ON,
+    Interrupted,
+    UserError,
+    shown,
+)
+from pipeline.stages import interrupt
+from pipeline.stages.streams import keep_streams
 
 
 def main() -> NoReturn:
-    """The console entry. It runs a verb and turns its outcome into a message and an exit code (pipeline.errors)."""
-    for signum in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(signum, _interrupt)
+    """The console entry. Exit codes are those of `pipeline.errors`."""
+    interrupt.listen()  # before the slow imports
+    try:
+        code = _outcome()
+    except BaseException:  # Interrupted, or what became of it on its way
+        if not interrupt.ends():
+            raise
+        code = _say(f"{interrupt.MESSAGE}. {GO_ON}", EXIT_INTERRUPTED)
+    sys.exit(code)
+
+
+def _outcome() -> int:
+    """Run the verb of the command line; returns the exit code."""
+    stdout = keep_streams()
+    from flows.verbs import app
+
     _log_to_terminal()
-    for stream in (sys.stdout, sys.stderr):  # names of classes and files need not fit the terminal's encoding
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
-    code = 0
+    code = EXIT_OK
     try:
         app(prog_name="selftrain")
+    except SystemExit as end:
+        code = int(end.code or EXIT_OK)
     except UserError as error:
         code = _say(f"error: {error}", EXIT_USER_ERROR)
     except Interrupted as request:
-        code = _say(f"{request}. Type the same command to go on.", EXIT_INTERRUPTED)
+        code = _say(f"{request}. {GO_ON}", EXIT_INTERRUPTED)
     except Exception as error:
         from pipeline.stages.launch import StageFailed
 
         if not isinstance(error, StageFailed):
             raise
         code = _say(f"error: {error}", EXIT_FAILURE)
-    sys.exit(code)
-
-
-def _interrupt(_signum: int, _frame: object) -> NoReturn:
-    raise Interrupted("stopped; what was finished is saved")
+    if code == EXIT_OK and interrupt.ends():  # a library took Interrupted for its own
+        raise Interrupted(interrupt.MESSAGE)
+    sys.stdout.flush()
+    if code == EXIT_OK and stdout.lost is not None and not isinstance(stdout.lost, BrokenPipeError):
+        why = stdout.lost.strerror
+        code = _say(f"error: what is printed could not be written ({why}); free space, or send it elsewhere", 2)
+    interrupt.end()
+    return code
 
 
 def _say(message: str, code: int) -> int:
-    from pipeline.stages.progress import terminal
+    from pipeline.stages.terminal import terminal
 
     color = "yellow" if code == EXIT_INTERRUPTED else "red"
-    terminal().print(shown(message), style=color, markup=False, highlight=False, soft_wrap=True)
+    terminal().print(shown(message), style=color, soft_wrap=True)
     return code
 
 
@@ -245,10 +75,10 @@ class _Terminal(logging.Handler):
     """Prints warnings above the progress bars."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        from pipeline.stages.progress import terminal
+        from pipeline.stages.terminal import terminal
 
         text = f"{record.levelname.lower()}: {record.getMessage()}"
-        terminal().print(text, style="yellow", markup=False, highlight=False, soft_wrap=True)
+        terminal().print(shown(text), style="yellow", soft_wrap=True)
 
 
 def _log_to_terminal() -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 from collections.abc import Callable
 from typing import TypeVar
 
 import httpx
+from prefect import flow_engine
 from prefect.client.orchestration import get_client
 
 from pipeline.errors import Interrupted, UserError
@@ -39,6 +41,7 @@ def watched(call: Callable[[], T]) -> T:
         for name in ("prefect.flow_runs", "prefect.task_runs"):  # the server gets these logs; the caller tells people
             logging.getLogger(name).propagate = False
         logging.getLogger("EventsWorker").setLevel(logging.ERROR)  # it logs the events left at exit
+    flow_engine.capture_sigterm = contextlib.nullcontext  # type: ignore[attr-defined,assignment]  # a stop is ours, and comes once
     try:
         return call()
     except httpx.HTTPError as error:

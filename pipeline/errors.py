@@ -15,8 +15,14 @@ class UserError(ValueError):
     """The input or the environment is bad. The message names the file or config key, the value and the fix."""
 
 
-class Interrupted(Exception):
-    """SIGTERM, SIGINT or a request stopped a stage or a run. The message says what is saved."""
+GO_ON = "Type the same command to go on."
+
+
+class Interrupted(BaseException):
+    """SIGTERM, SIGINT or a request stopped a stage or a run. The message says what is saved.
+
+    Like KeyboardInterrupt it can come up anywhere, so that no `except Exception` may take it for an error of its own.
+    """
 
 
 def did_you_mean(wrong: str, valid: Iterable[str]) -> str:
@@ -31,7 +37,13 @@ LONGEST = 10_000
 
 
 def shown(message: str) -> str:
-    """A message as a terminal may get it: control characters, which names of files can hold, are escaped, and what is
-    too long to be read is cut."""
-    text = "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in message)
+    """A message as a terminal may get it: escaped, and cut where it is too long to be read."""
+    text = escaped(message)
     return text if len(text) <= LONGEST else f"{text[:LONGEST]} ... ({len(text):,} characters)"
+
+
+def escaped(text: str) -> str:
+    """A text without control characters, which names of files and classes can hold; line ends and tabs stay."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)

@@ -50,7 +50,7 @@ def atomic_file(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
         if durable:
             fsync(path.parent)
     except OSError as error:
-        raise _cannot_write(path, error) from error
+        raise cannot_write(path, error) from error
     finally:
         if temporary is not None:
             with contextlib.suppress(OSError):
@@ -85,7 +85,8 @@ def open_to_append(path: Path) -> BinaryIO:
     return os.fdopen(os.open(path, flags, 0o666), "ab", buffering=0)
 
 
-def _cannot_write(path: Path, error: OSError) -> UserError:
+def cannot_write(path: Path, error: OSError) -> UserError:
+    """The error to raise where a file cannot be written."""
     return UserError(f"cannot write {path}: {error.strerror or error}; free space or fix permissions")
 
 
@@ -137,11 +138,11 @@ def _seal(value: Json) -> str:
 def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """Write a table for people, whole or not at all."""
     text = io.StringIO(newline="")
-    csv.writer(text).writerows([columns, *([escaped(value) for value in row] for row in rows)])
+    csv.writer(text).writerows([columns, *([as_utf8(value) for value in row] for row in rows)])
     write_bytes(path, text.getvalue().encode())
 
 
-def escaped(name: str) -> str:
+def as_utf8(name: str) -> str:
     """A name as UTF-8 can hold it: of a file's name, bytes that are none are escaped."""
     return name.encode("utf-8", "backslashreplace").decode()
 
@@ -154,7 +155,7 @@ def append_json(path: Path, value: Json) -> None:
             torn = end > 0 and os.pread(file.fileno(), 1, end - 1) != b"\n"
             file.write(b"\n" * torn + json.dumps(value).encode() + b"\n")
     except OSError as error:
-        raise _cannot_write(path, error) from error
+        raise cannot_write(path, error) from error
 
 
 def read_json(path: Path) -> Json:
@@ -172,7 +173,7 @@ def read_json(path: Path) -> Json:
     try:
         value = json.loads(path.read_text(), object_hook=Object)
     except FileNotFoundError as error:
-        raise UserError(f"{path} does not exist; if a run made it, type the command of the run again") from error
+        raise UserError(f"{path} does not exist; {_way_back(path)}") from error
     except (OSError, ValueError, RecursionError) as error:
         raise _damaged(path, f"no JSON: {error}") from error
     if not isinstance(value, dict):
@@ -184,10 +185,16 @@ def read_json(path: Path) -> Json:
 
 
 def _damaged(path: Path, what: str) -> UserError:
-    return UserError(
-        f"{path} is damaged ({what}); restore it, or if a run made it, delete the stage's folder (or a file that is "
-        "the run folder's own) and type the command of the run again"
-    )
+    return UserError(f"{path} is damaged ({what}); {_way_back(path)}")
+
+
+def _way_back(path: Path) -> str:
+    """How a file is had again that is gone or damaged."""
+    if path.name == "stage.json" or (path.parent / "stage.json").exists():
+        return f"delete the folder {path.parent} and type the command that made it again"
+    if path.name in ("result.json", "stages.json"):  # of a run folder
+        return f"{'delete it and ' if path.exists() else ''}type the command of the run again"
+    return "restore it, or make it again"
 
 
 def read_as(shape: Any, path: Path) -> Json:

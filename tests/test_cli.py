@@ -24,7 +24,7 @@ from typer.core import TyperGroup
 from typer.main import get_command
 from typer.testing import CliRunner
 
-from flows.cli import app
+from flows.verbs import app
 from pipeline.config import Config, dump_yaml, load_config, parse
 from pipeline.demos.digits import pack_digits
 from pipeline.errors import UserError
@@ -83,7 +83,7 @@ def test_every_help_shows_an_example_of_the_verb(name: str) -> None:
 @pytest.mark.process
 def test_help_loads_neither_torch_nor_prefect() -> None:
     code = (
-        "import sys; from flows.cli import app\n"
+        "import sys; from flows.verbs import app\n"
         "try: app(['--help'])\n"
         "except SystemExit: print('loaded:', *({'torch', 'timm', 'prefect', 'matplotlib'} & set(sys.modules)))"
     )

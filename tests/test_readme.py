@@ -17,7 +17,7 @@ from support.waiting import LIMIT_S
 from typer.core import TyperGroup
 from typer.main import get_command
 
-from flows.cli import app
+from flows.verbs import app
 from pipeline.config import Config, Section, load_config
 
 DOCUMENTS = sorted(

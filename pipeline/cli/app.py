@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from pipeline.config import SPLITS, Split
 from pipeline.errors import did_you_mean
+from pipeline.stages.terminal import output
 
 app = typer.Typer(
     name="selftrain",
@@ -19,7 +19,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
 )
-console = Console(markup=False, emoji=False, highlight=False)  # paths and class names are shown as they are
+console = output()
 
 ConfigArgument = Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML config.")]
 SetOption = Annotated[list[str] | None, typer.Option("--set", metavar="KEY.PATH=VALUE", help="Override a config key.")]

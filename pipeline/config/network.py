@@ -49,7 +49,8 @@ class Start(Section):
     """The weights that a network starts from."""
 
     model: str
-    """A run folder, a stage folder, an exported .safetensors file, or `timm:NAME` for timm's pretrained weights."""
+    """A run folder, a stage folder, an exported .safetensors file, a checkpoint (checkpoints/step-N.pt of a stage), or
+    `timm:NAME` for timm's pretrained weights."""
     mode: Literal["use", "continue", "init"] = "init"
     """`use` takes the model as it is. `continue` goes on with its training up to `steps`; optimizer, size and
     normalization must be the same. `init` begins a new training with its weights."""

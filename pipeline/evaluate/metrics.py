@@ -36,6 +36,10 @@ class MetricsJson(TypedDict):
     interval: Annotated[list[float], Len(2, 2)]
 
 
+class NotFinite(UserError):
+    """A model's weights are finite, but its predictions are not."""
+
+
 @dataclass(frozen=True)
 class Metrics:
     """The figures of one model on one split. Accuracies, ece and interval are fractions; nll is in nats."""
@@ -161,4 +165,4 @@ def _check(log_probs: FloatArray, labels: IntArray) -> None:
             f"label {wrong} is out of range: the model has {log_probs.shape[1]} classes; evaluate on labeled images"
         )
     if np.isnan(log_probs).any():
-        raise UserError(f"{int(np.isnan(log_probs).any(axis=1).sum())} predictions are nan; the model is broken")
+        raise NotFinite(f"{int(np.isnan(log_probs).any(axis=1).sum())} predictions are nan; the model is broken")

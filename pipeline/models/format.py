@@ -22,8 +22,9 @@ from typing_extensions import TypedDict  # pydantic takes typing's from Python 3
 from pipeline.config import Scalar, Section, changed, parse
 from pipeline.errors import UserError
 from pipeline.files import check_shape, read_as, read_json, write_bytes, write_json
+from pipeline.models.checkpoints import read_checkpoint
 from pipeline.models.registry import build, plugins_of
-from pipeline.stages.fingerprint import digest, digest_file, digest_once
+from pipeline.stages.fingerprint import digest, digest_once
 from pipeline.stages.folder import check_output, read_output
 
 log = logging.getLogger("selftrain.models")
@@ -69,15 +70,25 @@ class _OfResult(TypedDict):
 
 def save_model(weights_path: Path, state: Mapping[str, Tensor], info: ModelInfo) -> None:
     """Write the weights first, then the JSON that makes them a model. Each file appears whole or not at all."""
+    write_bytes(weights_path, _as_safetensors(state))
+    write_json(weights_path.with_suffix(".json"), described(info))
+
+
+def _as_safetensors(state: Mapping[str, Tensor]) -> bytes:
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    data: bytes = save(tensors, metadata={"format": "pt"})
+    return data
+
+
+def described(info: ModelInfo) -> dict[str, Any]:
+    """The content of model.json, with the plugin that defines the architecture, if one does."""
     plugins = plugins_of(info.architecture)
     info = changed(info, lineage={**info.lineage, "plugins": plugins}) if plugins else info
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-    write_bytes(weights_path, save(tensors, metadata={"format": "pt"}))
-    write_json(weights_path.with_suffix(".json"), info.model_dump(mode="json", by_alias=True))
+    return info.model_dump(mode="json", by_alias=True)
 
 
 def find_weights(path: Path) -> Path:
-    """The .safetensors file that a run folder, a stage folder or a file stands for.
+    """The file that a run folder, a stage folder, an exported file or a checkpoint stands for.
 
     Raises:
         UserError: there is no model at this path, or it is damaged.
@@ -88,24 +99,50 @@ def find_weights(path: Path) -> Path:
         return check_output(path / "model.safetensors")
     if (path / "result.json").exists():
         final = read_as(_OfResult, path / "result.json")["final"]["model_dir"]
-        return check_output(path / final / "model.safetensors")
+        weights = path / final / "model.safetensors"
+        if not weights.exists():
+            raise UserError(f"{weights} is gone; type the command of the run again, which makes it again")
+        return check_output(weights)
     if not path.exists():
         raise UserError(f"no model at {path}: it does not exist")
-    raise UserError(f"no model at {path}: expected a finished run, a train stage, or an exported .safetensors file")
+    raise UserError(f"no model at {path}: expected a finished run, a train stage, an exported file, or a checkpoint")
+
+
+def has_info(path: Path) -> bool:
+    """Whether a model says what it is; timm's weights, and checkpoints before version 0.2, do not."""
+    weights = find_weights(path)
+    state = read_checkpoint(weights)
+    return weights.with_suffix(".json").exists() if state is None else state.get("info") is not None
 
 
 def read_info(path: Path) -> ModelInfo:
-    """The model.json of a run folder, a stage folder or an exported file. Raises UserError when there is none."""
+    """What a run folder, a stage folder, an exported file or a checkpoint says of its model.
+
+    Raises:
+        UserError: it says nothing.
+    """
     weights = find_weights(path)
-    path = weights.with_suffix(".json")
-    info = parse(ModelInfo, read_output(path), str(path))
-    check_shape(_Lineage, info.lineage, path)
+    if (state := read_checkpoint(weights)) is not None:
+        if state.get("info") is None:
+            raise UserError(f"{path} does not say what its model is; name its stage, or start from it with mode: init")
+        info, source = parse(ModelInfo, state["info"], str(weights)), weights
+    else:
+        source = weights.with_suffix(".json")
+        info = parse(ModelInfo, read_output(source), str(source))
+    check_shape(_Lineage, info.lineage, source)
     return info
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
-    """The weights in a .safetensors file, or in a .pth file as timm writes it. Raises UserError when it is broken."""
+    """The weights in a .safetensors file, in a .pth file as timm writes it, or the averaged ones of a checkpoint.
+
+    Raises:
+        UserError: the file is broken.
+    """
     weights = find_weights(path)
+    if (saved := read_checkpoint(weights)) is not None:
+        network = saved if "ema" in saved else next(v for v in saved.values() if isinstance(v, dict) and "ema" in v)
+        return dict(network["ema"])
     try:
         if weights.suffix == ".safetensors":
             state: dict[str, Tensor] = load_file(weights)
@@ -167,13 +204,17 @@ def export_model(source: Path, out: Path) -> ModelInfo:
     """
     if out.suffix != ".safetensors":
         raise UserError(f"--out {out} must end in .safetensors")
+    for path in (out, out.with_suffix(".json")):
+        if path.exists() and not path.is_file():
+            raise UserError(f"{path} is not a file; choose another name")
     weights = find_weights(source)
     info = read_info(source)
-    if out.exists() and digest_file(out) != digest_file(weights):
+    data = weights.read_bytes() if weights.suffix == ".safetensors" else _as_safetensors(read_state(source))
+    if out.exists() and out.read_bytes() != data:
         raise UserError(f"{out} exists and holds another model; choose another name, or delete it")
     beside, content = out.with_suffix(".json"), info.model_dump(mode="json", by_alias=True)
     if beside.exists() and read_json(beside) != content:
         raise UserError(f"{beside} exists and is not of this model; choose another name, or delete it")
-    write_bytes(out, weights.read_bytes())
+    write_bytes(out, data)
     write_json(beside, content)
     return info

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pipeline.config import NetworkSettings, Start, semantic
 from pipeline.errors import UserError
-from pipeline.models.format import find_weights, model_digest, read_state
+from pipeline.models.format import has_info, model_digest, read_state
 from pipeline.models.registry import plugins_of, suggest
 
 log = logging.getLogger("selftrain.models")
@@ -61,13 +61,14 @@ def load_start(model: nn.Module, settings: NetworkSettings) -> None:
         ) from error
 
 
-def has_info(start: Start) -> bool:
-    """Whether the start has a model.json that says what it is; timm's weights have none."""
-    return not start.model.startswith(TIMM) and find_weights(Path(start.model)).with_suffix(".json").exists()
+def tells_itself(start: Start) -> bool:
+    """Whether the start says what it is; timm's weights do not."""
+    return not start.model.startswith(TIMM) and has_info(Path(start.model))
 
 
 def start_state(source: str) -> dict[str, Tensor]:
-    """The weights that a training starts from. `source` is a run folder, a stage folder, a file or `timm:NAME`.
+    """The weights that a training starts from. `source` is a run folder, a stage folder, a file, a
+    checkpoint or `timm:NAME`.
 
     Raises:
         UserError: there are no such weights, or timm cannot download them.

@@ -7,7 +7,7 @@ import io
 from collections.abc import Mapping
 from pathlib import Path
 
-from pipeline.files import escaped, write_csv
+from pipeline.files import as_utf8, write_csv
 
 LEFT_OUT = "left_out.csv"
 _COLUMNS = ("source", "file", "why")
@@ -15,9 +15,9 @@ _COLUMNS = ("source", "file", "why")
 
 def list_left_out(folder: Path, source: Path, why: Mapping[str, str]) -> Path | None:
     """Replace the lines of a source, file -> why; returns the list, or None if nothing was left out of it."""
-    path, name = folder / LEFT_OUT, escaped(str(source.resolve()))
+    path, name = folder / LEFT_OUT, as_utf8(str(source.resolve()))
     others = [row for row in _read(path) if row[0] != name]
-    rows = [*others, *([name, escaped(file), escaped(reason)] for file, reason in sorted(why.items()))]
+    rows = [*others, *([name, as_utf8(file), as_utf8(reason)] for file, reason in sorted(why.items()))]
     if rows:
         write_csv(path, _COLUMNS, rows)
     elif path.exists():

@@ -18,19 +18,25 @@ from pipeline.files import fsync
 from pipeline.shards.manifest import MANIFEST
 
 STAGING = ".packing"
+MARK = "selftrain"
+"""An empty file that tells our folder from one of the user's that has the same name."""
 
 
 def recover(folder: Path) -> bool:
     """Complete or clear away a pack that was killed. Returns whether there was one. The caller holds the lock.
 
     Raises:
-        UserError: in its place there is a link to what others may have made.
+        UserError: what is there is not of a pack, or a link to what others may have made.
     """
     staging = folder / STAGING
-    if staging.is_symlink():
-        raise UserError(f"{staging} is a link, which no pack makes; remove it")
-    if not staging.exists():
+    if not staging.exists() and not staging.is_symlink():
         return False
+    is_folder = staging.is_dir() and not staging.is_symlink()
+    if not is_folder or (any(staging.iterdir()) and not (staging / MARK).exists()):
+        raise UserError(
+            f"{staging} is not of a pack; rename it, choose another --out, or delete it if an older version of "
+            "selftrain was killed while it packed"
+        )
     if (staging / MANIFEST).exists():
         _install(staging, folder)
     else:
@@ -50,6 +56,7 @@ def staged(folder: Path) -> Iterator[Path]:
     staging = folder / STAGING
     try:
         staging.mkdir()
+        (staging / MARK).touch()
         yield staging
         _install(staging, folder)
     except OSError as error:
@@ -61,7 +68,7 @@ def staged(folder: Path) -> Iterator[Path]:
 
 def _install(staging: Path, folder: Path) -> None:
     """Move what is staged into `folder`, the manifest last. May be killed and called again."""
-    files = sorted(path for path in staging.rglob("*") if path.is_file() and path.name != MANIFEST)
+    files = sorted(path for path in staging.rglob("*") if path.is_file() and path.name not in (MANIFEST, MARK))
     for path in [*files, staging / MANIFEST]:
         target = folder / path.relative_to(staging)
         target.parent.mkdir(exist_ok=True)

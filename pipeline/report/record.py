@@ -173,11 +173,14 @@ def read_run(path: Path) -> RunRecord:
         UserError: it is not a run folder, or a file in it is broken.
     """
     if not (path / "config.yaml").is_file():
-        raise UserError(f"{path} is not a run folder: it has no config.yaml; give the --run-dir of `selftrain run`")
+        raise UserError(
+            f"{path} is not a run folder: it has no config.yaml; give the --run-dir of `selftrain run`, or type "
+            "the command of the run again if it has lost it"
+        )
     if not (path / LEDGER).is_file():
         raise UserError(
-            f"{path} has no {LEDGER}: an older version of selftrain made this run; report it with that version, or run "
-            "its config again with another --run-dir"
+            f"{path} has no {LEDGER}: it was deleted, or an older version of selftrain made this run; type the command "
+            "of the run again"
         )
     result: Json | None = read_as(Result, path / "result.json") if (path / "result.json").exists() else None
     entries = read_ledger(path)

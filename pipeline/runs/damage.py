@@ -9,12 +9,12 @@ from pathlib import Path
 
 from pipeline.errors import UserError
 from pipeline.files import read_as
+from pipeline.models.checkpoints import check_checkpoint
 from pipeline.runs.folder import earlier_config
 from pipeline.runs.ledger import FILE as LEDGER
 from pipeline.runs.ledger import read_ledger
 from pipeline.runs.result import Result
 from pipeline.stages.folder import METRICS, RECORD, check_output, read_record
-from pipeline.train.checkpoint import check_checkpoint
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,7 @@ def run_select(job: SelectJob, stage: Stage) -> None:
     Raises:
         UserError: the labels are stale or damaged, nothing is selected, or a class is lost that may not be lost.
     """
-    from rich import get_console
+    from pipeline.stages.terminal import output
 
     unlabeled = open_split(job.data, "unlabeled")
     store = LabelStore(job.labels, unlabeled)
@@ -58,7 +58,7 @@ def run_select(job: SelectJob, stage: Stage) -> None:
         seed=job.seed,
     )
     summary = selection.summary
-    get_console().print(summary_table(summary))
+    output().print(summary_table(summary))
     check_summary(summary, job.select)
     write_selection(job.out, selection)
     stage.finish(

@@ -176,6 +176,11 @@ def _locked(path: Path, *, wait: bool) -> Iterator[bool]:
             fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
             yield False
+        except OSError as error:
+            raise UserError(
+                f"{path.parent} is on a file system that has no locks ({error.strerror}); set data.cache_dir to a "
+                "folder on another disk, or data.cache to never"
+            ) from error
         else:
             yield True
     finally:

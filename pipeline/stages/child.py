@@ -15,16 +15,19 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from pipeline.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_USER_ERROR, Interrupted, UserError
+from pipeline.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_USER_ERROR, Interrupted, UserError, shown
+from pipeline.stages.interrupt import ignore, leave_at_once
 from pipeline.stages.owner import die_with_parent
 from pipeline.stages.ranks import env_rank
+from pipeline.stages.streams import keep_streams
 
 WARNINGS = "warnings.jsonl"
 
 
 def main() -> int:
     """Run the job that the command line names; returns the exit code."""
-    die_with_parent(signal.SIGKILL)  # before the slow imports
+    leave_at_once()  # before the slow imports
+    die_with_parent(signal.SIGKILL)
     path = Path(sys.argv[1])
     return guarded(lambda: _run(path), path.parent)
 
@@ -48,20 +51,21 @@ def guarded(run: Callable[[], int], out: Path) -> int:
     """Call `run` and turn its outcome into an exit code. Other exceptions pass through with their traceback."""
     from pipeline.files import write_json
 
+    keep_streams()  # the log is no reason to end a training
     if env_rank() == 0:
         logging.getLogger("selftrain").addHandler(_WarningFile(out / WARNINGS))
     try:
         return run()
     except UserError as error:
-        # On a full disk neither can be written, but the exit code still says what happened.
-        with contextlib.suppress(OSError):
-            print(f"error: {error}", file=sys.stderr, flush=True)
-        with contextlib.suppress(UserError):
+        print(shown(f"error: {error}"), file=sys.stderr)
+        with contextlib.suppress(UserError):  # a full disk: the exit code still says what happened
             write_json(out / "error.json", {"message": str(error)})
         return EXIT_USER_ERROR
     except Interrupted as request:
         print(f"interrupted: {request}", file=sys.stderr)
         return EXIT_INTERRUPTED
+    finally:
+        ignore()
 
 
 class _WarningFile(logging.Handler):

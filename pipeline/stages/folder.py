@@ -166,14 +166,23 @@ def check_stage_folder(path: Path, kind: str) -> None:
     """Refuse a folder with the user's files. A launcher's own files are recognised by a valid job.json.
 
     Raises:
-        UserError: the folder is not empty and not a stage folder.
+        UserError: the folder is not empty and not a stage folder, or one of another kind.
     """
-    if not path.exists() or (path / RECORD).exists():
+    if not path.exists():
+        return
+    if (path / RECORD).exists():
+        if (other := read_record(path)["kind"]) != kind:
+            raise UserError(f"{path} holds a {other} stage; choose another output folder")
         return
     names = {p.name for p in path.iterdir() if p.name[0] != "."}
     begun = "job.json" in names and _is_job(path / "job.json")
-    if names - (OWN_FILES if begun else {"run.lock"}):
-        raise UserError(f"{path} is not empty and not a {kind} stage; choose another output folder")
+    if others := sorted(names - (OWN_FILES if begun else {"run.lock"})):
+        fix = "choose another output folder"
+        if begun:  # by a launcher, in a folder that held them already, or in one whose record is gone
+            fix += (
+                f", or if it is a stage that has lost its {RECORD}, delete the folder and type the same command again"
+            )
+        raise UserError(f"{path} is not empty and not a {kind} stage ({', '.join(others[:3])}); {fix}")
 
 
 def _is_job(path: Path) -> bool:

@@ -16,18 +16,18 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import psutil
 
 from pipeline.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_USER_ERROR, Interrupted, UserError
-from pipeline.files import open_to_append, read_json, read_lines, write_bytes
+from pipeline.files import cannot_write, open_to_append, read_json, read_lines, write_bytes
 from pipeline.stages.child import WARNINGS
 from pipeline.stages.folder import check_stage_folder
+from pipeline.stages.interrupt import deferred
 from pipeline.stages.jobs import Job
 from pipeline.stages.kinds import kind_of
 from pipeline.stages.owner import LOCK_VARIABLE, PARENT_VARIABLE
@@ -115,11 +115,9 @@ def run_child(
     """
     for stale in ("error.json", "progress.json", WARNINGS):
         (out / stale).unlink(missing_ok=True)
-    log_path = out / "output.log"
-    with open_to_append(log_path) as log, _stop_signals() as signalled:
-        log.write(f"--- {datetime.datetime.now():%Y-%m-%d %H:%M:%S} {shlex.join(command)}\n".encode())
-        log.flush()
-        log_start = log.tell()
+    path = out / "output.log"
+    log_start = _begin_log(path, command)
+    with deferred() as signalled, open_to_append(path) as log:
         process = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
@@ -138,25 +136,22 @@ def run_child(
         finally:
             _kill_rest(process)
             _tell_warnings(out)
-        if process.returncode == EXIT_OK and (stopped or asked()):  # too late for this stage, in time for the next
+        stopped = stopped or asked()
+        if process.returncode != EXIT_OK:
+            raise _outcome(process.returncode, out, title, grace_s, _tail(path, log_start), stopped=stopped)
+        if stopped:  # too late for this stage, in time for the next
             raise Interrupted(f"{title} is finished; stopped before the next stage")
-    code = process.returncode
-    if code == EXIT_OK:
-        return
-    error_path = out / "error.json"
-    # A rank that is asked to stop but cannot save leaves a message, while torchrun's agent reports the stop only.
-    if code in (EXIT_USER_ERROR, EXIT_INTERRUPTED) and error_path.exists():
-        message = read_json(error_path)["message"]
-        error_path.unlink()
-        raise UserError(message)
-    if code == EXIT_USER_ERROR and shutil.disk_usage(out).free < _FULL:
-        raise UserError(f"{title}: the disk that {out} is on is full; free space, and the same command goes on")
-    if code == EXIT_INTERRUPTED:
-        raise Interrupted(f"{title} was stopped and is saved")
-    if stopped:
-        how = f"killed {grace_s:g} s after it was asked to stop" if code == -signal.SIGKILL else _cause(code)
-        raise Interrupted(f"{title} was stopped without saving ({how}); the same command goes on from what is saved")
-    raise StageFailed(f"{title} failed ({_cause(code)}). The end of {log_path}:\n{_tail(log_path, log_start)}")
+
+
+def _begin_log(path: Path, command: Sequence[str]) -> int:
+    """Write the command into its log; returns where its output begins there."""
+    try:
+        with open_to_append(path) as log:
+            log.write(f"--- {datetime.datetime.now():%Y-%m-%d %H:%M:%S} {shlex.join(command)}\n".encode())
+            log.flush()
+            return log.tell()
+    except OSError as error:
+        raise cannot_write(path, error) from error
 
 
 # ------------------------------------------------------------------------------------------------------- environment
@@ -190,24 +185,6 @@ def child_variables(env: Mapping[str, str], lock_fd: int | None = None) -> dict[
 
 
 # ------------------------------------------------------------------------------------------------ watching, stopping
-
-
-@contextlib.contextmanager
-def _stop_signals() -> Iterator[Callable[[], bool]]:
-    """Turn SIGTERM and SIGINT into a flag while the block runs; yields a function that reads the flag.
-
-    Handlers can be set in the main thread only. In other threads only `stop` can ask for a stop.
-    """
-    received: list[int] = []
-    previous = {}
-    if threading.current_thread() is threading.main_thread():
-        for signum in (signal.SIGTERM, signal.SIGINT):
-            previous[signum] = signal.signal(signum, lambda number, _frame: received.append(number))
-    try:
-        yield lambda: bool(received)
-    finally:
-        for signum, handler in previous.items():
-            signal.signal(signum, handler if handler is not None else signal.SIG_DFL)
 
 
 def _watch(
@@ -257,6 +234,24 @@ def _kill_rest(process: subprocess.Popen[bytes]) -> None:
 
 
 # ---------------------------------------------------------------------------------------------------- explaining
+
+
+def _outcome(code: int, out: Path, title: str, grace_s: float, tail: str, *, stopped: bool) -> BaseException:
+    """What a child's exit code other than 0 is to its parent."""
+    error_path = out / "error.json"
+    # A rank that is asked to stop but cannot save leaves a message, while torchrun's agent reports the stop only.
+    if code in (EXIT_USER_ERROR, EXIT_INTERRUPTED) and error_path.exists():
+        message = read_json(error_path)["message"]
+        error_path.unlink()
+        return UserError(message)
+    if code == EXIT_USER_ERROR and shutil.disk_usage(out).free < _FULL:
+        return UserError(f"{title}: the disk that {out} is on is full; free space, and the same command goes on")
+    if code == EXIT_INTERRUPTED:
+        return Interrupted(f"{title} was stopped and is saved")
+    if stopped:
+        how = f"killed {grace_s:g} s after it was asked to stop" if code == -signal.SIGKILL else _cause(code)
+        return Interrupted(f"{title} was stopped without saving ({how}); the same command goes on from what is saved")
+    return StageFailed(f"{title} failed ({_cause(code)}). The end of {out / 'output.log'}:\n{tail}")
 
 
 def _tell_warnings(out: Path) -> None:

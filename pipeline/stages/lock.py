@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pipeline.errors import UserError
+from pipeline.files import cannot_write
 
 
 def find_run(path: Path) -> Path | None:
@@ -55,8 +56,14 @@ def run_lock(folder: Path, *, wait_s: float = 20.0) -> Iterator[int]:
                     f"{folder} is on a file system that has no locks ({error.strerror}), so two commands could write "
                     "into it; choose a folder on another disk"
                 ) from error
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+        content = os.pread(descriptor, 64, 0).strip()
+        if content and not content.isdigit():
+            raise UserError(f"{path} is no lock of selftrain; rename it, or choose another folder")
+        try:
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+        except OSError as error:
+            raise cannot_write(path, error) from error
         yield descriptor
     finally:
         os.close(descriptor)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -69,14 +68,6 @@ def read_progress(out: Path, stage: str) -> Progress | None:
         return None
 
 
-@functools.cache
-def terminal() -> Console:
-    """The one console for people, on stderr. Bars, warnings and errors share it, so that none overwrites another."""
-    from rich.console import Console
-
-    return Console(stderr=True)
-
-
 @contextlib.contextmanager
 def show_progress(console: Console | None = None) -> Iterator[Callable[[Progress], None]]:
     """Show each stage that reports as one line with a bar; yields the function that takes the reports.
@@ -85,13 +76,15 @@ def show_progress(console: Console | None = None) -> Iterator[Callable[[Progress
     """
     from rich import progress as bars
 
+    from pipeline.stages.terminal import terminal
+
     console = console or terminal()
     columns = (
-        bars.TextColumn("{task.description}"),
+        bars.TextColumn("{task.description}", markup=False),
         bars.BarColumn(bar_width=24),
         bars.TextColumn("{task.completed:,.0f}/{task.total:,.0f} {task.fields[unit]}"),
         bars.TimeElapsedColumn(),
-        bars.TextColumn("{task.fields[text]}"),
+        bars.TextColumn("{task.fields[text]}", markup=False),
     )
     tasks: dict[str, bars.TaskID] = {}
     with bars.Progress(*columns, console=console, disable=not console.is_terminal) as display:

@@ -9,8 +9,10 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import NoReturn
 
 from pipeline.errors import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_OK, EXIT_USER_ERROR
+from pipeline.stages.interrupt import ignore
 from pipeline.stages.owner import LOCK_VARIABLE, PARENT_VARIABLE, die_with_parent
 from pipeline.stages.ranks import STORE_VARIABLE
 
@@ -22,11 +24,11 @@ def run_ranks(num_ranks: int, arguments: Sequence[str]) -> int:
     """
     die_with_parent(signal.SIGTERM)
     os.environ[PARENT_VARIABLE] = str(os.getpid())
-    # A second signal would end the agent's wait for ranks that are saving, so the agent handles SIGTERM only.
-    os.environ.setdefault("TORCHELASTIC_SIGNALS_TO_HANDLE", "SIGTERM")
     from torch.distributed import run as torchrun
+    from torch.distributed.elastic.multiprocessing import api
     from torch.distributed.elastic.multiprocessing.subprocess_handler import subprocess_handler
 
+    api._terminate_process_handler = _stop_once
     lock_fd = os.environ.get(LOCK_VARIABLE)
     if lock_fd is not None:  # ranks hold the run lock while they live; torchrun has no option for it
         keep_lock = partial(subprocess.Popen, pass_fds=(int(lock_fd),))
@@ -41,12 +43,23 @@ def run_ranks(num_ranks: int, arguments: Sequence[str]) -> int:
         return _run(partial(torchrun.main, [*rendezvous, *options, "--no-python", sys.executable, *arguments]))
 
 
+def _stop_once(signum: int, frame: object) -> NoReturn:
+    """Have the agent send SIGTERM to its ranks. A second signal would end its wait for ranks that are saving."""
+    from torch.distributed.elastic.multiprocessing import SignalException
+
+    ignore()
+    raise SignalException(f"stopped by signal {signum}", signal.SIGTERM)
+
+
 def _run(torchrun: Callable[[], None]) -> int:
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     try:
-        torchrun()
+        try:
+            torchrun()
+        finally:
+            ignore()
     except SignalException:
         return EXIT_INTERRUPTED
     except ChildFailedError as error:

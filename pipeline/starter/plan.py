@@ -11,7 +11,7 @@ import torch
 
 from pipeline.arrays import F64Array, I64Array, U8Array
 from pipeline.config import SPLITS, Data, Runtime, Split, changed
-from pipeline.errors import UserError
+from pipeline.errors import UserError, escaped
 from pipeline.shards.dataset import Dataset, open_split
 from pipeline.shards.manifest import Manifest, read_manifest
 from pipeline.shards.reader import Reader
@@ -92,8 +92,8 @@ def _render(**values: object) -> str:
     environment = Environment(
         loader=PackageLoader("pipeline.starter", "."), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    # A JSON string is a YAML string, too. Jinja's own filter would escape characters for HTML.
-    environment.filters["tojson"] = lambda value: json.dumps(value, ensure_ascii=False)
+    # A JSON string is a YAML string, too, also with what a terminal must not get. Jinja's own filter is for HTML.
+    environment.filters["tojson"] = lambda value: escaped(json.dumps(value, ensure_ascii=False))
     text = environment.get_template("starter.yaml.j2").render(values)
     return "\n".join(map(_align, text.split("\n"))) + "\n"
 

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Mapping
 
 import torch
 
+from pipeline.models.checkpoints import State
 from pipeline.randomness import key_of, reseed_torch
 from pipeline.train.batches import Batch, Batches, to_device
-from pipeline.train.checkpoint import State
 from pipeline.train.meter import Meter
 from pipeline.train.network import Network
 from pipeline.train.schedule import lr_at

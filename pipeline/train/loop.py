@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Callable
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 from pipeline.errors import Interrupted, UserError
+from pipeline.evaluate.metrics import NotFinite
 from pipeline.files import append_json, cut_lines, sync_lines, write_json
+from pipeline.models.checkpoints import State
+from pipeline.models.format import described
 from pipeline.stages import progress
 from pipeline.stages.folder import append_timing
 from pipeline.stages.jobs import TrainJob
 from pipeline.stages.preamble import Stage
-from pipeline.train.checkpoint import Checkpoints, State
+from pipeline.train.checkpoint import Checkpoints
 from pipeline.train.learner import Learner
 
 BAD_BATCH = "bad-batch.json"
+NO_BEST = (-1.0, 0)
+_REMEDY = "Lower optimizer.lr, set clip_norm, or lengthen warmup_steps."
 
 
 class Loop:
@@ -41,7 +48,7 @@ class Loop:
         self.stage, self.job, self.learner = stage, job, learner
         self.out, self.ranks, self.checkpoints, self.evaluate = stage.path, stage.ranks, checkpoints, evaluate
         self.step = 0
-        self.best = (-1.0, 0)
+        self.best = NO_BEST
         """The best val accuracy so far, and its step."""
 
     def run(self) -> None:
@@ -77,12 +84,23 @@ class Loop:
                 raise Interrupted(f"stopped after step {self.step} of {training.steps}; the state is saved")
 
     def resume(self) -> None:
-        """Go on from the newest checkpoint, if there is one, and cut metrics.jsonl back to its step."""
-        state = self.checkpoints.load_last()
+        """Go on from the newest checkpoint, if there is one, and cut metrics.jsonl back to its step.
+
+        Raises:
+            UserError: metrics.jsonl is gone.
+        """
+        state, metrics = self.checkpoints.load_last(), self.out / "metrics.jsonl"
         if state is not None:
             self.load(state)
         if self.ranks.is_main:
-            cut_lines(self.out / "metrics.jsonl", self.step)
+            if state is None:
+                metrics.touch()
+            elif not metrics.exists():
+                raise UserError(
+                    f"{metrics} is gone, with what was measured in the {self.step} steps that are done; delete the "
+                    f"folder {self.out} and type the same command again to begin it anew"
+                )
+            cut_lines(metrics, self.step)
             cut_lines(self.out / "timing.jsonl")
 
     def load(self, state: State) -> None:
@@ -98,12 +116,17 @@ class Loop:
 
     def _evaluate(self) -> None:
         self._stop_if_weights_not_finite()
-        values = self.evaluate()
+        try:
+            values = self.evaluate()
+        except NotFinite as error:  # weights may be finite and so large that what they compute is not
+            good = self.checkpoints.last_path()
+            raise UserError(f"after step {self.step} on val, {error}. {_REMEDY} {self._what_is_good(good)}") from error
         self._enter_train_mode()
         if values["val_top1"] > self.best[0]:
             self.best = (values["val_top1"], self.step)
             if self.ranks.is_main:
-                self.checkpoints.save_best(self.step, {"ema": self.learner.model.ema.model.state_dict()})
+                weights = {"ema": self.learner.model.ema.model.state_dict()}
+                self.checkpoints.save_best(self.step, {**weights, "info": self._info()})
         self._append("metrics.jsonl", {"step": self.step, **values})
 
     def _log(self, step: int) -> None:
@@ -134,10 +157,31 @@ class Loop:
             write_json(all_keys, {"step": step, "images": streams})
         some = [key for keys in streams.values() for key in keys[:4]]
         raise UserError(
-            f"the loss or gradient is not finite at step {step} (images {', '.join(some)}, ...; all in {all_keys}); "
-            "lower optimizer.lr, set clip_norm, or lengthen warmup_steps. "
-            + (f"The last good checkpoint is {good}" if good else "No checkpoint was written before")
+            f"the loss or gradient is not finite at step {step} (images {', '.join(some)}, ...; all in {all_keys}). "
+            f"{_REMEDY} {self._what_is_good(good)}"
         )
+
+    def _what_is_good(self, good: Path | None) -> str:
+        there = f"The last good checkpoint is {good}" if good else "No checkpoint was written before"
+        return there + self._way_on(good)
+
+    def _way_on(self, good: Path | None) -> str:
+        """The options by which the command goes on: from the checkpoint, or from the beginning.
+
+        A rate that is far too high leaves finite weights that nothing mends, so what failed to go on begins anew. So
+        does a student of stored labels, because `start` would be that of all students.
+        """
+        job, start = self.job, self.job.training.start
+        if job.role not in ("teacher", "student"):
+            return ""
+        way, values = "begin anew", {"optimizer.lr": f"{job.training.optimizer.lr / 10:g}"}
+        if start is not None and Path(start.model).suffix == ".pt":
+            way, values = "begin anew without start", {"start": "null", **values}
+        elif good is not None and job.selection is None:
+            mode = "continue" if job.role == "teacher" else "init"
+            way, values = "go on from it", {"start.model": str(good), "start.mode": mode, **values}
+        options = [f"--set {shlex.quote(f'{job.role}.{key}={value}')}" for key, value in values.items()]
+        return f"; to {way}, add to the command: {' '.join(options)}"
 
     def _checkpoint(self) -> None:
         self._stop_if_weights_not_finite()
@@ -157,7 +201,13 @@ class Loop:
             "best_step": self.best[1],
             "meter": self.learner.meter.state(),
             **self.learner.extra(),
+            "info": self._info(),
         }
+
+    def _info(self) -> dict[str, Any] | None:
+        """What a checkpoint says of its model, so that it can be used as one."""
+        info = self.learner.model.info
+        return described(info) if info is not None else None
 
     def _enter_train_mode(self) -> None:
         for network in self.learner.networks.values():

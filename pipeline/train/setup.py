@@ -15,7 +15,7 @@ from pipeline.config import NetworkSettings, Runtime, StrongView, Training, Weak
 from pipeline.errors import UserError
 from pipeline.models import build
 from pipeline.models.format import ModelInfo, read_info
-from pipeline.models.weights import has_info, load_start
+from pipeline.models.weights import load_start, tells_itself
 from pipeline.randomness import key_of, reseed_torch
 from pipeline.selection.targets import Targets
 from pipeline.shards.dataset import Dataset, open_split
@@ -117,7 +117,7 @@ class Setup:
     def _info(self, settings: NetworkSettings, role: str) -> ModelInfo:
         """The model.json that a network is saved with: its own, or that of the model that it continues."""
         job, classes, start = self.job, self.labeled.classes, settings.start
-        if start is not None and start.mode != "init" and has_info(start):
+        if start is not None and start.mode != "init" and tells_itself(start):
             info = read_info(Path(start.model))
             if info.classes != classes:
                 raise UserError(

@@ -8,18 +8,19 @@ from typing import Any
 from pipeline.config import Split, Training, semantic
 from pipeline.config.base import is_technique, off_value
 from pipeline.errors import UserError
+from pipeline.files import read_json
 from pipeline.models.format import find_weights, model_digest
 from pipeline.models.weights import semantic_settings, start_inputs
 from pipeline.shards.dataset import open_split
 from pipeline.stages.fingerprint import StageInputs
-from pipeline.stages.folder import finish_folder, open_folder, stage_record
+from pipeline.stages.folder import RECORD, finish_folder, open_folder, stage_record
 from pipeline.stages.jobs import TrainJob
 from pipeline.stages.kinds import KINDS, load_object
 from pipeline.stages.machine import environment
 from pipeline.stages.preamble import Stage
 from pipeline.train.checkpoint import Checkpoints
 from pipeline.train.learner import Learner
-from pipeline.train.loop import Loop
+from pipeline.train.loop import NO_BEST, Loop
 from pipeline.train.network import Network
 from pipeline.train.setup import Setup
 from pipeline.train.validation import MODEL_FILES, Validation
@@ -105,17 +106,20 @@ def _write_beside(name: str, network: Network, job: TrainJob, stage: Stage, vali
 
 
 def continue_training(loop: Loop, source: str) -> None:
-    """Take over the step, optimizer, averages and best weights of another training's last checkpoint.
+    """Take over the step, optimizer, averages and best weights of another training's last, or of a named, checkpoint.
 
     Learning rate, weight decay and momentum are those of this config from then on.
 
     Raises:
         UserError: there is no checkpoint, it has reached `steps` already, or the config differs in what must stay.
     """
-    folder, training = find_weights(Path(source)).parent, loop.job.training
-    if Checkpoints(folder, "", keep=1).last_path() is None:
+    found, training = find_weights(Path(source)), loop.job.training
+    folder = found.parent if found.suffix != ".pt" else found.parent.parent
+    path = Checkpoints(folder, "", keep=1).last_path() if found.suffix != ".pt" else found
+    if path is None or not (folder / RECORD).exists():
         raise UserError(f"`start.model`: {source} has no checkpoint to continue; use mode: init")
-    record = stage_record(folder)
+    # A named checkpoint may be of a training that did not end, such as one whose loss stopped being finite.
+    record = stage_record(folder) if path != found else read_json(folder / RECORD)
     off = {name: off_value(field) for name, field in Training.model_fields.items() if is_technique(field)}
     theirs, ours = ({**off, **values} for values in (record["config"]["training"], semantic(training)))
     for key in _KEPT:
@@ -126,7 +130,7 @@ def continue_training(loop: Loop, source: str) -> None:
                 f"{a}, or use mode: init"
             )
     checkpoints = Checkpoints(folder, record["fingerprint"], keep=1)
-    state = checkpoints.load_last() or {}
+    state = checkpoints.load(path)
     if not set(loop.learner.networks) <= set(state):
         raise UserError(f"`start.model`: {source} is no train stage of this method or version; use mode: init")
     loop.load(state)
@@ -134,8 +138,11 @@ def continue_training(loop: Loop, source: str) -> None:
         raise UserError(
             f"`start.model`: {source} was trained for {loop.step} steps already; set steps above that to continue"
         )
-    if loop.ranks.is_main and loop.checkpoints.last_path() is None:
-        loop.checkpoints.save_best(loop.best[1], checkpoints.load_best())
+    best = checkpoints.load_best() if loop.best[1] else None
+    if best is None or best["step"] != loop.best[1]:  # those of a later step have replaced them
+        loop.best = NO_BEST
+    elif loop.ranks.is_main and loop.checkpoints.last_path() is None:
+        loop.checkpoints.save_best(loop.best[1], best)
 
 
 def _at(values: Any, key: str) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import logging
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -184,3 +185,19 @@ def test_an_ablation_is_a_flow_whose_stages_are_tasks_and_whose_table_is_an_arti
     run, tasks = last_flow_run(num_tasks=1)
     assert run.state.is_completed()
     assert [task.name for task in tasks] == ["label (round 1)"]
+
+
+def test_the_handlers_of_signals_stay_ours_while_a_flow_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prefect's own raises at each SIGTERM, also while it reports the one before."""
+    from flows import flow
+
+    seen: list[object] = []
+
+    def look(*_: object, **__: object) -> dict[str, Any]:
+        seen.append(signal.getsignal(signal.SIGTERM))
+        return {}
+
+    monkeypatch.setattr(flow, "run_loop", look)
+    before = signal.getsignal(signal.SIGTERM)
+    run_watched(Config(), tmp_path)
+    assert seen == [before]

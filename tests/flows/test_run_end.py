@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from flows import cli
+from flows import verbs
 from pipeline.report import page
 
 ROUND = {"role": "student", "model": "wide_resnet28_2", "val_top1": 0.9, "interval": [0.885, 0.9125]}
@@ -25,7 +25,7 @@ RESULT: dict[str, Any] = {
 
 def test_the_table_fits_a_terminal_of_80_columns() -> None:
     text = io.StringIO()
-    Console(file=text, width=80).print(cli.summary(RESULT))
+    Console(file=text, width=80).print(verbs.summary(RESULT))
     lines = text.getvalue().splitlines()
     assert max(map(len, lines)) <= 80
     assert any("student wide_resnet28_2 " in line and "88.50-91.25%" in line and "41,000" in line for line in lines)
@@ -42,11 +42,11 @@ def test_a_report_that_fails_is_a_warning_after_the_table(
         raise IndexError("a defect")
 
     monkeypatch.setattr(page, "write_report", fail)
-    monkeypatch.setattr(cli, "_run_loop", lambda *args, **kwargs: RESULT)
+    monkeypatch.setattr(verbs, "_run_loop", lambda *args, **kwargs: RESULT)
     config = tmp_path / "birds.yaml"
     config.write_text("seed: 1\n")
     with caplog.at_level(logging.WARNING, "selftrain"):
-        cli.run(config, tmp_path / "run")
+        verbs.run(config, tmp_path / "run")
     assert "wide_resnet28_2" in capsys.readouterr().out
     assert (
         f"IndexError: a defect); the result stands. Write it with: selftrain report {tmp_path / 'run'}" in caplog.text

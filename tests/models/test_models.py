@@ -190,6 +190,13 @@ def test_export_refuses_to_overwrite_another_model(teacher: Path, student: Path,
         export_model(student, tmp_path / "m.pt")
 
 
+@pytest.mark.parametrize("name", ["birds.safetensors", "birds.json"])
+def test_export_refuses_a_folder_in_the_place_of_its_files(teacher: Path, tmp_path: Path, name: str) -> None:
+    (tmp_path / name).mkdir()
+    with pytest.raises(UserError, match=f"{name} is not a file; choose another name"):
+        export_model(teacher, tmp_path / "birds.safetensors")
+
+
 def test_export_refuses_to_overwrite_other_json(teacher: Path, tmp_path: Path) -> None:
     (tmp_path / "birds.json").write_text('{"mine": true}')
     with pytest.raises(UserError, match=r"birds\.json exists and is not of this model"):
@@ -225,7 +232,7 @@ def test_a_model_is_found_in_stage_file_and_run(teacher: Path, tmp_path: Path) -
     assert find_weights(teacher) == find_weights(weights) == weights
     (tmp_path / "result.json").write_text(json.dumps({"final": {"model_dir": str(teacher)}}))
     assert find_weights(tmp_path) == weights
-    with pytest.raises(UserError, match="expected a finished run, a train stage, or an exported"):
+    with pytest.raises(UserError, match="expected a finished run, a train stage, an exported"):
         find_weights(tmp_path.parent)
 
 

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import functools
 import io
-import os
-import subprocess
-import sys
 import tarfile
 from pathlib import Path
 
@@ -15,7 +11,7 @@ import pytest
 import webdataset
 from PIL import Image
 from support.advice import run_advice
-from support.images import as_nobody, class_files, picture, png, snapshot, write_files, write_raw_tar, write_zip
+from support.images import class_files, picture, png, snapshot, write_files, write_raw_tar, write_zip
 
 from pipeline.config import SPLITS, Data
 from pipeline.errors import UserError
@@ -24,7 +20,6 @@ from pipeline.packing.pack import pack
 from pipeline.packing.verify import verify
 from pipeline.shards.dataset import check_disjoint, open_split
 from pipeline.shards.manifest import read_manifest
-from pipeline.stages.lock import run_lock
 
 
 def members(tar: Path) -> dict[str, bytes]:
@@ -236,58 +231,3 @@ def test_arguments_are_checked(source: Path, tmp_path: Path) -> None:
     for kwargs in ({}, {"split": "val", "carve": Carve(num_labeled=3)}, {"split": "val", "shard_size": 0}):
         with pytest.raises(UserError, match="--"):
             pack(source, tmp_path / "out", **kwargs)  # type: ignore[arg-type]
-
-
-def test_a_file_of_the_user_is_never_overwritten(source: Path, tmp_path: Path) -> None:
-    write_raw_tar(tmp_path / "out" / "labeled-000000.tar", {"mine": b"precious"})
-    before = snapshot(tmp_path / "out")
-    with pytest.raises(UserError, match="the manifest does not list it"):
-        pack(source, tmp_path / "out", split="labeled")
-    assert snapshot(tmp_path / "out") == before
-
-
-def test_a_read_only_folder_is_a_clear_error(source: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    out.mkdir(mode=0o555)
-    with as_nobody(tmp_path), pytest.raises(UserError, match="cannot write in"):
-        pack(source, out, split="labeled")
-
-
-def test_two_packs_into_one_folder_exclude_each_other(
-    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("pipeline.packing.pack.run_lock", functools.partial(run_lock, wait_s=0.1))
-    with run_lock(tmp_path / "out"), pytest.raises(UserError, match="in use by process"):
-        pack(source, tmp_path / "out", split="labeled")
-
-
-@pytest.mark.process
-def test_a_full_disk_is_a_clear_error_and_loses_nothing(source: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    pack(write_files(tmp_path / "first", class_files(1, first=70_000)), out, split="labeled")
-    before = snapshot(out)
-    code = (
-        "import resource, sys; from pathlib import Path; from pipeline.packing.pack import pack\n"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))\n"
-        "pack(Path(sys.argv[1]), Path(sys.argv[2]), split='labeled')"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(source), str(out)], capture_output=True, text=True, check=False
-    )
-    assert done.returncode != 0
-    assert "UserError: cannot write" in done.stderr
-    assert "free space" in done.stderr
-    assert snapshot(out) == before
-    assert pack(source, out, split="labeled").num_samples == {"labeled": 60}
-    assert not os.path.exists(out / ".packing")
-
-
-def test_a_link_in_the_place_of_the_staging_folder_is_refused(source: Path, tmp_path: Path) -> None:
-    """In a shared folder another user could have pack take over shards of theirs."""
-    pack(source, tmp_path / "theirs", split="val")
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / ".packing").symlink_to(tmp_path / "theirs")
-    with pytest.raises(UserError, match=r"\.packing is a link, which no pack makes; remove it"):
-        pack(source, tmp_path / "out", split="labeled")
-    assert not list((tmp_path / "out").glob("*.tar"))
-    assert verify(tmp_path / "theirs").problems == ()

@@ -106,7 +106,7 @@ def test_a_report_that_is_not_ours_is_left_alone(run: Path) -> None:
 
 def test_a_run_of_an_older_version_is_refused_with_the_fix(run: Path) -> None:
     (run / "stages.json").unlink()
-    with pytest.raises(UserError, match=r"has no stages.json: an older version .*another --run-dir"):
+    with pytest.raises(UserError, match=r"has no stages.json: .* an older version .*command of the run"):
         write_report(run)
 
 
@@ -236,3 +236,16 @@ def test_sibling_stages_of_other_settings_are_told(unfinished: Path) -> None:
     folder = next(unfinished.glob("rounds/1/select-*"))
     shutil.copytree(folder, folder.with_name("select-ffffffff"))
     assert "1 stages of other settings" in text_of(unfinished)
+
+
+def test_a_lost_file_is_left_out_or_the_message_says_how_to_have_it_again(run: Path) -> None:
+    way = r"; (delete .* and )?type the command (that made it|of the run) again|config\.yaml; give the --run-dir"
+    for path in [path for path in run.rglob("*") if path.is_file() and path.suffix not in (".html", ".lock")]:
+        content = path.read_bytes()
+        for is_left in (False, True):
+            path.write_bytes(b"") if is_left else path.unlink()
+            try:
+                read_run(run)
+            except UserError as error:
+                assert re.search(way, str(error)), (path, error)  # noqa: PT017 - most files raise nothing
+            path.write_bytes(content)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import hashlib
 import io
+import os
 import signal
 import subprocess
 import sys
@@ -111,6 +114,17 @@ def test_auto_caches_what_fits_a_quarter_of_memory() -> None:
     assert wants_cache(50_000, 32, Data())
     assert not wants_cache(14_000_000, 224, Data())
     assert wants_cache(14_000_000, 224, Data(cache="always"))
+
+
+def test_a_cache_on_a_file_system_without_locks_names_the_config_key(
+    data: Data, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(descriptor: int, operation: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.raises(UserError, match=r"has no locks \(.*\); set data\.cache_dir .*or data\.cache to"):
+        Reader(open_split(data, "unlabeled"), 8, data)
 
 
 def test_a_cache_that_cannot_be_written_names_the_config_key(data: Data, tmp_path: Path) -> None:

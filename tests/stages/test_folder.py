@@ -13,6 +13,7 @@ from pipeline.stages.fingerprint import StageInputs
 from pipeline.stages.folder import (
     OWN_FILES,
     check_output,
+    check_stage_folder,
     finish_folder,
     is_finished,
     open_folder,
@@ -141,3 +142,16 @@ def test_launchers_files_do_not_make_a_folder_foreign_and_others_do(tmp_path: Pa
     (tmp_path / "b" / "job.json").write_text('{"boss": "me"}')  # the user's, though it has the name of ours
     with pytest.raises(UserError, match="is not empty and not a select stage"):
         open_folder(tmp_path / "b", "select", 1, NONE, {})
+
+
+def test_a_stage_that_has_lost_its_record_is_told_from_a_folder_of_the_user(tmp_path: Path) -> None:
+    (tmp_path / "job.json").write_text('{"kind": "select", "out": "here"}')
+    (tmp_path / "selection.arrow").touch()
+    with pytest.raises(UserError, match=r"has lost its stage\.json; delete the folder and type the same command again"):
+        open_folder(tmp_path, "select", 1, NONE, {})
+
+
+def test_a_stage_of_another_kind_is_refused_before_its_job_is_replaced(tmp_path: Path) -> None:
+    open_folder(tmp_path, "train", 1, NONE, {})
+    with pytest.raises(UserError, match=r"holds a train stage; choose another output folder"):
+        check_stage_folder(tmp_path, "select")

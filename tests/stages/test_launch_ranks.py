@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import textwrap
 from pathlib import Path
 
 import psutil
 import pytest
+from support.command import finish, type_command
 from support.parents import running, script
+from support.storms import storm
 from support.waiting import LIMIT_S, wait_for
 
 from pipeline.errors import Interrupted, UserError
@@ -109,12 +112,25 @@ def test_a_stop_lets_all_ranks_save(tmp_path: Path) -> None:
     assert running(tmp_path) == []
 
 
+def test_a_storm_of_signals_over_the_agent_lets_all_ranks_save(tmp_path: Path) -> None:
+    process = type_command(cwd=tmp_path, command=tuple(ranks(tmp_path, RANKS_THAT_SAVE)))
+    wait_for(lambda: (tmp_path / "ready0").exists() and (tmp_path / "ready1").exists())
+    storm(process, seed=3)
+    code, _, err = finish(process)
+    assert code == 75, err
+    assert "Traceback" not in err
+    assert (tmp_path / "saved0").exists()
+    assert (tmp_path / "saved1").exists()
+
+
 def test_sigkill_of_torchruns_agent_leaves_no_rank(tmp_path: Path) -> None:
     def kill_agent() -> bool:
         if not ((tmp_path / "ready0").exists() and (tmp_path / "ready1").exists()):
             return False
-        (agent,) = [p for p in psutil.Process().children() if str(tmp_path / "agent.py") in p.cmdline()]
-        agent.kill()
+        for child in psutil.Process().children():  # none when it is asked again, after the kill
+            with contextlib.suppress(psutil.ZombieProcess):
+                if str(tmp_path / "agent.py") in child.cmdline():
+                    child.kill()
         return False
 
     with pytest.raises(RuntimeError, match="killed by SIGKILL"):

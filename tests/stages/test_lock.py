@@ -57,3 +57,10 @@ def test_a_file_system_without_locks_is_an_error(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(fcntl, "flock", refuse)
     with pytest.raises(UserError, match=r"file system that has no locks .*on another disk"), run_lock(tmp_path):
         pass
+
+
+def test_a_file_of_the_user_that_has_the_name_of_the_lock_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "run.lock").write_text("flask==3.0  # mine\n")
+    with pytest.raises(UserError, match=r"run\.lock is no lock of selftrain; rename it"), run_lock(tmp_path):
+        pass
+    assert (tmp_path / "run.lock").read_text() == "flask==3.0  # mine\n"

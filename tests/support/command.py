@@ -53,7 +53,7 @@ def selftrain_here(*arguments: str | Path) -> str:
     """Run the command in this process; returns what it printed, and raises what it raises."""
     from typer.testing import CliRunner
 
-    from flows.cli import app
+    from flows.verbs import app
 
     done = CliRunner().invoke(app, [str(argument) for argument in arguments])
     if done.exception:

@@ -69,7 +69,7 @@ def fake_stage(out: Path, seconds: float) -> int:
     stopped: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, _: stopped.append(number))
     die_with_parent(signal.SIGKILL)
-    (out / "stage.json").write_text("{}")
+    (out / "stage.json").write_text('{"kind": "label"}')
     (out / "began").touch()
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline and not (out / "go").exists():

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import random
+import shlex
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,10 +13,11 @@ import pytest
 import torch
 from support.images import class_files, write_files
 from support.processes import outputs, run, signal_at, train_job
+from support.spoilers import spoil_a_gradient
 
-from pipeline.config import Config, Data, Split, Start, Training, changed
+from pipeline.config import Config, Data, Split, Start, Training, changed, dump_yaml, load_config
 from pipeline.errors import UserError
-from pipeline.models.format import export_model, read_state
+from pipeline.models.format import export_model, has_info, load_model, read_info, read_state
 from pipeline.packing.pack import pack
 from pipeline.stages.jobs import TrainJob
 
@@ -178,6 +181,99 @@ def test_continue_obeys_its_own_hyperparameters(start_from: StartFrom, teacher: 
     groups = torch.load(last, weights_only=True)["network"]["optimizer"]["param_groups"]
     assert [group["weight_decay"] for group in groups] == [0.0, weight_decay]
     assert {group["momentum"] for group in groups} == {0.5}
+
+
+# -------------------------------------------------------------------------------------------------------- checkpoints
+
+
+@pytest.fixture(scope="module")
+def stopped(digits: Config, children: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The last good checkpoint of a teacher whose gradient then was not a number, beside what its message says."""
+    job = train_job(digits, tmp_path_factory.mktemp("it's stopped") / "train", training=digits.teacher)
+    with pytest.raises(UserError) as failure:
+        run(changed(job, runtime=changed(job.runtime, checkpoint_every=5)), spoil_a_gradient)
+    (job.out.parent / "message").write_text(str(failure.value))
+    return job.out / "checkpoints" / "step-000000005.pt"
+
+
+def advised(message: str) -> list[str]:
+    """The values of the `--set` options that a message proposes."""
+    words = shlex.split(message.rpartition("add to the command: ")[2])
+    assert words[::2] == ["--set"] * (len(words) // 2)
+    return words[1::2]
+
+
+def test_the_options_that_the_message_of_nan_proposes_finish_the_training(
+    digits: Config, stopped: Path, tmp_path: Path
+) -> None:
+    options = advised((stopped.parents[2] / "message").read_text())
+    assert f"teacher.start.model={stopped}" in options
+    (tmp_path / "config.yaml").write_bytes(dump_yaml(digits).encode())
+    out = run(train_job(load_config(tmp_path / "config.yaml", options), tmp_path / "train"))
+    record = json.loads((out / "stage.json").read_text())
+    assert record["outputs"]["steps"] == digits.teacher.steps
+    assert min(json.loads(line)["step"] for line in (out / "metrics.jsonl").read_text().splitlines()) > 5
+
+
+def test_whoever_follows_the_messages_of_a_rate_that_is_far_too_high_ends_with_a_model(
+    digits: Config, tmp_path: Path
+) -> None:
+    """Its last good checkpoint is finite and no more, so that going on from it fails too."""
+    (tmp_path / "config.yaml").write_bytes(dump_yaml(digits).encode())
+    options, ways = ["teacher.optimizer.lr=1e6", "teacher.clip_norm=0", "runtime.checkpoint_every=1"], []
+    for number in range(20):
+        try:
+            out = run(train_job(load_config(tmp_path / "config.yaml", options), tmp_path / f"train-{number}"))
+            break
+        except UserError as error:
+            ways.append(advised(str(error)))
+            options += ways[-1]
+    assert (out / "model.safetensors").exists()
+    assert any(way[0].startswith("teacher.start.model=") for way in ways)
+    assert any(way[0] == "teacher.start=null" for way in ways)
+
+
+@pytest.mark.parametrize("mode", ["use", "init"])
+def test_a_checkpoint_starts_a_training_with_its_averaged_weights(
+    start_from: StartFrom, stopped: Path, mode: str
+) -> None:
+    frozen = {"optimizer": {"lr": 1e-12, "weight_decay": 0.0}, "steps": 1, "warmup_steps": 0, "evaluations": 1}
+    out = run(start_from(stopped, mode, **frozen))
+    given = torch.load(stopped, weights_only=True)["network"]["ema"]
+    taken = read_state(out)
+    assert all(torch.allclose(taken[k], given[k], atol=1e-6) for k in given if k.endswith("weight"))
+    assert read_info(out).classes == tuple("0123456789")
+
+
+def test_a_checkpoint_is_a_model_to_the_other_commands(digits: Config, stopped: Path, tmp_path: Path) -> None:
+    for source in (stopped, *stopped.parent.glob("best.pt")):
+        export_model(source, tmp_path / f"{source.stem}.safetensors")
+        export_model(source, tmp_path / f"{source.stem}.safetensors")  # again: it is the same
+        exported, info = load_model(tmp_path / f"{source.stem}.safetensors")
+        model, _ = load_model(source)
+        images = torch.rand(2, *info.input_size)
+        assert torch.equal(model(images), exported(images))
+
+
+def test_a_checkpoint_that_does_not_say_what_it_is_still_has_weights(
+    start_from: StartFrom, stopped: Path, tmp_path: Path
+) -> None:
+    state = torch.load(stopped, weights_only=True)
+    del state["info"]  # as before version 0.2
+    torch.save(state, tmp_path / "old.pt")
+    assert not has_info(tmp_path / "old.pt")
+    with pytest.raises(UserError, match=r"does not say what its model is; name its stage, or .*mode: init"):
+        load_model(tmp_path / "old.pt")
+    run(start_from(tmp_path / "old.pt", "init", steps=1, warmup_steps=0, evaluations=1))
+
+
+def test_a_checkpoint_away_from_its_stage_cannot_be_continued(
+    start_from: StartFrom, stopped: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "alone").mkdir()
+    alone = Path(shutil.copy(stopped, tmp_path / "alone"))
+    with pytest.raises(UserError, match=r"alone/step-000000005\.pt has no checkpoint to continue; use mode: init"):
+        run(start_from(alone, "continue"))
 
 
 def test_freezing_every_layer_is_an_error_that_names_the_key(start_from: StartFrom, teacher: Path) -> None:

@@ -12,10 +12,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pipeline.config.methods import FixMatch
+from pipeline.models.checkpoints import State
 from pipeline.randomness import key_of
 from pipeline.stages.ranks import Ranks
 from pipeline.train.batches import Batch
-from pipeline.train.checkpoint import State
 from pipeline.train.joint import JointBatch, see
 from pipeline.train.learner import Learner
 from pipeline.train.losses import soft_cross_entropy

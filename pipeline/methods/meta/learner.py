@@ -12,10 +12,10 @@ from pipeline.methods.meta.adjuster import Adjuster
 from pipeline.methods.meta.step import BELOW_1, Baseline, MetaBatch, meta_step
 from pipeline.methods.uda.learner import METRICS as TEACHER_METRICS
 from pipeline.methods.uda.learner import uda_weight_at
+from pipeline.models.checkpoints import State
 from pipeline.randomness import key_of, reseed_torch, uniforms
 from pipeline.selection.targets import Targets
 from pipeline.train.batches import Batch
-from pipeline.train.checkpoint import State
 from pipeline.train.joint import see
 from pipeline.train.learner import Learner
 from pipeline.train.network import Network, prepare
