@@ -36,6 +36,8 @@ def train(
     [bold]Example[/bold]: selftrain train birds.yaml --out work/teacher
     """
     from pipeline.methods import METHODS
+    from pipeline.runs.dry_run import check_training
+    from pipeline.shards.dataset import open_split
     from pipeline.stages.jobs import Role, TrainJob
 
     settings = _load(config, overrides)
@@ -49,6 +51,8 @@ def train(
     if start is not None:
         mode = training.start.mode if training.start else "init"
         training = changed(training, start=Start(model=start, mode=mode))
+    num_classes = len(open_split(settings.data, "labeled").classes)
+    check_training(role, training, num_classes, settings.runtime.processes)
     job = TrainJob.of(
         settings,
         out.absolute(),

@@ -15,6 +15,7 @@ from pipeline.arrays import F32Array, I64Array
 from pipeline.config import StrongView, WeakView
 from pipeline.files import atomic_path
 from pipeline.models.format import ModelInfo, load_model
+from pipeline.models.forward import predict_logits
 from pipeline.shards.reader import Reader
 from pipeline.threads import read_ahead
 from pipeline.views import Views
@@ -30,9 +31,6 @@ class Predictor:
         self.device = device
         self.dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
         self.flip = flip
-        # timm's two halves of `forward`.
-        self._features: Callable[[Tensor], Tensor] = self.model.forward_features
-        self._head: Callable[[Tensor], Tensor] = self.model.forward_head
         self.views = Views(WeakView(), StrongView(), info.input_size[-1], mean=info.mean, std=info.std, device=device)
 
     def read(self, reader: Reader, rows: I64Array) -> Tensor:
@@ -47,11 +45,8 @@ class Predictor:
         With `flip` they are the log of the mean probability of an image and its mirror image, which serves as logits.
         """
         views = self.views.center(images_BHWC.to(self.device, non_blocking=True))
-        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
-            seen = [views, views.flip(3)] if self.flip else [views]
-            features = [self._features(view) for view in seen]
-        # The head runs in fp32: bf16 logits have 8 bits, so that ties would decide the ranking by log-odds.
-        return mean_logits([self._head(f.float()) for f in features])
+        seen = [views, views.flip(3)] if self.flip else [views]
+        return mean_logits([predict_logits(self.model, view, self.dtype) for view in seen])
 
 
 def mean_logits(logits: list[Tensor]) -> Tensor:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from pipeline.config import Scalar, Section, changed, parse
 from pipeline.errors import UserError
 from pipeline.files import read_json, write_bytes, write_json
+from pipeline.models.forward import check_forward
 from pipeline.models.registry import build, plugins_of
 from pipeline.stages.fingerprint import digest, digest_file
 
@@ -102,9 +103,11 @@ def load_model(path: Path) -> tuple[nn.Module, ModelInfo]:
     """Build the architecture and load its weights exactly; the model is in eval mode, on the CPU.
 
     Raises:
-        UserError: there is no model, or weights and architecture disagree.
+        UserError: there is no model, weights and architecture disagree, or it cannot take images of its input size.
     """
     info = read_info(path)
+    size = {f"input_size in {find_weights(path).with_suffix('.json')}": info.input_size[-1]}
+    check_forward(info.architecture, len(info.classes), size, model_args=info.model_args, trains=False)
     model = build(info.architecture, len(info.classes), model_args=info.model_args)
     if (trained := info.lineage.get("plugins", {})) != (here := plugins_of(info.architecture)):
         raise UserError(
