@@ -15,7 +15,7 @@ from pipeline.config import NetworkSettings, Runtime, StrongView, Training, Weak
 from pipeline.errors import UserError
 from pipeline.models import build
 from pipeline.models.format import ModelInfo, read_info
-from pipeline.models.weights import has_info, load_start
+from pipeline.models.weights import check_finite, has_info, load_start
 from pipeline.randomness import key_of, reseed_torch
 from pipeline.selection.targets import Targets
 from pipeline.shards.dataset import Dataset, open_split
@@ -58,7 +58,7 @@ class Setup:
             role: The role in its model.json; by default it is the job's role.
 
         Raises:
-            UserError: the architecture or the start is missing or does not fit.
+            UserError: the architecture or the start is missing or does not fit, or has numbers that are not finite.
         """
         info = self._info(settings, role or self.job.role)
         reseed_torch(key_of(self.job.seed, "init", self.job.round, *name))
@@ -72,6 +72,7 @@ class Setup:
         if hasattr(model, "init_from_images"):
             model.init_from_images(self._first_images(info))
         load_start(model, settings)
+        check_finite(model, settings)
         return prepare(model, settings, self.accelerator, self.ranks, info=info, compiled=self.job.runtime.compile)
 
     def views(self) -> Views:
