@@ -13,6 +13,7 @@ from pickle import UnpicklingError
 from typing import Any, Literal
 
 import timm
+import torch
 from pydantic import Field
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
@@ -56,7 +57,10 @@ def save_model(weights_path: Path, state: Mapping[str, Tensor], info: ModelInfo)
     """Write the weights first, then the JSON that makes them a model. Each file appears whole or not at all."""
     plugins = plugins_of(info.architecture)
     info = changed(info, lineage={**info.lineage, "plugins": plugins}) if plugins else info
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    # Copies, because some architectures share weights between layers, which the format has no way to say.
+    tensors = {
+        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in state.items()
+    }
     write_bytes(weights_path, save(tensors, metadata={"format": "pt"}))
     write_json(weights_path.with_suffix(".json"), info.model_dump(mode="json", by_alias=True))
 

@@ -146,6 +146,7 @@ def _dry_run(
 
 def _try(model: nn.Module, num_classes: int, size: int, batch_size: int) -> str | None:
     images = torch.zeros(max(batch_size, 1), 3, size, size).contiguous(memory_format=torch.channels_last)
+    before = _shapes(model)
     try:
         model.eval()
         with torch.inference_mode():
@@ -159,6 +160,12 @@ def _try(model: nn.Module, num_classes: int, size: int, batch_size: int) -> str 
                 return f"its output is of {shape}, not logits of shape [{number}, {num_classes}]"
         if batch_size:
             F.cross_entropy(outputs[batch_size], torch.zeros(batch_size, dtype=torch.int64)).backward()
+        if changed := [name for name, shape in _shapes(model).items() if before.get(name) != shape]:
+            return f"its {changed[0]} changes its shape as images pass, so the average of its weights cannot follow"
     except Exception as error:  # architectures raise nearly anything, from AssertionError to TypeError
         return str(error).partition("\n")[0].removesuffix(".") or type(error).__name__
     return None
+
+
+def _shapes(model: nn.Module) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in [*model.named_parameters(), *model.named_buffers()]}
