@@ -6,7 +6,7 @@ from typing import Annotated, Literal, TypeVar
 
 from pydantic import Field, model_validator
 
-from pipeline.config.base import NonNegative, Positive, Probability, Section, technique
+from pipeline.config.base import Interpolation, NonNegative, Positive, Probability, Section, technique
 from pipeline.config.mixing import Cutmix, Mixup
 from pipeline.config.network import NetworkSettings, Optimizer
 from pipeline.config.views import StrongView, WeakView
@@ -34,6 +34,12 @@ class Training(NetworkSettings):
     expect, else ImageNet's."""
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
     """Standard deviation of RGB in [0, 1], which divides the input. With a `start`, the default is what its weights
+    expect."""
+    crop_pct: Annotated[float, Field(gt=0, le=1)] = technique(1.0, off=1.0)
+    """Side of the centre square that the model sees in labeling and evaluation, as a share of the shorter side of the
+    image. Lower it if what matters is in the middle. With a `start`, the default is what its weights expect."""
+    interpolation: Interpolation = technique("bicubic", off="bicubic")
+    """The filter by which images are resized, with antialiasing. With a `start`, the default is what its weights
     expect."""
     steps: Positive = 10_000
     """Number of optimizer steps. Raise it first for a better model, and lower it first for a quicker one."""

@@ -7,10 +7,11 @@ An exported file is the same pair under another name, FILE.safetensors and FILE.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import timm
 import torch
@@ -19,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from pipeline.config import Scalar, Section, changed, parse
+from pipeline.config import Interpolation, Scalar, Section, changed, parse
 from pipeline.errors import UserError
 from pipeline.files import read_json, write_bytes, write_json
 from pipeline.models.forward import check_forward
@@ -44,9 +45,16 @@ class ModelInfo(Section):
     """Mean of RGB in [0, 1]."""
     std: Numbers
     crop: Literal["center"] = "center"
-    interpolation: Literal["bicubic"] = "bicubic"
+    crop_pct: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Side of the centre square that the model sees, as a share of the image's shorter side."""
+    interpolation: Interpolation = "bicubic"
     metrics: dict[str, Any]
     lineage: dict[str, Any]
+
+    @property
+    def read_size(self) -> int:
+        """The side at which images are read, of which the model sees the centre (timm's rounding)."""
+        return math.floor(self.input_size[-1] / self.crop_pct)
 
     def with_metrics(self, metrics: dict[str, Any]) -> ModelInfo:
         """The same description with these figures."""
@@ -144,6 +152,8 @@ def model_digest(path: Path) -> str:
         return sha256
     info = read_info(path)
     sees = info.model_dump(mode="json", include=_PREDICTS_BY)
+    if info.crop_pct != 1:  # else it is the digest from before there was a choice
+        sees["crop_pct"] = info.crop_pct
     return digest({"weights": sha256, **sees, **plugins_of(info.architecture)})
 
 

@@ -16,7 +16,7 @@ from pipeline.models.weights import TIMM, has_info
 
 log = logging.getLogger("selftrain.models")
 
-KEYS = ("image_size", "mean", "std")
+KEYS = ("image_size", "mean", "std", "crop_pct", "interpolation")
 """The keys of a training that say what its model sees."""
 
 
@@ -78,14 +78,13 @@ def _of_timm(name: str) -> dict[str, Any]:
         raise UserError(f"`start.model`: {error} timm.list_pretrained() names all that have weights") from error
     if expected is None:
         return {}
-    values = {
+    return {
         "image_size": expected.input_size[-1],
         "mean": expected.mean,
         "std": expected.std,
         "crop_pct": expected.crop_pct,
         "interpolation": expected.interpolation,
     }
-    return {key: value for key, value in values.items() if key in Training.model_fields}
 
 
 def _shown(value: Any) -> str:

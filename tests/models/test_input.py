@@ -36,7 +36,9 @@ def of(start: str | Path, **values: object) -> Training:
 def test_weights_of_timm_bring_what_they_expect(told: pytest.LogCaptureFixture) -> None:
     found = of(VIT, model="vit_tiny_patch16_224")
     assert (found.image_size, found.mean, found.std) == (224, HALF, HALF)
-    assert f"teacher: image_size 224, mean [0.5, 0.5, 0.5], std [0.5, 0.5, 0.5]: so {VIT} expects it" in told.text
+    assert (found.crop_pct, found.interpolation) == (0.9, "bicubic")
+    what = "image_size 224, mean [0.5, 0.5, 0.5], std [0.5, 0.5, 0.5], crop_pct 0.9"
+    assert f"teacher: {what}: so {VIT} expects it" in told.text
 
 
 def test_what_the_config_sets_stays_even_if_it_is_the_default(told: pytest.LogCaptureFixture) -> None:

@@ -206,7 +206,9 @@ def test_a_digest_tells_models_apart_that_see_images_otherwise(teacher: Path, tm
     info = json.loads((tmp_path / "m.json").read_text())
     (tmp_path / "m.json").write_text(json.dumps({**info, "mean": [0.5, 0.5, 0.5]}))
     assert model_digest(tmp_path / "m.safetensors") != model_digest(teacher)
-    (tmp_path / "m.json").write_text(json.dumps({**info, "metrics": {}}))
+    (tmp_path / "m.json").write_text(json.dumps({**info, "crop_pct": 0.875}))
+    assert model_digest(tmp_path / "m.safetensors") != model_digest(teacher)
+    (tmp_path / "m.json").write_text(json.dumps({**{k: v for k, v in info.items() if k != "crop_pct"}, "metrics": {}}))
     assert model_digest(tmp_path / "m.safetensors") == model_digest(teacher)
 
 

@@ -189,8 +189,8 @@ def test_without_a_network_the_fix_is_a_file(monkeypatch: pytest.MonkeyPatch, tm
 # ------------------------------------------------------------------------------------------------------ model.json
 
 
-@pytest.mark.parametrize("wrong", [{"crop": "border"}, {"interpolation": "bilinear"}])
-def test_a_model_that_wants_another_view_than_ours_is_refused(teacher: Path, wrong: dict[str, str]) -> None:
+@pytest.mark.parametrize("wrong", [{"crop": "border"}, {"interpolation": "nearest"}, {"crop_pct": 1.1}])
+def test_a_model_that_wants_another_view_than_ours_is_refused(teacher: Path, wrong: dict[str, object]) -> None:
     values = json.loads((teacher / "model.json").read_text())
     with pytest.raises(ValueError, match=f"{next(iter(wrong))}.*\n.*Input should be"):
         ModelInfo.model_validate({**values, **wrong})
