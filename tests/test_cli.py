@@ -221,6 +221,16 @@ def test_reads_of_test_are_logged_and_others_are_not(digits: Config, teacher: Pa
     assert lines[0]["data"] == str(digits.data.root)
 
 
+def test_a_training_whose_network_cannot_take_its_images_is_refused(digits: Config, tmp_path: Path) -> None:
+    wrong = with_section(digits, "teacher", model="vit_tiny_patch16_224", model_args={}, stochastic_depth=0.0)
+    (tmp_path / "wrong.yaml").write_text(dump_yaml(wrong))
+    with pytest.raises(
+        UserError, match=r"^teacher: `model`: vit_tiny_patch16_224 .* \(`image_size`\): .*; set image_size"
+    ):
+        selftrain("train", tmp_path / "wrong.yaml", "--out", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def make_run(folder: Path, config: Config, teacher: Path) -> Path:
     """A run folder whose final model is its teacher."""
     shutil.copytree(teacher, folder / "rounds/0/train-0")

@@ -19,7 +19,7 @@ from benchmarks.gpu.record import Clock, Record
 from benchmarks.gpu.turns import WARM_UP, synchronize
 from pipeline.config import Config, Split, changed, load_config
 from pipeline.evaluate.metrics import Metrics, compute_metrics
-from pipeline.evaluate.predictor import Predictor, predict
+from pipeline.evaluate.predictor import Predictor, predict, reader_of
 from pipeline.methods import METHODS
 from pipeline.shards.dataset import open_split
 from pipeline.shards.reader import Reader
@@ -159,5 +159,5 @@ def judge(learner: Learner, config: Config, split: Split) -> Metrics:
         precision=config.runtime.precision,
         flip=config.evaluate.flip,
     )
-    reader = Reader(data, network.info.input_size[-1], config.data)
+    reader = reader_of(network.info, data, config.data)
     return compute_metrics(predict(predictor, reader, len(data), config.evaluate.batch_size), data.labels)

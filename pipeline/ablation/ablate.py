@@ -16,6 +16,7 @@ from pipeline.config import Config, changed
 from pipeline.errors import UserError
 from pipeline.evaluate.metrics import MetricsJson
 from pipeline.files import read_json, read_lines, write_bytes, write_json
+from pipeline.runs.inputs import with_inputs
 from pipeline.runs.loop import run_loop
 from pipeline.runs.run import RunStage
 from pipeline.stages.fingerprint import digest_file
@@ -62,7 +63,7 @@ def run_ablation(
     """
     out = out.resolve()
     _check_out(out)
-    config = changed(config, evaluate=changed(config.evaluate, control=False))
+    config = with_inputs(changed(config, evaluate=changed(config.evaluate, control=False)))
     cells = plan_cells(config, techniques, mode)
     seeds = range(config.seed, config.seed + num_seeds)
     share = _sharing(run_stage, out / CELLS)

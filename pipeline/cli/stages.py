@@ -35,6 +35,9 @@ def train(
     [bold]Example[/bold]: selftrain train birds.yaml --out work/teacher
     """
     from pipeline.methods import METHODS
+    from pipeline.models.input import with_input_of
+    from pipeline.runs.dry_run import check_training
+    from pipeline.shards.dataset import open_split
     from pipeline.stages.folder import read_output
     from pipeline.stages.jobs import Role, TrainJob
 
@@ -48,7 +51,10 @@ def train(
     training = settings.for_round(1).student if selection else settings.teacher
     if start is not None:
         mode = training.start.mode if training.start else "init"
-        training = changed(training, start=Start(model=start, mode=mode))
+        training = training.model_copy(update={"start": Start(model=start, mode=mode)})
+    training = with_input_of(training.start, training, role)
+    num_classes = len(open_split(settings.data, "labeled").classes)
+    check_training(role, training, num_classes, settings.runtime.processes)
     job = TrainJob.of(
         settings,
         out.absolute(),

@@ -17,6 +17,7 @@ Probability = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[int, Field(gt=0)]
 NonNegative = Annotated[int, Field(ge=0)]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
+Interpolation = Literal["bicubic", "bilinear"]
 Scalar = bool | int | float | str
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from pipeline.config.base import NonNegative, Positive, Probability, Scalar, Section, technique
+from pipeline.config.base import NonNegative, Positive, Probability, Scalar, Section, operational, technique
 
 _OF_THEIR_OWN: dict[str, dict[str, float]] = {
     "rmsproptf": {"lr": 0.016, "weight_decay": 1e-5},  # Tan and Le 2019 (EfficientNet), section 5.2: 0.256 for 4096
@@ -54,6 +54,9 @@ class Start(Section):
     mode: Literal["use", "continue", "init"] = "init"
     """`use` takes the model as it is. `continue` goes on with its training up to `steps`; optimizer, size and
     normalization must be the same. `init` begins a new training with its weights."""
+    allow_random: bool = operational(False)
+    """Whether weights before the classifier may stay random with `init` because the start has none for them. If not,
+    that is an error. Set it to true if you take a part of another architecture on purpose."""
 
 
 class NetworkSettings(Section):

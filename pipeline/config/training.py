@@ -6,7 +6,7 @@ from typing import Annotated, Literal, TypeVar
 
 from pydantic import Field, model_validator
 
-from pipeline.config.base import NonNegative, Positive, Probability, Section, technique
+from pipeline.config.base import Interpolation, NonNegative, Positive, Probability, Section, technique
 from pipeline.config.mixing import Cutmix, Mixup
 from pipeline.config.network import NetworkSettings, Optimizer
 from pipeline.config.views import StrongView, WeakView
@@ -27,12 +27,20 @@ class Training(NetworkSettings):
     """One training: a network, and the stream of images that it sees."""
 
     image_size: Positive = 32
-    """Side of the square input in pixels, to which images are resized. The time of a step grows with its square."""
+    """Side of the square input in pixels, to which images are resized. The time of a step grows with its square. With a
+    `start`, the default is the size that its weights expect."""
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    """Mean of RGB in [0, 1], which is subtracted from the input. The default is ImageNet's, which pretrained weights
-    expect."""
+    """Mean of RGB in [0, 1], which is subtracted from the input. With a `start`, the default is what its weights
+    expect, else ImageNet's."""
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
-    """Standard deviation of RGB in [0, 1], which divides the input."""
+    """Standard deviation of RGB in [0, 1], which divides the input. With a `start`, the default is what its weights
+    expect."""
+    crop_pct: Annotated[float, Field(gt=0, le=1)] = technique(1.0, off=1.0)
+    """Side of the centre square that the model sees in labeling and evaluation, as a share of the shorter side of the
+    image. Lower it if what matters is in the middle. With a `start`, the default is what its weights expect."""
+    interpolation: Interpolation = technique("bicubic", off="bicubic")
+    """The filter by which images are resized, with antialiasing. With a `start`, the default is what its weights
+    expect."""
     steps: Positive = 10_000
     """Number of optimizer steps. Raise it first for a better model, and lower it first for a quicker one."""
     batch_size: Positive = 128

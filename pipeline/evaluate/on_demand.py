@@ -15,13 +15,12 @@ import torch
 from pipeline.config import Data, Evaluate, Runtime, Split
 from pipeline.errors import UserError, did_you_mean
 from pipeline.evaluate.metrics import Metrics, compute_metrics
-from pipeline.evaluate.predictor import Predictor, predict
+from pipeline.evaluate.predictor import Predictor, predict, reader_of
 from pipeline.files import append_json, open_to_append
 from pipeline.models.format import load_model
 from pipeline.packing.pack import pack
 from pipeline.shards.dataset import Dataset, open_split
 from pipeline.shards.manifest import MANIFEST
-from pipeline.shards.reader import Reader
 from pipeline.shards.tar import walk
 from pipeline.stages.lock import find_run
 from pipeline.stages.machine import device_of
@@ -50,7 +49,7 @@ def evaluate_on(model_path: Path, data_path: Path, split: Split, evaluate: Evalu
     def measure(data: Data) -> Metrics:
         dataset = open_split(data, split)
         labels = _match(dataset, info.classes, data_path)
-        reader = Reader(dataset, info.input_size[-1], data)
+        reader = reader_of(info, dataset, data)
         return compute_metrics(predict(predictor, reader, len(dataset), evaluate.batch_size), labels)
 
     with _as_data(data_path, split, info.classes, model_path) as data:

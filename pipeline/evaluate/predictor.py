@@ -12,11 +12,18 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline.arrays import F32Array, I64Array
-from pipeline.config import StrongView, WeakView
+from pipeline.config import Data, StrongView, WeakView
 from pipeline.models.format import ModelInfo, load_model
+from pipeline.models.forward import predict_logits
+from pipeline.shards.dataset import Dataset
 from pipeline.shards.reader import Reader
 from pipeline.threads import read_ahead
 from pipeline.views import Views
+
+
+def reader_of(info: ModelInfo, dataset: Dataset, data: Data) -> Reader:
+    """The reader that reads the images of a data set as a model sees them."""
+    return Reader(dataset, info.read_size, data, interpolation=info.interpolation)
 
 
 class Predictor:
@@ -29,28 +36,30 @@ class Predictor:
         self.device = device
         self.dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
         self.flip = flip
-        # timm's two halves of `forward`.
-        self._features: Callable[[Tensor], Tensor] = self.model.forward_features
-        self._head: Callable[[Tensor], Tensor] = self.model.forward_head
         self.views = Views(WeakView(), StrongView(), info.input_size[-1], mean=info.mean, std=info.std, device=device)
 
     def read(self, reader: Reader, rows: I64Array) -> Tensor:
-        """The images of rows [B] on the host, uint8 [B, S, S, 3]; pinned for a GPU, which copies them by itself."""
+        """The images of rows [B] on the host, uint8 [B, R, R, 3]; pinned for a GPU, which copies them by itself."""
         images = torch.from_numpy(reader.read(rows))
         return images.pin_memory() if self.device.type == "cuda" else images
 
     @torch.inference_mode()
     def logits(self, images_BHWC: Tensor) -> Tensor:
-        """Images uint8 [B, S, S, 3] -> logits float32 [B, C] on the device.
+        """Images uint8 [B, R, R, 3], as `reader_of` reads them -> logits float32 [B, C] on the device.
 
         With `flip` they are the log of the mean probability of an image and its mirror image, which serves as logits.
         """
-        views = self.views.center(images_BHWC.to(self.device, non_blocking=True))
-        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
-            seen = [views, views.flip(3)] if self.flip else [views]
-            features = [self._features(view) for view in seen]
-        # The head runs in fp32: bf16 logits have 8 bits, so that ties would decide the ranking by log-odds.
-        return mean_logits([self._head(f.float()) for f in features])
+        views = self.views.center(self._crop(images_BHWC.to(self.device, non_blocking=True)))
+        seen = [views, views.flip(3)] if self.flip else [views]
+        return mean_logits([predict_logits(self.model, view, self.dtype) for view in seen])
+
+    def _crop(self, images: Tensor) -> Tensor:
+        """The centre square of images that were read at the model's `read_size`, as timm cuts it."""
+        size, read = self.info.input_size[-1], self.info.read_size
+        if images.shape[1] != read:
+            return images
+        first = round((read - size) / 2)
+        return images[:, first : first + size, first : first + size]
 
 
 def mean_logits(logits: list[Tensor]) -> Tensor:

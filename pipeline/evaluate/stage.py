@@ -8,11 +8,10 @@ from pathlib import Path
 from pipeline.config import semantic
 from pipeline.evaluate.metrics import Metrics, compute_metrics
 from pipeline.evaluate.predictions import write_predictions
-from pipeline.evaluate.predictor import Predictor, predict
+from pipeline.evaluate.predictor import Predictor, predict, reader_of
 from pipeline.files import write_json
 from pipeline.models.format import load_model, model_digest
 from pipeline.shards.dataset import Dataset, open_split
-from pipeline.shards.reader import Reader
 from pipeline.stages import progress
 from pipeline.stages.fingerprint import StageInputs
 from pipeline.stages.folder import append_timing
@@ -58,7 +57,7 @@ def run_evaluate(job: EvaluateJob, stage: Stage) -> None:
 def _evaluate_model(path: Path, dataset: Dataset, job: EvaluateJob, stage: Stage, predictions: str) -> Metrics:
     """The metrics of one model on one dataset; its predictions are written into the stage folder."""
     model, info = load_model(path)
-    reader = Reader(dataset, info.input_size[-1], job.data)
+    reader = reader_of(info, dataset, job.data)
     predictor = Predictor(
         model, info, device=device_of(job.runtime), precision=job.runtime.precision, flip=job.evaluate.flip
     )

@@ -14,7 +14,7 @@ from torch import Tensor
 from pipeline.arrays import I64Array
 from pipeline.config import semantic
 from pipeline.errors import UserError
-from pipeline.evaluate.predictor import Predictor, mean_logits
+from pipeline.evaluate.predictor import Predictor, mean_logits, reader_of
 from pipeline.files import atomic_file
 from pipeline.labels.store import LabelRows, label_path, label_provenance, read_labels, summarize, write_labels
 from pipeline.models.format import load_model, model_digest
@@ -27,6 +27,8 @@ from pipeline.stages.jobs import LabelJob
 from pipeline.stages.machine import device_of
 from pipeline.stages.preamble import Stage
 from pipeline.threads import read_ahead
+
+Seen = tuple[int, str]
 
 
 def label_inputs(job: LabelJob) -> StageInputs:
@@ -60,7 +62,7 @@ def run_label(job: LabelJob, stage: Stage) -> None:
         top_k=job.label.top_k,
         num_classes=len(dataset.classes),
     )
-    readers = {size: Reader(dataset, size, job.data) for size in {p.info.input_size[-1] for p in predictors}}
+    readers = {_seen(p): reader_of(p.info, dataset, job.data) for p in predictors}
     mine = list(dataset.shards)[stage.ranks.rank :: stage.ranks.number]
     done = 0
     for shard in mine:
@@ -78,6 +80,11 @@ def run_label(job: LabelJob, stage: Stage) -> None:
         progress.report(job.out, done, sum(s.num_rows for s in mine), "images")
     files = [label_path(job.out, shard.name).name for shard in dataset.shards]
     stage.finish(files, provenance=provenance, num_samples=len(dataset))
+
+
+def _seen(predictor: Predictor) -> Seen:
+    """What tells images apart that teachers see: equal ones are read once."""
+    return predictor.info.read_size, predictor.info.interpolation
 
 
 def _predictors(job: LabelJob, dataset: Dataset) -> list[Predictor]:
@@ -132,18 +139,18 @@ def _label_shard(
     dataset: Dataset,
     shard: Shard,
     predictors: list[Predictor],
-    readers: dict[int, Reader],
+    readers: dict[Seen, Reader],
 ) -> LabelRows:
     summaries: list[dict[str, Tensor]] = []
     rows = np.arange(shard.start, shard.start + shard.num_rows, dtype=np.int64)
     batches = (rows[start : start + job.label.batch_size] for start in range(0, len(rows), job.label.batch_size))
 
-    def read(batch: I64Array) -> dict[int, Tensor]:
-        return {size: predictors[0].read(reader, batch) for size, reader in readers.items()}
+    def read(batch: I64Array) -> dict[Seen, Tensor]:
+        return {seen: predictors[0].read(reader, batch) for seen, reader in readers.items()}
 
     for _, images in read_ahead(batches, read):
         stage.check_stop(f"in shard {shard.name}; the shards before it are labeled")
-        logits = [p.logits(images[p.info.input_size[-1]]) for p in predictors]
+        logits = [p.logits(images[_seen(p)]) for p in predictors]
         summaries.append(summarize(mean_logits(logits), job.label.top_k))
     # This is the only host sync per shard; until here a GPU has work queued.
     columns = {k: torch.cat([s[k] for s in summaries]).cpu().numpy() for k in summaries[0]}

@@ -7,22 +7,25 @@ An exported file is the same pair under another name, FILE.safetensors and FILE.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Annotated, Any, Literal
 
 import timm
+import torch
 from pydantic import Field
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from typing_extensions import TypedDict  # pydantic takes typing's from Python 3.12 on
 
-from pipeline.config import Scalar, Section, changed, parse
+from pipeline.config import Interpolation, Scalar, Section, changed, parse
 from pipeline.errors import UserError
 from pipeline.files import check_shape, read_as, read_json, write_bytes, write_json
 from pipeline.models.checkpoints import read_checkpoint
+from pipeline.models.forward import check_forward
 from pipeline.models.registry import build, plugins_of
 from pipeline.stages.fingerprint import digest, digest_once
 from pipeline.stages.folder import check_output, read_output
@@ -45,9 +48,16 @@ class ModelInfo(Section):
     """Mean of RGB in [0, 1]."""
     std: Numbers
     crop: Literal["center"] = "center"
-    interpolation: Literal["bicubic"] = "bicubic"
+    crop_pct: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Side of the centre square that the model sees, as a share of the image's shorter side."""
+    interpolation: Interpolation = "bicubic"
     metrics: dict[str, Any]
     lineage: dict[str, Any]
+
+    @property
+    def read_size(self) -> int:
+        """The side at which images are read, of which the model sees the centre (timm's rounding)."""
+        return math.floor(self.input_size[-1] / self.crop_pct)
 
     def with_metrics(self, metrics: dict[str, Any]) -> ModelInfo:
         """The same description with these figures."""
@@ -75,7 +85,10 @@ def save_model(weights_path: Path, state: Mapping[str, Tensor], info: ModelInfo)
 
 
 def _as_safetensors(state: Mapping[str, Tensor]) -> bytes:
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    # Copies, because some architectures share weights between layers, which the format has no way to say.
+    tensors = {
+        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in state.items()
+    }
     data: bytes = save(tensors, metadata={"format": "pt"})
     return data
 
@@ -158,9 +171,11 @@ def load_model(path: Path) -> tuple[nn.Module, ModelInfo]:
     """Build the architecture and load its weights exactly; the model is in eval mode, on the CPU.
 
     Raises:
-        UserError: there is no model, or weights and architecture disagree.
+        UserError: there is no model, weights and architecture disagree, or it cannot take images of its input size.
     """
     info = read_info(path)
+    size = {f"input_size in {find_weights(path).with_suffix('.json')}": info.input_size[-1]}
+    check_forward(info.architecture, len(info.classes), size, model_args=info.model_args, trains=False)
     model = build(info.architecture, len(info.classes), model_args=info.model_args)
     if (trained := info.lineage.get("plugins", {})) != (here := plugins_of(info.architecture)):
         raise UserError(
@@ -193,6 +208,8 @@ def model_digest(path: Path) -> str:
         return sha256
     info = read_info(path)
     sees = info.model_dump(mode="json", include=_PREDICTS_BY)
+    if info.crop_pct != 1:  # else it is the digest from before there was a choice
+        sees["crop_pct"] = info.crop_pct
     return digest({"weights": sha256, **sees, **plugins_of(info.architecture)})
 
 

@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import timm
+import torch
 from torch import Tensor, nn
 
 from pipeline.config import NetworkSettings, Start, semantic
 from pipeline.errors import UserError
 from pipeline.models.format import has_info, model_digest, read_state
-from pipeline.models.registry import plugins_of, suggest
+from pipeline.models.registry import module_of, plugins_of, suggest
 
 log = logging.getLogger("selftrain.models")
 
 TIMM = "timm:"
 """Prefix of `start.model` that names pretrained weights of timm."""
-MIN_SHARE = 0.9
-"""Smallest share of the weights before the classifier that must match."""
 
 
 def semantic_settings(settings: NetworkSettings) -> dict[str, Any]:
@@ -48,9 +50,9 @@ def load_start(model: nn.Module, settings: NetworkSettings) -> None:
     if settings.start is None:
         return
     source = settings.start.model
-    state = start_state(source)
+    state = adapted(start_state(source), model, settings)
     if settings.start.mode == "init":
-        init_from(model, state, source)
+        init_from(model, state, source, allow_random=settings.start.allow_random)
         return
     try:
         model.load_state_dict(state)
@@ -88,32 +90,113 @@ def start_state(source: str) -> dict[str, Tensor]:
     return state
 
 
-def init_from(model: nn.Module, state: Mapping[str, Tensor], source: str) -> int:
-    """Copy the weights whose names and shapes agree; returns how many tensors were copied.
+def adapted(state: Mapping[str, Tensor], model: nn.Module, settings: NetworkSettings) -> Mapping[str, Tensor]:
+    """The weights as timm fits them to the model when it loads pretrained ones.
 
-    A classifier for another number of classes stays as it is. A warning names other weights that the source lacks.
+    It resamples position embeddings and tables of relative positions to the model's size, and takes the names that the
+    weights had where they were published. Weights that fit stay as they are.
 
     Raises:
-        UserError: under 90% of the weights before the classifier agree, so the source has another architecture.
+        UserError: timm cannot make anything of them.
+    """
+    if not _random_of(model, state):
+        return state
+    if (fit := _filter_of(settings)) is None:
+        return state
+    try:
+        fitted: Mapping[str, Tensor] = fit(dict(state), model) if _takes_two(fit) else fit(dict(state))
+    except Exception as error:  # weights of another architecture make it raise nearly anything
+        assert settings.start is not None
+        raise UserError(
+            f"`start.model`: timm cannot fit {settings.start.model} to {settings.model} ({type(error).__name__}: "
+            f"{error}); set model and model_args to what it was trained as, or drop start"
+        ) from error
+    return fitted
+
+
+def _filter_of(settings: NetworkSettings) -> Callable[..., Mapping[str, Tensor]] | None:
+    """What timm fits pretrained weights of this architecture with; None without it.
+
+    timm has no table of these functions: an architecture hands its own to `load_pretrained`, which is listened to here.
+    """
+    if not module_of(settings.model).startswith("timm."):
+        return None
+    found: list[Callable[..., Mapping[str, Tensor]] | None] = []
+
+    def listen(model: nn.Module, **given: Any) -> None:
+        found.append(given["filter_fn"])
+
+    with mock.patch.object(timm.models._builder, "load_pretrained", listen), torch.device("meta"):
+        timm.create_model(settings.model, pretrained=True, **settings.model_args)
+    return found[0]
+
+
+def _takes_two(function: Callable[..., object]) -> bool:
+    """Whether a filter takes the model beside the weights."""
+    return len(inspect.signature(function).parameters) > 1
+
+
+def init_from(model: nn.Module, state: Mapping[str, Tensor], source: str, *, allow_random: bool = False) -> int:
+    """Copy the weights whose names and shapes agree; returns how many tensors were copied.
+
+    A classifier for another number of classes stays as it is. With `allow_random` other weights may stay at random,
+    too, and a warning names them.
+
+    Raises:
+        UserError: nothing agrees, or weights before the classifier would stay at random and may not.
     """
     own = model.state_dict()
     matching = {k: v for k, v in state.items() if k in own and own[k].shape == v.shape}
-    missing = [k for k in own if k not in matching and not _is_classifier(model, own[k], state.get(k))]
-    num_missing = sum(own[k].numel() for k in missing)
-    share = 1 - num_missing / max(num_missing + sum(v.numel() for v in matching.values()), 1)
-    some = ", ".join(missing[:4]) + (f" and {len(missing) - 4} more" if len(missing) > 4 else "")
-    if share < MIN_SHARE:
-        raise UserError(
-            f"`start.model`: {source} has {share:.0%} of the weights of this {type(model).__name__} (not: {some}); set "
-            "model and model_args to what it was trained as, or start from scratch"
-        )
-    if missing:
-        log.warning("start.model: %s lacks %s, which stay at random", source, some)
+    if missing := _random_of(model, state):
+        num_missing = sum(own[k].numel() for k in missing)
+        share = math.floor(100 - 100 * num_missing / (num_missing + sum(v.numel() for v in matching.values())))
+        some = ", ".join(missing[:4]) + (f" and {len(missing) - 4} more" if len(missing) > 4 else "")
+        if not matching or not allow_random:
+            raise UserError(
+                f"`start.model`: {source} has {share}% of the weights of this {type(model).__name__} (not: {some}); "
+                "set model and model_args to what it was trained as, set start.allow_random to true to train the rest "
+                "from scratch, or drop start"
+            )
+        log.warning("start.model: %s lacks %s, which stay at random (start.allow_random)", source, some)
     model.load_state_dict(matching, strict=False)
     return len(matching)
 
 
-def _is_classifier(model: nn.Module, own: Tensor, other: Tensor | None) -> bool:
+def check_finite(model: nn.Module, settings: NetworkSettings) -> None:
+    """Refuse weights and statistics that are not finite: their average would be no number.
+
+    Raises:
+        UserError: the start has some, or the architecture is built with some.
+    """
+    bad = [name for name, t in model.state_dict().items() if t.is_floating_point() and not torch.isfinite(t).all()]
+    if bad:
+        what = f"`start.model`: {settings.start.model}" if settings.start else f"`model`: a new {settings.model}"
+        raise UserError(f"{what} has numbers that are not finite, such as {bad[0]}; choose another (docs/models.md)")
+
+
+def _random_of(model: nn.Module, state: Mapping[str, Tensor]) -> list[str]:
+    """The weights and statistics of a model that a state has nothing for, without the classifier."""
+    own, heads = model.state_dict(), _classifiers_of(model)
+    return [
+        name
+        for name, tensor in own.items()
+        if (name not in state or state[name].shape != tensor.shape)
+        and tensor.is_floating_point()
+        and name.rpartition(".")[0] not in heads
+        and not _has_other_classes(model, tensor, state.get(name))
+    ]
+
+
+def _classifiers_of(model: nn.Module) -> set[str]:
+    """The names of the layers that timm knows as a model's classifier; pretrained weights may lack them."""
+    if not hasattr(model, "get_classifier"):
+        return set()
+    heads = model.get_classifier()  # type: ignore[operator]
+    parts = {id(part) for head in (heads if isinstance(heads, tuple | list) else [heads]) for part in head.modules()}
+    return {name for name, module in model.named_modules() if id(module) in parts}
+
+
+def _has_other_classes(model: nn.Module, own: Tensor, other: Tensor | None) -> bool:
     """Whether `own` belongs to the classifier and differs from `other` in the number of classes only."""
     num_classes = getattr(model, "num_classes", None)
     return other is not None and own.shape[:1] == (num_classes,) and own.shape[1:] == other.shape[1:]

@@ -34,6 +34,8 @@ def finetuning(settings: Finetune, model: Path, *, flip: bool) -> Training:
         model_args=info.model_args,
         mean=info.mean,
         std=info.std,
+        crop_pct=info.crop_pct,
+        interpolation=info.interpolation,
         weak=WeakView(crop="none", flip=flip),
         strong=StrongView(num_ops=0),
         noise_labeled=False,

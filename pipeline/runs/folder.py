@@ -9,6 +9,7 @@ from typing import Any
 from pipeline.config import SPLITS, Config, Data, Training, changed, load_config, semantic
 from pipeline.errors import UserError
 from pipeline.files import read_as
+from pipeline.runs.inputs import with_inputs
 from pipeline.runs.result import Result
 from pipeline.stages.fingerprint import digest
 from pipeline.stages.machine import resolve
@@ -55,7 +56,8 @@ def earlier_config(run_dir: Path) -> Config | None:
 
 
 def resolve_config(config: Config, earlier: Config | None) -> Config:
-    """Fix the values that the config leaves to the machine. An existing run keeps those of its first command."""
+    """Fix the values that the config leaves to the machine and to starts. An existing run keeps the machine's values of
+    its first command."""
     runtime = config.runtime
     if earlier is not None:
         fixed: list[tuple[str, str | int]] = [("device", "auto"), ("precision", "auto")]
@@ -63,7 +65,7 @@ def resolve_config(config: Config, earlier: Config | None) -> Config:
             fixed.append(("threads", 0))
         kept = {name: getattr(earlier.runtime, name) for name, unset in fixed if getattr(runtime, name) == unset}
         runtime = changed(runtime, **kept)
-    return absolute(changed(config, runtime=resolve(runtime)))
+    return with_inputs(absolute(changed(config, runtime=resolve(runtime))))
 
 
 def absolute(config: Config) -> Config:
@@ -73,7 +75,7 @@ def absolute(config: Config) -> Config:
         training: Training = getattr(config, name)
         if training.start is not None and not training.start.model.startswith("timm:"):
             start = changed(training.start, model=str(Path(training.start.model).absolute()))
-            update[name] = changed(training, start=start)
+            update[name] = training.model_copy(update={"start": start})  # which knows what the config set
     return changed(config, **update)
 
 

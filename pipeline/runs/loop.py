@@ -14,6 +14,7 @@ from pipeline.files import write_bytes, write_csv, write_sealed
 from pipeline.methods import METHODS
 from pipeline.methods.method import Method, OnRound, best_of
 from pipeline.runs.control import train_control
+from pipeline.runs.dry_run import check_networks
 from pipeline.runs.finetune import finetune
 from pipeline.runs.folder import check_run_folder, earlier_config, resolve_config, set_aside
 from pipeline.runs.ledger import Ledger
@@ -49,7 +50,8 @@ def run_loop(
         read_test: Whether to measure the final model on test. Turn it off where runs are compared to choose one.
 
     Raises:
-        UserError: the config or the data is bad, a teacher is at chance, or another process uses the run folder.
+        UserError: the config or the data is bad, a network cannot take images of its size, a teacher is at chance, or
+            another process uses the run folder.
         Interrupted: a signal stopped the run; the same call goes on.
     """
     run_dir = run_dir.resolve()
@@ -61,6 +63,7 @@ def run_loop(
         earlier = earlier_config(run_dir)
         config = resolve_config(config, earlier)
         datasets = _check_data(config, method)
+        check_networks(config, method, len(datasets["labeled"].classes))
         data = {split: dataset.fingerprint for split, dataset in datasets.items()}
         if earlier is not None:
             set_aside(run_dir, earlier, config, digest(data))

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from PIL import ExifTags, Image, UnidentifiedImageError
 from PIL.TiffImagePlugin import TiffImageFile
 
+from pipeline.config import Interpolation
 from pipeline.errors import UserError
 from pipeline.shards.magic import HEAD, describe, image_kind
 from pipeline.shards.metadata import without_metadata
@@ -209,8 +210,11 @@ def content_hash(sample: Pixels | Vector) -> bytes:
     return state.digest()
 
 
-def resize_to(image: Pixels, size: int) -> Pixels:
-    """Shorter side to `size`, then the centre square: uint8 [size, size, 3]. Pillow's antialiased bicubic.
+_FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+
+
+def resize_to(image: Pixels, size: int, interpolation: Interpolation = "bicubic") -> Pixels:
+    """Shorter side to `size`, then the centre square: uint8 [size, size, 3]. Pillow's filters, antialiased.
 
     Identity if the image fits.
     """
@@ -221,7 +225,7 @@ def resize_to(image: Pixels, size: int) -> Pixels:
     left, top = (width - side) / 2, (height - side) / 2
     # One call for both keeps the cost bounded: a 1 x 1,000,000 strip must not become 32 x 32,000,000.
     box = (left, top, left + side, top + side)
-    return np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC, box=box))
+    return np.asarray(Image.fromarray(image).resize((size, size), _FILTERS[interpolation], box=box))
 
 
 def stored_format(data: bytes) -> str | None:

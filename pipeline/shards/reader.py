@@ -15,7 +15,7 @@ import numpy.typing as npt
 import psutil
 
 from pipeline.arrays import F32Array, I64Array
-from pipeline.config import Data
+from pipeline.config import Data, Interpolation
 from pipeline.errors import UserError
 from pipeline.files import atomic_file
 from pipeline.shards.cache import CachedImages, open_cache, write_cache
@@ -41,9 +41,17 @@ class Reader:
         UserError: the cache cannot be written (full disk, read-only folder).
     """
 
-    def __init__(self, dataset: Dataset, size: int, data: Data, *, progress: Progress | None = None) -> None:
+    def __init__(
+        self,
+        dataset: Dataset,
+        size: int,
+        data: Data,
+        *,
+        interpolation: Interpolation = "bicubic",
+        progress: Progress | None = None,
+    ) -> None:
         self._dataset = dataset
-        self._size = size
+        self._size, self._interpolation = size, interpolation
         self._pool = ThreadPoolExecutor(data.decode_workers or num_cores(), "decode")
         self._cached: list[CachedImages] | None = None
         if wants_cache(len(dataset), size, data):
@@ -89,12 +97,15 @@ class Reader:
                 data = read_sample(descriptor, shard.index, row)
                 name = f"{shard.path}: {shard.index.key[row]}"
                 # Twice the target leaves the resize enough to antialias.
-                out[place] = resize_to(decode(data, name, at_least=2 * self._size), self._size)
+                pixels = decode(data, name, at_least=2 * self._size)
+                out[place] = resize_to(pixels, self._size, self._interpolation)
 
     # ------------------------------------------------------------------------------------------------------- the cache
 
     def _open_cache(self, folder: Path, progress: Progress | None) -> list[CachedImages]:
-        paths = [folder / f"{_cache_name(shard, self._size)}.npy" for shard in self._dataset.shards]
+        paths = [
+            folder / f"{_cache_name(shard, self._size, self._interpolation)}.npy" for shard in self._dataset.shards
+        ]
         # First take the shards that nobody is at, then wait for those that other processes are making.
         for wait in (False, True):
             for shard, path in zip(self._dataset.shards, paths, strict=True):
@@ -156,10 +167,13 @@ def wants_cache(num_images: int, size: int, data: Data) -> bool:
     return num_images * size * size * 3 < _AUTO_SHARE * psutil.virtual_memory().total
 
 
-def _cache_name(shard: Shard, size: int) -> str:
+def _cache_name(shard: Shard, size: int, interpolation: Interpolation) -> str:
     # The offsets tell which samples of the tar are used: skipping bad images changes them, not the tar.
     state = hashlib.blake2b(shard.index.offset.tobytes(), digest_size=16)
-    state.update(f"{shard.sha256} {size} {DECODER_VERSION}".encode())
+    other = (
+        "" if interpolation == "bicubic" else f" {interpolation}"
+    )  # caches from before there was a choice stay valid
+    state.update(f"{shard.sha256} {size} {DECODER_VERSION}{other}".encode())
     return f"{shard.sha256[:16]}-{size}-{state.hexdigest()}"
 
 

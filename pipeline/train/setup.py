@@ -15,7 +15,7 @@ from pipeline.config import NetworkSettings, Runtime, StrongView, Training, Weak
 from pipeline.errors import UserError
 from pipeline.models import build
 from pipeline.models.format import ModelInfo, read_info
-from pipeline.models.weights import load_start, tells_itself
+from pipeline.models.weights import check_finite, load_start, tells_itself
 from pipeline.randomness import key_of, reseed_torch
 from pipeline.selection.targets import Targets
 from pipeline.shards.dataset import Dataset, open_split
@@ -58,7 +58,7 @@ class Setup:
             role: The role in its model.json; by default it is the job's role.
 
         Raises:
-            UserError: the architecture or the start is missing or does not fit.
+            UserError: the architecture or the start is missing or does not fit, or has numbers that are not finite.
         """
         info = self._info(settings, role or self.job.role)
         reseed_torch(key_of(self.job.seed, "init", self.job.round, *name))
@@ -72,6 +72,7 @@ class Setup:
         if hasattr(model, "init_from_images"):
             model.init_from_images(self._first_images(info))
         load_start(model, settings)
+        check_finite(model, settings)
         return prepare(model, settings, self.accelerator, self.ranks, info=info, compiled=self.job.runtime.compile)
 
     def views(self) -> Views:
@@ -134,6 +135,8 @@ class Setup:
             input_size=(3, job.training.image_size, job.training.image_size),
             mean=job.training.mean,
             std=job.training.std,
+            crop_pct=job.training.crop_pct,
+            interpolation=job.training.interpolation,
             metrics={},
             lineage={"role": role, **self.lineage, "round": job.round, "seed": job.seed},
         )
@@ -142,9 +145,13 @@ class Setup:
         """Labeled images from all over the data set, normalized, [N, 3, S, S], for data-dependent initialization."""
         training, device, num = self.job.training, self.job.runtime.device, len(self.labeled)
         rows = np.linspace(0, num - 1, min(num, NUM_FIRST_IMAGES)).astype(np.int64)  # rows may be sorted by class
-        images = torch.from_numpy(Reader(self.labeled, read_size(training), self.job.data).read(rows)).to(device)
+        images = torch.from_numpy(self._reader(self.labeled).read(rows)).to(device)
         size = training.image_size
         return Views(WeakView(), StrongView(), size, mean=info.mean, std=info.std, device=device).center(images)
+
+    def _reader(self, dataset: Dataset) -> Reader:
+        training = self.job.training
+        return Reader(dataset, read_size(training), self.job.data, interpolation=training.interpolation)
 
     def _stream(self, dataset: Dataset, batch_size: int, copies: npt.NDArray[np.integer] | None = None) -> Stream:
         """An endless stream of a data set's rows. Each occurs as often per epoch as `copies` [N] says."""
@@ -157,7 +164,7 @@ class Setup:
             round=job.round,
             window_shards=job.data.window_shards,
         )
-        return Stream(dataset, Reader(dataset, read_size(job.training), job.data), order, batch_size)
+        return Stream(dataset, self._reader(dataset), order, batch_size)
 
 
 def make_accelerator(runtime: Runtime) -> Accelerator:

@@ -12,7 +12,7 @@ from torch import nn
 from pipeline.arrays import F32Array
 from pipeline.evaluate.metrics import compute_metrics
 from pipeline.evaluate.predictions import write_predictions
-from pipeline.evaluate.predictor import Predictor, predict
+from pipeline.evaluate.predictor import Predictor, predict, reader_of
 from pipeline.files import write_json
 from pipeline.models.format import ModelInfo, save_model
 from pipeline.shards.dataset import open_split
@@ -30,7 +30,7 @@ class Validation:
     def __init__(self, setup: Setup) -> None:
         self.setup = setup
         self.val = open_split(setup.job.data, "val")
-        self._readers: dict[int, Reader] = {}
+        self._readers: dict[tuple[int, str], Reader] = {}
 
     def evaluate(self, networks: Mapping[str, Network]) -> dict[str, float]:
         """The figures of the averaged weights, as columns of metrics.jsonl; after the first network only accuracies."""
@@ -56,13 +56,14 @@ class Validation:
 
     def _predict(self, model: nn.Module, info: ModelInfo) -> F32Array:
         """The log-probabilities of val, [N, C]."""
-        job, accelerator, size = self.setup.job, self.setup.accelerator, info.input_size[-1]
-        if size not in self._readers:
-            self._readers[size] = Reader(self.val, size, job.data)
+        job, accelerator = self.setup.job, self.setup.accelerator
+        seen = info.read_size, info.interpolation
+        if seen not in self._readers:
+            self._readers[seen] = reader_of(info, self.val, job.data)
         precision, flip = job.runtime.precision, job.evaluate.flip
         mine = predict(
             Predictor(model, info, device=accelerator.device, precision=precision, flip=flip),
-            self._readers[size],
+            self._readers[seen],
             len(self.val),
             job.evaluate.batch_size,
             rank=accelerator.process_index,

@@ -83,6 +83,7 @@ def invented_data(monkeypatch: pytest.MonkeyPatch) -> None:
 def invent(setattr: Callable[..., object]) -> None:
     """Splits and finished stages whose fingerprints are their names."""
     model = SimpleNamespace(architecture="resnet9", model_args={}, mean=(0.5,) * 3, std=(0.2,) * 3)
+    model.crop_pct, model.interpolation = 1.0, "bicubic"
     setattr("pipeline.runs.finetune.read_info", lambda path: model)
     for module in ("evaluate.stage", "models.weights"):
         setattr(f"pipeline.{module}.model_digest", lambda path: "model")

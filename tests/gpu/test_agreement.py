@@ -12,12 +12,11 @@ import torch
 from support.processes import label_job
 
 from pipeline.config import Config, StrongView, WeakView, changed
-from pipeline.evaluate.predictor import Predictor, predict
+from pipeline.evaluate.predictor import Predictor, predict, reader_of
 from pipeline.labels.stage import label_inputs, run_label
 from pipeline.labels.store import LabelStore
 from pipeline.models.format import load_model
 from pipeline.shards.dataset import open_split
-from pipeline.shards.reader import Reader
 from pipeline.stages.folder import open_folder
 from pipeline.stages.interrupt import StopRequest
 from pipeline.stages.kinds import KINDS, fingerprint_of
@@ -67,7 +66,7 @@ def log_probs(model: Path, config: Config, device: torch.device, precision: str)
     val = open_split(config.data, "val")
     network, info = load_model(model)
     predictor = Predictor(network, info, device=device, precision=precision, flip=True)
-    return predict(predictor, Reader(val, info.input_size[-1], config.data), len(val), 64)
+    return predict(predictor, reader_of(info, val, config.data), len(val), 64)
 
 
 def test_an_evaluation_on_a_gpu_is_that_of_a_cpu(

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 import torch
-from support.command import environment
+from support.command import ROOT, environment
 from support.processes import run, train_job
 from torch import nn
 
@@ -212,7 +213,9 @@ def test_a_digest_tells_models_apart_that_see_images_otherwise(teacher: Path, tm
     info = json.loads((tmp_path / "m.json").read_text())
     (tmp_path / "m.json").write_text(json.dumps({**info, "mean": [0.5, 0.5, 0.5]}))
     assert model_digest(tmp_path / "m.safetensors") != model_digest(teacher)
-    (tmp_path / "m.json").write_text(json.dumps({**info, "metrics": {}}))
+    (tmp_path / "m.json").write_text(json.dumps({**info, "crop_pct": 0.875}))
+    assert model_digest(tmp_path / "m.safetensors") != model_digest(teacher)
+    (tmp_path / "m.json").write_text(json.dumps({**{k: v for k, v in info.items() if k != "crop_pct"}, "metrics": {}}))
     assert model_digest(tmp_path / "m.safetensors") == model_digest(teacher)
 
 
@@ -259,3 +262,23 @@ def test_arguments_that_a_classifier_does_not_have_are_refused(name: str) -> Non
     """timm would unpickle the file at `checkpoint_path`, which may come with somebody's model.json."""
     with pytest.raises(UserError, match=f"`model_args`: {name} is no argument of a network"):
         build("resnet10t", 3, model_args={name: "evil.pth"})
+
+
+class Evil:
+    """What runs code where it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return Path.touch, (self.path,)  # type: ignore[return-value]
+
+
+def test_no_timm_that_is_allowed_unpickles_a_checkpoint(tmp_path: Path) -> None:
+    """So that whoever hands arguments to it by a way that we do not know runs no code either."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert "timm>=1.0.26" in project["dependencies"], "1.0.25 and before it unpickle whatever is in a checkpoint_path"
+    torch.save({"state_dict": Evil(tmp_path / "ran")}, tmp_path / "evil.pth")
+    with pytest.raises(RuntimeError, match="weights_only"):
+        timm.create_model("resnet10t", checkpoint_path=tmp_path / "evil.pth")
+    assert not (tmp_path / "ran").exists()

@@ -12,11 +12,11 @@ from safetensors.torch import save_file
 from support.processes import run, train_job
 from torch import nn
 
-from pipeline.config import Config, Start, Training
+from pipeline.config import Config, NetworkSettings, Start, Training
 from pipeline.errors import UserError
 from pipeline.models import build
 from pipeline.models.format import ModelInfo, read_state
-from pipeline.models.weights import init_from, start_state
+from pipeline.models.weights import init_from, load_start, start_state
 
 import timm  # isort: skip - after pipeline.models, which lets it be imported beside a CPU-only torch
 
@@ -58,12 +58,73 @@ def test_weights_of_another_architecture_are_refused_and_some_are_named() -> Non
     assert all(torch.equal(v, before[k]) for k, v in target.state_dict().items())
 
 
-def test_a_few_missing_tensors_are_taken_at_random_and_logged(caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("name", ["stem.weight", "norm.running_mean"])
+def test_what_would_stay_random_is_an_error_unless_it_is_allowed(name: str, caplog: pytest.LogCaptureFixture) -> None:
     source = build("wide_resnet10_1", 10).state_dict()
-    del source["stem.weight"]
-    with caplog.at_level(logging.WARNING, "selftrain"):
+    del source[name]
+    with pytest.raises(UserError, match=rf"teacher has 99% .* \(not: {name}\); .* start\.allow_random to true"):
         init_from(build("wide_resnet10_1", 10), source, "teacher")
-    assert "teacher lacks stem.weight, which stay at random" in caplog.text
+    with caplog.at_level(logging.WARNING, "selftrain"):
+        assert init_from(build("wide_resnet10_1", 10), source, "teacher", allow_random=True) == len(source)
+    assert f"teacher lacks {name}, which stay at random (start.allow_random)" in caplog.text
+
+
+def test_weights_of_which_none_fits_are_no_start_even_if_random_ones_are_allowed() -> None:
+    with pytest.raises(UserError, match="has 0% of the weights of this ResNet9"):
+        init_from(build("resnet9", 10), build("resnet10t", 10).state_dict(), "teacher", allow_random=True)
+
+
+def test_pretrained_weights_need_no_classifier() -> None:
+    """Those of self-supervised trainings have none."""
+    source = build("test_vit", 10).state_dict()
+    source = {name: tensor for name, tensor in source.items() if not name.startswith("head.")}
+    assert init_from(build("test_vit", 7), source, "dino") == len(source)
+
+
+# ------------------------------------------------------------------------------------------------- of another size
+
+SWIN = {"embed_dim": 24}  # its 3 to 24 heads have 8 channels each
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # timm's filters have some
+@pytest.mark.parametrize(
+    ("name", "small", "size", "resampled"),
+    [
+        ("test_vit", {}, 96, "pos_embed"),
+        ("swin_tiny_patch4_window7_224", SWIN, 64, "layers.2.blocks.0.attn.relative_position_bias_table"),
+        ("beit_base_patch16_224", {"embed_dim": 24, "depth": 1}, 96, "blocks.0.attn.relative_position_bias_table"),
+        ("deit3_small_patch16_224", {"embed_dim": 24, "depth": 1}, 64, "pos_embed"),
+    ],
+)
+def test_a_start_of_another_size_is_resampled_as_timm_does(
+    name: str, small: dict[str, int], size: int, resampled: str, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    original = timm.create_model(name, num_classes=10, **small)
+    for parameter in original.parameters():
+        torch.nn.init.normal_(parameter)  # position embeddings may be zeros
+    save_file(original.state_dict(), tmp_path / "original.safetensors")
+    start = Start(model=str(tmp_path / "original.safetensors"))
+    settings = NetworkSettings(model=name, model_args={**small, "img_size": size}, start=start)
+    model = build(name, 7, model_args=settings.model_args)
+    load_start(model, settings)
+    overlay = {"file": str(tmp_path / "original.safetensors"), "num_classes": 10}
+    reference = timm.create_model(
+        name, pretrained=True, num_classes=7, pretrained_cfg_overlay=overlay, **settings.model_args
+    ).state_dict()
+    for key, tensor in model.state_dict().items():
+        if "head" not in key:
+            assert torch.equal(tensor, reference[key]), key
+    assert model.state_dict()[resampled].shape != original.state_dict()[resampled].shape
+
+
+def test_weights_that_timm_cannot_fit_are_refused(tmp_path: Path) -> None:
+    save_file(build("resnet10t", 10).state_dict(), tmp_path / "other.safetensors")
+    settings = NetworkSettings(model="test_vit", start=Start(model=str(tmp_path / "other.safetensors")))
+    with pytest.raises(
+        UserError, match=r"`start\.model`: .*other\.safetensors .*set model and model_args to what it was"
+    ):
+        load_start(build("test_vit", 10), settings)
 
 
 # ---------------------------------------------------------------------------------------------------- which files
@@ -128,8 +189,8 @@ def test_without_a_network_the_fix_is_a_file(monkeypatch: pytest.MonkeyPatch, tm
 # ------------------------------------------------------------------------------------------------------ model.json
 
 
-@pytest.mark.parametrize("wrong", [{"crop": "border"}, {"interpolation": "bilinear"}])
-def test_a_model_that_wants_another_view_than_ours_is_refused(teacher: Path, wrong: dict[str, str]) -> None:
+@pytest.mark.parametrize("wrong", [{"crop": "border"}, {"interpolation": "nearest"}, {"crop_pct": 1.1}])
+def test_a_model_that_wants_another_view_than_ours_is_refused(teacher: Path, wrong: dict[str, object]) -> None:
     values = json.loads((teacher / "model.json").read_text())
     with pytest.raises(ValueError, match=f"{next(iter(wrong))}.*\n.*Input should be"):
         ModelInfo.model_validate({**values, **wrong})

@@ -1,0 +1,49 @@
+"""The networks of a run, each tried at every size that it will meet, before the first of them is trained."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pipeline.config import Config, Finetune, Training
+from pipeline.errors import UserError
+from pipeline.methods.method import Method
+from pipeline.models.format import read_info
+from pipeline.models.forward import check_forward
+from pipeline.models.weights import tells_itself
+
+
+def check_networks(config: Config, method: Method, num_classes: int) -> None:
+    """Try each network that the config describes, at the size of its training and at that of the fine-tune.
+
+    Raises:
+        UserError: an architecture does not exist, refuses an argument, or cannot take images of a size.
+    """
+    first = 0 if method.reads("teacher") else 1
+    last = config.rounds.num_rounds if method.reads("rounds") else 1
+    for number in range(first, last + 1):
+        section = "student" if number else "teacher"
+        tuned = config.finetune if method.finetunes in ("best", section) else None
+        check_training(section, method.recipe(config, number), num_classes, config.runtime.processes, tuned)
+
+
+def check_training(
+    section: str, training: Training, num_classes: int, processes: int, finetune: Finetune | None = None
+) -> None:
+    """Try the network of one training, and of the fine-tune that may follow it. Raises UserError as above."""
+    architecture, model_args, sizes = training.model, training.model_args, {"image_size": training.image_size}
+    start = training.start
+    is_used = start is not None and start.mode == "use"
+    if start is not None and is_used and tells_itself(start):
+        info = read_info(Path(start.model))
+        architecture, model_args, sizes = info.architecture, info.model_args, {"input_size": info.input_size[-1]}
+    images = [] if is_used else [(training.batch_size + training.unlabeled_batch_size) // training.accumulation]
+    if finetune is not None:
+        sizes["finetune.image_size"] = finetune.image_size
+        images.append(finetune.batch_size // finetune.accumulation)
+    batch_size = min((number // processes for number in images), default=1)
+    try:
+        check_forward(
+            architecture, num_classes, sizes, model_args=model_args, batch_size=batch_size, trains=bool(images)
+        )
+    except UserError as error:
+        raise UserError(f"{section}: {error}") from error
