@@ -147,7 +147,8 @@ def test_launchers_files_do_not_make_a_folder_foreign_and_others_do(tmp_path: Pa
 def test_a_stage_that_has_lost_its_record_is_told_from_a_folder_of_the_user(tmp_path: Path) -> None:
     (tmp_path / "job.json").write_text('{"kind": "select", "out": "here"}')
     (tmp_path / "selection.arrow").touch()
-    with pytest.raises(UserError, match=r"\(selection\.arrow\).* lost its stage\.json, delete the folder and type the same command again"):
+    message = r"\(selection\.arrow\).* lost its stage\.json, delete the folder and type the same command again"
+    with pytest.raises(UserError, match=message):
         open_folder(tmp_path, "select", 1, NONE, {})
 
 
