@@ -15,7 +15,7 @@ from support.images import class_files, write_files
 from support.imports import sources
 from typer.testing import CliRunner
 
-from flows.cli import app
+from flows.verbs import app
 from pipeline.ablation.rows import read_rows
 from pipeline.config import Config, Data, changed, dump_yaml, load_config
 from pipeline.errors import UserError

@@ -168,8 +168,8 @@ def check_finite(model: nn.Module, settings: NetworkSettings) -> None:
     Raises:
         UserError: the start has some, or the architecture is built with some.
     """
-    bad = [name for name, t in model.state_dict().items() if t.is_floating_point() and not torch.isfinite(t).all()]
-    if bad:
+    values = {name: t for name, t in model.state_dict().items() if t.is_floating_point() and not t.is_meta}
+    if bad := [name for name, t in values.items() if not torch.isfinite(t).all()]:
         what = f"`start.model`: {settings.start.model}" if settings.start else f"`model`: a new {settings.model}"
         raise UserError(f"{what} has numbers that are not finite, such as {bad[0]}; choose another (docs/models.md)")
 

@@ -35,14 +35,24 @@ class Shows(nn.Module):
 
 def info(crop_pct: float, interpolation: Interpolation) -> ModelInfo:
     shown: dict[str, object] = {"crop_pct": crop_pct, "interpolation": interpolation, "mean": MEAN, "std": STD}
-    other = {"schema": 1, "architecture": "shows", "model_args": {}, "classes": (), "metrics": {}, "lineage": {}}
+    other = {
+        "schema": 1,
+        "architecture": "shows",
+        "model_args": {},
+        "classes": ("cat", "dog"),
+        "metrics": {},
+        "lineage": {},
+    }
     return ModelInfo.model_validate({**other, **shown, "input_size": (3, SIZE, SIZE)})
 
 
 @pytest.fixture(scope="module")
 def photographs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Dataset, Data]:
     folder = tmp_path_factory.mktemp("photographs")
-    write_files(folder / "images", {f"cat/{number:04d}.png": png(number, SIDE) for number in range(NUM)})
+    write_files(
+        folder / "images",
+        {f"{'cat' if number else 'dog'}/{number:04d}.png": png(number, SIDE) for number in range(NUM)},
+    )
     pack(folder / "images", folder / "packed", split="val")
     data = Data(root=folder / "packed", cache="always", cache_dir=folder / "cache")
     return open_split(data, "val"), data

@@ -63,13 +63,15 @@ def fake_loop(
 
 def fake_stage(out: Path, seconds: float) -> int:
     """Takes its time, or until there is a file `go`; saves and exits 75 on SIGTERM."""
+    from pipeline.stages.fingerprint import StageInputs
+    from pipeline.stages.folder import open_folder
     from pipeline.stages.owner import die_with_parent
     from pipeline.stages.progress import report
 
     stopped: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, _: stopped.append(number))
     die_with_parent(signal.SIGKILL)
-    (out / "stage.json").write_text('{"kind": "label"}')
+    open_folder(out, "label", 1, StageInputs({}, {}), {})
     (out / "began").touch()
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline and not (out / "go").exists():
