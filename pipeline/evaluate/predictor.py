@@ -15,6 +15,7 @@ from pipeline.arrays import F32Array, I64Array
 from pipeline.config import Data, StrongView, WeakView
 from pipeline.models.format import ModelInfo, load_model
 from pipeline.models.forward import predict_logits
+from pipeline.models.layout import channels_last
 from pipeline.shards.dataset import Dataset
 from pipeline.shards.reader import Reader
 from pipeline.threads import read_ahead
@@ -31,7 +32,7 @@ class Predictor:
 
     def __init__(self, model: nn.Module, info: ModelInfo, *, device: torch.device, precision: str, flip: bool) -> None:
         # Always channels_last, so that a model predicts the same bits in training, labeling and evaluation.
-        self.model = model.to(device=device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+        self.model = channels_last(model, device).eval()
         self.info = info
         self.device = device
         self.dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)

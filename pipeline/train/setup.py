@@ -15,6 +15,7 @@ from pipeline.config import NetworkSettings, Runtime, StrongView, Training, Weak
 from pipeline.errors import UserError
 from pipeline.models import build
 from pipeline.models.format import ModelInfo, read_info
+from pipeline.models.layout import channels_last
 from pipeline.models.weights import check_finite, load_start, tells_itself
 from pipeline.randomness import key_of, reseed_torch
 from pipeline.selection.targets import Targets
@@ -62,15 +63,16 @@ class Setup:
         """
         info = self._info(settings, role or self.job.role)
         reseed_torch(key_of(self.job.seed, "init", self.job.round, *name))
-        model = build(
+        built = build(
             info.architecture,
             len(self.labeled.classes),
             dropout=settings.dropout,
             stochastic_depth=settings.stochastic_depth,
             model_args=info.model_args,
-        ).to(device=self.accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        )
+        model = channels_last(built, self.accelerator.device)
         if hasattr(model, "init_from_images"):
-            model.init_from_images(self._first_images(info))
+            model.init_from_images(self._first_images(info))  # type: ignore[operator]
         load_start(model, settings)
         check_finite(model, settings)
         return prepare(model, settings, self.accelerator, self.ranks, info=info, compiled=self.job.runtime.compile)
