@@ -26,6 +26,7 @@ from pipeline.demos.digits import pack_digits
 from pipeline.files import read_json
 from pipeline.labels.store import read_labels, write_labels
 from pipeline.runs.loop import run_loop
+from pipeline.stages.folder import finish_folder, stage_record
 from pipeline.stages.jobs import EvaluateJob
 
 pytestmark = [pytest.mark.slow, pytest.mark.process]
@@ -86,6 +87,8 @@ def _shuffle(labels: Path, out: Path, seed: int) -> Path:
         moved = replace(rows, keys=list(rows.keys), **{name: getattr(rows, name)[order] for name in names})
         metadata = pyarrow.ipc.open_file(path).schema.metadata
         write_labels(path, moved, {k.decode(): v.decode() for k, v in metadata.items() if k != b"format"})
+    record = stage_record(out)
+    finish_folder(out, record["files"], **record["outputs"])  # else they are damaged
     return out
 
 
