@@ -154,7 +154,7 @@ def _print_pack(report: PackReport) -> None:
         (bool(report.skipped), f"skipped {len(report.skipped)} bad images, such as {_first(report.skipped.values())}"),
         (bool(report.elsewhere), f"left out {len(report.elsewhere)} images that another split holds"),
         (report.left_out is not None, f"{report.left_out} lists every file that was left out"),
-        (report.value_range is not None, f"values were scaled: {report.value_range} became black and white"),
+        (report.value_range is not None, _scaled(report)),
         (bool(report.odd_metadata), f"{report.odd_metadata} images have damaged metadata; their pixels are there"),
         (bool(report.more_frames), f"{report.more_frames} files have several frames or pages; the first was taken"),
         (bool(report.empty_folders), f"no image in the folders: {', '.join(report.empty_folders[:12])}"),
@@ -179,6 +179,11 @@ def _print_pack(report: PackReport) -> None:
     for applies, text in notes:
         if applies:
             console.print(text, soft_wrap=True)
+
+
+def _scaled(report: PackReport) -> str:
+    low, high = report.values_found
+    return f"values were scaled: {report.value_range} became black and white; there are values from {low:g} to {high:g}"
 
 
 def _first(values: Iterable[str]) -> str:

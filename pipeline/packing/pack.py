@@ -76,6 +76,8 @@ class PackReport:
     """Classes that differ in case or white space alone."""
     value_range: tuple[float, float] | None
     """The values that became black and white, where values were scaled."""
+    values_found: tuple[float, float]
+    """The least and the largest of those that such a range is for."""
     odd_metadata: int
     """Images whose metadata are damaged; their pixels were taken without."""
     more_frames: int
@@ -182,6 +184,7 @@ def pack(
         empty_folders=files.empty_folders,
         look_alikes=look_alikes(names),
         value_range=images.scaling.range,
+        values_found=(images.survey.scaled.low, images.survey.scaled.high),
         odd_metadata=images.survey.odd_metadata,
         more_frames=images.survey.more_frames,
         recovered=recovered,
@@ -219,7 +222,7 @@ def _agreed(
     recorded = ValueRange(*manifest.value_range)
     if value_range not in ("auto", recorded):
         raise UserError(f"--value-range {value_range}: {out} was packed with {recorded}; leave it out, or repeat that")
-    return recorded
+    return None if value_range == "auto" else recorded  # None: what is recorded holds for deep images
 
 
 def _ticker(progress: Progress | None, total: int) -> Callable[[int], None]:

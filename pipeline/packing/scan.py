@@ -105,8 +105,23 @@ def check_images(
         if not wanted.low < wanted.high:
             raise UserError(f"{source.path}: --value-range auto finds values from {found.low:g} to {found.high:g} only")
         scaling = Scaling(wanted, deep_only=survey.deep.count > 0)
+        if not scaling.deep_only and not 0 <= wanted.low < wanted.high <= 255:
+            raise UserError(
+                f"{source.path}: --value-range {wanted} is for more than 8 bits, which no image has; drop it"
+            )
     scan = _pass(source, items, scaling, workers, tick)
     skipped = list(scan.skipped.values())
+    deep = scan.survey.deep
+    if (
+        value_range is None
+        and deep_range
+        and deep.count
+        and not deep_range.low <= deep.low <= deep.high <= deep_range.high
+    ):
+        raise UserError(
+            f"{source.path}: {deep} hold values from {deep.low:g} to {deep.high:g}, and this folder was packed with "
+            f"--value-range {deep_range}; repeat that to clip them, or pack all into another --out"
+        )
     if why := scan.survey.mixture() or scan.survey.dark_colours() or (not scaling.range and scan.survey.unused_range()):
         raise UserError(f"{source.path}: {why}")
     if skipped and bad_images == "error":

@@ -111,6 +111,23 @@ def test_auto_takes_the_range_of_the_whole_source_and_later_packs_follow_it(tmp_
         pack(more, tmp_path / "out", split="val", value_range=ValueRange(0, 9))
 
 
+def test_a_recorded_range_neither_clips_nor_blackens_in_silence(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    pack(write(tmp_path / "in", GREY.astype(np.uint16) * 16), out, split="labeled", value_range=ValueRange(0, 4095))
+    brighter = write(tmp_path / "brighter", GREY[:, ::-1].astype(np.uint16) * 200)
+    for value_range in (None, "auto"):
+        with pytest.raises(UserError, match=r"from 0 to 51000, and this folder was packed with --value-range 0,4095"):
+            pack(brighter, out, split="val", value_range=value_range)  # type: ignore[arg-type]
+    photographs = write_files(tmp_path / "photographs", {f"{'ab'[n % 2]}/{n}.png": png(900 + n) for n in range(4)})
+    with pytest.raises(UserError, match=r"--value-range 0,4095 is for more than 8 bits, which no image has; drop it"):
+        pack(photographs, out, split="test", value_range=ValueRange(0, 4095))
+    pack(photographs, out, split="test", value_range="auto")
+    dataset = open_split(Data(root=out), "test")
+    with open_shard(dataset.shards[0].path) as descriptor:
+        kept = decode(read_sample(descriptor, dataset.shards[0].index, 0), "x")
+    assert any(np.array_equal(kept, picture(900 + n)) for n in range(4))
+
+
 def test_images_of_8_bits_beside_deep_ones_keep_their_values(tmp_path: Path) -> None:
     source = write(tmp_path / "in", GREY.astype(np.uint16) * 16)
     write_files(source, {"a/photo.png": png(77)})
