@@ -74,7 +74,7 @@ def pack(
             carve=carve,
             bad_images="skip" if skip_bad_images else "error",
             skip_duplicates=skip_duplicates,
-            value_range=parse_range(value_range) if value_range else None,
+            value_range=parse_range(value_range) if value_range is not None else None,
             zip_encoding=zip_encoding,
             workers=workers,
             progress=progress,
@@ -146,7 +146,7 @@ def _print_pack(report: PackReport) -> None:
     table = Table("split", "images added", title=str(report.out))
     for split, count in report.num_samples.items():
         table.add_row(split, f"{count:,}")
-    console.print(table if report.num_samples else f"{report.out}: all of it was packed before, nothing added")
+    console.print(table if report.num_samples else f"{report.out}: nothing added")
     notes = [
         (bool(report.num_present), f"{report.num_present:,} images were packed before"),
         (bool(report.classes), f"{len(report.classes)} classes: {', '.join(report.classes[:12])}"),

@@ -11,6 +11,7 @@ from pipeline.config.mixing import Cutmix, Mixup
 from pipeline.config.network import NetworkSettings, Optimizer
 from pipeline.config.views import StrongView, WeakView
 
+Deviation = Annotated[float, Field(gt=0)]
 W = TypeVar("W", bound="Training | Finetune")
 
 
@@ -32,7 +33,7 @@ class Training(NetworkSettings):
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     """Mean of RGB in [0, 1], which is subtracted from the input. With a `start`, the default is what its weights
     expect, else ImageNet's."""
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    std: tuple[Deviation, Deviation, Deviation] = (0.229, 0.224, 0.225)
     """Standard deviation of RGB in [0, 1], which divides the input. With a `start`, the default is what its weights
     expect."""
     crop_pct: Annotated[float, Field(gt=0, le=1)] = technique(1.0, off=1.0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import logging
 import shlex
 import tempfile
 from collections.abc import Iterator
@@ -19,11 +20,13 @@ from pipeline.evaluate.predictor import Predictor, predict, reader_of
 from pipeline.files import append_json, open_to_append
 from pipeline.models.format import load_model
 from pipeline.packing.pack import pack
-from pipeline.shards.dataset import Dataset, open_split
+from pipeline.shards.dataset import Dataset, open_split, warn_of_left_out
 from pipeline.shards.manifest import MANIFEST
 from pipeline.shards.tar import walk
 from pipeline.stages.lock import find_run
 from pipeline.stages.machine import device_of
+
+log = logging.getLogger("selftrain.evaluate")
 
 TEST_READS = "test_reads.jsonl"
 
@@ -48,6 +51,7 @@ def evaluate_on(model_path: Path, data_path: Path, split: Split, evaluate: Evalu
 
     def measure(data: Data) -> Metrics:
         dataset = open_split(data, split)
+        warn_of_left_out(dataset)
         labels = _match(dataset, info.classes, data_path)
         reader = reader_of(info, dataset, data)
         return compute_metrics(predict(predictor, reader, len(dataset), evaluate.batch_size), labels)
@@ -74,17 +78,20 @@ def _as_data(path: Path, split: Split, classes: tuple[str, ...], model: Path) ->
         def command(images: Path, one: Split) -> str:
             return f"selftrain evaluate {shlex.quote(str(model))} {shlex.quote(str(images))} --split {one}"
 
-        pack(path, Path(folder) / "packed", split=split, known=classes, command=command)
+        report = pack(path, Path(folder) / "packed", split=split, known=classes, command=command)
+        if report.ignored:
+            kinds = ", ".join(f"{count} {kind}" for kind, count in report.ignored.items())
+            log.warning("%s: files that are no images are left out: %s", path, kinds)
         yield Data(root=Path(folder) / "packed", cache="never")
 
 
 def _holds_labels(path: Path) -> bool:
     """Whether a path is a tar of images with .cls files, or a folder of such tars."""
-    tar = next(iter(sorted(path.glob("*.tar"))), None) if path.is_dir() else path
-    if tar is None or not tar.is_file():
+    if path.is_dir() and any(inside.is_dir() for inside in path.iterdir()):  # of classes, beside which a tar may lie
         return False
+    tars = sorted(path.glob("*.tar")) if path.is_dir() else [path] if path.is_file() else []
     try:
-        return any(name.endswith(".cls") for name, _, _ in walk(tar))
+        return any(name.lower().endswith(".cls") for tar in tars for name, _, _ in walk(tar))
     except UserError:  # no tar: `pack` says what it is
         return False
 

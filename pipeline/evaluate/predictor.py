@@ -15,7 +15,7 @@ from pipeline.arrays import F32Array, I64Array
 from pipeline.config import Data, StrongView, WeakView
 from pipeline.models.format import ModelInfo, load_model
 from pipeline.models.forward import predict_logits
-from pipeline.models.layout import channels_last
+from pipeline.models.memory_format import channels_last
 from pipeline.shards.dataset import Dataset
 from pipeline.shards.reader import Reader
 from pipeline.threads import read_ahead

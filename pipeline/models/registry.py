@@ -52,7 +52,9 @@ def build(
         arguments["drop_path_rate"] = stochastic_depth
     try:
         model: nn.Module = timm.create_model(architecture, pretrained=False, num_classes=num_classes, **arguments)
-    except (TypeError, ValueError, AssertionError) as error:
+    except (
+        Exception
+    ) as error:  # arguments of the wrong kind make timm raise nearly anything, from KeyError to TypeError
         raise UserError(f"`model`: {architecture} cannot be built with {arguments}: {error}") from error
     if stochastic_depth and not any("DropPath" in type(m).__name__ for m in model.modules()):
         raise UserError(f"`stochastic_depth`: {architecture} has no residual paths to drop; set it to 0")

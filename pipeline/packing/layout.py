@@ -2,34 +2,31 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import os
 import re
 import shlex
 import unicodedata
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from pipeline.config import Split
 from pipeline.errors import UserError
 from pipeline.packing.source import Source
+from pipeline.packing.tables import TABLES, Command, advice_for_table, has_other_labels
 
-Command = Callable[[Path, Split], str]
-"""The command that does with a folder, as images of a split, what the user wants to do with SOURCE."""
-
+_UNLISTED = {"Cc", "Cs", "Zl", "Zp"}
+"""Line breaks, other control characters, and bytes that are not UTF-8, by their categories in Unicode."""
+_WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+")
 _PLAIN = re.compile(r"[A-Za-z0-9_/ -]+")
 _SPLIT_WORDS: dict[str, Split] = {
-    **dict.fromkeys(("train", "training", "labeled", "labelled", "extra"), "labeled"),
-    **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
+    **dict.fromkeys(("train", "training", "trainval", "labeled", "labelled", "extra"), "labeled"),
+    **dict.fromkeys(("val", "valid", "validation", "dev", "eval", "evaluation", "holdout"), "val"),
     **dict.fromkeys(("test", "testing"), "test"),
     **dict.fromkeys(("unlabeled", "unlabelled", "unsup", "unsupervised"), "unlabeled"),
 }
 _ALSO_CLASSES = {"train", "extra", "dev"}
 """Words that may be classes (a train is a vehicle), unless other folders beside them or below them tell otherwise."""
-_TABLES = {".csv": ",", ".tsv": "\t"}
-_LABEL_COLUMNS = ("label", "labels", "class", "class_name", "category", "target", "species", "breed", "y")
 
 
 @dataclass(frozen=True)
@@ -81,7 +78,7 @@ def arrange(
             raise UserError(f"{source.path}: {items[key].name} and {name} would share the key `{key}`; rename one")
         items[key] = Item(name, key, as_known.get(inside[0], inside[0]) if labeled else None)
     for folder in {item.class_name for item in items.values() if item.class_name}:
-        if not folder.isprintable():  # line breaks, or bytes that are not UTF-8: no classes file could list it
+        if _UNLISTED & {unicodedata.category(letter) for letter in folder}:  # no classes file could list it
             raise UserError(f"{source.path}: class folder {folder!r} has an unprintable name; rename it")
     return [items[key] for key in sorted(items)]
 
@@ -129,15 +126,21 @@ def _refuse_flat(source: Source, paths: Sequence[Sequence[str]], depth: int, kno
     """Refuse images in no class folder, and those of a single one, which may be any folder."""
     flat = next((name for name, parts in zip(source.names, paths, strict=True) if len(parts) < depth + 2), None)
     folders = {parts[depth] for parts in paths}
+    tables = [name for name, kind in source.ignored.items() if kind in TABLES]
     if flat is None and (len(folders) > 1 or known):
+        if other := next((table for table in tables if has_other_labels(source, table, paths, depth)), None):
+            raise UserError(
+                f"{source.path} holds {other}, whose rows have other labels than the folders "
+                f"({', '.join(sorted(folders)[:4])}); {advice_for_table(source, other, command)}"
+            )
         return
     why = f"{source.path} holds images of one class alone, `{paths[0][depth]}`, and a classifier has two or more"
     fix = "give the folder that holds a folder per class"
     if flat is not None:
         why = f"{source.path}: {flat} is in no class folder"
         fix = f"move it to CLASS/{PurePosixPath(flat).name}"
-    if tables := [name for name, kind in source.ignored.items() if kind in _TABLES]:
-        raise UserError(f"{why}; {_advice_for_table(source, tables[0], command)}")
+    if tables:
+        raise UserError(f"{why}; {advice_for_table(source, tables[0], command)}")
     raise UserError(f"{why}; {fix}, or take all without labels:\n  {command(source.path, 'unlabeled')}")
 
 
@@ -159,24 +162,41 @@ def _refuse_splits(
             f"{paths[0][depth]}/{next(iter(found))}, so its splits would become one; move them to SPLIT/CLASS and pack "
             "each with --split, or name the classes in --classes if these are no splits"
         )
+    if repeated := _repeated(paths, depth):
+        one = source.path.joinpath(*paths[0][:depth], min(folders))
+        raise UserError(
+            f"{source.path} holds {', '.join(sorted(folders)[:4])}, which hold the same folders "
+            f"({', '.join(sorted(repeated)[:4])}): if these are the classes, give one of the others alone, such as\n"
+            f"  {command(one, 'labeled')}\nIf not, name the classes in --classes"
+        )
 
 
 def _splits_among(folders: set[str], nested: set[str]) -> dict[str, Split]:
-    """The folders that are called like splits, such as `test`, or `seg_train` beside `seg_test`."""
-    found: dict[str, Split] = {}
-    prefixed: dict[tuple[str, ...], dict[str, Split]] = {}
+    """The folders that are called like splits, such as `test`, `train2017`, or `seg_train` beside `seg_test`."""
+    named: dict[str, tuple[Split, tuple[str, ...]]] = {}
     for folder in folders:
-        words = re.findall(r"[a-z0-9]+", folder.lower())
+        words = [word.lower().removesuffix("set") or word for word in _WORD.findall(folder)]
         splits = [_SPLIT_WORDS[word] for word in words if word in _SPLIT_WORDS]
-        rest = tuple(word for word in words if word not in _SPLIT_WORDS)
         if len(splits) == 1:
-            prefixed.setdefault(rest, {})[folder] = splits[0]
-    for rest, group in prefixed.items():
-        several = len(set(group.values())) > 1
-        alone = not rest and any(folder.lower() not in _ALSO_CLASSES or folder in nested for folder in group)
-        if several or alone:
-            found |= group
-    return found
+            named[folder] = splits[0], tuple(word for word in words if word not in _SPLIT_WORDS)
+    several = {
+        rest for _, rest in named.values() if len({split for split, other in named.values() if other == rest}) > 1
+    }
+    alone = {
+        folder
+        for folder, (_, rest) in named.items()
+        if not rest and (folder.lower() not in _ALSO_CLASSES or folder in nested)
+    }
+    return {folder: split for folder, (split, _) in named.items()} if several or alone else {}
+
+
+def _repeated(paths: Sequence[Sequence[str]], depth: int) -> set[str]:
+    """The folders that every folder at this depth holds, if they hold no others: folds, cameras or kinds of one set."""
+    inside: dict[str, set[str]] = {}
+    for parts in paths:
+        inside.setdefault(parts[depth], set()).add(parts[depth + 1] if len(parts) > depth + 2 else "")
+    first = next(iter(inside.values()))
+    return first if len(inside) > 1 and len(first) > 1 and all(one == first for one in inside.values()) else set()
 
 
 def _split_commands(root: Path, found: dict[str, Split], folders: set[str], command: Command) -> str:
@@ -192,38 +212,3 @@ def _split_commands(root: Path, found: dict[str, Split], folders: set[str], comm
         else:
             lines.append(command(root / folder, split))
     return "\n".join(f"  {line}" for line in lines)
-
-
-def _advice_for_table(source: Source, table: str, command: Command) -> str:
-    """The command that makes class folders by a table of labels, where its columns tell how."""
-    generic = f"labels are not read from {table}; make a folder per class as it says, and give the folder of these"
-    if not source.path.is_dir():
-        return generic
-    text = source.read(table).decode("utf-8-sig", "replace")
-    rows = csv.DictReader(io.StringIO(text), delimiter=_TABLES[source.ignored[table]])
-    row, columns = next(rows, None), rows.fieldnames or ()
-    places = {PurePosixPath(name).name: name for name in source.names}
-    stems = {PurePosixPath(name).stem: name for name in source.names}
-    if row is None:
-        return generic
-    image = next((c for c in columns if row[c] and (PurePosixPath(row[c]).name in places or row[c] in stems)), None)
-    others = [c for c in columns if c != image]
-    label = next((c for c in others if c.lower() in _LABEL_COLUMNS), others[0] if len(others) == 1 else None)
-    if image is None or label is None:
-        return generic
-    name = PurePosixPath(row[image]).name
-    suffix = "" if name in places else PurePosixPath(stems[name]).suffix
-    found = source.path / places[name + suffix]
-    out = source.path.with_name(f"{source.path.name}-by-class")
-    script = (
-        f"import csv, pathlib, shutil\n"
-        f"table = pathlib.Path({str(source.path / table)!r}).read_text('utf-8-sig').splitlines()\n"
-        f"for row in csv.DictReader(table, delimiter={_TABLES[source.ignored[table]]!r}):\n"
-        f"    folder = pathlib.Path({str(out)!r}, row[{label!r}])\n"
-        f"    folder.mkdir(parents=True, exist_ok=True)\n"
-        f"    shutil.copy(pathlib.Path({str(found.parent)!r}, pathlib.Path(row[{image!r}]).name + {suffix!r}), folder)"
-    )
-    return (
-        f"labels are not read from {table}; make a folder per class, and give the folder of these:\n"
-        f"python3 -c {shlex.quote(script)}\n{command(out, 'labeled')}"
-    )

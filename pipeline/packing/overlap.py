@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from pipeline.config import SPLITS
 from pipeline.errors import UserError
 from pipeline.files import write_csv
 from pipeline.packing.scan import Images
+from pipeline.packing.tables import Command
 from pipeline.shards.index import load_index
 from pipeline.shards.manifest import Manifest
 
@@ -60,7 +60,9 @@ def find_overlap(out: Path, manifest: Manifest | None, images: Images, splits: U
     return Overlap(present, tuple(relabeled), elsewhere)
 
 
-def refuse_elsewhere(overlap: Overlap, source: Path, out: Path, images: Images, splits: U8Array, skip: bool) -> None:
+def refuse_elsewhere(
+    overlap: Overlap, source: Path, out: Path, images: Images, splits: U8Array, command: Command, *, skip: bool
+) -> None:
     """Refuse images that other splits hold, and list them all. With `skip` they are left out instead, where that loses
     no label.
 
@@ -77,11 +79,9 @@ def refuse_elsewhere(overlap: Overlap, source: Path, out: Path, images: Images, 
         f"{len(rows)} images to be packed as {SPLITS[splits[row]]} are in {out} as {twin.split('/')[0]} already, e.g. "
         f"{images.items[row].name} = {twin}; {out / DUPLICATES} lists them. Splits must not share images: "
     )
-    command = f"selftrain pack {shlex.quote(str(source))} --out {shlex.quote(str(out))} --split"
     if (splits != splits[row]).any():
-        raise UserError(
-            f"{what}carve all into another --out, or add what is new:\n  {command} unlabeled --skip-duplicates"
-        )
+        add = f"{command(source, 'unlabeled')} --skip-duplicates"
+        raise UserError(f"{what}carve all into another --out, or add what is new:\n  {add}")
     if lost:
         raise UserError(f"{what}pack all into another --out, labeled images first and unlabeled ones after them")
-    raise UserError(f"{what}leave them out of this pack:\n  {command} {SPLITS[splits[row]]} --skip-duplicates")
+    raise UserError(f"{what}leave them out of this pack:\n  {command(source, SPLITS[splits[row]])} --skip-duplicates")

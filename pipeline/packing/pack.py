@@ -16,12 +16,13 @@ from pipeline.arrays import U8Array
 from pipeline.config import SPLITS, Split
 from pipeline.errors import UserError, did_you_mean
 from pipeline.packing.carve import Carve, carve_splits
-from pipeline.packing.layout import Command, Item, arrange, look_alikes
+from pipeline.packing.layout import Item, arrange, look_alikes
 from pipeline.packing.left_out import list_left_out
 from pipeline.packing.overlap import find_overlap, refuse_elsewhere
 from pipeline.packing.scan import Images, check_images, conflicting
 from pipeline.packing.source import open_source
 from pipeline.packing.staging import recover, staged
+from pipeline.packing.tables import Command
 from pipeline.packing.writer import ShardWriter
 from pipeline.shards.index import BadImages, Progress
 from pipeline.shards.manifest import (
@@ -33,7 +34,7 @@ from pipeline.shards.manifest import (
     read_manifest,
     write_manifest,
 )
-from pipeline.shards.values import ValueRange
+from pipeline.shards.values import FULL, ValueRange
 from pipeline.stages.lock import run_lock
 
 SHARD_SIZE = 10_000
@@ -126,7 +127,8 @@ def pack(
         recovered = recover(out)
         manifest = read_manifest(out) if (out / MANIFEST).exists() else None
         fixed = _known_classes(manifest, classes, out)
-        command = command or functools.partial(_pack_command, out)
+        options = _options(classes, value_range, zip_encoding, bad_images)
+        command = command or functools.partial(_pack_command, out, options)
         labeled, trusted = split != "unlabeled", classes is not None
         items = arrange(files, labeled=labeled, known=fixed or known, command=command, trusted=trusted)
         names = fixed or tuple(sorted({item.class_name for item in items if item.class_name}))
@@ -140,14 +142,14 @@ def pack(
             workers,
             tick,
             value_range=_agreed(value_range, manifest, out),
-            deep_range=ValueRange(*manifest.value_range) if manifest and manifest.value_range else None,
+            deep_range=_recorded(manifest) if _recorded(manifest) != FULL else None,
         )
         if carve is None:
             splits = np.full(len(images.items), SPLITS.index(split or "unlabeled"), np.uint8)
         else:
             splits = carve_splits(carve, images.labels, images.contents, names)
         overlap = find_overlap(out, manifest, images, splits)
-        refuse_elsewhere(overlap, source, out, images, splits, skip_duplicates)
+        refuse_elsewhere(overlap, source, out, images, splits, command, skip=skip_duplicates)
         added = ~overlap.present
         added[list(overlap.elsewhere)] = False
         entries: list[ShardEntry] = []
@@ -191,8 +193,17 @@ def pack(
     )
 
 
-def _pack_command(out: Path, folder: Path, split: Split) -> str:
-    return f"selftrain pack {shlex.quote(str(folder))} --out {shlex.quote(str(out))} --split {split}"
+def _pack_command(out: Path, options: str, folder: Path, split: Split) -> str:
+    return f"selftrain pack {shlex.quote(str(folder))} --out {shlex.quote(str(out))} --split {split}{options}"
+
+
+def _options(
+    classes: Path | None, value_range: ValueRange | str | None, zip_encoding: str | None, bad_images: BadImages
+) -> str:
+    """What is to be typed again beside SOURCE, --out and --split."""
+    given = {"--classes": classes, "--value-range": value_range, "--zip-encoding": zip_encoding}
+    values = [f" {option} {shlex.quote(str(value))}" for option, value in given.items() if value is not None]
+    return "".join([*values, " --skip-bad-images" * (bad_images == "skip")])
 
 
 def _count(entries: Sequence[ShardEntry]) -> Counter[Split]:
@@ -217,12 +228,12 @@ def _agreed(
     value_range: ValueRange | Literal["auto"] | None, manifest: Manifest | None, out: Path
 ) -> ValueRange | Literal["auto"] | None:
     """The range of values to scale with: one and the same for all that a folder holds."""
-    if value_range is None or manifest is None or manifest.value_range is None:
+    recorded = _recorded(manifest)
+    if value_range is None or recorded is None:
         return value_range
-    recorded = ValueRange(*manifest.value_range)
     if value_range not in ("auto", recorded):
         raise UserError(f"--value-range {value_range}: {out} was packed with {recorded}; leave it out, or repeat that")
-    return None if value_range == "auto" else recorded  # None: what is recorded holds for deep images
+    return None if value_range == "auto" or recorded == FULL else recorded  # None: the recorded one, for deep images
 
 
 def _ticker(progress: Progress | None, total: int) -> Callable[[int], None]:
@@ -252,6 +263,11 @@ def _check_classes(items: Sequence[Item], names: Sequence[str], out: Path) -> No
             raise UserError(f"{item.name}: unknown class `{item.class_name}`; {out} has other classes: {hint}")
 
 
+def _recorded(manifest: Manifest | None) -> ValueRange | None:
+    """The range of the deep images that a folder holds; None without any."""
+    return ValueRange(*manifest.value_range) if manifest and manifest.value_range else None
+
+
 def _extend(
     manifest: Manifest | None,
     classes: tuple[str, ...],
@@ -266,7 +282,7 @@ def _extend(
             "classes": manifest.classes or classes,
             "shards": (*manifest.shards, *entries),
             "carves": (*manifest.carves, *added),
-            "value_range": manifest.value_range or images.scaling.range,
+            "value_range": manifest.value_range or images.scaling.range or (FULL if images.survey.deep.count else None),
         }
     )
 

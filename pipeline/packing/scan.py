@@ -109,20 +109,13 @@ def check_images(
             raise UserError(
                 f"{source.path}: --value-range {wanted} is for more than 8 bits, which no image has; drop it"
             )
+        if why := survey.outside(wanted):
+            raise UserError(
+                f"{source.path}: --value-range {wanted} is not that of the images: {why}; give another, or auto"
+            )
     scan = _pass(source, items, scaling, workers, tick)
     skipped = list(scan.skipped.values())
-    deep = scan.survey.deep
-    if (
-        value_range is None
-        and deep_range
-        and deep.count
-        and not deep_range.low <= deep.low <= deep.high <= deep_range.high
-    ):
-        raise UserError(
-            f"{source.path}: {deep} hold values from {deep.low:g} to {deep.high:g}, and this folder was packed with "
-            f"--value-range {deep_range}; repeat that to clip them, or pack all into another --out"
-        )
-    if why := scan.survey.mixture() or scan.survey.dark_colours() or (not scaling.range and scan.survey.unused_range()):
+    if why := _wrong_values(scan.survey, scaling, inherited=value_range is None):
         raise UserError(f"{source.path}: {why}")
     if skipped and bad_images == "error":
         more = f" (and {len(skipped) - 3} more)" if len(skipped) > 3 else ""
@@ -136,6 +129,19 @@ def check_images(
     image_size = max(sizes, key=lambda size: (sizes[size], size))
     contents = np.array([one.content for one in scan.checked], "S16")
     return Images(scan.good, labels, contents, image_size, scan.skipped, scan.survey, scaling)
+
+
+def _wrong_values(survey: Survey, scaling: Scaling, *, inherited: bool) -> str:
+    """Why the images would become wrong pixels; empty if they would not."""
+    deep, given = survey.deep, scaling.range
+    if given is None or (scaling.deep_only and not deep.count):
+        return survey.mixture() or survey.dark_colours() or survey.unused_range()
+    if inherited and not (given.low <= deep.low and deep.high <= given.high and not survey.outside(given)):
+        return (
+            f"{deep} hold values from {deep.low:g} to {deep.high:g}, and this folder was packed with --value-range "
+            f"{given}; repeat that to take them so, or pack all into another --out"
+        )
+    return survey.mixture() or survey.dark_colours()
 
 
 def _pass(source: Source, items: Sequence[Item], scaling: Scaling, workers: int, tick: Tick) -> _Scan:

@@ -20,7 +20,7 @@ from pipeline.runs.folder import check_run_folder, earlier_config, resolve_confi
 from pipeline.runs.ledger import Ledger
 from pipeline.runs.result import models_of, result_of
 from pipeline.runs.run import Run, RunStage
-from pipeline.shards.dataset import Dataset, check_disjoint, has_test, left_out, open_split
+from pipeline.shards.dataset import Dataset, check_disjoint, has_test, left_out, open_split, warn_of_left_out
 from pipeline.stages.fingerprint import digest
 from pipeline.stages.kinds import KINDS
 from pipeline.stages.lock import run_lock
@@ -107,12 +107,8 @@ def _list_left_out(run_dir: Path, datasets: dict[Split, Dataset]) -> None:
     if not rows:
         return
     write_csv(run_dir / LEFT_OUT, ("split", "member", "why"), rows)
-    for split, dataset in datasets.items():
-        if dataset.skipped:
-            log.warning("data.bad_images is skip: %d bad samples of %s are left out", len(dataset.skipped), split)
-        if dataset.ignored:
-            kinds = ", ".join(f"{count} {kind}" for kind, count in dataset.ignored.items())
-            log.warning("members of %s tars that belong to no sample are not used: %s", split, kinds)
+    for dataset in datasets.values():
+        warn_of_left_out(dataset)
     log.warning("%s lists them", run_dir / LEFT_OUT)
 
 

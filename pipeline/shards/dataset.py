@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import itertools
+import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -22,6 +23,8 @@ from pipeline.shards.members import scan_members
 from pipeline.shards.split import bad_samples, check_values, find_tars
 from pipeline.shards.truth import Truth, truth_as
 from pipeline.stages.fingerprint import digest
+
+log = logging.getLogger("selftrain.shards")
 
 Progress = Callable[[str, int, int], None]
 """Called with the shard's name, samples done and samples in all while an index is made."""
@@ -168,6 +171,15 @@ def open_split(data: Data, split: Split, *, verify: bool = False, progress: Prog
         )
     ignored = sum((Counter(index.ignored) for index in indexes), Counter[str]())
     return Dataset(split, classes, tuple(shards), skipped, dict(ignored))
+
+
+def warn_of_left_out(dataset: Dataset) -> None:
+    """Say how much of a data set's tars is not used."""
+    if dataset.skipped:
+        log.warning("data.bad_images is skip: %d bad samples of %s are left out", len(dataset.skipped), dataset.name)
+    if dataset.ignored:
+        kinds = ", ".join(f"{count} {kind}" for kind, count in dataset.ignored.items())
+        log.warning("members of %s tars that belong to no sample are not used: %s", dataset.name, kinds)
 
 
 def left_out(dataset: Dataset) -> Iterator[tuple[str, str]]:

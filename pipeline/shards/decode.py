@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import warnings
 from collections.abc import Callable
 from typing import NamedTuple, TypeVar
 
@@ -30,8 +31,10 @@ caches and indexes are made anew."""
 MAX_PIXELS = 89_478_485  # Pillow's own limit, about 256 MiB of RGB: a bomb, not a photograph
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")  # never EPS, which runs ghostscript
 
+warnings.filterwarnings("ignore", module=r"PIL\b")  # such as of damaged metadata, which pack counts
 Image.init()  # now, in one thread: Pillow registers its formats lazily, and threads that decode would race in it
 
+_PHOTOMETRIC = 262
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -139,10 +142,15 @@ def _open(data: bytes, name: str) -> Image.Image:
 
 
 def _values(image: Image.Image, turn: Image.Transpose | None) -> Values:
+    # Pillow turns the values of such a TIFF around if they have 8 bits, and leaves those of 16.
+    white_is_zero = isinstance(image, TiffImageFile) and image.tag_v2.get(_PHOTOMETRIC) == 0
     if turn is not None:
         image = image.transpose(turn)
     if image.mode in {"I", "F"} or image.mode.startswith("I;16"):
-        return np.asarray(image)
+        values: Values = np.asarray(image)
+        if not np.isfinite(values).all():
+            raise ValueError("it holds numbers that are not finite")
+        return 0xFFFF - values if white_is_zero and values.dtype.kind == "u" else values
     if image.has_transparency_data:
         white = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(white, image.convert("RGBA"))
@@ -193,6 +201,12 @@ def _npy_values(data: bytes, name: str) -> Values:
         raise UserError(f"{name} is not a readable .npy array: {error}") from error
     if array.dtype.kind not in "biuf":
         raise UserError(f"{name} must hold finite numbers, not {array.dtype}")
+    if array.ndim == 1:
+        return array
+    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] != 3) or not array.size:
+        raise UserError(f"{name} must be [H, W] or [H, W, 3], or a vector [D], not {list(array.shape)}")
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        raise UserError(f"{name} holds numbers that are not finite; save it without them")
     return array
 
 

@@ -49,7 +49,8 @@ class Manifest(Section):
     image_size: tuple[int, int]
     """The most common (height, width) in pixels of the first source."""
     value_range: tuple[float, float] | None = None
-    """The values that became black and white, where images of more than 8 bits, or dark ones, were scaled."""
+    """The values that became black and white, of images of more than 8 bits, or of dark ones; 0 to 65,535 where nothing
+    was scaled."""
     shards: tuple[ShardEntry, ...]
     carves: tuple[CarveRecord, ...] = ()
 

@@ -52,7 +52,7 @@ def scan_members(tar: Path) -> tuple[dict[str, Sample], list[str], str]:
             if twice:
                 sample.problem = f"duplicate key: {key}.{extension} is there twice"
             elif extension == "cls":
-                _set_label(sample, os.pread(descriptor, min(size, 64), offset))
+                _set_label(sample, os.pread(descriptor, min(size, 65), offset))
             elif sample.size or sample.offset:
                 sample.problem = "two images with one key"
             else:
@@ -75,7 +75,7 @@ def _split_name(name: str, plain: AbstractSet[str]) -> tuple[str, str]:
 
 def _set_label(sample: Sample, data: bytes) -> None:
     text = data.strip()
-    if text.isdigit() and int(text) < 1 << 31:
+    if len(data) <= 64 and text.isdigit() and int(text) < 1 << 31:
         sample.label = int(text)
     else:
         sample.problem = f"label {text.decode(errors='replace')!r} is not a class id (0, 1, ...)"

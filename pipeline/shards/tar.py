@@ -21,7 +21,16 @@ from pipeline.files import atomic_file
 
 _BLOCK = 512
 _COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")  # gzip, bzip2, xz, zstd
+_DIGITS = 20  # of the size of a file; Python refuses to read numbers of thousands
 _MAX_EXTENDED = 1 << 20  # bytes of a pax or long-name record; a larger one is an attack or rubbish
+
+
+_WHAT = {
+    b"1": ("a link to {}, which is not before it", "tar --hard-dereference"),
+    b"2": ("a link to {}", "tar --dereference"),
+    b"S": ("a sparse file", "without --sparse"),
+}
+_OTHER = ("a pipe, a device or of a kind that is not known", "without it")
 
 
 class Member(NamedTuple):
@@ -82,6 +91,7 @@ def _walk(descriptor: int, path: Path) -> Iterator[Member]:
         if len(header) < _BLOCK:
             raise CutTarError(f"{path} is cut after {last}: it has no end-of-archive mark; copy or pack it again")
         if not header.strip(b"\0"):
+            _check_end(descriptor, position, path)
             return
         _check(header, path, position)
         kind, offset = header[156:157], position + _BLOCK
@@ -110,18 +120,20 @@ def _walk(descriptor: int, path: Path) -> Iterator[Member]:
         elif kind == b"1" and target in places:
             places[name] = places[target]
             yield Member(name, *places[target])
-        elif kind in b"12S":
-            fix = (
-                "tar --hard-dereference"
-                if kind == b"1"
-                else "tar --dereference"
-                if kind == b"2"
-                else "without --sparse"
+        elif kind not in b"5VD":  # folders, a label, lists of folders
+            what, fix = _WHAT.get(kind, _OTHER)
+            raise UserError(f"{path}: {name} is {what.format(target)}; make the tar again from plain files ({fix})")
+
+
+def _check_end(descriptor: int, position: int, path: Path) -> None:
+    """Refuse what lies behind the end-of-archive mark, such as another tar, of which nobody would see the files."""
+    while block := os.pread(descriptor, 1 << 20, position):
+        if block.strip(b"\0"):
+            raise UserError(
+                f"{path} goes on after its end, as tars that were joined do; extract it (tar --ignore-zeros -xf) and "
+                "make one tar of the files"
             )
-            what = {b"1": f"link to {target}, which is not before it", b"2": f"link to {target}"}.get(
-                kind, "sparse file"
-            )
-            raise UserError(f"{path}: {name} is a {what}; make the tar again from plain files ({fix})")
+        position += len(block)
 
 
 def _check(header: bytes, path: Path, position: int) -> None:
@@ -156,10 +168,10 @@ def _pax(record: bytes, path: Path, offset: int) -> dict[str, str]:
     fields: dict[str, str] = {}
     while record:
         length, _, rest = record.partition(b" ")
-        if not length.isdigit() or not 0 < int(length) <= len(record):
+        if not length.isdigit() or len(length) > _DIGITS or not 0 < int(length) <= len(record):
             raise UserError(f"{path} is damaged at byte {offset}: a broken pax record; copy it again")
         key, _, value = rest[: int(length) - len(length) - 2].partition(b"=")
-        if key.startswith(b"GNU.sparse") or (key == b"size" and not value.isdigit()):
+        if key.startswith(b"GNU.sparse") or (key == b"size" and not (value.isdigit() and len(value) <= _DIGITS)):
             raise UserError(f"{path}: unusable pax field {key!r} at byte {offset}; make the tar again from plain files")
         if key in {b"path", b"size", b"linkpath"}:
             fields[key.decode()] = value.decode("utf-8", "surrogateescape")

@@ -32,7 +32,15 @@ class ValueRange(NamedTuple):
         return as_rgb(np.rint(np.clip(scaled, 0, 255)).astype(np.uint8))
 
     def __str__(self) -> str:
-        return f"{self.low:g},{self.high:g}"
+        return f"{_number(self.low)},{_number(self.high)}"
+
+
+FULL = ValueRange(0, 0xFFFF)
+"""The range of 16 bits, of which the high byte is taken."""
+
+
+def _number(value: float) -> str:
+    return str(int(value)) if value == int(value) else repr(value)
 
 
 def parse_range(text: str) -> ValueRange | Literal["auto"]:
@@ -57,6 +65,7 @@ class Facts(NamedTuple):
     high: float
     whole: bool
     """Its numbers are integers."""
+    mean: float
     high_bytes: bool
     odd_metadata: bool
     more_frames: bool
@@ -66,10 +75,10 @@ def facts_of(file: File) -> Facts:
     """What is to be told about a file's values."""
     values, others = file.values, (file.high_bytes, file.odd_metadata, file.more_frames)
     if values.ndim == 1:
-        return Facts("vector", 0, 0, False, *others)
+        return Facts("vector", 0, 0, False, 0, *others)
     kind: Literal["image", "deep image"] = "image" if values.dtype == np.uint8 else "deep image"
-    low, high = (float(values.min()), float(values.max())) if values.size else (0.0, 0.0)
-    return Facts(kind, low, high, values.dtype.kind in "ui", *others)
+    whole = values.dtype.kind in "ui"
+    return Facts(kind, float(values.min()), float(values.max()), whole, float(values.mean(dtype=np.float64)), *others)
 
 
 @dataclass
@@ -81,9 +90,22 @@ class _Found:
     low: float = 0.0
     high: float = 0.0
     whole: bool = True
+    mean: float = 0.0
+    """Over images, of the mean of each."""
+    num_dim: int = 0
+    """Images in which no value is above the limit of `add`."""
+    dim_high: float = 0.0
+    """The largest value in those."""
 
-    def add(self, name: str, facts: Facts) -> None:
-        self.join(_Found(1, name, facts.low, facts.high, facts.whole))
+    def add(self, name: str, facts: Facts, limit: float) -> None:
+        dim = facts.high <= limit
+        dim_high = facts.high if dim else 0.0
+        self.join(_Found(1, name, facts.low, facts.high, facts.whole, facts.mean, int(dim), dim_high))
+
+    @property
+    def is_dim(self) -> bool:
+        """Whether nine of ten images are: one bright image does not make the others bright."""
+        return self.count > 0 and 10 * self.num_dim >= 9 * self.count
 
     def join(self, other: _Found) -> None:
         """Add the samples of another source."""
@@ -91,7 +113,10 @@ class _Found:
             return
         if not self.count:
             self.name, self.low, self.high = other.name, other.low, other.high
+        self.mean = (self.mean * self.count + other.mean * other.count) / (self.count + other.count)
         self.count += other.count
+        self.num_dim += other.num_dim
+        self.dim_high = max(self.dim_high, other.dim_high)
         self.low, self.high = min(self.low, other.low), max(self.high, other.high)
         self.whole = self.whole and other.whole
 
@@ -113,7 +138,10 @@ class Survey:
     def add(self, name: str, facts: Facts) -> None:
         """Add a sample."""
         found = {"image": self.plain, "deep image": self.deep, "vector": self.vectors}[facts.kind]
-        (self.high_bytes if facts.high_bytes else found).add(name, facts)
+        if facts.high_bytes:
+            self.high_bytes.add(name, facts, _DARK_16 >> 8)
+        else:
+            found.add(name, facts, _DARK_16 if facts.kind == "deep image" else _DARK_8)
         self.odd_metadata += facts.odd_metadata
         self.more_frames += facts.more_frames
 
@@ -132,9 +160,9 @@ class Survey:
     def dark_colours(self) -> str:
         """Why colours of 16 bits would become nearly black; empty if they would not. Only their high bytes are read."""
         found = self.high_bytes
-        if not found.count or found.high > _DARK_16 >> 8:
+        if not found.is_dim:
             return ""
-        bits = 8 + int(found.high).bit_length()
+        bits = 8 + int(found.dim_high).bit_length()
         return (
             f"{found} hold colours of 16 bits but use {bits} at most, and would be nearly black; save them with 8 bits"
         )
@@ -145,13 +173,25 @@ class Survey:
         Only a whole source can tell: a single image may be dark.
         """
         deep, plain = self.deep, self.plain
-        if deep.count and not (deep.whole and deep.low >= 0 and _DARK_16 < deep.high <= 0xFFFF):
-            if not deep.whole:
-                return f"{deep} hold numbers from {deep.low:g} to {deep.high:g} of unknown range; {_advice(deep)}"
-            return f"{deep} hold values from {deep.low:g} to {deep.high:g} in place of 16 bits; {_advice(deep)}"
-        if plain.count and not deep.count and not self.high_bytes.count and plain.high <= _DARK_8:
-            return f"{plain} hold no value above {plain.high:g} of 255, so they are nearly black; {_advice(plain)}"
+        if deep.count and not deep.whole:
+            return f"{deep} hold numbers from {deep.low:g} to {deep.high:g} of unknown range; {_advice(deep)}"
+        if deep.count and (deep.is_dim or deep.low < 0 or deep.high > 0xFFFF):
+            some = (
+                f", {deep.num_dim} of them none above {deep.dim_high:g},"
+                if deep.high > _DARK_16 and deep.num_dim
+                else ""
+            )
+            return f"{deep} hold values from {deep.low:g} to {deep.high:g}{some} in place of 16 bits; {_advice(deep)}"
+        if plain.is_dim and not deep.count and not self.high_bytes.count:
+            return f"{plain} hold no value above {plain.dim_high:g} of 255, so they are nearly black; {_advice(plain)}"
         return ""
+
+    def outside(self, given: ValueRange) -> str:
+        """Why a range is not that of these images; empty if it may be."""
+        found, span = self.scaled, given.high - given.low
+        if not found.count or (given.low <= found.mean <= given.high and found.high - given.low > span / 16):
+            return ""
+        return f"{found} hold values from {found.low:g} to {found.high:g}, {found.mean:.4g} on average"
 
 
 def survey_of(stored: Mapping[str, Any]) -> Survey:
@@ -176,10 +216,11 @@ def _advice(found: _Found) -> str:
         return "save them as finite numbers"
     if found.low == found.high:
         return "all of their values are equal, so there is nothing to see; look at them"
-    bits = next((bits for bits in _BITS if found.high < 1 << bits), 0)
+    most = found.dim_high if found.is_dim else found.high
+    bits = next((bits for bits in _BITS if most < 1 << bits), 0)
     if not found.whole or found.low < 0 or not bits:
         whole_unit = not found.whole and found.low >= 0 and found.high <= 1
         given = ValueRange(0, 1) if whole_unit else ValueRange(found.low, found.high)
         return f"say which of them are black and white with --value-range {given}"
-    high = (1 << bits) - 1 if found.high > _DARK_8 else int(found.high)
+    high = (1 << bits) - 1 if most > _DARK_8 else int(most)
     return f"say which of them are black and white with --value-range 0,{high}, or auto for the values found"

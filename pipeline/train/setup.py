@@ -15,7 +15,7 @@ from pipeline.config import NetworkSettings, Runtime, StrongView, Training, Weak
 from pipeline.errors import UserError
 from pipeline.models import build
 from pipeline.models.format import ModelInfo, read_info
-from pipeline.models.layout import channels_last
+from pipeline.models.memory_format import channels_last
 from pipeline.models.weights import check_finite, load_start, tells_itself
 from pipeline.randomness import key_of, reseed_torch
 from pipeline.selection.targets import Targets

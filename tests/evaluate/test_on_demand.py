@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from support.advice import commands_of
-from support.images import class_files, write_files, write_raw_tar, write_zip
+from support.images import class_files, png, write_files, write_raw_tar, write_zip
 
 from pipeline.config import Evaluate, Runtime
 from pipeline.errors import UserError
@@ -70,3 +70,18 @@ def test_the_commands_of_messages_are_those_of_evaluate(model: Path, tmp_path: P
         ["selftrain", "evaluate", str(model), str(data / "train"), "--split", "labeled"],
     ]
     assert figures(model, data / "test")["num_samples"] == 6
+
+
+def test_what_is_left_out_is_told(model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    data = write_files(tmp_path / "in", {**class_files(2), "cat/notes.txt": b"x"})
+    assert figures(model, data)["num_samples"] == 6
+    assert "files that are no images are left out: 1 .txt" in caplog.text
+    tar = write_raw_tar(tmp_path / "t" / "a.tar", {"1.png": png(1), "1.CLS": b"0", "1.json": b"{}"})
+    assert figures(model, tar)["num_samples"] == 1
+    assert "belong to no sample are not used: 1 .json" in caplog.text
+
+
+def test_a_tar_beside_class_folders_does_not_take_their_place(model: Path, tmp_path: Path) -> None:
+    data = write_files(tmp_path / "in", class_files(2))
+    write_raw_tar(data / "stray.tar", {"1.png": png(1), "1.cls": b"0"})
+    assert figures(model, data)["num_samples"] == 6

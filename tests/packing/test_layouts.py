@@ -145,6 +145,65 @@ def test_a_shard_with_folders_in_its_keys_is_a_shard(tmp_path: Path) -> None:
         pack(write_raw_tar(tmp_path / "in.tar", files), tmp_path / "out", split="labeled")
 
 
+@pytest.mark.parametrize(
+    "folders",
+    ["train2017 val2017", "TrainData TestData", "trainset testset", "trainval eval", "train_0 train_1 test_0"],
+)
+def test_other_names_of_splits_are_splits(tmp_path: Path, folders: str) -> None:
+    files = {
+        f"{f}/{n}": d for k, f in enumerate(folders.split()) for n, d in class_files(2, CATS, first=9000 * k).items()
+    }
+    source = write_files(tmp_path / "in", files)
+    with pytest.raises(UserError, match="which look like splits") as caught:
+        pack(source, tmp_path / "out", split="labeled")
+    assert [words[2].rpartition("/")[2] for words in run_advice(caught.value)] == sorted(folders.split())
+
+
+def test_folders_that_all_hold_the_same_folders_are_no_classes(tmp_path: Path) -> None:
+    """As fold1 and fold2, or color and grayscale."""
+    files = {f"fold{k}/{n}": d for k in (1, 2) for n, d in class_files(2, CATS, first=9000 * k).items()}
+    source = write_files(tmp_path / "in", files)
+    with pytest.raises(UserError, match=r"fold1, fold2, which hold the same folders \(cat, dog\)") as caught:
+        pack(source, tmp_path / "out", split="labeled")
+    run_advice(caught.value)
+    assert read_manifest(tmp_path / "out").classes == ("cat", "dog")
+    (tmp_path / "classes.txt").write_text("fold1\nfold2\n")
+    pack(source, tmp_path / "other", split="labeled", classes=tmp_path / "classes.txt")
+
+
+def test_a_table_that_says_otherwise_than_the_folders_is_not_passed_over(tmp_path: Path) -> None:
+    files = {f"images_{n // 2}/{n}.png": png(n) for n in range(4)}
+    rows = "".join(f"{n}.png,{'cat' if n % 2 else 'dog'}\n" for n in range(4))
+    source = write_files(tmp_path / "in", {**files, "labels.csv": f"id,label\n{rows}".encode()})
+    with pytest.raises(UserError, match=r"labels\.csv, whose rows have other labels than the folders \(images_0"):
+        pack(source, tmp_path / "out", split="labeled")
+    same = "".join(f"{n}.png,images_{n // 2}\n" for n in range(4))
+    write_files(source, {"labels.csv": f"id,label\n{same}".encode()})
+    assert pack(source, tmp_path / "out", split="labeled").num_samples == {"labeled": 4}
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        b"id,label\n0.png,cat\n1.png,../../evil\n2.png,dog\n",
+        b"id,label\n0.png,cat\n1.png,\n2.png,dog\n",
+        b"id,label\n0.png,cat\nabsent.png,dog\n2.png,dog\n",
+        b"0.png,cat\n1.png,dog\n2.png,cat\n",
+        b'id,label\n0.png,"cat\n"\n1.png,dog\n2.png,cat\n',
+        "id,label\n0.png,caf\u00e9\n1.png,dog\n2.png,dog\n".encode("latin-1"),
+        b"id,label\n" + b"x" * 200_000 + b",cat\n",
+    ],
+    ids=["path", "empty", "absent", "no header", "line break", "latin-1", "long"],
+)
+def test_a_table_of_which_not_every_row_is_clear_has_no_command(tmp_path: Path, table: bytes) -> None:
+    source = write_files(tmp_path / "in", {**{f"{n}.png": png(n) for n in range(3)}, "labels.csv": table})
+    with pytest.raises(
+        UserError, match=r"labels are not read from labels\.csv; make a folder per class as it says"
+    ) as caught:
+        pack(source, tmp_path / "out", split="labeled")
+    assert "python3" not in str(caught.value)
+
+
 # ---------------------------------------------------------------------------------------------------------------- names
 
 
@@ -203,3 +262,12 @@ def test_classes_that_differ_in_case_or_spaces_alone_are_told(tmp_path: Path) ->
     report = pack(write_files(tmp_path / "in", class_files(1, "Cat cat dog")), tmp_path / "out", split="labeled")
     assert report.look_alikes == ("`Cat` and `cat`",)
     assert look_alikes(["new york", "newyork", "A", "B"]) == ("`new york` and `newyork`",)
+
+
+def test_letters_that_join_are_part_of_names(tmp_path: Path) -> None:
+    """As in Persian, and in emoji of several parts."""
+    names = ["\u0645\u06cc\u200c\u062e", "\U0001f468\u200d\U0001f33e"]
+    report = pack(
+        write_files(tmp_path / "in", {f"{n}/1.png": png(k) for k, n in enumerate(names)}), tmp_path / "out", split="val"
+    )
+    assert set(report.classes) == set(names)

@@ -169,3 +169,69 @@ def test_foreign_tars_are_asked_the_same(tmp_path: Path) -> None:
 def test_a_range_that_is_none_is_refused(text: str) -> None:
     with pytest.raises(UserError, match="--value-range"):
         parse_range(text)
+
+
+def test_each_append_is_asked_whether_its_images_are_dark(tmp_path: Path) -> None:
+    """A range that was recorded once is no reason to take zeros and ones as they are."""
+    for number, split in enumerate(("labeled", "val")):
+        masks = (GREY[:, :, ::-1] if number else GREY) // 128
+        source = write(tmp_path / split, masks)
+        with pytest.raises(UserError, match="--value-range 0,1"):
+            pack(source, tmp_path / "out", split=split)  # type: ignore[arg-type]
+        pack(source, tmp_path / "out", split=split, value_range=ValueRange(0, 1))  # type: ignore[arg-type]
+
+
+def test_deep_images_that_were_taken_as_they_are_fix_that_for_the_folder(tmp_path: Path) -> None:
+    pack(write(tmp_path / "in", (GREY.astype(np.uint16) << 8)), tmp_path / "out", split="labeled")
+    more = write(tmp_path / "more", GREY[:, ::-1].astype(np.uint16) * 16)
+    with pytest.raises(UserError, match=r"--value-range 0,4095: .* was packed with 0,65535"):
+        pack(more, tmp_path / "out", split="val", value_range=ValueRange(0, 4095))
+    with pytest.raises(UserError, match="in place of 16 bits"):
+        pack(more, tmp_path / "out", split="val")
+
+
+def test_one_bright_image_does_not_make_the_others_bright(tmp_path: Path) -> None:
+    deep = np.concatenate([np.tile(GREY, (3, 1, 1)) * np.uint16(16), np.full((1, 8, 8), 65535, np.uint16)])
+    deep[:-1, 0, 0] = np.arange(18)  # no two are equal
+    with pytest.raises(UserError, match=r"18 of them none above 4080, in place of 16 bits.*--value-range 0,4095"):
+        pack(write(tmp_path / "in", deep), tmp_path / "out", split="labeled")
+
+
+def test_a_range_that_is_not_that_of_the_images_is_refused(tmp_path: Path) -> None:
+    source = write(tmp_path / "in", GREY.astype(np.uint16) * 16)
+    for text in ("0,1", "0,1000000", "5000,9000"):
+        with pytest.raises(UserError, match=rf"--value-range {text} is not that of the images: .* from 0 to 4080"):
+            pack(source, tmp_path / "out", split="labeled", value_range=parse_range(text))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_numbers_that_are_not_finite_make_an_image_bad(tmp_path: Path, value: float) -> None:
+    floats = (GREY / 255).astype(np.float32)
+    floats[3, 2, 2] = value
+    for encode, suffix in ((tiff, "tif"), (npy, "npy")):
+        source = write(tmp_path / suffix, floats, encode, suffix)
+        with pytest.raises(UserError, match=rf"b/3\.{suffix} .*not finite"):
+            pack(source, tmp_path / "out", split="labeled", value_range="auto")
+
+
+@pytest.mark.parametrize("shape", [(4, 4, 4), (3, 8, 8), (8, 8, 1), (2, 2, 2, 2), (0, 3)])
+def test_arrays_of_other_shapes_are_bad_images_with_a_range_too(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    source = write(tmp_path / "in", (GREY / 255).astype(np.float32), npy, "npy")
+    write_files(source, {"a/odd.npy": npy(np.zeros(shape, np.float32))})
+    with pytest.raises(UserError, match=r"a/odd\.npy must be \[H, W\] or \[H, W, 3\]"):
+        pack(source, tmp_path / "out", split="labeled", value_range=ValueRange(0, 1))
+
+
+def test_a_range_is_told_so_that_it_can_be_typed_again(tmp_path: Path) -> None:
+    floats = (GREY / 257 + 0.0126731).astype(np.float32)
+    report = pack(write(tmp_path / "in", floats), tmp_path / "out", split="labeled", value_range="auto")
+    assert report.value_range is not None
+    more = write(tmp_path / "more", floats[:, ::-1].copy())
+    again = parse_range(str(ValueRange(*report.value_range)))
+    assert pack(more, tmp_path / "out", split="val", value_range=again).num_samples == {"val": 6}
+
+
+def test_a_deep_tiff_in_which_white_is_zero_is_turned_around(tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    Image.fromarray(0xFFFF - (GREY[0].astype(np.uint16) << 8)).save(buffer, "TIFF", tiffinfo={262: 0})
+    assert np.array_equal(decode(buffer.getvalue(), "x")[:, :, 0], GREY[0])

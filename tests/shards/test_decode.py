@@ -128,7 +128,9 @@ def test_npy_is_taken_as_it_is() -> None:
 
 @pytest.mark.parametrize("array", [np.zeros((4, 4, 3)), np.zeros((4, 4, 4), np.uint8), np.zeros((0, 4, 3), np.uint8)])
 def test_npy_of_another_kind_is_refused(array: np.ndarray) -> None:
-    with pytest.raises(UserError, match=r"must be uint8|float64 pixels, whose range is unknown; .* --value-range"):
+    with pytest.raises(
+        UserError, match=r"must be \[H, W\] or|float64 pixels, whose range is unknown; .* --value-range"
+    ):
         decode(npy(array), "x")
 
 

@@ -107,3 +107,9 @@ def test_hard_links_are_the_files_that_they_link_to(tmp_path: Path, format_: int
     assert found["2.png"] == found["1.png"]
     assert found["3.png"] == found[long]
     assert len(open_split(Data(unlabeled=(tmp_path / "a.tar",)), "unlabeled")) == 5
+
+
+def test_a_label_of_more_bytes_than_a_number_has_is_no_label(tmp_path: Path) -> None:
+    """Its first 64 bytes alone would be another number."""
+    with pytest.raises(UserError, match="is not a class id"):
+        labeled(tmp_path, [("1.png", png(1)), ("1.cls", b"1" + b" " * 63 + b"0")])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import io
 import os
 import tarfile
 from pathlib import Path
@@ -94,3 +95,33 @@ def test_written_tars_are_reproducible_and_readable_by_tarfile(tmp_path: Path) -
     assert (tmp_path / "a.tar").read_bytes() == (tmp_path / "b.tar").read_bytes()
     with tarfile.open(tmp_path / "a.tar") as tar:
         assert [(m.name, tar.extractfile(m).read()) for m in tar] == files  # type: ignore[union-attr]
+
+
+def test_what_lies_behind_the_end_is_not_passed_over(tmp_path: Path) -> None:
+    """`cat a.tar b.tar` makes a tar of which readers see the first half."""
+    for name in ("a", "b"):
+        write_tar(tmp_path / f"{name}.tar", [(f"{name}.png", b"x")])
+    joined = tmp_path / "joined.tar"
+    joined.write_bytes((tmp_path / "a.tar").read_bytes() + (tmp_path / "b.tar").read_bytes())
+    with pytest.raises(UserError, match=r"goes on after its end, as tars that were joined do"):
+        list(walk(joined))
+
+
+@pytest.mark.parametrize("kind", [tarfile.FIFOTYPE, tarfile.CHRTYPE, b"A", b"M"])
+def test_members_that_are_no_files_are_refused(tmp_path: Path, kind: bytes) -> None:
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        info = tarfile.TarInfo("odd.png")
+        info.type = kind
+        tar.addfile(info)
+    with pytest.raises(UserError, match=r"odd\.png is a pipe, a device or of a kind that is not known"):
+        list(walk(tmp_path / "a.tar"))
+
+
+@pytest.mark.parametrize("record", [b"9" * 5000 + b" size=1\n", b"5013 size=" + b"9" * 5002 + b"\n"])
+def test_numbers_of_thousands_of_digits_are_damage(tmp_path: Path, record: bytes) -> None:
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        info = tarfile.TarInfo("x")
+        info.type, info.size = tarfile.XHDTYPE, len(record)
+        tar.addfile(info, io.BytesIO(record))
+    with pytest.raises(UserError, match="pax"):
+        list(walk(tmp_path / "a.tar"))

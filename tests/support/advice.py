@@ -22,7 +22,7 @@ def commands_of(error: Exception) -> list[list[str]]:
             continue
         for end in range(number + 1, len(lines) + 1):
             with contextlib.suppress(ValueError):  # "No closing quotation": it goes on in the next line
-                commands.append(shlex.split("\n".join(lines[number:end])))
+                commands.append(shlex.split("\n".join(lines[number:end]).removesuffix(" &&")))
                 break
     return commands
 

@@ -11,12 +11,12 @@ from support.command import environment
 from torch import nn
 
 from pipeline.models import build
-from pipeline.models.layout import channels_last
+from pipeline.models.memory_format import channels_last
 
 STEP = """
 import torch
 from pipeline.models import build
-from pipeline.models.layout import channels_last
+from pipeline.models.memory_format import channels_last
 torch.set_num_threads(1)
 model = channels_last(build("repvgg_a0", 4), torch.device("cpu")).train()
 for _ in range(3):
