@@ -37,7 +37,7 @@ def train(
     from pipeline.methods import METHODS
     from pipeline.models.input import with_input_of
     from pipeline.runs.dry_run import check_training
-    from pipeline.shards.dataset import open_split
+    from pipeline.shards.dataset import open_split, warn_of_left_out
     from pipeline.stages.folder import read_output
     from pipeline.stages.jobs import Role, TrainJob
 
@@ -53,8 +53,9 @@ def train(
         mode = training.start.mode if training.start else "init"
         training = training.model_copy(update={"start": Start(model=start, mode=mode)})
     training = with_input_of(training.start, training, role)
-    num_classes = len(open_split(settings.data, "labeled").classes)
-    check_training(role, training, num_classes, settings.runtime.processes)
+    labeled = open_split(settings.data, "labeled")
+    warn_of_left_out(labeled)
+    check_training(role, training, len(labeled.classes), settings.runtime.processes)
     job = TrainJob.of(
         settings,
         out.absolute(),
