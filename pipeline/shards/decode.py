@@ -89,6 +89,8 @@ class File(NamedTuple):
     """Its metadata are damaged and were left out."""
     more_frames: bool = False
     """It has other frames or pages than the first, which is taken."""
+    peak: int | None = None
+    """The largest value before a transparent image was laid over white; None without transparency."""
 
 
 def read_file(data: bytes, name: str) -> File:
@@ -102,7 +104,10 @@ def read_file(data: bytes, name: str) -> File:
         turn, odd = _turn(image)
         values = _values(image, turn)
         high_bytes = values.dtype == np.uint8 and _bits(image, data) > 8
-        return File(values, high_bytes, bare or odd, bool(getattr(image, "is_animated", False)))
+        peak = None
+        if high_bytes and image.has_transparency_data:
+            peak = int(np.asarray(image.convert("RGBA"))[:, :, :3].max())
+        return File(values, high_bytes, bare or odd, bool(getattr(image, "is_animated", False)), peak)
 
     return File(_npy_values(data, name)) if image_kind(data) == "npy" else _with_image(data, name, everything)
 
@@ -136,6 +141,8 @@ def _with_image(data: bytes, name: str, use: Callable[[Image.Image, bool], T], *
 
 def _open(data: bytes, name: str) -> Image.Image:
     image = Image.open(io.BytesIO(data), formats=FORMATS)
+    if image.format == "PNG" and b"IDAT" not in data:  # Pillow would make it black
+        raise ValueError("it has no pixels")
     if image.width * image.height > MAX_PIXELS:
         raise UserError(f"{name} has {image.width} x {image.height} pixels, more than {MAX_PIXELS}; shrink it")
     return image

@@ -26,7 +26,7 @@ def _png(data: bytes) -> bytes:
         if chunk[4:8] in _PIXELS_OF_PNG:
             kept.append(chunk)
         position += 12 + size
-    return b"".join(kept)
+    return b"".join([*kept, data[position:]])  # a file that is cut stays cut
 
 
 def _jpeg(data: bytes) -> bytes:

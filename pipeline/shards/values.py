@@ -78,7 +78,8 @@ def facts_of(file: File) -> Facts:
         return Facts("vector", 0, 0, False, 0, *others)
     kind: Literal["image", "deep image"] = "image" if values.dtype == np.uint8 else "deep image"
     whole = values.dtype.kind in "ui"
-    return Facts(kind, float(values.min()), float(values.max()), whole, float(values.mean(dtype=np.float64)), *others)
+    high = values.max() if file.peak is None else file.peak
+    return Facts(kind, float(values.min()), float(high), whole, float(values.mean(dtype=np.float64)), *others)
 
 
 @dataclass

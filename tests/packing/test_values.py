@@ -146,15 +146,19 @@ def test_colours_of_16_bits_that_use_few_are_refused(tmp_path: Path) -> None:
 
     def deep_png(values: np.ndarray) -> bytes:
         rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
-        header = struct.pack(">IIBBBBB", *values.shape[1::-1], 16, 2, 0, 0, 0)
+        kind = 2 if values.shape[2] == 3 else 6
+        header = struct.pack(">IIBBBBB", *values.shape[1::-1], 16, kind, 0, 0, 0)
         body = chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
         return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + body
 
     colours = np.stack([picture(number) for number in range(4)]).astype(np.uint16)
     with pytest.raises(UserError, match=r"4 images, .* colours of 16 bits but use 12 at most"):
         pack(write(tmp_path / "in", colours * 16, deep_png, "png"), tmp_path / "out", split="labeled")
-    pack(write(tmp_path / "in", colours * 257, deep_png, "png"), tmp_path / "full", split="labeled")
-    assert np.array_equal(pixels(tmp_path / "full")["b/1"], picture(1)[:, :, 0])
+    clear = np.concatenate([colours * 16, np.full((4, 8, 8, 1), 40_000, np.uint16)], axis=3)  # laid over white
+    with pytest.raises(UserError, match=r"4 images, .* colours of 16 bits but use 12 at most"):
+        pack(write(tmp_path / "clear", clear, deep_png, "png"), tmp_path / "out", split="labeled")
+    pack(write(tmp_path / "full", colours * 257, deep_png, "png"), tmp_path / "full-out", split="labeled")
+    assert np.array_equal(pixels(tmp_path / "full-out")["b/1"], picture(1)[:, :, 0])
 
 
 def test_foreign_tars_are_asked_the_same(tmp_path: Path) -> None:

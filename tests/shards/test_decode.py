@@ -106,6 +106,16 @@ def test_cut_files_are_errors_not_grey_images() -> None:
             decode(data[: len(data) // 2], "x")
 
 
+@pytest.mark.parametrize("rest", [b"", b"T\0\0", b"T" + b"\0" * 20])
+def test_a_png_that_is_cut_before_its_pixels_is_no_black_image(rest: bytes) -> None:
+    """Pillow makes a black one of a PNG without IDAT, and so did leaving out a chunk that is cut."""
+    whole = png(0)
+    cuts = [whole[:33], whole[:33] + png_chunk(b"tEXt", b"a\0b") + whole[33:40] + rest, whole[:40] + rest]
+    for data in (*cuts, whole[:33] + png_chunk(b"IEND", b"")):
+        with pytest.raises(UserError):
+            decode(data, "x")
+
+
 @given(
     st.binary(max_size=200),
     st.sampled_from([b"", b"\xff\xd8\xff\xe0", png(0)[:40], b"RIFF\0\0\0\0WEBPVP8 ", b"\x93NUMPY\x01\x00"]),
