@@ -173,6 +173,7 @@ def _bits(image: Image.Image, data: bytes) -> int:
 
 def _turn(image: Image.Image) -> tuple[Image.Transpose | None, bool]:
     """How to turn an image upright, and whether its metadata cannot be read, which turns nothing."""
+    image.load()  # or else reading EXIF does, and what it raises of broken pixels would be taken for broken metadata
     # Looking for EXIF costs as much as decoding a CIFAR image, so JPEGs that announce none are spared.
     if image.format == "JPEG" and not {"exif", "xmp"} & image.info.keys():
         return None, False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import struct
 import zlib
@@ -99,16 +100,19 @@ def test_empty_and_non_image_files_are_named() -> None:
         decode(b"%!PS-Adobe-3.0 EPSF-3.0 would run ghostscript", "a/b.jpg")
 
 
-def test_cut_files_are_errors_not_grey_images() -> None:
-    for kind in ("JPEG", "PNG", "WEBP"):
-        data = encoded(Image.fromarray(picture(1, 64)), kind)
-        with pytest.raises(UserError, match="not a readable image"):
-            decode(data[: len(data) // 2], "x")
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "PPM"])
+def test_a_file_that_is_cut_anywhere_is_an_error_or_whole(kind: str) -> None:
+    """Never a grey or a black image. Some formats end with bytes that no pixel needs."""
+    data = encoded(Image.fromarray(picture(1, 12)), kind)
+    whole = decode(data, "x")
+    for size in range(len(data)):
+        with contextlib.suppress(UserError):
+            assert np.array_equal(decode(data[:size], "x"), whole), size
 
 
 @pytest.mark.parametrize("rest", [b"", b"T\0\0", b"T" + b"\0" * 20])
 def test_a_png_that_is_cut_before_its_pixels_is_no_black_image(rest: bytes) -> None:
-    """Pillow makes a black one of a PNG without IDAT, and so did leaving out a chunk that is cut."""
+    """Pillow makes a black one of a PNG without IDAT, and of one whose first loading, for its EXIF, has failed."""
     whole = png(0)
     cuts = [whole[:33], whole[:33] + png_chunk(b"tEXt", b"a\0b") + whole[33:40] + rest, whole[:40] + rest]
     for data in (*cuts, whole[:33] + png_chunk(b"IEND", b"")):
