@@ -58,7 +58,9 @@ def _outcome() -> int:
     sys.stdout.flush()
     if code == EXIT_OK and stdout.lost is not None and not isinstance(stdout.lost, BrokenPipeError):
         why = stdout.lost.strerror
-        code = _say(f"error: what is printed could not be written ({why}); free space, or send it elsewhere", 2)
+        code = _say(
+            f"error: what is printed could not be written ({why}); free space, or send it elsewhere", EXIT_USER_ERROR
+        )
     interrupt.end()
     return code
 

@@ -18,9 +18,9 @@ def channels_last(model: M, device: torch.device) -> M:
     """Move a model to a device, in the layout in which convolutions are fastest.
 
     On CPUs and in fp32, torch 2.13 writes outside of its memory in the weight gradient of a 1x1 convolution with stride
-    above 1 that sees few channels, channels last, from about 80 pixels on (RepVGG, MobileOne and FastViT begin with
-    one): the process dies by signal 11 or 6, at once or later. Such a convolution gets the pixels that it would look at
-    and has no stride, which is the same.
+    above 1 that sees few channels, channels last, at many sizes from 64 pixels on (RepVGG, MobileOne and FastViT begin
+    with one): the process dies by signal 11 or 6, at once or later (docs/log.md). Such a convolution gets the pixels
+    that it would look at and has no stride, which is the same.
     """
     moved: M = model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     if device.type == "cpu":

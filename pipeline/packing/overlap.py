@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from pipeline.errors import UserError
 from pipeline.files import write_csv
 from pipeline.packing.scan import Images
 from pipeline.packing.tables import Command
-from pipeline.shards.index import load_index
+from pipeline.shards.index import Index, load_index
 from pipeline.shards.manifest import Manifest
 
 DUPLICATES = "duplicates.csv"
@@ -39,14 +40,12 @@ def find_overlap(out: Path, manifest: Manifest | None, images: Images, splits: U
     for split in SPLITS:
         entries = manifest.of_split(split) if manifest else ()
         indexes = {entry.name: load_index(out / f"{entry.name}.tar") for entry in entries}
-        held = {
-            content: f"{split}/{name}/{key}"
-            for name, index in indexes.items()
-            for content, key in zip(index.content.tolist(), index.key, strict=True)
-        }
-        found = np.array([content in held for content in images.contents.tolist()], bool)
-        here = splits == SPLITS.index(split)
-        elsewhere |= {row: held[bytes(images.contents[row])] for row in np.flatnonzero(found & ~here).tolist()}
+        held = np.concatenate([np.empty(0, "S16"), *(index.content for index in indexes.values())])
+        found, here = np.isin(images.contents, held), splits == SPLITS.index(split)
+        rows, order = np.flatnonzero(found & ~here), np.argsort(held, kind="stable")
+        places = order[np.searchsorted(held, images.contents[rows], sorter=order)]
+        for row, place in zip(rows.tolist(), places.tolist(), strict=True):
+            elsewhere[row] = f"{split}/{_key_at(place, indexes)}"
         present |= found & here
         if split != "unlabeled":
             pairs = {
@@ -58,6 +57,15 @@ def find_overlap(out: Path, manifest: Manifest | None, images: Images, splits: U
             changed = [row for row in np.flatnonzero(found & here).tolist() if wanted[row] not in pairs]
             relabeled += [images.items[row].name for row in changed]
     return Overlap(present, tuple(relabeled), elsewhere)
+
+
+def _key_at(place: int, indexes: Mapping[str, Index]) -> str:
+    """`shard/key` of a place among the samples of all indexes."""
+    for name, index in indexes.items():
+        if place < len(index):
+            return f"{name}/{index.key[place]}"
+        place -= len(index)
+    raise IndexError(place)
 
 
 def refuse_elsewhere(

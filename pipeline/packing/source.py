@@ -6,9 +6,10 @@ import contextlib
 import os
 import shlex
 import tarfile
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from pipeline.errors import UserError
 from pipeline.packing.archives import Files, open_folder, open_tar, open_zip, read_regular
@@ -94,9 +95,10 @@ def _sift(path: Path, files: Files, folders: list[str]) -> Source:
             ignored[name] = suffix or "no extension"
     if not names:
         raise UserError(f"{path} holds no images; {_found(path, ignored)}")
-    full = {name[:place] for name in names for place, letter in enumerate(name) if letter == "/"}
+    full = {os.path.dirname(name) for name in names} if folders else set()
+    full |= {"", *(str(parent) for folder in full for parent in PurePosixPath(folder).parents)}
     empty = [folder for folder in folders if folder not in full and not _is_litter(folder)]
-    topmost = [folder for folder in empty if os.path.dirname(folder) in full | {""}]
+    topmost = [folder for folder in empty if os.path.dirname(folder) in full]
     return Source(path, tuple(sorted(names)), ignored, tuple(topmost), files)
 
 
@@ -112,8 +114,8 @@ def _is_litter(name: str) -> bool:
 
 
 def _found(path: Path, ignored: dict[str, str]) -> str:
-    kinds = sorted(set(ignored.values()), key=lambda kind: (-list(ignored.values()).count(kind), kind))
-    counts = ", ".join(f"{list(ignored.values()).count(kind)} {kind}" for kind in kinds[:4]) or "it is empty"
+    kinds = Counter(sorted(ignored.values())).most_common(4)
+    counts = ", ".join(f"{count} {kind}" for kind, count in kinds) or "it is empty"
     archives = [name for name, kind in ignored.items() if kind in {".zip", ".tar", ".gz", ".tgz", ".7z", ".rar"}]
     if archives and path.is_dir():
         return f"found: {counts}; give an archive itself, such as {shlex.quote(str(path / archives[0]))}"

@@ -46,16 +46,12 @@ def _read_table(source: Source, table: str) -> tuple[str, str, str, str] | None:
 
     None if not every row names one image of that folder and a label that can be a folder's name.
     """
-    try:
-        text = source.read(table).decode("utf-8-sig")
-        reader = csv.DictReader(text.splitlines(), delimiter=TABLES[source.ignored[table]])
-        rows, columns = list(reader), list(reader.fieldnames or ())
-    except (UnicodeDecodeError, csv.Error):
-        return None
+    text, rows = _read(source, table)
     folders = {str(PurePosixPath(name).parent) for name in source.names}
     suffixes = {PurePosixPath(name).suffix for name in source.names}
     if not rows or len(folders) > 1 or '"' in text:
         return None
+    columns = [column for column in rows[0] if column is not None]
     names = {PurePosixPath(name).name for name in source.names}
     if {PurePosixPath(column).name for column in columns if column} & names:  # the first row is no header
         return None
@@ -72,19 +68,22 @@ def _read_table(source: Source, table: str) -> tuple[str, str, str, str] | None:
 
 def has_other_labels(source: Source, table: str, paths: Sequence[Sequence[str]], depth: int) -> bool:
     """Whether a table beside class folders has a row per image and other labels than the folders."""
-    try:
-        reader = csv.DictReader(
-            source.read(table).decode("utf-8-sig").splitlines(), delimiter=TABLES[source.ignored[table]]
-        )
-        rows = list(reader)
-    except (UnicodeDecodeError, csv.Error):
-        return False
+    _, rows = _read(source, table)
     folder_of = {PurePosixPath(parts[-1]).stem: parts[depth] for parts in paths if len(parts) > depth + 1}
     told = [
         (row, PurePosixPath(value).stem) for row in rows for value in row.values() if isinstance(value, str) and value
     ]
     named = [(row, folder_of[stem]) for row, stem in told if stem in folder_of]
     return len(named) >= len(paths) / 2 and not any(folder in row.values() for row, folder in named)
+
+
+def _read(source: Source, table: str) -> tuple[str, list[dict[str, str]]]:
+    """The text of a table and its rows; none of one that is not in UTF-8, or that csv cannot read."""
+    try:
+        text = source.read(table).decode("utf-8-sig")
+        return text, list(csv.DictReader(text.splitlines(), delimiter=TABLES[source.ignored[table]]))
+    except (UnicodeDecodeError, csv.Error):
+        return "", []
 
 
 def _is_folder_name(label: str | None) -> bool:

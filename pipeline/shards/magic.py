@@ -5,6 +5,8 @@ from __future__ import annotations
 HEAD = 512
 """The first bytes that tell what a file is; as many as the header of a tar."""
 
+# A TIFF may also be a raw photograph, whose first image is a thumbnail, and the two letters of BMP and PPM also begin
+# texts: of these three kinds, which are not here, the name decides too.
 _SURE = (
     (b"\xff\xd8\xff", "jpg"),
     (b"\x89PNG\r\n\x1a\n", "png"),
@@ -12,8 +14,6 @@ _SURE = (
     (b"GIF89a", "gif"),
     (b"\x93NUMPY", "npy"),
 )
-# Seen where people expect an image. A TIFF may also be a raw photograph, whose first image is a thumbnail, and the two
-# letters of BMP and PPM also begin texts: of these three kinds the name decides too.
 _OTHERS = (
     (b"version https://git-lfs.github.com/", "a Git LFS pointer in place of the file; run `git lfs pull`"),
     (b"version https://hawser.github.com/", "a Git LFS pointer in place of the file; run `git lfs pull`"),

@@ -36,14 +36,15 @@ def scan_members(tar: Path) -> tuple[dict[str, Sample], list[str], str]:
             members.append(Member(inside_path(name, tar), offset, size))
     except CutTarError as error:
         cut = str(error)
-    plain = {match[1] for name, _, _ in members if (match := _SAMPLE.fullmatch(name)) and match[2].lower() in _IMAGES}
+    by_first_dot = [_SAMPLE.fullmatch(name) for name, _, _ in members]
+    plain = {match[1] for match in by_first_dot if match and match[2].lower() in _IMAGES}
     samples: dict[str, Sample] = {}
     seen: set[str] = set()
     unused: list[str] = []
     with open_shard(tar) as descriptor:
-        for name, offset, size in members:
-            key, extension = _split_name(name, plain)
-            if not key or (extension not in _IMAGES and extension != "cls"):
+        for (name, offset, size), match in zip(members, by_first_dot, strict=True):
+            key, extension = _split_name(name, match, plain) if match else ("", "")
+            if extension not in _IMAGES and extension != "cls":
                 unused.append(name)
                 continue
             sample = samples.setdefault(key, Sample())
@@ -61,12 +62,12 @@ def scan_members(tar: Path) -> tuple[dict[str, Sample], list[str], str]:
     return samples, unused, cut
 
 
-def _split_name(name: str, plain: AbstractSet[str]) -> tuple[str, str]:
-    """Key and extension of a member. `plain` are the keys of images without another dot: of these `KEY.seg.png` is
-    another field, not an image of its own."""
-    match = _SAMPLE.fullmatch(name)
-    if match is None:
-        return "", ""
+def _split_name(name: str, match: re.Match[str], plain: AbstractSet[str]) -> tuple[str, str]:
+    """Key and extension of a member, which `match` splits at its first dot.
+
+    `plain` are the keys of images without another dot: of these `KEY.seg.png` is another field, not an image of its
+    own.
+    """
     if match[1] in plain:
         return match[1], match[2].lower()
     key, extension = os.path.splitext(name)

@@ -99,9 +99,15 @@ class _Found:
     """The largest value in those."""
 
     def add(self, name: str, facts: Facts, limit: float) -> None:
-        dim = facts.high <= limit
-        dim_high = facts.high if dim else 0.0
-        self.join(_Found(1, name, facts.low, facts.high, facts.whole, facts.mean, int(dim), dim_high))
+        if not self.count:
+            self.name, self.low, self.high = name, facts.low, facts.high
+        self.count += 1
+        self.mean += (facts.mean - self.mean) / self.count
+        self.low, self.high = min(self.low, facts.low), max(self.high, facts.high)
+        self.whole = self.whole and facts.whole
+        if facts.high <= limit:
+            self.num_dim += 1
+            self.dim_high = max(self.dim_high, facts.high)
 
     @property
     def is_dim(self) -> bool:
@@ -213,8 +219,6 @@ def merge(surveys: Sequence[Survey]) -> Survey:
 
 
 def _advice(found: _Found) -> str:
-    if not np.isfinite([found.low, found.high]).all():
-        return "save them as finite numbers"
     if found.low == found.high:
         return "all of their values are equal, so there is nothing to see; look at them"
     most = found.dim_high if found.is_dim else found.high

@@ -8,12 +8,11 @@ from typing import Any
 from pipeline.config import Split, Training, semantic
 from pipeline.config.base import is_technique, off_value
 from pipeline.errors import UserError
-from pipeline.files import read_json
 from pipeline.models.format import find_weights, model_digest
 from pipeline.models.weights import semantic_settings, start_inputs
 from pipeline.shards.dataset import open_split
 from pipeline.stages.fingerprint import StageInputs
-from pipeline.stages.folder import RECORD, finish_folder, open_folder, stage_record
+from pipeline.stages.folder import RECORD, finish_folder, open_folder, read_record, stage_record
 from pipeline.stages.jobs import TrainJob
 from pipeline.stages.kinds import KINDS, load_object
 from pipeline.stages.machine import environment
@@ -119,7 +118,7 @@ def continue_training(loop: Loop, source: str) -> None:
     if path is None or not (folder / RECORD).exists():
         raise UserError(f"`start.model`: {source} has no checkpoint to continue; use mode: init")
     # A named checkpoint may be of a training that did not end, such as one whose loss stopped being finite.
-    record = stage_record(folder) if path != found else read_json(folder / RECORD)
+    record = stage_record(folder) if path != found else read_record(folder)
     off = {name: off_value(field) for name, field in Training.model_fields.items() if is_technique(field)}
     theirs, ours = ({**off, **values} for values in (record["config"]["training"], semantic(training)))
     for key in _KEPT:
