@@ -21,9 +21,10 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("shards",),
     ("packing", "views", "models"),
     ("evaluate",),
+    ("features",),
     ("labels",),
     ("selection",),
-    ("train",),
+    ("probe", "train"),
     ("methods",),
     ("runs",),
     ("report",),
@@ -87,9 +88,11 @@ PARTS = {
     "folder.py",
     "loop.py",
     "plot.py",
+    "store.py",
 }
 """Names that several files have, because they play the same part: `loop.py` is a loop over rounds or over steps,
-`folder.py` says what may be in a run folder or in a stage folder, `plot.py` draws one figure."""
+`folder.py` says what may be in a run folder or in a stage folder, `plot.py` draws one figure,
+`store.py` has the files of one stage, one per shard."""
 
 
 def test_files_of_one_name_play_the_same_part() -> None:

@@ -21,7 +21,7 @@ from pipeline.runs.loop import run_loop
 from pipeline.runs.run import RunStage
 from pipeline.stages.fingerprint import digest_file
 from pipeline.stages.folder import is_finished, read_output, read_record
-from pipeline.stages.jobs import Job, LabelJob, TrainJob
+from pipeline.stages.jobs import Job, LabelJob, ProbeJob, TrainJob
 from pipeline.stages.kinds import read_job
 from pipeline.stages.lock import run_lock
 
@@ -196,7 +196,8 @@ _FLOPS_PER_STEP: dict[str, int] = {}
 
 def _flops(job: Job, num_images: int, stage: Path) -> float:
     """Operations of a finished stage: its steps as counted on one of them, or its forward passes."""
-    from pipeline.evaluate.predictor import flops_per_image
+    from pipeline.models.cost import cost_of
+    from pipeline.models.format import read_info
     from pipeline.train.flops import flops_per_step
 
     if isinstance(job, TrainJob):
@@ -204,6 +205,8 @@ def _flops(job: Job, num_images: int, stage: Path) -> float:
         if key not in _FLOPS_PER_STEP:
             _FLOPS_PER_STEP[key] = flops_per_step(job)
         return float(_FLOPS_PER_STEP[key] * job.training.steps)
+    if isinstance(job, ProbeJob):
+        return 0.0  # it reads stored features, which are made once for all cells of an encoder
     assert isinstance(job, LabelJob)
-    passes = 2 if job.label.flip else 1
-    return float(sum(flops_per_image(path) for path in job.teachers) * passes * num_images)
+    passes, teachers = 2 if job.label.flip else 1, [path for path in job.teachers if path not in job.features]
+    return float(sum(cost_of(read_info(path)).flops for path in teachers) * passes * num_images)

@@ -15,6 +15,7 @@ from pipeline.config.load import load, load_config
 from pipeline.config.methods import Adjuster, Meta, Uda
 from pipeline.config.mixing import Cutmix, Mixup
 from pipeline.config.network import NetworkSettings, Optimizer, Start
+from pipeline.config.probe import Probe
 from pipeline.config.runtime import Runtime
 from pipeline.config.selection import Select
 from pipeline.config.training import Finetune, Training
@@ -36,6 +37,7 @@ __all__ = [
     "NetworkSettings",
     "Optimizer",
     "Precision",
+    "Probe",
     "Rounds",
     "Runtime",
     "Scalar",

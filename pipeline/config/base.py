@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from reprlib import Repr
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -64,7 +64,8 @@ class Section(BaseModel):
         """The keys that a file may give, and the class of those that are sections."""
         result: dict[str, type[Section] | None] = {}
         for name, field in cls.model_fields.items():
-            options = [field.annotation, *getattr(field.annotation, "__args__", ())]
+            is_list = get_origin(field.annotation) is tuple
+            options = [] if is_list else [field.annotation, *getattr(field.annotation, "__args__", ())]
             result[name] = next((o for o in options if isinstance(o, type) and issubclass(o, Section)), None)
         return result
 

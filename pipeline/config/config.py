@@ -30,6 +30,9 @@ from pipeline.errors import did_you_mean
 class Rounds(Section):
     """The number of rounds, and when to stop earlier."""
 
+    on_features: NonNegative = 0
+    """Number of first rounds whose students are probes, too: self-training on stored features, which takes seconds. It
+    needs `teacher.probe`. The rounds of `num_rounds` come after them."""
     num_rounds: NonNegative = 3
     """Number of students after the round-0 teacher. 0 trains the teacher only. Each costs a labeling and a training."""
     start: Literal["scratch", "init"] = "scratch"
@@ -72,6 +75,9 @@ class Config(MethodSections):
     """The teacher's pass over the unlabeled images, which predicts their pseudo-labels."""
     select: Select = Select()
     """The choice of pseudo-labels; only `method: noisy_student` reads it."""
+    committee: tuple[Training, ...] = ()
+    """Further teachers, each a probe on an encoder of its own. Their labels are averaged with the teacher's; only
+    `method: noisy_student` reads it, with `teacher.probe`. Different encoders make different mistakes (V-PET 2025)."""
     student: Training = Training(unlabeled_ratio=4.0)
     """The student, which learns from labeled and unlabeled images, with noise."""
     rounds: Rounds = Rounds()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pipeline.config.base import Positive, Section, technique
+from pipeline.config.base import Positive, Section, operational, technique
 
 
 class Evaluate(Section):
@@ -12,6 +12,10 @@ class Evaluate(Section):
     """Images per forward pass. Lower it if they do not fit in memory."""
     flip: bool = technique(False, off=False)
     """Average the probabilities of each image and its mirror image, in all figures of the run, on val too."""
+    probe: bool = operational(True)
+    """Whether to fit a probe on the encoder that a network starts from, to report beside the final model: what labels
+    give without training. With `teacher.probe` the teacher is that probe already. Turn it off to save the pass over
+    labeled and val images."""
     control: bool = True
     """Whether to train a supervised control at the final student's budget, to report beside the final model. Turn it
     off to save the time of that training."""

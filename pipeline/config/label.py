@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Annotated, Literal
+
+from pydantic import Field
+
 from pipeline.config.base import Positive, Section, technique
 
 
@@ -16,6 +20,10 @@ class Label(Section):
     ensemble: Positive = technique(1, off=1)
     """Average the probabilities of this many teachers, the newest ones. 1 uses the newest alone. Each of them labels
     all images, which costs time."""
+    temperature: Annotated[float, Field(gt=0)] | Literal["auto"] = technique(1.0, off=1.0)
+    """Temperature of the predictions before anything is stored. `auto` fits it on val, of each teacher and then of
+    their mean, so that a confidence is the share of right labels (Guo 2017). Set `auto` wherever a threshold decides.
+    """
     top_k: Positive = 10
     """Number of classes stored per image, the likeliest first; all classes if there are no more than this. The
     probability of the others is spread evenly; raise it for soft targets of hundreds of classes."""

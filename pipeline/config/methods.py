@@ -1,7 +1,7 @@
 """The sections of the methods, and what each method requires of the config.
 
 A method of yours is registered here by `pipeline.methods.register_method` (docs/extend.md). Nothing else asks for a
-method by its name.
+method by its name. It is long because what a method requires stands beside its section.
 """
 
 from __future__ import annotations
@@ -162,11 +162,19 @@ _WITH_UNLABELED = {"unlabeled_ratio": 7.0, "noise_labeled": False, "loss_normali
 
 
 def _of_noisy_student(config: Config) -> Iterable[str]:
-    return ["teacher.targets", "teacher.target_temperature"]
+    return [] if config.rounds.on_features else ["teacher.targets", "teacher.target_temperature"]
 
 
 def _check_noisy_student(config: Config) -> None:
     _check_supervised_teacher(config)
+    if config.teacher.probe is None and (config.rounds.on_features or config.committee):
+        key = "rounds.on_features" if config.rounds.on_features else "committee"
+        raise ValueError(f"{key} is set, but the teacher is no probe; set teacher.probe to {{}}, or drop {key}")
+    for number, member in enumerate(config.committee):
+        if member.probe is None:
+            raise ValueError(f"committee.{number} is no probe; set its probe to {{}}")
+    if config.student.probe is not None:
+        raise ValueError("student.probe is set, but students on features are those of rounds.on_features; drop it")
     if config.rounds.num_rounds and not config.student.unlabeled_batch_size:
         raise ValueError("student.unlabeled_ratio is 0, so students would see no pseudo-labels; set it, e.g. to 4")
     if config.rounds.start == "init" and config.student.start is not None:
@@ -222,6 +230,8 @@ def _check_meta(config: Config) -> None:
         _check_supervised_teacher(config)
     else:
         _check_start("teacher", config.teacher)
+        if config.teacher.probe is not None:
+            raise ValueError("teacher.probe is set, but with meta.teacher: network the teacher is trained; drop it")
         if config.teacher.warmup_steps >= config.student.steps:
             raise ValueError(
                 f"teacher.warmup_steps is {config.teacher.warmup_steps}, not below student.steps "
@@ -238,6 +248,8 @@ def _check_joint_training(config: Config) -> None:
     """Check a student that learns from labeled and unlabeled images in one training, without pseudo-labels."""
     student = config.student
     _check_start("student", student)
+    if student.probe is not None:
+        raise ValueError(f"student.probe is set, but method {config.method} trains its student; drop it")
     if config.rounds.overrides:
         raise ValueError(f"rounds.overrides is set, but method {config.method} has no rounds; drop it")
     if student.accumulation > 1:
@@ -261,7 +273,7 @@ def _check_start(name: str, settings: NetworkSettings) -> None:
 
 METHOD_CONFIGS: dict[str, MethodConfig] = {
     "noisy_student": MethodConfig(
-        reads=("teacher", "label", "select", "student", "rounds"),
+        reads=("teacher", "committee", "label", "select", "student", "rounds"),
         unread=_of_noisy_student,
         check=_check_noisy_student,
     ),

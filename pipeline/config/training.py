@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from pipeline.config.base import Interpolation, NonNegative, Positive, Probability, Section, technique
 from pipeline.config.mixing import Cutmix, Mixup
 from pipeline.config.network import NetworkSettings, Optimizer
+from pipeline.config.probe import Probe
 from pipeline.config.views import StrongView, WeakView
 
 Deviation = Annotated[float, Field(gt=0)]
@@ -27,6 +28,10 @@ def _check_warmup(training: W) -> W:
 class Training(NetworkSettings):
     """One training: a network, and the stream of images that it sees."""
 
+    probe: Probe | None = technique(None)
+    """Fit a classifier on the stored features of the frozen start, in place of a training; it takes seconds. Of the
+    other keys only the network, its start, the input and the targets are read. Choose it for photographs with few
+    labels."""
     image_size: Positive = 32
     """Side of the square input in pixels, to which images are resized. The time of a step grows with its square. With a
     `start`, the default is the size that its weights expect."""
@@ -88,6 +93,16 @@ class Training(NetworkSettings):
             raise ValueError(
                 "the strong view is set, but with noise_labeled false and unlabeled_ratio 0 no image gets it; set "
                 "noise_labeled to true, or drop strong"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _probe_has_an_encoder(self) -> Training:
+        if self.probe is not None and (self.start is None or self.start.mode != "init"):
+            found = "no start" if self.start is None else f"start.mode {self.start.mode}"
+            raise ValueError(
+                f"a probe reads the features of weights that were trained, but here is {found}; set start.model, with "
+                "mode: init, or drop probe"
             )
         return self
 

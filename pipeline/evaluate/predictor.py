@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline.arrays import F32Array, I64Array
 from pipeline.config import Data, StrongView, WeakView
-from pipeline.models.format import ModelInfo, load_model
+from pipeline.models.format import ModelInfo
 from pipeline.models.forward import predict_logits
 from pipeline.models.memory_format import channels_last
 from pipeline.shards.dataset import Dataset
@@ -50,9 +48,12 @@ class Predictor:
 
         With `flip` they are the log of the mean probability of an image and its mirror image, which serves as logits.
         """
+        return mean_logits([predict_logits(self.model, view, self.dtype) for view in self._seen(images_BHWC)])
+
+    def _seen(self, images_BHWC: Tensor) -> list[Tensor]:
+        """What the model sees of each image: the centre and, with `flip`, its mirror image."""
         views = self.views.center(self._crop(images_BHWC.to(self.device, non_blocking=True)))
-        seen = [views, views.flip(3)] if self.flip else [views]
-        return mean_logits([predict_logits(self.model, view, self.dtype) for view in seen])
+        return [views, views.flip(3)] if self.flip else [views]
 
     def _crop(self, images: Tensor) -> Tensor:
         """The centre square of images that were read at the model's `read_size`, as timm cuts it."""
@@ -63,7 +64,7 @@ class Predictor:
         return images[:, first : first + size, first : first + size]
 
 
-def mean_logits(logits: list[Tensor]) -> Tensor:
+def mean_logits(logits: Sequence[Tensor]) -> Tensor:
     """The logits of an averaged prediction: the log of the mean softmax of several [B, C]. One stays as it is."""
     if len(logits) == 1:
         return logits[0]
@@ -92,15 +93,3 @@ def predict(
         check_stop()
         result[rows] = torch.log_softmax(predictor.logits(images), dim=1).cpu().numpy()
     return result
-
-
-def flops_per_image(model: Path) -> int:
-    """The floating-point operations of a model's forward pass for one image.
-
-    Args:
-        model: A run folder, a stage folder or an exported file.
-    """
-    loaded, info = load_model(model)
-    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
-        loaded(torch.zeros(1, *info.input_size))
-    return int(counter.get_total_flops())

@@ -75,9 +75,21 @@ def summarize(logits_BC: torch.Tensor, top_k: int) -> dict[str, torch.Tensor]:
 
 
 def label_provenance(
-    *, teachers: Sequence[str], view: str, precision: str, flip: bool, batch_size: int, top_k: int, num_classes: int
+    *,
+    teachers: Sequence[str],
+    features: Sequence[str] = (),
+    temperatures: Sequence[float] = (),
+    view: str,
+    precision: str,
+    flip: bool,
+    batch_size: int,
+    top_k: int,
+    num_classes: int,
 ) -> dict[str, str]:
-    """What the numbers of a label stage depend on beside the shard. `teachers` are fingerprints of weights."""
+    """What the numbers of a label stage depend on beside the shard. `teachers` are fingerprints of weights, `features`
+    those of stored features, empty for a teacher that sees images."""
+    more = {"features": ",".join(features)} if any(features) else {}
+    more |= {"temperatures": ",".join(map(repr, temperatures))} if temperatures else {}
     return {
         "teachers": ",".join(teachers),
         "view": view,
@@ -86,6 +98,7 @@ def label_provenance(
         "batch_size": str(batch_size),
         "top_k": str(top_k),
         "num_classes": str(num_classes),
+        **more,
     }
 
 

@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from pipeline.config import Config, NetworkSettings, Section, Training, changed
+from pipeline.config import Config, NetworkSettings, Section, Split, Training, changed
 from pipeline.config.methods import METHOD_CONFIGS
 from pipeline.config.unread import settings_of
 from pipeline.evaluate.metrics import MetricsJson, paired_difference
@@ -18,7 +18,7 @@ from pipeline.evaluate.predictions import read_predictions
 from pipeline.files import read_lines
 from pipeline.shards.dataset import open_split
 from pipeline.stages.folder import check_output, read_output, stage_record
-from pipeline.stages.jobs import Job, LabelJob, Role, SelectJob, TrainJob
+from pipeline.stages.jobs import EmbedJob, Job, LabelJob, ProbeJob, Role, SelectJob, TrainJob
 from pipeline.stages.kinds import load_object
 
 log = logging.getLogger("selftrain.loop")
@@ -96,9 +96,31 @@ class Stages(ABC):
             values |= {"method": method.name, "learner": method.learner, "settings": method.settings(self.config)}
         return self.stage(TrainJob.of(self.config, self.folder, role, round, training, **values), parent)
 
-    def label(self, round: int, teachers: Sequence[Path]) -> Path:
-        """Label the unlabeled images with the mean of these teachers, the newest first; returns the folder."""
-        return self.stage(LabelJob.of(self.config, self.folder, round, teachers), f"rounds/{round}")
+    def embed(self, training: Training, splits: Sequence[Split] = ("labeled", "unlabeled", "val")) -> Path:
+        """Store the features of the encoder that a training with a probe describes; returns the folder."""
+        job = EmbedJob.of_run(self.config, out=self.folder, training=training, splits=tuple(splits))
+        return self.stage(job, "features")
+
+    def probe(
+        self, role: Role, round: int, training: Training, parent: str, features: Path, selection: Path | None = None
+    ) -> Path:
+        """Fit a probe on stored features in RUN/parent, on labels and on a selection; returns the stage folder."""
+        values = {"role": role, "round": round, "training": training, "features": features, "selection": selection}
+        folder = self.stage(ProbeJob.of_run(self.config, out=self.folder, **values), parent)
+        self._features[folder] = features
+        return folder
+
+    def label(self, round: int, teachers: Sequence[Path], committee: Sequence[Path] = ()) -> Path:
+        """Label the unlabeled images with the mean of these teachers, the newest first, and of a committee; returns the
+        folder. Probes that this run fitted label from their features."""
+        features = {path: self._features[path] for path in (*teachers, *committee) if path in self._features}
+        job = LabelJob.of(self.config, self.folder, round, teachers, committee, features=features)
+        return self.stage(job, f"rounds/{round}")
+
+    @cached_property
+    def _features(self) -> dict[Path, Path]:
+        """Folder of a probe -> the embed stage that it read."""
+        return {}
 
     def select(self, round: int, labels: Path) -> Path:
         """Choose pseudo-labels; returns the folder of the selection."""

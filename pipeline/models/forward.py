@@ -28,10 +28,30 @@ def predict_logits(model: nn.Module, images: Tensor, dtype: torch.dtype | None =
 
     The head runs in fp32: bf16 logits have 8 bits, so that ties would decide the ranking by log-odds.
     """
-    with torch.autocast(images.device.type, dtype) if dtype else nullcontext():  # of which the meta device has none
-        features = model.forward_features(images)  # type: ignore[operator]
-    logits: Tensor = model.forward_head(_as_float(features))  # type: ignore[operator]
+    logits: Tensor = model.forward_head(_forward_features(model, images, dtype))  # type: ignore[operator]
     return logits
+
+
+def predict_features(model: nn.Module, images: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """Images [B, 3, S, S] -> what the classifier reads, float32 [B, D]. The body runs in `dtype`, the pooling in fp32.
+
+    Raises:
+        UserError: the architecture has no way to say it.
+    """
+    body = _forward_features(model, images, dtype)
+    try:
+        features: Tensor = model.forward_head(body, pre_logits=True)  # type: ignore[operator]
+    except TypeError as error:
+        raise UserError(
+            f"`model`: {type(model).__name__} has no `pre_logits` in its forward_head, so its features cannot be had; "
+            "choose another encoder (nearly all of timm's have it)"
+        ) from error
+    return features
+
+
+def _forward_features(model: nn.Module, images: Tensor, dtype: torch.dtype | None) -> Any:
+    with torch.autocast(images.device.type, dtype) if dtype else nullcontext():  # of which the meta device has none
+        return _as_float(model.forward_features(images))  # type: ignore[operator]
 
 
 def _as_float(features: Any) -> Any:

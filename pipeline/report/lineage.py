@@ -78,7 +78,8 @@ def title_of(train: TrainRecord) -> str:
     """The name of a training in the report."""
     if train.role == "finetune":
         return "Fine-tune"
-    return train.role.capitalize() if train.round is None else f"Round {train.round} {train.role}"
+    role = f"{train.role} (probe)" if train.is_probe and train.role != "probe" else train.role
+    return role.capitalize() if train.round is None else f"Round {train.round} {role}"
 
 
 def teachers_of(round_: RoundRecord, run: RunRecord) -> list[TrainRecord]:

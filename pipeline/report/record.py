@@ -13,6 +13,7 @@ from pipeline.errors import UserError
 from pipeline.evaluate.metrics import Metrics, MetricsJson
 from pipeline.evaluate.predictions import Predictions, read_predictions
 from pipeline.files import parse_line, read_as, read_lines
+from pipeline.models.format import ModelInfo, read_info
 from pipeline.runs.ledger import FILE as LEDGER
 from pipeline.runs.ledger import Entry, read_ledger
 from pipeline.runs.result import Result
@@ -69,14 +70,25 @@ class TrainRecord(StageRecord):
 
     @cached_property
     def _lines(self) -> tuple[Json, ...]:
-        return read_lines(check_output(self.path / "metrics.jsonl"))
+        return () if self.is_probe else read_lines(check_output(self.path / "metrics.jsonl"))
 
     @property
     def architecture(self) -> str:
         """The architecture of its model. model.json decides once it is there: `start.mode: use` takes another model."""
-        if (self.path / "model.json").exists():
-            return str(read_output(self.path / "model.json")["architecture"])
-        return str(self.record["config"]["training"]["model"])
+        if self.info is not None:
+            return self.info.architecture
+        config = self.record["config"]
+        return str(config["model"] if self.is_probe else config["training"]["model"])
+
+    @property
+    def is_probe(self) -> bool:
+        """Whether it is a classifier on the features of a frozen encoder."""
+        return bool(self.record["kind"] == "probe")
+
+    @cached_property
+    def info(self) -> ModelInfo | None:
+        """Its model.json; None until the stage is finished."""
+        return read_info(self.path) if (self.path / "model.json").exists() else None
 
     @property
     def loss(self) -> str:
@@ -117,6 +129,7 @@ class RoundRecord:
     train: TrainRecord | None
     label: StageRecord | None
     select: StageRecord | None
+    committee: tuple[StageRecord, ...] = ()
 
     @cached_property
     def summary(self) -> Summary | None:
@@ -136,6 +149,8 @@ class RunRecord:
     """The content of result.json; None while the run is not finished."""
     rounds: tuple[RoundRecord, ...]
     control: TrainRecord | None
+    probe: TrainRecord | None
+    """The probe beside the models of a run, whose teacher is none."""
     evaluation: StageRecord | None
     test: Mapping[str, Metrics]
     """Name of a model (final, teacher, control) -> its figures on test."""
@@ -146,19 +161,22 @@ class RunRecord:
     """The reads of test by `selftrain evaluate`, outside of the run."""
     num_siblings: int
     """The number of stages with other settings, beside those that are shown."""
+    features: tuple[StageRecord, ...] = ()
+    """The passes of encoders."""
 
     @property
     def trainings(self) -> Iterator[TrainRecord]:
-        """All train stages that are there, by round; the control comes last."""
-        stages = [*(r.train for r in self.rounds), self.control]
+        """All models that are there, by round; the control and the probe come last."""
+        stages = [*(r.train for r in self.rounds), self.control, self.probe]
         return (stage for stage in stages if stage is not None)
 
     @property
     def stages(self) -> Iterator[StageRecord]:
-        """All stages that are there, by round; the control and the evaluation come last."""
+        """All stages that are there, by round; what reads features comes after them, control and evaluation last."""
+        yield from self.features
         for round_ in self.rounds:
-            yield from (s for s in (round_.label, round_.select, round_.train) if s is not None)
-        yield from (s for s in (self.control, self.evaluation) if s is not None)
+            yield from (s for s in (round_.label, round_.select, *round_.committee, round_.train) if s is not None)
+        yield from (s for s in (self.control, self.probe, self.evaluation) if s is not None)
 
     def result_of(self, round_: int) -> Json:
         """The entry of a round in result.json; empty while there is none."""
@@ -189,7 +207,7 @@ def read_run(path: Path) -> RunRecord:
         result, models = None, set()  # the run has since begun to make its stages anew
     begun = [e for e in entries if e.folder in models or (path / e.folder / "stage.json").exists()]
     tests = result["final"]["test"] if result else {}
-    control = next((e for e in reversed(begun) if e.role == "control"), None)
+    control, probe = (next((e for e in reversed(begun) if e.role == role), None) for role in ("control", "probe"))
     evaluations = [_open(p.parent) for p in sorted(path.glob("evaluate-*/test.json"))]
     evaluation = next((e for e in evaluations if tests and read_tests(e.path) == tests), None)
     found = {name: read_predictions(evaluation.path / f"predictions-{name}.npz") for name in tests if evaluation}
@@ -200,6 +218,8 @@ def read_run(path: Path) -> RunRecord:
         result=result,
         rounds=tuple(_rounds(path, begun)),
         control=_open_training(path, control) if control else None,
+        probe=_open_training(path, probe) if probe else None,
+        features=tuple(_open(path / e.folder) for e in begun if e.kind == "embed"),
         evaluation=evaluation,
         test={name: Metrics.from_json(value) for name, value in tests.items()},
         test_predictions={name: p for name, p in found.items() if p is not None},
@@ -230,17 +250,19 @@ def read_metrics(path: Path) -> Metrics | None:
 
 
 def _rounds(path: Path, begun: Sequence[Entry]) -> Iterator[RoundRecord]:
-    of_rounds = [entry for entry in begun if entry.round is not None and entry.role != "control"]
+    of_rounds = [entry for entry in begun if entry.round is not None and entry.role not in ("control", "probe")]
     for number in sorted({entry.round for entry in of_rounds if entry.round is not None}):
-        of = {entry.kind: entry for entry in of_rounds if entry.round == number}
+        entries = [entry for entry in of_rounds if entry.round == number]
+        of = {entry.kind: entry for entry in entries if entry.role != "committee"}
         label, select = (_open(path / of[kind].folder) if kind in of else None for kind in ("label", "select"))
-        train = _open_training(path, of["train"]) if "train" in of else None
-        yield RoundRecord(number, train, label, select)
+        trained = of.get("train") or of.get("probe")
+        committee = tuple(_open(path / entry.folder) for entry in entries if entry.role == "committee")
+        yield RoundRecord(number, _open_training(path, trained) if trained else None, label, select, committee)
 
 
 def _open_training(path: Path, entry: Entry) -> TrainRecord:
     stage = _open(path / entry.folder)
-    number = None if entry.role == "control" else entry.round
+    number = None if entry.role in ("control", "probe") else entry.round
     return TrainRecord(stage.path, stage.record, str(entry.role), number)
 
 

@@ -8,13 +8,15 @@ from typing import Any
 from pipeline.errors import UserError
 from pipeline.evaluate.metrics import Metrics, reliability
 from pipeline.methods import METHODS
+from pipeline.models.cost import Cost, cost_of
+from pipeline.models.registry import is_known
 from pipeline.report import plots
 from pipeline.report.gallery import PseudoLabels, inspect_pseudo_labels
 from pipeline.report.lineage import Diagram, draw, teachers_of, title_of
 from pipeline.report.panels import method_panels
 from pipeline.report.record import RoundRecord, RunRecord, StageRecord, TrainRecord, read_tests
 from pipeline.report.verdict import judge
-from pipeline.runs.result import CONTROL, FINAL, TEACHER
+from pipeline.runs.result import CONTROL, FINAL, PROBE, TEACHER
 from pipeline.selection.summary import Summary
 from pipeline.shards.dataset import Dataset, open_split
 
@@ -66,7 +68,9 @@ def sections(run: RunRecord) -> dict[str, Any]:
         "final": run.test.get(FINAL),
         "headline": [_headline(run, train) for train in run.trainings],
         "other_evaluations": {e.path.name: read_tests(e.path) for e in run.other_evaluations},
-        "test_rows": [(text, run.test.get(name), verdict.gains.get(name)) for name, text in _test_names(run)],
+        "test_rows": [
+            (text, run.test.get(name), verdict.gains.get(name), _cost(train)) for name, text, train in _test_names(run)
+        ],
         "accuracy_plot": _accuracy_plot(run),
         "curves_plot": _curves_plot(run),
         "panels": method_panels(run),
@@ -78,12 +82,25 @@ def sections(run: RunRecord) -> dict[str, Any]:
     }
 
 
-def _test_names(run: RunRecord) -> list[tuple[str, str]]:
+def _test_names(run: RunRecord) -> list[tuple[str, str, TrainRecord | None]]:
+    """The models of the table of test: the name in test.json, the name for people, the training."""
     round_ = run.result["final"]["round"] if run.result else None
     final = "Final model" if round_ is None else f"Final model (round {round_})"
-    has_teacher = any(train.role == "teacher" for train in run.trainings)
-    teacher = [(TEACHER, "Round 0 teacher")] if has_teacher else []
-    return [(FINAL, final), *teacher, (CONTROL, "Supervised control")]
+    model = next((train for train in run.trainings if round_ is not None and train.round == round_), None)
+    rows: list[tuple[str, str, TrainRecord | None]] = [(FINAL, final, model)]
+    teacher = next((train for train in run.trainings if train.role == "teacher"), None)
+    if teacher is not None:
+        rows.append((TEACHER, title_of(teacher), teacher))
+    if run.control is not None or teacher is None or not teacher.is_probe:
+        rows.append((CONTROL, "Supervised control", run.control))
+    return [*rows, (PROBE, "Probe of the labels alone", run.probe)] if run.probe is not None else rows
+
+
+def _cost(train: TrainRecord | None) -> Cost | None:
+    """The parameters and operations of a model; None where there is no image model, or its code is not here."""
+    if train is None or train.info is None or not is_known(train.info.architecture):
+        return None
+    return cost_of(train.info)
 
 
 def _headline(run: RunRecord, train: TrainRecord) -> HeadlineRow:

@@ -12,11 +12,15 @@ from pipeline.errors import UserError
 from pipeline.evaluate.metrics import Metrics, paired_difference
 from pipeline.evaluate.predictions import Predictions
 from pipeline.report.record import RunRecord, StageRecord
-from pipeline.runs.result import CONTROL, FINAL, TEACHER
+from pipeline.runs.result import CONTROL, FINAL, PROBE, TEACHER
 from pipeline.shards.dataset import has_test
 from pipeline.stages.progress import read_progress
 
-_NAMES = {TEACHER: "the round 0 teacher", CONTROL: "a control trained as long on labeled images alone"}
+_NAMES = {
+    TEACHER: "the round 0 teacher",
+    CONTROL: "a control trained as long on labeled images alone",
+    PROBE: "a probe on the frozen encoder",
+}
 
 
 @dataclass(frozen=True)
@@ -64,13 +68,22 @@ def judge(run: RunRecord) -> Verdict:
         name = "the teacher, fine-tuned," if is_finetuned else "the teacher"
         why = f"No student beat the round 0 teacher on val, so {name} is the final model; it" if had_students else "It"
         sentence = f"{why} is right on {head}."
-        return Verdict((sentence,), {}, finished=True)
-    others = [name for name in (TEACHER, CONTROL) if name in run.test and (name != TEACHER or round_ > 0)]
+        gains = {PROBE: _gain(PROBE, run.test, run.test_predictions)} if PROBE in run.test else {}
+        return Verdict((sentence, *_beside_probe(gains, PROBE)), gains, finished=True)
+    others = [name for name in (TEACHER, CONTROL, PROBE) if name in run.test and (name != TEACHER or round_ > 0)]
     gains = {name: _gain(name, run.test, run.test_predictions) for name in others}
-    leads = " and ".join(f"{_say(gain)} {_NAMES[name]}" for name, gain in gains.items())
+    first = next((train for train in run.trainings if train.role == "teacher"), None)
+    is_probe = first is not None and first.is_probe
+    names = {**_NAMES, TEACHER: "the round 0 probe, which saw labels alone"} if is_probe else _NAMES
+    shown = [f"{_say(gain)} {names[name]}" for name, gain in gains.items()]
+    leads = " and ".join([", ".join(shown[:-1]), shown[-1]] if len(shown) > 1 else shown)
     sentences = [f"The final model, of round {round_}, is right on {head}{': ' if leads else ''}{leads}."]
+    if is_probe or PROBE in gains:
+        sentences += _beside_probe(gains, TEACHER if is_probe else PROBE)
     if CONTROL in gains:
         sentences.append(_conclude(gains[CONTROL]))
+    elif final_model.is_probe and TEACHER in gains:
+        sentences.append(_conclude(gains[TEACHER], "round 0 probe"))
     else:
         missing = "The control is missing"
         if not run.config.evaluate.control:
@@ -100,11 +113,21 @@ def _say(gain: Gain) -> str:
     return "level with" if points == 0 else f"{abs(points):.1f} points {'above' if points > 0 else 'below'}"
 
 
-def _conclude(gain: Gain) -> str:
+def _beside_probe(gains: Mapping[str, Gain], name: str) -> tuple[str, ...]:
+    """What a lead over the probe of the labels alone says; nothing if the final model is surely above it."""
+    gain = gains.get(name)
+    if gain is None or (gain.points > 0 and gain.certain):
+        return ()
+    if gain.points >= 0 or not gain.certain:
+        return ("Test does not show that the final model is better than a probe of the labels alone.",)
+    return ("The final model does not reach a probe of the labels alone, which takes seconds: prefer that.",)
+
+
+def _conclude(gain: Gain, control: str = "control") -> str:
     if gain.interval is None:
         return "The models' answers were not kept, so whether that is more than chance cannot be told."
     if not gain.certain:
-        return "The difference to the control is within chance: test does not show that the unlabeled images helped."
+        return f"The difference to the {control} is within chance: test does not show that the unlabeled images helped."
     return "So the unlabeled images helped." if gain.points > 0 else "So the unlabeled images did harm."
 
 

@@ -1,13 +1,39 @@
-"""The control: a supervised model at the final model's budget, which shows what the unlabeled images were worth."""
+"""The controls: what the unlabeled images were worth, and what a probe on the encoder gives without training."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
+from pipeline.config import Probe, changed
+from pipeline.errors import UserError
 from pipeline.methods.method import Method, Round, best_of
 from pipeline.runs.finetune import finetuning
 from pipeline.runs.run import Run
+
+log = logging.getLogger("selftrain.loop")
+
+
+def fit_probe(run: Run, method: Method, final: Round) -> Path | None:
+    """Fit a probe on the encoder that the final model, or the teacher, started from, with labels alone.
+
+    It is what the labels and the encoder give without any training (DINOv3's card advises it first), and reports say
+    so where a student does not reach it. None if the run has one as its teacher, if nothing starts from trained
+    weights, or if the config does not want it.
+    """
+    config = run.config
+    numbers = [*([0] if method.reads("teacher") else []), max(final.round, 1)]
+    recipes = [method.recipe(config, number) for number in numbers]
+    trained = next((r for r in recipes if r.start is not None and r.start.mode == "init"), None)
+    if not config.evaluate.probe or trained is None or any(recipe.probe is not None for recipe in recipes):
+        return None
+    training = changed(trained, probe=Probe())
+    try:
+        return run.probe("probe", 0, training, "control", run.embed(training, ("labeled", "val")))
+    except UserError as error:
+        log.warning("there is no probe beside the models of this run: %s", error)
+        return None
 
 
 def train_control(run: Run, method: Method, rounds: Sequence[Round], final: Round) -> Path:
@@ -17,7 +43,10 @@ def train_control(run: Run, method: Method, rounds: Sequence[Round], final: Roun
         students = [r for r in rounds if r.role == "student"]
         base = students[0] if method.finetunes == "student" else best_of([r for r in rounds if r is not final])
     number = max(base.round, 1)
-    control = run.train("control", number, method.control(run.config, rounds, base), "control")
+    training = method.control(run.config, rounds, base)
+    if training.probe is not None:
+        return rounds[0].train  # the same probe without pseudo-labels
+    control = run.train("control", number, training, "control")
     if final.role == "finetune" and run.config.finetune is not None:
         flip = method.recipe(run.config, number).weak.flip
         training = finetuning(run.config.finetune, control, flip=flip)

@@ -19,11 +19,14 @@ def check_networks(config: Config, method: Method, num_classes: int) -> None:
         UserError: an architecture does not exist, refuses an argument, or cannot take images of a size.
     """
     first = 0 if method.reads("teacher") else 1
-    last = config.rounds.num_rounds if method.reads("rounds") else 1
+    last = config.rounds.on_features + config.rounds.num_rounds if method.reads("rounds") else 1
     for number in range(first, last + 1):
-        section = "student" if number else "teacher"
+        recipe = method.recipe(config, number)
+        section = "student" if number and recipe.probe is None else "teacher"
         tuned = config.finetune if method.finetunes in ("best", section) else None
-        check_training(section, method.recipe(config, number), num_classes, config.runtime.processes, tuned)
+        check_training(section, recipe, num_classes, config.runtime.processes, tuned)
+    for number, member in enumerate(config.committee if method.reads("committee") else ()):
+        check_training(f"committee.{number}", member, num_classes, config.runtime.processes)
 
 
 def check_training(
@@ -36,7 +39,8 @@ def check_training(
     if start is not None and is_used and tells_itself(start):
         info = read_info(Path(start.model))
         architecture, model_args, sizes = info.architecture, info.model_args, {"input_size": info.input_size[-1]}
-    images = [] if is_used else [(training.batch_size + training.unlabeled_batch_size) // training.accumulation]
+    is_frozen = is_used or training.probe is not None
+    images = [] if is_frozen else [(training.batch_size + training.unlabeled_batch_size) // training.accumulation]
     if finetune is not None:
         sizes["finetune.image_size"] = finetune.image_size
         images.append(finetune.batch_size // finetune.accumulation)

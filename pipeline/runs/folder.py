@@ -71,12 +71,15 @@ def resolve_config(config: Config, earlier: Config | None) -> Config:
 def absolute(config: Config) -> Config:
     """The config with absolute paths, because children and later commands may run in another folder."""
     update: dict[str, Any] = {"data": absolute_data(config.data)}
-    for name in ("teacher", "student"):
-        training: Training = getattr(config, name)
-        if training.start is not None and not training.start.model.startswith("timm:"):
-            start = changed(training.start, model=str(Path(training.start.model).absolute()))
-            update[name] = training.model_copy(update={"start": start})  # which knows what the config set
-    return changed(config, **update)
+    update |= {"teacher": _absolute(config.teacher), "student": _absolute(config.student)}
+    return changed(config, **update, committee=tuple(map(_absolute, config.committee)))
+
+
+def _absolute(training: Training) -> Training:
+    if training.start is None or training.start.model.startswith("timm:"):
+        return training
+    start = changed(training.start, model=str(Path(training.start.model).absolute()))
+    return training.model_copy(update={"start": start})  # which knows what the config set
 
 
 def absolute_data(data: Data) -> Data:

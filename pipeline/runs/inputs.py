@@ -22,4 +22,7 @@ def with_inputs(config: Config) -> Config:
         student = with_input_of(student.start, student, "student")
     if "rounds" in asked.reads and config.rounds.start == "init":
         student = with_input_of_training(teacher, student)
-    return changed(config, teacher=teacher, student=student)
+    committee = tuple(
+        with_input_of(member.start, member, f"committee.{number}") for number, member in enumerate(config.committee)
+    )
+    return changed(config, teacher=teacher, student=student, committee=committee)

@@ -13,7 +13,7 @@ from pipeline.errors import UserError
 from pipeline.files import write_bytes, write_csv, write_sealed
 from pipeline.methods import METHODS
 from pipeline.methods.method import Method, OnRound, best_of
-from pipeline.runs.control import train_control
+from pipeline.runs.control import fit_probe, train_control
 from pipeline.runs.dry_run import check_networks
 from pipeline.runs.finetune import finetune
 from pipeline.runs.folder import check_run_folder, earlier_config, resolve_config, set_aside
@@ -81,12 +81,13 @@ def run_loop(
 
         sees_unlabeled = any(r.role == "student" for r in rounds)
         control = train_control(run, method, rounds, final) if config.evaluate.control and sees_unlabeled else None
+        probe = fit_probe(run, method, final)
         tests = {}
         if read_test and "test" in data:
-            tests = run.evaluate("test", models_of(rounds, final, control))
+            tests = run.evaluate("test", models_of(rounds, final, control, probe))
         elif read_test:
             log.warning("the data has no test split: result.json has val figures only")
-        result = result_of(run, rounds, final, control=control, tests=tests, skipped=skipped)
+        result = result_of(run, rounds, final, control=control, probe=probe, tests=tests, skipped=skipped)
         write_sealed(run_dir / "result.json", result)
     return result
 

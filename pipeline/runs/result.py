@@ -18,7 +18,7 @@ from pipeline.stages.fingerprint import digest
 from pipeline.stages.plugins import digests
 
 SCHEMA = 2
-FINAL, TEACHER, CONTROL = "final", "teacher", "control"
+FINAL, TEACHER, CONTROL, PROBE = "final", "teacher", "control", "probe"
 """The names of the models in test.json."""
 
 
@@ -40,6 +40,7 @@ class ResultFinal(TypedDict):
     round: int
     val_top1: float
     control_dir: str | None
+    probe_dir: NotRequired[str | None]
     test: dict[str, MetricsJson]
 
 
@@ -52,10 +53,14 @@ class Result(TypedDict):
     plugins: NotRequired[dict[str, str]]
 
 
-def models_of(rounds: Sequence[Round], final: Round, control: Path | None) -> dict[str, Path]:
-    """Name -> folder of the models to measure on test: the round-0 teacher if there is one, final model, control."""
+def models_of(rounds: Sequence[Round], final: Round, control: Path | None, probe: Path | None) -> dict[str, Path]:
+    """Name -> folder of the models to measure on test: final model, and where there are such, the round-0 teacher, the
+    control and the probe."""
     teacher = {TEACHER: rounds[0].train} if rounds[0].role == "teacher" else {}
-    return {**teacher, FINAL: final.train, **({CONTROL: control} if control else {})}
+    beside = {CONTROL: control, PROBE: probe}
+    # The control of a probe that saw pseudo-labels is the probe that saw none: the teacher.
+    others = {name: folder for name, folder in beside.items() if folder and folder not in teacher.values()}
+    return {**teacher, FINAL: final.train, **others}
 
 
 def result_of(
@@ -64,6 +69,7 @@ def result_of(
     final: Round,
     *,
     control: Path | None = None,
+    probe: Path | None = None,
     tests: Mapping[str, Any] | None = None,
     skipped: Mapping[str, int] | None = None,
 ) -> dict[str, Any]:
@@ -84,8 +90,10 @@ def result_of(
             "test_top1": top1(FINAL),
             "teacher_test_top1": top1(TEACHER),
             "control_test_top1": top1(CONTROL),
+            "probe_test_top1": top1(PROBE),
             "model_dir": str(final.train.relative_to(run.folder)),
             "control_dir": str(control.relative_to(run.folder)) if control else None,
+            "probe_dir": str(probe.relative_to(run.folder)) if probe else None,
             "test": dict(tests or {}),
         },
         "skipped": dict(skipped or {}),

@@ -24,7 +24,7 @@ from pipeline.config.methods import sections
 from pipeline.errors import did_you_mean
 from pipeline.stages.plugins import digests
 
-Role = Literal["teacher", "student", "control", "finetune"]
+Role = Literal["teacher", "student", "control", "finetune", "committee", "probe"]
 
 
 class Job(Section):
@@ -105,6 +105,39 @@ class TrainJob(Job):
         return cls.of_run(config, out=out, role=role, round=round, training=training, **values)
 
 
+class EmbedJob(Job):
+    """Pass every image of some splits through a frozen encoder once, and store the features."""
+
+    kind: Literal["embed"] = "embed"
+    training: Training
+    """A training with a probe: its network and start are the encoder, and its input is what the encoder sees."""
+    splits: tuple[Split, ...]
+    """The splits; test is never among them."""
+
+    @property
+    def title(self) -> str:
+        """The title with the encoder."""
+        return f"embed with {self.training.model}"
+
+
+class ProbeJob(Job):
+    """Fit a probe on stored features, of labeled images and, with a selection, of pseudo-labeled ones."""
+
+    kind: Literal["probe"] = "probe"
+    role: Role
+    round: int
+    training: Training
+    features: Path
+    """A finished embed stage of the training's encoder."""
+    selection: Path | None = None
+    """A finished select stage; without one the probe sees labels alone."""
+
+    @property
+    def title(self) -> str:
+        """The title with role and round."""
+        return f"probe {self.role} (round {self.round})"
+
+
 class LabelJob(Job):
     """Predict every unlabeled image with one teacher, or with the mean of several."""
 
@@ -113,6 +146,8 @@ class LabelJob(Job):
     label: Label
     teachers: tuple[Path, ...]
     """Stage folders or exported files, the newest first."""
+    features: dict[Path, Path] = Field(default_factory=dict)
+    """Teacher -> the embed stage of its encoder: a probe labels from features, without a pass over the images."""
 
     @property
     def title(self) -> str:
@@ -120,12 +155,19 @@ class LabelJob(Job):
         return f"label (round {self.round})"
 
     @classmethod
-    def of(cls, config: Config, out: Path, round: int, teachers: Sequence[Path], **values: Any) -> LabelJob:
-        """The job of a labeling pass by the newest teachers, as many as `label.ensemble` says."""
+    def of(
+        cls,
+        config: Config,
+        out: Path,
+        round: int,
+        teachers: Sequence[Path],
+        committee: Sequence[Path] = (),
+        **values: Any,
+    ) -> LabelJob:
+        """The job of a labeling pass by the newest teachers, as many as `label.ensemble` says, and the committee."""
         label = config.for_round(round).label
-        return cls.of_run(
-            config, out=out, round=round, label=label, teachers=tuple(teachers[: label.ensemble]), **values
-        )
+        asked = (*teachers[: label.ensemble], *committee)
+        return cls.of_run(config, out=out, round=round, label=label, teachers=asked, **values)
 
 
 class SelectJob(Job):

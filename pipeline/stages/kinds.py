@@ -21,7 +21,7 @@ from pipeline.config import parse
 from pipeline.errors import UserError, did_you_mean
 from pipeline.files import read_as
 from pipeline.stages.fingerprint import StageInputs, fingerprint
-from pipeline.stages.jobs import EvaluateJob, Job, LabelJob, SelectJob, TrainJob
+from pipeline.stages.jobs import EmbedJob, EvaluateJob, Job, LabelJob, ProbeJob, SelectJob, TrainJob
 from pipeline.stages.plugins import check_plugins, sources_of
 
 if TYPE_CHECKING:
@@ -60,6 +60,8 @@ class Kind:
 
 
 KINDS: dict[str, Kind] = {
+    "embed": Kind(EmbedJob, "pipeline.features.stage:embed_inputs", "pipeline.features.stage:run_embed", 1, ranks=True),
+    "probe": Kind(ProbeJob, "pipeline.probe.stage:probe_inputs", "pipeline.probe.stage:run_probe", 1),
     "train": Kind(TrainJob, "pipeline.train.stage:train_inputs", "pipeline.train.stage:run_train", 4, ranks=True),
     "label": Kind(LabelJob, "pipeline.labels.stage:label_inputs", "pipeline.labels.stage:run_label", 3, ranks=True),
     "select": Kind(

@@ -8,6 +8,7 @@ from typing import Any
 from pipeline.config import Split, Training, semantic
 from pipeline.config.base import is_technique, off_value
 from pipeline.errors import UserError
+from pipeline.evaluate.judged import MODEL_FILES
 from pipeline.models.format import find_weights, model_digest
 from pipeline.models.weights import semantic_settings, start_inputs
 from pipeline.shards.dataset import open_split
@@ -22,7 +23,7 @@ from pipeline.train.learner import Learner
 from pipeline.train.loop import NO_BEST, Loop
 from pipeline.train.network import Network
 from pipeline.train.setup import Setup
-from pipeline.train.validation import MODEL_FILES, Validation
+from pipeline.train.validation import Validation
 
 _KEPT = ("optimizer.name", "frozen_layers", "image_size", "mean", "std", "crop_pct", "interpolation")
 """The keys that `start.mode: continue` cannot change. The first two shape the optimizer's state, the others are the

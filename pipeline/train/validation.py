@@ -10,18 +10,14 @@ import torch
 from torch import nn
 
 from pipeline.arrays import F32Array
+from pipeline.evaluate.judged import write_judged
 from pipeline.evaluate.metrics import compute_metrics
-from pipeline.evaluate.predictions import write_predictions
 from pipeline.evaluate.predictor import Predictor, predict, reader_of
-from pipeline.files import write_json
-from pipeline.models.format import ModelInfo, save_model
+from pipeline.models.format import ModelInfo
 from pipeline.shards.dataset import open_split
 from pipeline.shards.reader import Reader
 from pipeline.train.network import Network
 from pipeline.train.setup import Setup
-
-MODEL_FILES = ("model.safetensors", "model.json", "evaluation-val.json", "predictions-val.npz")
-"""The files that `Validation.write` leaves."""
 
 
 class Validation:
@@ -49,10 +45,7 @@ class Validation:
         log_probs = self._predict(model, info)
         if not self.setup.ranks.is_main:
             return
-        metrics = compute_metrics(log_probs, self.val.labels).to_json()
-        write_json(out / "evaluation-val.json", metrics)
-        write_predictions(out / "predictions-val.npz", log_probs, self.val.labels)
-        save_model(out / "model.safetensors", model.state_dict(), info.with_metrics({"val": metrics}))
+        write_judged(out, model.state_dict(), info, log_probs, self.val.labels)
 
     def _predict(self, model: nn.Module, info: ModelInfo) -> F32Array:
         """The log-probabilities of val, [N, C]."""

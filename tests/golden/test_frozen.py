@@ -127,9 +127,7 @@ def test_a_technique_that_is_off_changes_no_fingerprint() -> None:
 def keys(section: type[Section], prefix: str = "") -> Iterator[str]:
     """Every key of a section, and whether it is operational."""
     for name, field in section.model_fields.items():
-        annotation = field.annotation
-        options = [annotation, *getattr(annotation, "__args__", ())]
-        below = next((o for o in options if isinstance(o, type) and issubclass(o, Section)), None)
+        below = section.known_keys()[name]
         if below is not None:
             yield from keys(below, f"{prefix}{name}.")
         if below is None or field.default is None:

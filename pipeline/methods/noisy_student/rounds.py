@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from pipeline.config import Config, Start, Training, changed
 from pipeline.errors import UserError
@@ -14,42 +15,78 @@ log = logging.getLogger("selftrain.loop")
 
 
 def noisy_student(stages: Stages, on_round: OnRound) -> list[Round]:
-    """Train the teacher, then students, each of which may become the next teacher (Xie 2020, algorithm 1)."""
+    """Train the teacher, then students, each of which may become the next teacher (Xie 2020, algorithm 1).
+
+    With `teacher.probe` the teacher is a probe, and so are the students of the first `rounds.on_features` rounds. The
+    probes of `committee` label along; in those rounds they learn from the same selection.
+    """
     config = stages.config
     teacher = train_teacher(stages)
     on_round(teacher)
-    rounds, teachers, num_worse = [teacher], [teacher], 0
-    for number in range(1, config.rounds.num_rounds + 1):
-        labels = stages.label(number, [t.train for t in teachers])
-        selection = stages.select(number, labels)
-        training = _student(config, number, teachers[0])
-        folder = stages.train("student", number, training, f"rounds/{number}", selection=selection)
-        student = stages.judge("student", number, folder, labels, selection)
-        kept = student.val_top1 >= teachers[0].val_top1 - config.rounds.tolerance
-        student = replace(student, kept=kept)
-        rounds.append(student)
-        on_round(student)
-        if kept:
-            teachers.insert(0, student)
-            num_worse = 0
-        elif not is_surely_worse(student, teachers[0]):
-            log.warning("round %d: the student is below its teacher on val, within chance; the teacher stays", number)
-        else:
-            num_worse += 1
-            log.warning("round %d: the student is worse on val than its teacher, which stays", number)
-            if num_worse >= config.rounds.patience:
-                log.warning("stopped after round %d: rounds.patience is %d", number, config.rounds.patience)
-                break
+    committee = _Committee(stages)
+    rounds, teachers = [teacher], [teacher]
+    last = config.rounds.on_features
+    for numbers in (range(1, last + 1), range(last + 1, last + config.rounds.num_rounds + 1)):
+        num_worse = 0
+        for number in numbers:
+            labels = stages.label(number, [t.train for t in teachers], committee.members)
+            selection = stages.select(number, labels)
+            folder = _train_student(stages, number, teachers[0], selection)
+            student = stages.judge("student", number, folder, labels, selection)
+            kept = student.val_top1 >= teachers[0].val_top1 - config.rounds.tolerance
+            student = replace(student, kept=kept)
+            rounds.append(student)
+            on_round(student)
+            if kept:
+                teachers.insert(0, student)
+                num_worse = 0
+                if number <= last:
+                    committee.learn(number, selection)
+            elif not is_surely_worse(student, teachers[0]):
+                log.warning(
+                    "round %d: the student is below its teacher on val, within chance; the teacher stays", number
+                )
+            else:
+                num_worse += 1
+                log.warning("round %d: the student is worse on val than its teacher, which stays", number)
+                if num_worse >= config.rounds.patience:
+                    log.warning("stopped after round %d: rounds.patience is %d", number, config.rounds.patience)
+                    break
+            if number < last and not kept:
+                break  # the next round on features would be this one again
     return rounds
 
 
+class _Committee:
+    """The probes that label along with the teacher, each on an encoder of its own."""
+
+    def __init__(self, stages: Stages) -> None:
+        self.stages = stages
+        self.trainings = stages.config.committee
+        self.features = [stages.embed(training) for training in self.trainings]
+        self.members: list[Path] = []
+        self.learn(0)
+
+    def learn(self, number: int, selection: Path | None = None) -> None:
+        """Fit them anew, on the labels and on a selection."""
+        self.members = [
+            self.stages.probe("committee", number, training, f"rounds/{number}", features, selection)
+            for training, features in zip(self.trainings, self.features, strict=True)
+        ]
+
+
 def train_teacher(stages: Stages) -> Round:
-    """Train round 0 on labeled images alone.
+    """Train round 0 on labeled images alone, or fit it on their features.
 
     Raises:
         UserError: the teacher is at chance on val.
     """
-    teacher = stages.judge("teacher", 0, stages.train("teacher", 0, stages.config.teacher, "rounds/0"))
+    training = stages.config.teacher
+    if training.probe is None:
+        folder = stages.train("teacher", 0, training, "rounds/0")
+    else:
+        folder = stages.probe("teacher", 0, training, "rounds/0", stages.embed(training))
+    teacher = stages.judge("teacher", 0, folder)
     num_classes = stages.num_classes
     if teacher.val_top1 <= 1 / num_classes:
         raise UserError(
@@ -60,15 +97,19 @@ def train_teacher(stages: Stages) -> Round:
     return teacher
 
 
-def _student(config: Config, number: int, teacher: Round) -> Training:
-    student = config.for_round(number).student
-    if config.rounds.start == "scratch":
-        return student
-    return changed(student, start=Start(model=str(teacher.train), mode="init"))
+def _train_student(stages: Stages, number: int, teacher: Round, selection: Path) -> Path:
+    """Train the student of a round, or fit it on features; returns the stage folder."""
+    config, parent = stages.config, f"rounds/{number}"
+    training = _recipe(config, number)
+    if training.probe is not None:
+        return stages.probe("student", number, training, parent, stages.embed(training), selection)
+    if config.rounds.start == "init":
+        training = changed(training, start=Start(model=str(teacher.train), mode="init"))
+    return stages.train("student", number, training, parent, selection=selection)
 
 
 def _recipe(config: Config, number: int) -> Training:
-    return config.teacher if number == 0 else config.for_round(number).student
+    return config.teacher if number <= config.rounds.on_features else config.for_round(number).student
 
 
 def _control(config: Config, rounds: Sequence[Round], final: Round) -> Training:
@@ -79,13 +120,15 @@ def _control(config: Config, rounds: Sequence[Round], final: Round) -> Training:
     """
     last = max(final.round, 1)
     student = _recipe(config, last)
+    if student.probe is not None:  # the control is the probe of labels alone, which there is
+        return student
     # With sgd the control's larger rate makes up for its smaller gradient (`loss_normalization`), so it is not held.
     held = student.loss_normalization == "labeled" and student.optimizer.name != "sgd"
     training = supervised(student, by_labels=held)
     if config.rounds.start == "scratch":
         return training
-    ancestors = [r.round for r in rounds if r.role == "student" and r.kept and r.round < last]
-    steps = student.steps + sum(_recipe(config, number).steps for number in ancestors)
+    ancestors = [_recipe(config, r.round) for r in rounds if r.role == "student" and r.kept and r.round < last]
+    steps = student.steps + sum(training.steps for training in ancestors if training.probe is None)
     return changed(training, steps=steps, start=Start(model=str(rounds[0].train), mode="init"))
 
 

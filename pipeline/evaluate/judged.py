@@ -1,0 +1,27 @@
+"""A model with its figures on val, as every stage that makes a model leaves it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import Tensor
+
+from pipeline.arrays import F32Array, I32Array
+from pipeline.evaluate.metrics import compute_metrics
+from pipeline.evaluate.predictions import write_predictions
+from pipeline.files import write_json
+from pipeline.models.format import ModelInfo, save_model
+
+MODEL_FILES = ("model.safetensors", "model.json", "evaluation-val.json", "predictions-val.npz")
+"""The files that `write_judged` leaves."""
+
+
+def write_judged(
+    out: Path, state: Mapping[str, Tensor], info: ModelInfo, log_probs: F32Array, labels: I32Array
+) -> None:
+    """Write a model into a stage folder, with its answers [N, C] on val, whose labels are [N], and their figures."""
+    metrics = compute_metrics(log_probs, labels).to_json()
+    write_json(out / "evaluation-val.json", metrics)
+    write_predictions(out / "predictions-val.npz", log_probs, labels)
+    save_model(out / "model.safetensors", state, info.with_metrics({"val": metrics}))

@@ -1,0 +1,165 @@
+"""The embed stage, and what reads features: files of one provenance, probes, and labels without a pass over images."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from support.encoders import embed_job, probe_job, probing
+from support.processes import kill, label_job, outputs, run, start
+from support.spoilers import die_after_2_label_files
+from support.waiting import wait_for
+
+from pipeline.config import Config, changed
+from pipeline.errors import UserError
+from pipeline.evaluate.predictor import Predictor, reader_of
+from pipeline.features.store import FeatureStore
+from pipeline.files import read_json
+from pipeline.labels.store import LabelStore
+from pipeline.models.format import load_model
+from pipeline.models.weights import tells_itself
+from pipeline.shards.dataset import open_split
+from pipeline.stages.folder import read_output
+
+pytestmark = pytest.mark.process
+
+
+@pytest.fixture(scope="module")
+def features(digits: Config, teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The features of the digits teacher."""
+    return run(embed_job(digits, tmp_path_factory.mktemp("features") / "embed-0", probing(teacher)))
+
+
+@pytest.fixture(scope="module")
+def probe(digits: Config, teacher: Path, features: Path) -> Path:
+    """A probe on them."""
+    return run(probe_job(digits, features.parent / "probe-0", probing(teacher), features))
+
+
+def test_features_are_what_the_last_layer_reads(digits: Config, teacher: Path, features: Path) -> None:
+    unlabeled = open_split(digits.data, "unlabeled")
+    stored = torch.from_numpy(FeatureStore(features, unlabeled).all())
+    model, info = load_model(teacher)
+    predictor = Predictor(model, info, device=torch.device("cpu"), precision="fp32", flip=False)
+    rows = np.arange(len(unlabeled))
+    expected = predictor.logits(predictor.read(reader_of(info, unlabeled, digits.data), rows))
+    with torch.inference_mode():
+        found = model.get_classifier()(stored)
+    np.testing.assert_allclose(found, expected, atol=0.02)  # fp16 has 11 bits
+    assert expected.abs().max() > 1
+
+
+def test_a_killed_pass_ends_with_the_same_bytes(digits: Config, teacher: Path, features: Path, tmp_path: Path) -> None:
+    job = embed_job(digits, tmp_path / "embed", probing(teacher))
+    process = start(job, die_after_2_label_files)
+    process.join()
+    assert process.exitcode == -9
+    assert len(list(job.out.glob("*.arrow"))) == 2
+    assert outputs(run(job)) == outputs(features)
+
+
+def test_sigterm_stops_a_pass_between_batches(digits: Config, teacher: Path, features: Path, tmp_path: Path) -> None:
+    job = embed_job(digits, tmp_path / "embed", probing(teacher))
+    process = start(job)
+    wait_for(lambda: list(job.out.glob("*.arrow")) or not process.is_alive())
+    assert kill(process, 0, 15) in (75, 0)
+    assert outputs(run(job)) == outputs(features)
+
+
+def test_files_of_a_sibling_are_taken_over(digits: Config, teacher: Path, features: Path, tmp_path: Path) -> None:
+    """As after a pack of more images: a shard is embedded once."""
+    shutil.copytree(features, tmp_path / "embed-a")
+    out = run(embed_job(digits, tmp_path / "embed-b", probing(teacher)))
+    inodes = [
+        {path.name: path.stat().st_ino for path in folder.glob("*.arrow")} for folder in (out, tmp_path / "embed-a")
+    ]
+    assert inodes[0] == inodes[1]
+
+
+def test_files_of_another_view_are_not(digits: Config, teacher: Path, features: Path, tmp_path: Path) -> None:
+    shutil.copytree(features, tmp_path / "embed-a")
+    out = run(embed_job(digits, tmp_path / "embed-b", probing(teacher, flip=True)))
+    unlabeled = open_split(digits.data, "unlabeled")
+    both = [FeatureStore(folder, unlabeled).all() for folder in (out, features)]
+    assert np.abs(both[0] - both[1]).max() > 0.01
+
+
+def test_a_probe_is_a_model_and_predicts_from_images_what_it_predicts_from_features(
+    digits: Config, features: Path, probe: Path
+) -> None:
+    model, info = load_model(probe)
+    val = open_split(digits.data, "val")
+    predictor = Predictor(model, info, device=torch.device("cpu"), precision="fp32", flip=False)
+    seen = predictor.read(reader_of(info, val, digits.data), np.arange(len(val)))
+    from_images = torch.log_softmax(predictor.logits(seen), 1).numpy()
+    with np.load(probe / "predictions-val.npz") as answers:
+        np.testing.assert_allclose(np.exp(from_images.max(1)), answers["confidence"], atol=0.01)
+        assert (from_images.argmax(1) == answers["pred"]).mean() > 0.99
+    said = read_json(probe / "probe.json")
+    assert read_output(probe / "evaluation-val.json")["top1"] == max(one["top1"] for one in said["val"])
+    assert said["nearest_neighbors_val_top1"] > 0.5
+
+
+def test_a_probe_labels_from_features_what_it_labels_from_images(
+    digits: Config, features: Path, probe: Path, tmp_path: Path
+) -> None:
+    unlabeled = open_split(digits.data, "unlabeled")
+    from_images = LabelStore(run(label_job(digits, tmp_path / "label-i", probe)), unlabeled)
+    job = label_job(digits, tmp_path / "label-f", probe, features={probe: features})
+    from_features = LabelStore(run(job), unlabeled)
+    rows = np.arange(len(unlabeled))
+    np.testing.assert_allclose(from_features.probabilities(rows), from_images.probabilities(rows), atol=0.02)
+    assert from_features.fingerprint != from_images.fingerprint
+
+
+def test_labels_are_calibrated_on_val(
+    digits: Config, teacher: Path, probe: Path, features: Path, tmp_path: Path
+) -> None:
+    """The temperature of a mean is fitted too, and labels are sharper or flatter by it."""
+    config = changed(digits, label=changed(digits.label, temperature="auto", ensemble=2))
+    job = label_job(config, tmp_path / "label", probe, teacher, features={probe: features})
+    out = run(job)
+    figures = read_json(out / "stage.json")["outputs"]["val"]
+    assert len(figures["temperatures"]) == 3 and len(figures["teachers_top1"]) == 2
+    plain = LabelStore(
+        run(
+            label_job(
+                changed(digits, label=changed(config.label, temperature=1.0)),
+                tmp_path / "label-1",
+                probe,
+                teacher,
+                features={probe: features},
+            )
+        ),
+        open_split(digits.data, "unlabeled"),
+    )
+    cooled = LabelStore(out, open_split(digits.data, "unlabeled"))
+    assert np.abs(plain.confidence - cooled.confidence).max() > 1e-3
+
+
+def test_a_network_whose_classifier_reads_something_else_is_refused(digits: Config, tmp_path: Path) -> None:
+    from pipeline.config import Probe, Start, Training
+    from pipeline.models import build
+    from pipeline.models.format import ModelInfo, save_model
+
+    info = ModelInfo(
+        schema=1,
+        architecture="resnet9",
+        model_args={"width": 8},
+        classes=tuple("ab"),
+        input_size=(3, 32, 32),
+        mean=(0.5,) * 3,
+        std=(0.5,) * 3,
+        metrics={},
+        lineage={},
+    )
+    save_model(tmp_path / "m.safetensors", build("resnet9", 2, model_args={"width": 8}).state_dict(), info)
+    training = Training(
+        model="resnet9", model_args={"width": 8}, start=Start(model=str(tmp_path / "m.safetensors")), probe=Probe()
+    )
+    with pytest.raises(UserError, match="a probe cannot stand in for"):
+        run(embed_job(digits, tmp_path / "embed", training))
+    assert tells_itself(training.start)
