@@ -201,6 +201,14 @@ TECHNIQUES: dict[str, Technique] = {
             "Krizhevsky 2012, 6",
         ),
         Technique(
+            "label_merge",
+            "label",
+            ("label.others",),
+            None,
+            "pipeline.labels.merging:run_merge",
+            "Hinton 2015, 3; V-PET 2025",
+        ),
+        Technique(
             "label_temperature",
             "label",
             ("label.temperature",),

@@ -38,6 +38,7 @@ VERBS = {
     "run": "CONFIG --run-dir --set --no-prefect --accept-environment",
     "train": "CONFIG --out --selection --start --set --accept-environment",
     "label": "CONFIG --teacher --out --set --accept-environment",
+    "merge": "CONFIG --labels --out --set --accept-environment",
     "select": "CONFIG --labels --out --set --accept-environment",
     "evaluate": "MODEL DATA --split --json",
     "export": "RUN --out",

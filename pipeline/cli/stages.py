@@ -1,4 +1,4 @@
-"""The verbs that run one stage each: train, label, select."""
+"""The verbs that run one stage each: train, label, merge, select."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pipeline.cli.app import AcceptOption, ConfigArgument, OutOption, SetOption, app, console
-from pipeline.config import Config, Start, changed, load_config
+from pipeline.config import Config, OtherLabels, Start, changed, load_config, parse
 from pipeline.errors import UserError
 
 if TYPE_CHECKING:
@@ -52,6 +52,10 @@ def train(
     if start is not None:
         mode = training.start.mode if training.start else "init"
         training = training.model_copy(update={"start": Start(model=start, mode=mode)})
+    if training.probe is not None:
+        raise UserError(
+            f"{role}.probe is set, and this verb trains a network; use selftrain run, or --set {role}.probe=null"
+        )
     training = with_input_of(training.start, training, role)
     labeled = open_split(settings.data, "labeled")
     warn_of_left_out(labeled)
@@ -95,6 +99,45 @@ def label(
     job = LabelJob.of(settings, out.absolute(), 1, [teacher.absolute()], accept_environment=accept_environment)
     _run(job)
     console.print(f"{out}: labels of {stage_record(out)['outputs']['num_samples']} images")
+
+
+@app.command()
+def merge(
+    config: ConfigArgument,
+    labels: Annotated[
+        list[str],
+        typer.Option(
+            metavar="LABELS[=WEIGHT]",
+            help="A label stage, or a table of scores with a column `image` and one per class. Give several.",
+        ),
+    ],
+    out: OutOption,
+    overrides: SetOption = None,
+    accept_environment: AcceptOption = False,
+) -> None:
+    """Average the labels of several teachers, without a pass over the images.
+
+    [bold]Example[/bold]: selftrain merge birds.yaml --labels work/labels --labels clip.csv=0.5 --out work/merged
+    """
+    from pipeline.stages.folder import stage_record
+    from pipeline.stages.jobs import MergeJob
+
+    settings = _load(config, overrides)
+    others = []
+    for text in labels:
+        path, _, weight = text.rpartition("=") if "=" in text and not Path(text).exists() else (text, "", "1")
+        others.append(parse(OtherLabels, {"labels": str(Path(path).absolute()), "weight": _number(weight)}, "--labels"))
+    settings = changed(settings, label=changed(settings.label, others=(*others, *settings.label.others)))
+    _run(MergeJob.of(settings, out.absolute(), 1, accept_environment=accept_environment))
+    console.print(f"{out}: labels of {stage_record(out)['outputs']['num_samples']} images")
+
+
+def _number(text: str) -> float | str:
+    """A number, or the text, which is then refused where its key is known."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
 
 
 @app.command()

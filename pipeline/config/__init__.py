@@ -10,7 +10,7 @@ from pipeline.config.base import Interpolation, Precision, Scalar, Section, chan
 from pipeline.config.config import Config, Rounds
 from pipeline.config.data import SPLITS, Data, Split
 from pipeline.config.evaluate import Evaluate
-from pipeline.config.label import Label
+from pipeline.config.label import Label, OtherLabels
 from pipeline.config.load import load, load_config
 from pipeline.config.methods import Adjuster, Meta, Uda
 from pipeline.config.mixing import Cutmix, Mixup
@@ -36,6 +36,7 @@ __all__ = [
     "Mixup",
     "NetworkSettings",
     "Optimizer",
+    "OtherLabels",
     "Precision",
     "Probe",
     "Rounds",

@@ -7,6 +7,17 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from pipeline.config.base import Positive, Section, technique
+from pipeline.config.data import APath
+
+
+class OtherLabels(Section):
+    """Labels from elsewhere, which are averaged with the teacher's."""
+
+    labels: APath
+    """A label stage of another run, or a table of scores: CSV, TSV or Parquet with a column `image`, the key or file
+    name, and one column per class, by its name. Rows that sum to 1 are probabilities, others are logits."""
+    weight: Annotated[float, Field(gt=0)] = 1.0
+    """Weight in the mean, beside the teacher's, which is 1."""
 
 
 class Label(Section):
@@ -24,6 +35,9 @@ class Label(Section):
     """Temperature of the predictions before anything is stored. `auto` fits it on val, of each teacher and then of
     their mean, so that a confidence is the share of right labels (Guo 2017). Set `auto` wherever a threshold decides.
     """
+    others: tuple[OtherLabels, ...] = technique((), off=())
+    """Labels of other teachers, such as other encoders' or a zero-shot model's, averaged with the teacher's own without
+    another pass over the images."""
     top_k: Positive = 10
     """Number of classes stored per image, the likeliest first; all classes if there are no more than this. The
     probability of the others is spread evenly; raise it for soft targets of hundreds of classes."""

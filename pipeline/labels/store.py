@@ -186,7 +186,7 @@ class LabelStore:
 
     def __init__(self, folder: Path, dataset: Dataset) -> None:
         record = stage_record(folder)
-        if record["kind"] != "label":
+        if record["kind"] not in ("label", "merge"):
             raise UserError(
                 f"{folder} is a {record['kind']} stage, not a label stage; give one made by `selftrain label`"
             )

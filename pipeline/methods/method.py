@@ -18,7 +18,7 @@ from pipeline.evaluate.predictions import read_predictions
 from pipeline.files import read_lines
 from pipeline.shards.dataset import open_split
 from pipeline.stages.folder import check_output, read_output, stage_record
-from pipeline.stages.jobs import EmbedJob, Job, LabelJob, ProbeJob, Role, SelectJob, TrainJob
+from pipeline.stages.jobs import EmbedJob, Job, LabelJob, MergeJob, ProbeJob, Role, SelectJob, TrainJob
 from pipeline.stages.kinds import load_object
 
 log = logging.getLogger("selftrain.loop")
@@ -112,10 +112,13 @@ class Stages(ABC):
 
     def label(self, round: int, teachers: Sequence[Path], committee: Sequence[Path] = ()) -> Path:
         """Label the unlabeled images with the mean of these teachers, the newest first, and of a committee; returns the
-        folder. Probes that this run fitted label from their features."""
+        folder. Probes that this run fitted label from their features. Labels of others are averaged with them."""
         features = {path: self._features[path] for path in (*teachers, *committee) if path in self._features}
         job = LabelJob.of(self.config, self.folder, round, teachers, committee, features=features)
-        return self.stage(job, f"rounds/{round}")
+        labels = self.stage(job, f"rounds/{round}")
+        if not self.config.for_round(round).label.others:
+            return labels
+        return self.stage(MergeJob.of(self.config, self.folder, round, labels), f"rounds/{round}")
 
     @cached_property
     def _features(self) -> dict[Path, Path]:

@@ -71,6 +71,8 @@ def resolve_config(config: Config, earlier: Config | None) -> Config:
 def absolute(config: Config) -> Config:
     """The config with absolute paths, because children and later commands may run in another folder."""
     update: dict[str, Any] = {"data": absolute_data(config.data)}
+    others = tuple(changed(one, labels=one.labels.absolute()) for one in config.label.others)
+    update |= {"label": changed(config.label, others=others)}
     update |= {"teacher": _absolute(config.teacher), "student": _absolute(config.student)}
     return changed(config, **update, committee=tuple(map(_absolute, config.committee)))
 

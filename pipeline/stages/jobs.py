@@ -14,11 +14,13 @@ from pipeline.config import (
     Evaluate,
     Label,
     NetworkSettings,
+    OtherLabels,
     Runtime,
     Section,
     Select,
     Split,
     Training,
+    changed,
 )
 from pipeline.config.methods import sections
 from pipeline.errors import did_you_mean
@@ -165,9 +167,32 @@ class LabelJob(Job):
         **values: Any,
     ) -> LabelJob:
         """The job of a labeling pass by the newest teachers, as many as `label.ensemble` says, and the committee."""
-        label = config.for_round(round).label
+        label = changed(config.for_round(round).label, others=())  # which are another stage's
         asked = (*teachers[: label.ensemble], *committee)
         return cls.of_run(config, out=out, round=round, label=label, teachers=asked, **values)
+
+
+class MergeJob(Job):
+    """Average the labels of several teachers, with weights and without a pass over the images."""
+
+    kind: Literal["merge"] = "merge"
+    round: int
+    label: Label
+    labels: tuple[OtherLabels, ...]
+    """Label stages and tables of scores, with their weights."""
+
+    @property
+    def title(self) -> str:
+        """The title with the round."""
+        return f"merge labels (round {self.round})"
+
+    @classmethod
+    def of(cls, config: Config, out: Path, round: int, labels: Path | None = None, **values: Any) -> MergeJob:
+        """The job that averages the labels of a round with those of `label.others`."""
+        label = config.for_round(round).label
+        own = [] if labels is None else [OtherLabels(labels=labels)]
+        merged = (*own, *label.others)
+        return cls.of_run(config, out=out, round=round, label=changed(label, others=()), labels=merged, **values)
 
 
 class SelectJob(Job):

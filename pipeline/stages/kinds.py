@@ -21,7 +21,7 @@ from pipeline.config import parse
 from pipeline.errors import UserError, did_you_mean
 from pipeline.files import read_as
 from pipeline.stages.fingerprint import StageInputs, fingerprint
-from pipeline.stages.jobs import EmbedJob, EvaluateJob, Job, LabelJob, ProbeJob, SelectJob, TrainJob
+from pipeline.stages.jobs import EmbedJob, EvaluateJob, Job, LabelJob, MergeJob, ProbeJob, SelectJob, TrainJob
 from pipeline.stages.plugins import check_plugins, sources_of
 
 if TYPE_CHECKING:
@@ -64,6 +64,9 @@ KINDS: dict[str, Kind] = {
     "probe": Kind(ProbeJob, "pipeline.probe.stage:probe_inputs", "pipeline.probe.stage:run_probe", 1),
     "train": Kind(TrainJob, "pipeline.train.stage:train_inputs", "pipeline.train.stage:run_train", 4, ranks=True),
     "label": Kind(LabelJob, "pipeline.labels.stage:label_inputs", "pipeline.labels.stage:run_label", 3, ranks=True),
+    "merge": Kind(
+        MergeJob, "pipeline.labels.merging:merge_inputs", "pipeline.labels.merging:run_merge", 1, process=False
+    ),
     "select": Kind(
         SelectJob, "pipeline.selection.stage:select_inputs", "pipeline.selection.stage:run_select", 2, process=False
     ),

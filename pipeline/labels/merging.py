@@ -1,0 +1,93 @@
+"""The merge stage: the labels of several teachers become those of one, as a weighted mean of probabilities."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.arrays import F32Array, F64Array, I64Array
+from pipeline.config import semantic
+from pipeline.labels.scores import read_scores
+from pipeline.labels.store import LabelRows, LabelStore, label_path, read_labels, write_labels
+from pipeline.shards.dataset import Dataset, open_split
+from pipeline.stages.fingerprint import StageInputs, digest_once
+from pipeline.stages.folder import RECORD, stage_record
+from pipeline.stages.jobs import MergeJob
+from pipeline.stages.preamble import Stage
+
+Probabilities = Callable[[npt.NDArray[np.integer]], F32Array]
+
+
+def merge_inputs(job: MergeJob) -> StageInputs:
+    """The settings and inputs that the mean is a function of. Label stages must be finished."""
+    config = {"weights": [one.weight for one in job.labels], "top_k": job.label.top_k, "data": semantic(job.data)}
+    inputs = {f"labels{i}": _fingerprint(one.labels) for i, one in enumerate(job.labels)}
+    return StageInputs(config, {**inputs, "unlabeled": open_split(job.data, "unlabeled").fingerprint})
+
+
+def run_merge(job: MergeJob, stage: Stage) -> None:
+    """Write the label files of the weighted mean, one per shard.
+
+    Stored probabilities beyond the first `label.top_k` are spread evenly over the other classes before they are
+    averaged.
+
+    Raises:
+        UserError: labels or scores are missing, damaged, or of other images.
+        Interrupted: a signal stopped it between two shards.
+    """
+    dataset = open_split(job.data, "unlabeled")
+    sources = [_open(one.labels, dataset) for one in job.labels]
+    weights = np.array([one.weight for one in job.labels], np.float64)
+    weights /= weights.sum()
+    inputs = ",".join(stage.inputs.inputs[f"labels{i}"] for i in range(len(sources)))
+    provenance = {
+        "merged": inputs,
+        "weights": ",".join(map(repr, weights.tolist())),
+        "top_k": str(job.label.top_k),
+        "num_classes": str(len(dataset.classes)),
+    }
+    for shard in dataset.shards:
+        stage.check_stop(f"before shard {shard.name}; the shards before it are merged")
+        path, expected = label_path(job.out, shard.name), {**provenance, "shard": shard.sha256}
+        if path.exists():
+            read_labels(path, expected)
+            continue
+        rows = np.arange(shard.start, shard.start + shard.num_rows, dtype=np.int64)
+        mean = sum(weight * source(rows).astype(np.float64) for weight, source in zip(weights, sources, strict=True))
+        write_labels(path, _summarize(dataset, rows, np.asarray(mean), job.label.top_k), expected)
+    files = [label_path(job.out, shard.name).name for shard in dataset.shards]
+    stage.finish(files, provenance=provenance, num_samples=len(dataset))
+
+
+def _fingerprint(path: Path) -> str:
+    return str(stage_record(path)["fingerprint"]) if (path / RECORD).exists() else digest_once(path)
+
+
+def _open(path: Path, dataset: Dataset) -> Probabilities:
+    """What gives the probabilities of rows: a label stage, or a table of scores."""
+    if path.is_dir():
+        return LabelStore(path, dataset).probabilities
+    return partial(np.take, read_scores(path, dataset), axis=0)
+
+
+def _summarize(dataset: Dataset, rows: I64Array, probabilities: F64Array, top_k: int) -> LabelRows:
+    """The labels of rows [n], of probabilities [n, C], as `store.summarize` makes them of logits."""
+    order = np.argsort(-probabilities, axis=1, kind="stable")
+    ordered = np.take_along_axis(probabilities, order, axis=1)
+    with np.errstate(divide="ignore"):  # a user's scores may be 0 and 1
+        log_probs = np.log(ordered)
+        log_odds = log_probs[:, 0] - np.log(ordered[:, 1:].sum(axis=1))
+    return LabelRows(
+        keys=[dataset.key(int(row)) for row in rows],
+        ids=dataset.ids[rows],
+        label=order[:, 0].astype(np.int32),
+        confidence=ordered[:, 0].astype(np.float32),
+        log_odds=log_odds.astype(np.float32),
+        topk_ids=order[:, :top_k].astype(np.int32),
+        topk_log_probs=log_probs[:, :top_k].astype(np.float32),
+        residual=ordered[:, top_k:].sum(axis=1).astype(np.float32),
+    )

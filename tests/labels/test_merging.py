@@ -1,0 +1,93 @@
+"""Labels that are merged without a pass over the images: of label stages, and of a user's scores."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support.labeled_digits import WriteStage
+
+from pipeline.config import Config, Data, OtherLabels, changed
+from pipeline.errors import UserError
+from pipeline.labels.scores import read_scores
+from pipeline.labels.store import LabelStore
+from pipeline.shards.dataset import Dataset
+from pipeline.stages.jobs import MergeJob
+from pipeline.stages.preamble import run_stage
+
+
+def merged(config: Config, out: Path, *others: tuple[Path, float]) -> Path:
+    label = changed(config.label, others=tuple(OtherLabels(labels=path, weight=weight) for path, weight in others))
+    run_stage(MergeJob.of(changed(config, label=label), out, 1))
+    return out
+
+
+def write_scores(path: Path, dataset: Dataset, scores: np.ndarray, names: Sequence[str] | None = None) -> Path:
+    keys = names or [dataset.key(row) for row in range(len(dataset))]
+    with open(path, "w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["image", *reversed(dataset.classes)])  # columns are found by name
+        table.writerows([key, *row[::-1].tolist()] for key, row in zip(keys, scores, strict=True))
+    return path
+
+
+@pytest.fixture
+def config(data: Data) -> Config:
+    return Config(data=data)
+
+
+def test_labels_are_the_weighted_mean_of_probabilities(
+    config: Config, unlabeled: Dataset, logits: np.ndarray, write_stage: WriteStage, tmp_path: Path
+) -> None:
+    stages = [write_stage(logits, "label-0"), write_stage(np.ascontiguousarray(-logits[::-1]), "label-1", teacher="t1")]
+    rows = np.arange(len(unlabeled))
+    first, second = (LabelStore(stage, unlabeled).probabilities(rows).astype(np.float64) for stage in stages)
+    scores = np.full((len(unlabeled), len(unlabeled.classes)), 1 / len(unlabeled.classes))
+    table = write_scores(tmp_path / "clip.csv", unlabeled, scores)
+    out = merged(config, tmp_path / "merge", (stages[0], 1.0), (stages[1], 3.0), (table, 1.0))
+    found, expected = LabelStore(out, unlabeled), (first + 3 * second + scores) / 5
+    np.testing.assert_allclose(found.probabilities(rows), expected, atol=1e-6)
+    np.testing.assert_array_equal(found.label, expected.argmax(1))
+    np.testing.assert_allclose(found.confidence, expected.max(1), atol=1e-6)
+    others = expected.sum(1) - expected.max(1)
+    np.testing.assert_allclose(found.log_odds, np.log(expected.max(1) / others), atol=1e-4)
+
+
+def test_scores_name_images_with_or_without_shard_folder_and_extension(unlabeled: Dataset, tmp_path: Path) -> None:
+    scores = np.random.default_rng(0).dirichlet(np.ones(len(unlabeled.classes)), len(unlabeled))
+    keys = [unlabeled.key(row) for row in range(len(unlabeled))]
+    expected = read_scores(write_scores(tmp_path / "a.csv", unlabeled, scores), unlabeled)
+    np.testing.assert_allclose(expected, scores, atol=1e-6)
+    short = [f"{key.partition('/')[2]}.png" for key in keys]
+    found = read_scores(write_scores(tmp_path / "b.csv", unlabeled, scores, short), unlabeled)
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_scores_that_do_not_sum_to_1_are_logits_and_that_is_said(
+    unlabeled: Dataset, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    values = np.random.default_rng(0).normal(size=(len(unlabeled), len(unlabeled.classes)))
+    found = read_scores(write_scores(tmp_path / "a.csv", unlabeled, values), unlabeled)
+    np.testing.assert_allclose(found, np.exp(values) / np.exp(values).sum(1, keepdims=True), atol=1e-5)
+    assert "taken as logits" in caplog.text
+
+
+def test_a_table_that_lacks_an_image_or_a_class_is_refused(unlabeled: Dataset, tmp_path: Path) -> None:
+    scores = np.full((len(unlabeled), len(unlabeled.classes)), 0.1)
+    table = write_scores(tmp_path / "a.csv", unlabeled, scores)
+    lines = table.read_text().splitlines()
+    table.write_text("\n".join(lines[:-3]))
+    with pytest.raises(UserError, match=r"a\.csv has no row for 3 of \d+ unlabeled images"):
+        read_scores(table, unlabeled)
+    table.write_text("\n".join([lines[0].replace(unlabeled.classes[4], "other"), *lines[1:]]))
+    with pytest.raises(UserError, match=rf"no column '{unlabeled.classes[4]}'"):
+        read_scores(table, unlabeled)
+    table.write_text("\n".join([*lines, lines[1]]))
+    with pytest.raises(UserError, match="two rows for image"):
+        read_scores(table, unlabeled)
+    table.write_text("\n".join([lines[0], lines[1].replace("0.1", "nan"), *lines[2:]]))
+    with pytest.raises(UserError, match="is not a finite number"):
+        read_scores(table, unlabeled)
