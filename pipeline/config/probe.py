@@ -15,7 +15,7 @@ class Probe(Section):
 
     c: Annotated[float, Field(gt=0)] | Literal["auto"] = "auto"
     """Inverse strength of the L2 penalty, as in scikit-learn, on features of unit variance. `auto` takes that of a grid
-    from 1e-5 to 10 with the fewest errors on val, and of equal ones that with the best likelihood."""
+    from 1e-5 to 10 with which val is likeliest."""
     flip: bool = technique(False, off=False)
     """Whether features are the mean over an image and its mirror image, which doubles the time of the one pass."""
     batch_size: Positive = 64

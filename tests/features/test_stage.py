@@ -98,7 +98,7 @@ def test_a_probe_is_a_model_and_predicts_from_images_what_it_predicts_from_featu
         np.testing.assert_allclose(np.exp(from_images.max(1)), answers["confidence"], atol=0.01)
         assert (from_images.argmax(1) == answers["pred"]).mean() > 0.99
     said = read_json(probe / "probe.json")
-    assert read_output(probe / "evaluation-val.json")["top1"] == max(one["top1"] for one in said["val"])
+    assert read_output(probe / "evaluation-val.json")["nll"] == min(one["nll"] for one in said["val"])
     assert said["nearest_neighbors_val_top1"] > 0.5
 
 
