@@ -42,6 +42,7 @@ def label_by_table(
     columns = choose_columns(table, names, again, image=image, label=label, split=split)
     found: dict[str, tuple[Row, str | None, str]] = {}
     absent: dict[str, str] = {}
+    read = {table.name: "a table, whose labels were read"} if table.name in source.ignored else {}
     for row in table.rows:
         value = row.values.get(columns.image, "")
         where = f"{table.name}, line {row.line}"
@@ -65,7 +66,7 @@ def label_by_table(
             f"image is called {source.names[0]}; name another column with --image-column"
         )
     labeled = [_with_row(item, *found[item.name]) if item.name in found else item for item in items]
-    return Told(labeled, absent, tuple(_notes(table, columns, len(items) - len(found), len(absent))))
+    return Told(labeled, {**read, **absent}, tuple(_notes(table, columns, len(items) - len(found), len(absent))))
 
 
 def _with_row(item: Item, row: Row, label: str | None, split: str) -> Item:

@@ -1,4 +1,4 @@
-"""Every image of a SOURCE with its class and its own split: by folders, by a table; and which labels are classes."""
+"""Every image of a SOURCE with its class and its own split, by folders, table or Parquet; and the choice of classes."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from pipeline.errors import UserError, did_you_mean
 from pipeline.packing.by_table import label_by_table
 from pipeline.packing.item import Item, Told, normal
 from pipeline.packing.layout import Command, arrange
+from pipeline.packing.parquet import label_by_parquet
 from pipeline.packing.source import Source
 from pipeline.packing.tables import find_table
 
@@ -90,7 +91,15 @@ def tell_apart(
         UserError: labels cannot be read, or are none or of one class.
     """
     labeled = split != "unlabeled"
-    if labeling.table is None:
+    if labeling.table is None and source.parquet is not None:
+        items = arrange(source, labeled=False, known=known, command=command)
+        numbered = known if trusted else ()
+        told = (
+            label_by_parquet(source.parquet, items, labeling.label_column, numbered, again) if labeled else Told(items)
+        )
+    elif labeling.table is None:
+        if labeling.label_column is not None:
+            raise UserError(f"--label-column {labeling.label_column} is one of a table; name that with --labels-csv")
         items = arrange(
             source,
             labeled=labeled,

@@ -158,7 +158,7 @@ def pack(
         conflicts=conflicting(images),
         absent_classes=absent(images, splits, names, carve),
         fewer_labels=fewer_labels(carve, labeled, names) if carve is not None else {},
-        ignored=dict(Counter(files.ignored.values())),
+        ignored=dict(Counter(kind for name, kind in files.ignored.items() if name not in told.left_out)),
         skipped=images.skipped,
         elsewhere=elsewhere,
         duplicates=duplicates,

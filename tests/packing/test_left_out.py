@@ -34,7 +34,7 @@ BYTES = {
 }
 
 
-def test_what_the_bytes_are_is_said_of_each_bad_image_and_each_is_left_out_of(tmp_path: Path) -> None:
+def test_what_the_bytes_are_is_said_of_each_bad_image_and_each_is_listed(tmp_path: Path) -> None:
     source = write_files(
         tmp_path / "in", {**class_files(2), **{f"cat/{name}": data for name, (data, _) in BYTES.items()}}
     )

@@ -66,6 +66,7 @@ def test_tables_are_read_in_the_forms_that_people_have(tmp_path: Path, form: str
     assert labels_of(tmp_path / "out") == EXPECTED
     assert report.num_samples == {"labeled": 4, "unlabeled": 2}
     assert any("of Not sure are unlabeled" in note for note in report.notes)
+    assert report.ignored == {}
     assert verify(tmp_path / "out").problems == ()
 
 
