@@ -7,8 +7,10 @@ import re
 import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from pipeline.config import Split
+from pipeline.errors import UserError
 
 SPLIT_WORDS: dict[str, Split] = {
     **dict.fromkeys(("train", "training", "trainval", "labeled", "labelled", "extra"), "labeled"),
@@ -17,6 +19,8 @@ SPLIT_WORDS: dict[str, Split] = {
     **dict.fromkeys(("unlabeled", "unlabelled", "unsup", "unsupervised", "pred"), "unlabeled"),
 }
 """What folders, files and columns call splits."""
+_UNLISTED = {"Cc", "Cs", "Zl", "Zp"}
+"""Line breaks, other control characters, and bytes that are not UTF-8, by their categories in Unicode."""
 _PLAIN = re.compile(r"[A-Za-z0-9_/ -]+")
 
 
@@ -58,6 +62,13 @@ def sample_key(path: str) -> str:
 def normal(name: str) -> str:
     """The form in which names are compared and stored."""
     return unicodedata.normalize("NFC", name)
+
+
+def check_printable(source: Path, classes: Iterable[str | None]) -> None:
+    """Refuse a name that no classes file could list."""
+    for name in classes:
+        if name and _UNLISTED & {unicodedata.category(letter) for letter in name}:
+            raise UserError(f"{source}: class {name!r} has an unprintable name; rename it")
 
 
 def look_alikes(classes: Iterable[str]) -> tuple[str, ...]:

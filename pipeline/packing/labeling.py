@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pipeline.config import Split
 from pipeline.errors import UserError, did_you_mean
 from pipeline.packing.by_table import label_by_table
-from pipeline.packing.item import Item, Told, normal
+from pipeline.packing.item import Item, Told, check_printable, normal
 from pipeline.packing.layout import Command, arrange
 from pipeline.packing.parquet import label_by_parquet
 from pipeline.packing.source import Source
@@ -124,7 +124,8 @@ def tell_apart(
         )
     if not labeled:
         return told
-    chosen = choose_classes(told.items, labeling)
+    check_printable(source.path, {item.class_name for item in told.items})
+    chosen = choose_classes(told.items, labeling, known)
     classes = {item.class_name for item in chosen.items} - {None}
     if len({*classes, *known}) < 2:
         raise UserError(
@@ -135,28 +136,29 @@ def tell_apart(
     return Told(chosen.items, {**told.left_out, **chosen.left_out}, (*told.notes, *chosen.notes))
 
 
-def choose_classes(items: Sequence[Item], labeling: Labeling) -> Told:
+def choose_classes(items: Sequence[Item], labeling: Labeling, known: Sequence[str] = ()) -> Told:
     """Take the labels that are no classes away, and with `leave_out` their images.
 
+    One of several sources may lack some of the labels that are typed for all of them.
+
     Raises:
-        UserError: a name in --drop or --keep-classes is no label.
+        UserError: no name in --drop, or in --keep-classes, is a label or a class that is known.
     """
+    notes: list[str] = []
     labels = Counter(item.class_name for item in items if item.class_name is not None)
     for option, names in (("--drop", labeling.drop), ("--keep-classes", labeling.keep)):
-        for name in names:
-            if name not in labels:
-                raise UserError(
-                    f"{option}: no image has the label `{name}`; {did_you_mean(name, labels)}; "
-                    f"there are {', '.join(sorted(labels)[:30])}"
-                )
+        absent = [name for name in names if name not in labels and name not in known]
+        notes += [f"{option}: no image has the label `{name}`; {did_you_mean(name, labels)}" for name in absent]
+        if names and len(absent) == len(names):
+            raise UserError(notes[-1])
     gone = {name for name in labels if name in labeling.drop or (labeling.keep and name not in labeling.keep)}
     if not gone:
-        return Told(list(items))
+        return Told(list(items), notes=tuple(notes))
     count = sum(labels[name] for name in gone)
     fate = "left out" if labeling.leave_out else "unlabeled"
-    note = f"{count:,} images of {', '.join(sorted(gone)[:12])} are {fate}"
+    notes.append(f"{count:,} images of {', '.join(sorted(gone)[:12])} are {fate}")
     if labeling.leave_out:
         left = {item.name: f"label `{item.class_name}` is no class" for item in items if item.class_name in gone}
-        return Told([item for item in items if item.name not in left], left, (note,))
+        return Told([item for item in items if item.name not in left], left, tuple(notes))
     kept = [replace(item, class_name=None) if item.class_name in gone else item for item in items]
-    return Told(kept, {}, (note,))
+    return Told(kept, {}, tuple(notes))

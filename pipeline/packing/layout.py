@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import shlex
-import unicodedata
 from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 
 from pipeline.config import Split
 from pipeline.errors import UserError
 from pipeline.packing.by_table import advice_for_table, has_other_labels
-from pipeline.packing.item import Item, normal, sample_key
+from pipeline.packing.item import Item, check_printable, normal, sample_key
 from pipeline.packing.source import Source
 from pipeline.packing.split_folders import Place, places_by_folders, splits_among
 from pipeline.packing.tables import TABLES
-
-_UNLISTED = {"Cc", "Cs", "Zl", "Zp"}
-"""Line breaks, other control characters, and bytes that are not UTF-8, by their categories in Unicode."""
 
 Command = Callable[[Path, Split], str]
 """The command that does with a folder, as images of a split, what the user wants to do with SOURCE."""
@@ -74,9 +70,7 @@ def arrange(
             raise UserError(f"{source.path}: {items[key].name} and {name} would share the key `{key}`; rename one")
         class_name = None if place.class_name is None else as_known.get(place.class_name, place.class_name)
         items[key] = Item(name, key, class_name, place.split, place.origin)
-    for folder in {item.class_name for item in items.values() if item.class_name}:
-        if _UNLISTED & {unicodedata.category(letter) for letter in folder}:  # no classes file could list it
-            raise UserError(f"{source.path}: class folder {folder!r} has an unprintable name; rename it")
+    check_printable(source.path, {item.class_name for item in items.values()})
     return [items[key] for key in sorted(items)]
 
 
@@ -128,7 +122,7 @@ def _refuse_splits(
         raise UserError(
             f"{source.path} holds {', '.join(sorted(found))}, which look like splits and not classes{clear}; pack "
             "each by itself, or name them in --classes if they are classes:\n"
-            f"{_split_commands(root, found, folders, nested, command)}"
+            f"{_split_commands(root, found, folders, _without_labels(paths, depth, found, known), command)}"
         )
     below = {parts[depth + 1] for parts in paths if len(parts) > depth + 2}
     if len(set((found := splits_among(below, set())).values())) > 1:
@@ -155,13 +149,24 @@ def _repeated(paths: Sequence[Sequence[str]], depth: int) -> set[str]:
     return first if len(inside) > 1 and len(first) > 1 and all(one == first for one in inside.values()) else set()
 
 
-def _split_commands(root: Path, found: dict[str, Split], folders: set[str], nested: set[str], command: Command) -> str:
+def _without_labels(paths: Sequence[Sequence[str]], depth: int, found: dict[str, Split], known: set[str]) -> set[str]:
+    """The split folders with images in no class folder, or in folders that no train folder has, as in test/unknown."""
+    inside: dict[str, set[str]] = {folder: set() for folder in found}
+    for parts in paths:
+        if parts[depth] in found:
+            inside[parts[depth]].add(parts[depth + 1] if len(parts) > depth + 2 else "")
+    train = [inside[folder] for folder, split in found.items() if split == "labeled"]
+    classes = set().union(known, *train) - {""}
+    return {folder for folder, names in inside.items() if "" in names or (train and not names <= classes)}
+
+
+def _split_commands(root: Path, found: dict[str, Split], folders: set[str], bare: set[str], command: Command) -> str:
     if not root.is_dir():
         return f"  extract {root}, then pack each folder"
     classes = folders - found.keys()
     lines = []
     for folder, called in sorted(found.items()):
-        split = called if folder in nested else "unlabeled"  # images in no class folder have no labels
+        split = "unlabeled" if folder in bare else called
         if split == "unlabeled" and classes:  # the classes beside it are then a folder of classes
             aside = root.with_name(f"{root.name}-{folder}")
             lines.append(f"mv {shlex.quote(str(root / folder))} {shlex.quote(str(aside))}")

@@ -98,4 +98,8 @@ def note_of_splits(images: Images, splits: U8Array) -> tuple[str, ...]:
         f"{origin} ({', '.join(f'{n:,} {split}' for split, n in counts.most_common())})"
         for (_, origin), counts in sorted(told.items())
     ]
-    return (f"SOURCE has splits of its own: {', '.join(lines)}",) if len(told) > 1 else ()
+    return (
+        (f"SOURCE has splits of its own: {', '.join(lines)}",)
+        if told.keys() - {("labeled", origin) for _, origin in told}
+        else ()
+    )

@@ -88,7 +88,7 @@ def pack(
         recovered = recover(out)
         manifest = read_manifest(out) if (out / MANIFEST).exists() else None
         fixed = _known_classes(manifest, classes, out)
-        options = _options(classes, value_range, zip_encoding, bad_images)
+        options = _options(classes, shard_size, value_range, zip_encoding, bad_images)
         again = "" if command else _again(source, out, split, carve, f"{options}{labeling.options()}")
         command = command or functools.partial(_pack_command, out, options)
         told = tell_apart(
@@ -179,10 +179,15 @@ def _pack_command(out: Path, options: str, folder: Path, split: Split) -> str:
 
 
 def _options(
-    classes: Path | None, value_range: ValueRange | str | None, zip_encoding: str | None, bad_images: BadImages
+    classes: Path | None,
+    shard_size: int,
+    value_range: ValueRange | str | None,
+    zip_encoding: str | None,
+    bad_images: BadImages,
 ) -> str:
     """What is to be typed again beside SOURCE, --out and --split."""
-    given = {"--classes": classes, "--value-range": value_range, "--zip-encoding": zip_encoding}
+    size = shard_size if shard_size != SHARD_SIZE else None
+    given = {"--classes": classes, "--shard-size": size, "--value-range": value_range, "--zip-encoding": zip_encoding}
     values = [f" {option} {shlex.quote(str(value))}" for option, value in given.items() if value is not None]
     return "".join([*values, " --skip-bad-images" * (bad_images == "skip")])
 

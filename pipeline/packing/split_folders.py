@@ -60,7 +60,9 @@ def _splits_above(paths: Sequence[Sequence[str]], depth: int, known: set[str]) -
             return None
         else:
             places.append(Place(split, top, inside[0]))
-    return places if _are_classes({place.class_name for place in places} - {None}, known) else None
+    classes = {place.class_name for place in places if place.split in (None, "labeled")}
+    others = {place.class_name for place in places if place.class_name is not None} - classes - known
+    return places if not others and _are_classes(classes, known) else None
 
 
 def _splits_below(paths: Sequence[Sequence[str]], depth: int) -> list[Place] | None:

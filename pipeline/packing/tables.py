@@ -82,7 +82,7 @@ def parse_table(name: str, data: bytes) -> Table:
         encoding, text = "latin-1", data.decode("latin-1")
     if "\0" in text:
         raise UserError(f"{name} is no text; save it as CSV in UTF-8")
-    rows = _json_rows(name, text) if text.lstrip()[:1] == "{" else _csv_rows(name, text)
+    rows = _json_rows(name, text) if text.lstrip()[:1] in ("{", "[") else _csv_rows(name, text)
     if not rows:
         raise UserError(
             f"{name} has no rows of labels; it needs a first line with names of columns, then one per image"
@@ -127,15 +127,18 @@ def _delimiter(text: str) -> str:
 
 def _json_rows(name: str, text: str) -> list[Row]:
     rows = []
-    for number, line in enumerate(text.splitlines(), start=1):
-        if not line.strip():
-            continue
+    lines = [text] if text.lstrip()[:1] == "[" else text.splitlines()
+    values: list[object] = []
+    for number, line in enumerate(lines, start=1):
         try:
-            found = json.loads(line)
+            values.append(json.loads(line) if line.strip() else {})
         except ValueError as error:
             raise UserError(f"{name}, line {number}, is not JSON: {error}; write one object per line") from error
+    for number, found in enumerate(values[0] if isinstance(values[0], list) else values, start=1):
         if not isinstance(found, dict):
-            raise UserError(f"{name}, line {number}, is no JSON object; write one per line")
+            raise UserError(f"{name}, line {number}, is no JSON object; write one per image")
+        if not found:
+            continue
         plain = {key: value for key, value in found.items() if not isinstance(value, dict | list)}
         rows.append(Row(number, {k.strip(): "" if v is None else str(v).strip() for k, v in plain.items()}))
     return rows

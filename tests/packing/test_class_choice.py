@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from support.images import left_out_of, png, write_files
+from support.images import class_files, left_out_of, png, write_files
 
 from pipeline.config import Data
 from pipeline.errors import UserError
@@ -48,6 +48,25 @@ def test_labels_that_are_no_classes_become_strangers_or_are_left_out(tmp_path: P
     assert all_of_them.num_samples == {"labeled": 32, "unlabeled": 40, "val": 8}  # the pool has strangers only
     with pytest.raises(UserError, match=r"--drop: no image has the label `Othr`; did you mean `Other`"):
         pack(source, tmp_path / "x", labeling=Labeling(table="labels.csv", drop=("Othr",)))
+
+
+def test_one_of_several_sources_may_lack_some_of_the_labels(tmp_path: Path) -> None:
+    labeling = Labeling(keep=("cat", "dog", "emu"))
+    out = tmp_path / "out"
+    pack(write_files(tmp_path / "in", class_files(3)), out, labeling=labeling)
+    more = write_files(tmp_path / "more", {**class_files(2, "cat owl", first=9000)})
+    report = pack(more, out, labeling=labeling)
+    assert report.num_samples == {"labeled": 2, "unlabeled": 2}
+    report = pack(more, tmp_path / "x", split="labeled", labeling=Labeling(keep=("cat", "owl", "ox")))
+    assert any(note.startswith("--keep-classes: no image has the label `ox`") for note in report.notes)
+
+
+@pytest.mark.parametrize("name", ["two\nlines", "bell\a"])
+def test_a_label_that_no_classes_file_could_hold_is_refused(tmp_path: Path, name: str) -> None:
+    rows = f'image,label\n0,"{name}"\n1,dog\n'.encode()
+    source = write_files(tmp_path / "in", {"0.png": png(0), "1.png": png(1), "labels.csv": rows})
+    with pytest.raises(UserError, match="unprintable name"):
+        pack(source, tmp_path / "out", labeling=Labeling(table="labels.csv"))
 
 
 def test_classes_of_folders_are_dropped_too(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 from pathlib import Path
 
 import numpy as np
@@ -98,6 +99,43 @@ def test_newly_labeled_images_leave_the_unlabeled_split(tmp_path: Path) -> None:
     pack(write_files(tmp_path / "val", {k: v for k, v in files.items() if k.endswith("5.png")}), out, split="val")
     assert used(out) == {"labeled": 6, "unlabeled": 21, "val": 3}
     assert verify(out).problems == ()
+
+
+def test_a_kill_between_two_writes_leaves_every_image_in_one_split(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Killed(BaseException):
+        pass
+
+    files, replace, left = class_files(4), os.replace, 0
+
+    def dying(source: Path, target: Path) -> None:
+        nonlocal left
+        left -= 1
+        if left == 0:
+            raise Killed
+        replace(source, target)
+
+    crawl = write_files(tmp_path / "crawl", {name.replace("/", "-"): data for name, data in files.items()})
+    labeled = write_files(tmp_path / "labeled", {name: data for name, data in files.items() if name.endswith("3.png")})
+    monkeypatch.setattr("pipeline.packing.staging.os.replace", dying)
+    killed = 0
+    for moment in range(1, 12):
+        out, left = tmp_path / f"out{moment}", 0
+        pack(crawl, out, split="unlabeled")
+        left = moment
+        try:
+            pack(labeled, out, split="labeled")
+        except Killed:
+            killed += 1
+            left = 0
+            opened = {split: open_split(Data(root=out), split) for split in used(out)}  # type: ignore[arg-type]
+            check_disjoint(opened)  # type: ignore[arg-type]
+            assert sum(map(len, opened.values())) == 12
+            pack(labeled, out, split="labeled")
+        assert used(out) == {"labeled": 3, "unlabeled": 9}
+        assert verify(out).problems == ()
+    assert killed >= 3
 
 
 def test_labels_of_a_shard_whose_images_moved_are_not_those_of_before(tmp_path: Path) -> None:

@@ -74,7 +74,7 @@ def test_folders_that_are_splits_are_taken_for_them_and_told(tmp_path: Path, lay
         again = pack(source, out)
         assert (again.num_samples, again.num_present) == ({}, sum(sizes.values()))
         told = [note for note in report.notes if note.startswith("SOURCE has splits of its own")]
-        assert len(told) == (layout != "classes beside a pool")
+        assert len(told) == 1
 
 
 def test_val_is_carved_from_train_if_there_is_none(tmp_path: Path) -> None:
@@ -101,6 +101,7 @@ def test_train_alone_is_no_split(tmp_path: Path) -> None:
 UNCLEAR: dict[str, Tree] = {
     "a split beside a class": {**below("train", 2, 0), **class_files(2, "bus", first=5000)},
     "a flat test": {**below("train", 2, 0), "test/1.png": png(5001), "test/2.png": png(5002)},
+    "a test of no class": {**below("train", 2, 0), "test/unknown/1.png": png(5001), "test/unknown/2.png": png(5002)},
     "splits beside another folder": {**below("train", 2, 0), **below("test", 2, 5000), **below("all/train", 2, 0)},
     "test and classes": {**class_files(2, CATS), **below("test", 2, 5000)},
 }

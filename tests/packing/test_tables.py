@@ -53,6 +53,7 @@ FORMS: dict[str, bytes] = {
     "backslashes": table([ROWS[0], *((f".\\images\\{name}.PNG", label) for name, label in ROWS[1:])]),
     "quotes": table([ROWS[0], *((f'"{name}"', f'"{label}"') for name, label in ROWS[1:])]),
     "other columns": table([("label", "age", "photo"), *((label, "3", f"{name}.png") for name, label in ROWS[1:])]),
+    "json": json.dumps([{"image": name, "label": label} for name, label in ROWS[1:]]).encode(),
     "json lines": "\n".join(
         json.dumps({"file_name": f"{name}.png", "label": label or None, "box": [1, 2]}) for name, label in ROWS[1:]
     ).encode(),
