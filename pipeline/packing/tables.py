@@ -5,11 +5,12 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from pipeline.errors import UserError, did_you_mean
 from pipeline.packing.archives import read_regular
@@ -148,39 +149,39 @@ class ImageNames:
     """The images of a SOURCE by what a table may call them: with or without folders, with or without extension."""
 
     def __init__(self, names: Iterable[str]) -> None:
-        self._by_stem: dict[str, list[str]] = {}
+        self._by_stem: dict[str, list[tuple[str, tuple[str, ...]]]] = {}
         for name in names:
-            self._by_stem.setdefault(PurePosixPath(_plain(name)).stem.casefold(), []).append(name)
+            parts = _parts(name)
+            self._by_stem.setdefault(os.path.splitext(parts[-1])[0].casefold(), []).append((name, parts))
 
     def find(self, value: str) -> tuple[str, ...]:
         """The images that a value may mean: none, one, or all of several that it does not tell apart."""
-        parts = PurePosixPath(_plain(value).replace("\\", "/")).parts
-        parts = tuple(part for part in parts if part not in (".", "..", "/"))
+        parts = _parts(value)
         if not parts:
             return ()
-        last = parts[-1]
-        found = self._by_stem.get(PurePosixPath(last).stem.casefold(), []) + (
-            self._by_stem.get(last.casefold(), []) if PurePosixPath(last).suffix else []
-        )
-        scored = [(score, name) for name in found if (score := _agreement(parts, PurePosixPath(_plain(name))))]
+        stem, extension = os.path.splitext(parts[-1])
+        found = self._by_stem.get(stem.casefold(), [])
+        if extension:  # or a dot in a name without extension
+            found = [*found, *self._by_stem.get(parts[-1].casefold(), ())]
+        scored = [(score, name) for name, image in found if (score := _agreement(parts, image))]
         best = max((score for score, _ in scored), default=None)
         return tuple(name for score, name in scored if score == best)
 
 
-def _agreement(parts: tuple[str, ...], image: PurePosixPath) -> tuple[bool, bool, bool, int] | None:
-    """How well a value fits an image, the more the greater; None if it means another one.
+def _parts(path: str) -> tuple[str, ...]:
+    plain = unicodedata.normalize("NFC", path).replace("\\", "/")
+    return tuple(part for part in plain.split("/") if part not in ("", ".", ".."))
+
+
+def _agreement(value: tuple[str, ...], image: tuple[str, ...]) -> tuple[bool, bool, bool, int] | None:
+    """How well the parts of a value fit those of an image, the more the greater; None if it means another one.
 
     The folders of one must be the last folders of the other. An extension that is given must be there.
     """
-    same, last = parts[-1] == image.name, parts[-1].casefold()
-    if not same and last not in (image.name.casefold(), image.stem.casefold()):
+    last, name, stem = value[-1], image[-1], os.path.splitext(image[-1])[0]
+    if last.casefold() not in (name.casefold(), stem.casefold()):
         return None
-    ours, theirs = image.parts[:-1], parts[:-1]
-    count = min(len(ours), len(theirs))
-    if count and ours[-count:] != theirs[-count:]:
+    count = min(len(value), len(image)) - 1
+    if count and value[-count - 1 : -1] != image[-count - 1 : -1]:
         return None
-    return same, parts[-1] in (image.name, image.stem), len(ours) == len(theirs), count
-
-
-def _plain(name: str) -> str:
-    return unicodedata.normalize("NFC", name)
+    return last == name, last in (name, stem), len(value) == len(image), count
