@@ -92,14 +92,11 @@ def note_of_splits(images: Images, splits: U8Array) -> tuple[str, ...]:
     """What SOURCE called the splits that were taken from it, and what became of each."""
     told: dict[tuple[str, str], Counter[str]] = {}
     for item, split in zip(images.items, splits.tolist(), strict=True):
-        if item.split is not None:
-            told.setdefault((item.split, item.origin), Counter())[SPLITS[split]] += 1
+        told.setdefault((item.split or "", item.origin), Counter())[SPLITS[split]] += 1
+    if not {split for split, _ in told} - {"labeled", ""}:
+        return ()
     lines = [
-        f"{origin} ({', '.join(f'{n:,} {split}' for split, n in counts.most_common())})"
+        f"{origin or 'without one'} ({', '.join(f'{n:,} {split}' for split, n in counts.most_common())})"
         for (_, origin), counts in sorted(told.items())
     ]
-    return (
-        (f"SOURCE has splits of its own: {', '.join(lines)}",)
-        if told.keys() - {("labeled", origin) for _, origin in told}
-        else ()
-    )
+    return (f"SOURCE has splits of its own: {', '.join(lines)}",)

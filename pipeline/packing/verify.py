@@ -51,7 +51,8 @@ def verify(folder: Path, *, workers: int = 0, progress: Progress | None = None) 
     problems += _listed_twice(manifest)
     problems += _overlaps(manifest, indexes)
     problems += _strangers(folder, manifest)
-    return VerifyReport(tuple(problems), len(manifest.shards), sum(map(len, indexes.values())))
+    num_used = sum(len(_used(entry, indexes[entry.name])) for entry in manifest.shards if entry.name in indexes)
+    return VerifyReport(tuple(problems), len(manifest.shards), num_used)
 
 
 def _check_shard(folder: Path, entry: ShardEntry, index: Index, classes: tuple[str, ...]) -> Iterator[str]:

@@ -98,7 +98,8 @@ def test_newly_labeled_images_leave_the_unlabeled_split(tmp_path: Path) -> None:
     assert used(out) == {"labeled": 6, "unlabeled": 24}
     pack(write_files(tmp_path / "val", {k: v for k, v in files.items() if k.endswith("5.png")}), out, split="val")
     assert used(out) == {"labeled": 6, "unlabeled": 21, "val": 3}
-    assert verify(out).problems == ()
+    report_of_all = verify(out)
+    assert (report_of_all.problems, report_of_all.num_samples) == ((), 30)
 
 
 def test_a_kill_between_two_writes_leaves_every_image_in_one_split(

@@ -221,7 +221,8 @@ def test_a_split_column_is_taken_when_it_is_named_and_told_when_it_is_not(tmp_pa
     source = write_files(tmp_path / "in", {**MANY, "labels.csv": table(SPLITS)})
     report = pack(source, tmp_path / "out", labeling=Labeling(table="labels.csv", split_column="split"))
     assert report.num_samples == {"labeled": 40, "val": 20, "test": 20}
-    assert any("train (20 labeled)" in note for note in report.notes)
+    told = "without one (20 labeled), train (20 labeled), test (20 test), validation (20 val)"
+    assert f"SOURCE has splits of its own: {told}" in report.notes
     carve = Carve(num_labeled=10, val_fraction=None)
     labeling = Labeling(table="labels.csv", split_column="split")
     report = pack(source, tmp_path / "carved", labeling=labeling, carve=carve)
