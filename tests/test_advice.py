@@ -30,6 +30,7 @@ from pipeline.starter.plan import starting_config
 TRIED = {
     "selftrain pack IMAGES --out {} --split {}": "test_a_missing_split_is_packed_by_the_command",
     "selftrain pack IMAGES --out {}": "test_a_missing_manifest_is_written_by_the_command",
+    "selftrain pack {} --out {}{}{}": "test_labels_in_a_table_are_refused_with_the_command_that_reads_them",
     "selftrain pack {} --out {} --split {}{}": "test_splits_are_no_classes_and_the_commands_pack_each",
     "selftrain evaluate {} {} --split {}": "test_the_commands_of_messages_are_those_of_evaluate",
     "selftrain init DATA > {}": "test_a_missing_config_is_written_by_the_command",

@@ -31,7 +31,8 @@ from pipeline.errors import UserError
 
 METRICS = {"top1", "top5", "nll", "ece", "num_samples"}
 VERBS = {
-    "pack": "SOURCE --out --split --shard-size --classes --labels --val-fraction --test-fraction --seed "
+    "pack": "SOURCE --out --split --shard-size --classes --labels-csv --image-column --label-column --split-column "
+    "--drop --keep-classes --leave-out --labels --proportional --val-fraction --test-fraction --seed "
     "--skip-bad-images --skip-duplicates --value-range --zip-encoding --workers",
     "verify": "DIR",
     "init": "DIR",
@@ -110,10 +111,10 @@ def test_labels_and_split_together_are_refused(tmp_path: Path) -> None:
         selftrain("pack", tmp_path, "--out", tmp_path / "out", "--labels", "10", "--split", "val")
 
 
-@pytest.mark.parametrize("option", ["--val-fraction", "--test-fraction", "--seed"])
-def test_options_of_a_carve_are_refused_without_one(tmp_path: Path, option: str) -> None:
-    with pytest.raises(UserError, match=rf"{option} 0(\.0)?: without --labels N nothing is carved"):
-        selftrain("pack", tmp_path, "--out", tmp_path / "out", option, "0")
+@pytest.mark.parametrize("options", [["--seed", "0"], ["--proportional"]])
+def test_options_of_a_carve_are_refused_without_one(tmp_path: Path, options: list[str]) -> None:
+    with pytest.raises(UserError, match=rf"{' '.join(options)}: without --labels N nothing is carved"):
+        selftrain("pack", tmp_path, "--out", tmp_path / "out", *options)
 
 
 def test_names_with_brackets_are_shown_as_they_are(tmp_path: Path) -> None:

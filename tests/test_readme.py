@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from support.command import ROOT, environment
-from support.images import class_files, write_files
+from support.images import class_files, png, write_files
 from support.waiting import LIMIT_S
 from typer.core import TyperGroup
 from typer.main import get_command
@@ -120,8 +120,12 @@ def test_the_runnable_commands_of_the_readme_run(tmp_path: Path) -> None:
     write_files(tmp_path / "crawl", class_files(5, "x y", first=20_000))
     write_files(tmp_path / "val", class_files(3, "cat dog", first=30_000))
     write_files(tmp_path / "test", class_files(3, "cat dog", first=40_000))
+    labels = ["T-Shirt", "Pants", "Not sure", "Other"]
+    rows = "".join(f"{number},{labels[number % 4]}\n" for number in range(200))
+    clothes = {f"images/{number}.png": png(50_000 + number) for number in range(200)}
+    write_files(tmp_path / "clothes", {**clothes, "labels.csv": f"image,label\n{rows}".encode()})
     blocks = RUNNABLE.findall((ROOT / "README.md").read_text())
-    assert len(blocks) == 2
+    assert len(blocks) == 3
     script = f'set -eu\nselftrain() {{ "{sys.executable}" -m flows.cli "$@"; }}\n' + "\n".join(blocks)
     how = {"cwd": tmp_path, "env": environment(), "capture_output": True, "text": True, "timeout": LIMIT_S}
     done = subprocess.run(["bash", "-c", script], **how)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.table import Table
@@ -16,29 +16,56 @@ from pipeline.errors import UserError
 
 if TYPE_CHECKING:
     from pipeline.config import Split
-    from pipeline.packing.pack import PackReport
+    from pipeline.packing.outcome import PackReport
 
 
 @app.command()
 def pack(
-    source: Annotated[Path, typer.Argument(metavar="SOURCE", help="Folder of class folders, flat folder, tar or zip.")],
+    source: Annotated[
+        Path, typer.Argument(metavar="SOURCE", help="Folder, tar, zip or .tgz of images, or Parquet files.")
+    ],
     out: OutOption,
     split: Annotated[
-        str | None, typer.Option(callback=check_split, help="labeled, unlabeled, val or test.", show_default="labeled")
+        str | None,
+        typer.Option(
+            callback=check_split, help="labeled, unlabeled, val or test.", show_default="SOURCE's own, else labeled"
+        ),
     ] = None,
     shard_size: Annotated[int, typer.Option(min=1, help="At most this many images per shard.")] = 10_000,
     classes: Annotated[Path | None, typer.Option(help="Text file of class names in the order of their ids.")] = None,
-    labels: Annotated[int | None, typer.Option(min=1, help="Carve: keep this many labels in total.")] = None,
+    labels_csv: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Table of labels (CSV, TSV, JSON lines), on disk or in SOURCE.")
+    ] = None,
+    image_column: Annotated[
+        str | None, typer.Option(help="Its column of images.", show_default="what is clear")
+    ] = None,
+    label_column: Annotated[
+        str | None, typer.Option(help="Its column of labels.", show_default="what is clear")
+    ] = None,
+    split_column: Annotated[str | None, typer.Option(help="Its column of splits, if these are to be taken.")] = None,
+    drop: Annotated[
+        str | None, typer.Option(metavar="A,B", help="Labels that are no classes: their images are unlabeled.")
+    ] = None,
+    keep_classes: Annotated[
+        str | None, typer.Option(metavar="A,B", help="The labels that are classes: other images are unlabeled.")
+    ] = None,
+    leave_out: Annotated[bool, typer.Option(help="Leave the images of other labels out.")] = False,
+    labels: Annotated[
+        str | None, typer.Option(metavar="N", help="Carve: keep this many labels in total, or all that are left.")
+    ] = None,
+    proportional: Annotated[
+        bool, typer.Option(help="Carve: draw labels as the classes are in SOURCE, not evenly.")
+    ] = False,
     val_fraction: Annotated[
-        float | None, typer.Option(min=0, max=1, help="Carve: share of SOURCE for validation.", show_default="0.1")
+        float | None, typer.Option(min=0, max=1, help="Carve: share of the labels for validation.", show_default="0.1")
     ] = None,
     test_fraction: Annotated[
-        float | None, typer.Option(min=0, max=1, help="Carve: share of SOURCE for test.", show_default="0")
+        float | None, typer.Option(min=0, max=1, help="Carve: share of the labels for test.", show_default="0")
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Carve: seed of the draw.", show_default="0")] = None,
     skip_bad_images: Annotated[bool, typer.Option(help="Leave undecodable images out and list them.")] = False,
     skip_duplicates: Annotated[
-        bool, typer.Option(help="Leave images out that another split of DIR holds, and list them.")
+        bool, typer.Option(help="Leave images out that equal another one, and list them; labeled ones stay.")
     ] = False,
     value_range: Annotated[
         str | None,
@@ -52,34 +79,63 @@ def pack(
     [bold]Example[/bold]: selftrain pack photos/ --out shards/birds --labels 400 --val-fraction 0.1 --test-fraction 0.1
     """
     from pipeline.packing.carve import Carve
+    from pipeline.packing.labeling import Labeling, split_names
     from pipeline.packing.pack import pack as pack_images
     from pipeline.shards.values import parse_range
 
-    given = {"--val-fraction": val_fraction, "--test-fraction": test_fraction, "--seed": seed}
+    carved = {"--labels": labels, "--val-fraction": val_fraction, "--test-fraction": test_fraction}
+    given = [option for option, value in carved.items() if value is not None]
     carve = None
-    if labels is not None:
+    if given:
         if split is not None:
-            raise UserError("--labels carves all splits from one source; leave --split out")
-        val = 0.1 if val_fraction is None else val_fraction
-        carve = Carve(num_labeled=labels, val_fraction=val, test_fraction=test_fraction or 0.0, seed=seed or 0)
-    elif unused := [f"{option} {value}" for option, value in given.items() if value is not None]:
-        raise UserError(f"{' and '.join(unused)}: without --labels N nothing is carved; add it, or leave this out")
+            raise UserError(f"{given[0]} carves all splits from one source; leave --split out")
+        if proportional and labels is None:
+            raise UserError("--proportional draws a number of labels; add --labels N, or leave this out")
+        carve = Carve(
+            num_labeled=_number_of_labels(labels or "all"),
+            proportional=proportional,
+            val_fraction=val_fraction,
+            test_fraction=test_fraction or 0.0,
+            seed=seed or 0,
+        )
+    elif seed is not None or proportional:
+        option = f"--seed {seed}" if seed is not None else "--proportional"
+        raise UserError(f"{option}: without --labels N nothing is carved; add it, or leave this out")
+    labeling = Labeling(
+        table=labels_csv,
+        image_column=image_column,
+        label_column=label_column,
+        split_column=split_column,
+        drop=split_names(drop),
+        keep=split_names(keep_classes),
+        leave_out=leave_out,
+    )
     with _bar("packing") as progress:
         report = pack_images(
             source,
             out,
-            split=None if carve else as_split(split or "labeled"),
+            split=as_split(split) if split else None,
             shard_size=shard_size,
             classes=classes,
             carve=carve,
             bad_images="skip" if skip_bad_images else "error",
             skip_duplicates=skip_duplicates,
+            labeling=labeling,
             value_range=parse_range(value_range) if value_range is not None else None,
             zip_encoding=zip_encoding,
             workers=workers,
             progress=progress,
         )
     _print_pack(report)
+
+
+def _number_of_labels(text: str) -> int | Literal["all"]:
+    if text == "all":
+        return "all"
+    try:
+        return int(text)
+    except ValueError as error:
+        raise UserError(f"--labels {text} is no number; give one, or all") from error
 
 
 @app.command()
@@ -148,11 +204,17 @@ def _print_pack(report: PackReport) -> None:
         table.add_row(split, f"{count:,}")
     console.print(table if report.num_samples else f"{report.out}: nothing added")
     notes = [
+        *((True, note) for note in report.notes),
+        (
+            bool(report.num_moved),
+            f"{report.num_moved:,} images were unlabeled before and have left that split; runs label the rest anew",
+        ),
+        (bool(report.fewer_labels), _fewer(report)),
         (bool(report.num_present), f"{report.num_present:,} images were packed before"),
         (bool(report.classes), f"{len(report.classes)} classes: {', '.join(report.classes[:12])}"),
         (bool(report.ignored), "ignored: " + ", ".join(f"{n} {kind}" for kind, n in report.ignored.items())),
         (bool(report.skipped), f"skipped {len(report.skipped)} bad images, such as {_first(report.skipped.values())}"),
-        (bool(report.elsewhere), f"left out {len(report.elsewhere)} images that another split holds"),
+        (bool(report.elsewhere), f"left out {len(report.elsewhere)} images that equal another one"),
         (report.left_out is not None, f"{report.left_out} lists every file that was left out"),
         (report.value_range is not None, _scaled(report)),
         (bool(report.odd_metadata), f"{report.odd_metadata} images have damaged metadata; their pixels are there"),
@@ -163,7 +225,11 @@ def _print_pack(report: PackReport) -> None:
             f"classes that differ in case or white space alone: {', '.join(report.look_alikes[:6])}; if they are one, "
             "rename one and pack again",
         ),
-        (bool(report.num_duplicates), f"{report.num_duplicates} images equal an earlier one; they share a split"),
+        (bool(report.num_duplicates), f"{report.num_duplicates} images of SOURCE equal another one of it"),
+        (
+            report.duplicates is not None,
+            f"{report.duplicates} lists equal images that share a split; --skip-duplicates leaves all but one out",
+        ),
         (
             bool(report.conflicts),
             f"{len(report.conflicts)} images appear in several classes; a carve leaves them unlabeled",
@@ -184,6 +250,14 @@ def _print_pack(report: PackReport) -> None:
 def _scaled(report: PackReport) -> str:
     low, high = report.values_found
     return f"values were scaled: {report.value_range} became black and white; there are values from {low:g} to {high:g}"
+
+
+def _fewer(report: PackReport) -> str:
+    some = [f"{name} {number}" for name, number in sorted(report.fewer_labels.items(), key=lambda one: one[1])]
+    more = f" and {len(some) - 8} more" if len(some) > 8 else ""
+    return (
+        f"fewer labels than an even share, as all that val and test leave of a rare class: {', '.join(some[:8])}{more}"
+    )
 
 
 def _first(values: Iterable[str]) -> str:

@@ -18,7 +18,8 @@ from PIL import Image
 
 from pipeline.errors import EXIT_USER_ERROR, UserError
 from pipeline.packing.carve import Carve
-from pipeline.packing.pack import SHARD_SIZE, PackReport, pack
+from pipeline.packing.outcome import PackReport
+from pipeline.packing.pack import SHARD_SIZE, pack
 
 NUM_LABELED = 100
 VAL_FRACTION = 0.2

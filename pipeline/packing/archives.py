@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import bz2
 import contextlib
+import gzip
+import lzma
 import os
+import shutil
 import stat
+import tarfile
+import tempfile
 import threading
 import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import IO, Protocol, cast
 
 from pipeline.errors import UserError
+from pipeline.shards.magic import HEAD
 from pipeline.shards.tar import inside_path, open_shard, walk
 
+COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ")  # gzip, bzip2, xz
 _UTF8 = 0x800
 """The flag of a zip member whose name is in UTF-8."""
 
@@ -83,6 +92,44 @@ def open_tar(path: Path) -> Iterator[Files]:
             return _within(os.pread(descriptor, min(size, limit if cut else limit + 1), offset), limit, name)
 
         yield Files(tuple(places), read)
+
+
+@contextlib.contextmanager
+def open_compressed_tar(path: Path) -> Iterator[Files]:
+    """The files of a tar in gzip, bzip2 or xz: it is decompressed into a temporary file, since images are read twice.
+
+    Raises:
+        UserError: it is damaged, no tar, or larger than the temporary folder has room for; or as `open_tar` does.
+    """
+    with tempfile.TemporaryDirectory(prefix="selftrain-") as folder:
+        tar = Path(folder) / "decompressed.tar"
+        try:
+            with _decompressed(path) as source, open(tar, "wb") as target:
+                head = source.read(HEAD)
+                tarfile.TarInfo.frombuf(head, "utf-8", "surrogateescape")
+                target.write(head)
+                shutil.copyfileobj(source, target, 1 << 20)
+        except tarfile.HeaderError as error:
+            raise UserError(f"{path} is compressed and no tar inside; decompress it first") from error
+        except (EOFError, lzma.LZMAError, zlib.error, gzip.BadGzipFile) as error:
+            raise UserError(f"{path} is damaged: {error}; copy it again") from error
+        except OSError as error:
+            raise UserError(
+                f"{path} cannot be decompressed into {folder}: {error.strerror or error}; set TMPDIR to a folder with "
+                "room for all of it, or decompress it yourself and give the tar"
+            ) from error
+        try:
+            with open_tar(tar) as files:
+                yield files
+        except UserError as error:
+            raise UserError(str(error).replace(str(tar), str(path))) from error
+
+
+def _decompressed(path: Path) -> IO[bytes]:
+    head = read_regular(path, HEAD, cut=True)
+    if head.startswith(b"\x1f\x8b"):
+        return cast(IO[bytes], gzip.open(path))
+    return bz2.open(path) if head.startswith(b"BZh") else lzma.open(path)
 
 
 @contextlib.contextmanager

@@ -2,44 +2,31 @@
 
 from __future__ import annotations
 
-import os
-import re
 import shlex
-import unicodedata
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 
 from pipeline.config import Split
 from pipeline.errors import UserError
+from pipeline.packing.by_table import advice_for_table, has_other_labels
+from pipeline.packing.item import Item, check_printable, normal, sample_key
 from pipeline.packing.source import Source
-from pipeline.packing.tables import TABLES, Command, advice_for_table, has_other_labels
+from pipeline.packing.split_folders import Place, places_by_folders, splits_among
+from pipeline.packing.tables import TABLES
 
-_UNLISTED = {"Cc", "Cs", "Zl", "Zp"}
-"""Line breaks, other control characters, and bytes that are not UTF-8, by their categories in Unicode."""
-_WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+")
-_PLAIN = re.compile(r"[A-Za-z0-9_/ -]+")
-_SPLIT_WORDS: dict[str, Split] = {
-    **dict.fromkeys(("train", "training", "trainval", "labeled", "labelled", "extra"), "labeled"),
-    **dict.fromkeys(("val", "valid", "validation", "dev", "eval", "evaluation", "holdout"), "val"),
-    **dict.fromkeys(("test", "testing"), "test"),
-    **dict.fromkeys(("unlabeled", "unlabelled", "unsup", "unsupervised"), "unlabeled"),
-}
-_ALSO_CLASSES = {"train", "extra", "dev"}
-"""Words that may be classes (a train is a vehicle), unless other folders beside them or below them tell otherwise."""
-
-
-@dataclass(frozen=True)
-class Item:
-    """An image of a SOURCE with its place in a shard."""
-
-    name: str
-    key: str
-    class_name: str | None
+Command = Callable[[Path, Split], str]
+"""The command that does with a folder, as images of a split, what the user wants to do with SOURCE."""
 
 
 def arrange(
-    source: Source, *, labeled: bool, known: Sequence[str], command: Command, trusted: bool = False
+    source: Source,
+    *,
+    labeled: bool,
+    known: Sequence[str],
+    command: Command,
+    again: str = "",
+    trusted: bool = False,
+    own_splits: bool = False,
 ) -> list[Item]:
     """Give every image its key and, when `labeled`, its class: the first folder below the class root.
 
@@ -52,7 +39,9 @@ def arrange(
         labeled: Whether images have classes.
         known: Names of classes that exist already.
         command: Writes the commands that error messages propose.
+        again: The command that was typed; empty if it was another verb's.
         trusted: Whether the user has named the classes, so that folders called like splits are classes.
+        own_splits: Whether folders that are splits beyond doubt are taken for them.
 
     Raises:
         UserError: two images with one key, an image outside the class folders, folders that look like splits, or one
@@ -65,50 +54,24 @@ def arrange(
         if paths[0][depth] in as_known:
             break
         depth += 1
-    if labeled:
+    if not labeled:
+        places = [Place(None, "", None)] * len(paths)
+    else:
         _refuse_shard(source)
-        _refuse_flat(source, paths, depth, set(as_known), command)
-        if not trusted:
-            _refuse_splits(source, paths, depth, set(as_known), command)
+        _refuse_flat(source, paths, depth, set(as_known), command, again)
+        found = places_by_folders(paths, depth, set(as_known)) if own_splits and not trusted else None
+        if found is None and not trusted:
+            _refuse_splits(source, paths, depth, set(as_known), command, again)
+        places = found or [Place(None, "", parts[depth]) for parts in paths]
     items: dict[str, Item] = {}
-    for name, parts in zip(source.names, paths, strict=True):
-        inside = parts[depth:]
-        key = sample_key("/".join(inside))
+    for name, parts, place in zip(source.names, paths, places, strict=True):
+        key = sample_key("/".join(parts[depth:]))
         if key in items:
             raise UserError(f"{source.path}: {items[key].name} and {name} would share the key `{key}`; rename one")
-        items[key] = Item(name, key, as_known.get(inside[0], inside[0]) if labeled else None)
-    for folder in {item.class_name for item in items.values() if item.class_name}:
-        if _UNLISTED & {unicodedata.category(letter) for letter in folder}:  # no classes file could list it
-            raise UserError(f"{source.path}: class folder {folder!r} has an unprintable name; rename it")
+        class_name = None if place.class_name is None else as_known.get(place.class_name, place.class_name)
+        items[key] = Item(name, key, class_name, place.split, place.origin)
+    check_printable(source.path, {item.class_name for item in items.values()})
     return [items[key] for key in sorted(items)]
-
-
-def sample_key(path: str) -> str:
-    """The key of an image: its path without extension; dots, percent signs and odd bytes become %XX (reversible)."""
-    stem = os.path.splitext(path)[0]
-    if _PLAIN.fullmatch(stem):
-        return stem
-    return "".join(
-        c if c.isprintable() and c not in "%." else "".join(f"%{b:02X}" for b in c.encode("utf-8", "surrogateescape"))
-        for c in stem
-    )
-
-
-def normal(name: str) -> str:
-    """The form in which names are compared and stored."""
-    return unicodedata.normalize("NFC", name)
-
-
-def look_alikes(classes: Iterable[str]) -> tuple[str, ...]:
-    """Pairs of classes that differ in case or white space alone, for people to look at."""
-    seen: dict[str, str] = {}
-    pairs = []
-    for name in classes:
-        plain = "".join(name.split()).casefold()
-        if plain in seen:
-            pairs.append(f"`{seen[plain]}` and `{name}`")
-        seen.setdefault(plain, name)
-    return tuple(pairs)
 
 
 # -------------------------------------------------------------------------------------------- layouts that are refused
@@ -122,16 +85,19 @@ def _refuse_shard(source: Source) -> None:
         )
 
 
-def _refuse_flat(source: Source, paths: Sequence[Sequence[str]], depth: int, known: set[str], command: Command) -> None:
+def _refuse_flat(
+    source: Source, paths: Sequence[Sequence[str]], depth: int, known: set[str], command: Command, again: str
+) -> None:
     """Refuse images in no class folder, and those of a single one, which may be any folder."""
     flat = next((name for name, parts in zip(source.names, paths, strict=True) if len(parts) < depth + 2), None)
     folders = {parts[depth] for parts in paths}
     tables = [name for name, kind in source.ignored.items() if kind in TABLES]
     if flat is None and (len(folders) > 1 or known):
-        if other := next((table for table in tables if has_other_labels(source, table, paths, depth)), None):
+        folder_of = {name: parts[depth] for name, parts in zip(source.names, paths, strict=True)}
+        if other := next((table for table in tables if has_other_labels(source, table, folder_of)), None):
             raise UserError(
                 f"{source.path} holds {other}, whose rows have other labels than the folders "
-                f"({', '.join(sorted(folders)[:4])}); {advice_for_table(source, other, command)}"
+                f"({', '.join(sorted(folders)[:4])}); {advice_for_table(source, other, again)}"
             )
         return
     why = f"{source.path} holds images of one class alone, `{paths[0][depth]}`, and a classifier has two or more"
@@ -140,27 +106,30 @@ def _refuse_flat(source: Source, paths: Sequence[Sequence[str]], depth: int, kno
         why = f"{source.path}: {flat} is in no class folder"
         fix = f"move it to CLASS/{PurePosixPath(flat).name}"
     if tables:
-        raise UserError(f"{why}; {advice_for_table(source, tables[0], command)}")
+        raise UserError(f"{why}; {advice_for_table(source, tables[0], again)}")
     raise UserError(f"{why}; {fix}, or take all without labels:\n  {command(source.path, 'unlabeled')}")
 
 
 def _refuse_splits(
-    source: Source, paths: Sequence[Sequence[str]], depth: int, known: set[str], command: Command
+    source: Source, paths: Sequence[Sequence[str]], depth: int, known: set[str], command: Command, again: str
 ) -> None:
+    clear = " (without --split they are taken for what they are called)"
+    clear = clear if again and places_by_folders(paths, depth, known) else ""
     folders = {parts[depth] for parts in paths}
     nested = {parts[depth] for parts in paths if len(parts) > depth + 2}
-    if found := _splits_among(folders - known, nested):
+    if found := splits_among(folders - known, nested):
         root = source.path.joinpath(*paths[0][:depth])
         raise UserError(
-            f"{source.path} holds {', '.join(sorted(found))}, which look like splits and not classes; pack each by "
-            f"itself, or name them in --classes if they are classes:\n{_split_commands(root, found, folders, command)}"
+            f"{source.path} holds {', '.join(sorted(found))}, which look like splits and not classes{clear}; pack "
+            "each by itself, or name them in --classes if they are classes:\n"
+            f"{_split_commands(root, found, folders, _without_labels(paths, depth, found, known), command)}"
         )
     below = {parts[depth + 1] for parts in paths if len(parts) > depth + 2}
-    if len(set((found := _splits_among(below, set())).values())) > 1:
+    if len(set((found := splits_among(below, set())).values())) > 1:
         raise UserError(
             f"{source.path} holds {', '.join(sorted(found))} inside its class folders, such as "
-            f"{paths[0][depth]}/{next(iter(found))}, so its splits would become one; move them to SPLIT/CLASS and pack "
-            "each with --split, or name the classes in --classes if these are no splits"
+            f"{paths[0][depth]}/{next(iter(found))}{clear}, so its splits would become one; move them to "
+            "SPLIT/CLASS and pack each with --split, or name the classes in --classes if these are no splits"
         )
     if repeated := _repeated(paths, depth):
         one = source.path.joinpath(*paths[0][:depth], min(folders))
@@ -169,25 +138,6 @@ def _refuse_splits(
             f"({', '.join(sorted(repeated)[:4])}): if these are the classes, give one of the others alone, such as\n"
             f"  {command(one, 'labeled')}\nIf not, name the classes in --classes"
         )
-
-
-def _splits_among(folders: set[str], nested: set[str]) -> dict[str, Split]:
-    """The folders that are called like splits, such as `test`, `train2017`, or `seg_train` beside `seg_test`."""
-    named: dict[str, tuple[Split, tuple[str, ...]]] = {}
-    for folder in folders:
-        words = [word.lower().removesuffix("set") or word for word in _WORD.findall(folder)]
-        splits = [_SPLIT_WORDS[word] for word in words if word in _SPLIT_WORDS]
-        if len(splits) == 1:
-            named[folder] = splits[0], tuple(word for word in words if word not in _SPLIT_WORDS)
-    several = {
-        rest for _, rest in named.values() if len({split for split, other in named.values() if other == rest}) > 1
-    }
-    alone = {
-        folder
-        for folder, (_, rest) in named.items()
-        if not rest and (folder.lower() not in _ALSO_CLASSES or folder in nested)
-    }
-    return {folder: split for folder, (split, _) in named.items()} if several or alone else {}
 
 
 def _repeated(paths: Sequence[Sequence[str]], depth: int) -> set[str]:
@@ -199,12 +149,24 @@ def _repeated(paths: Sequence[Sequence[str]], depth: int) -> set[str]:
     return first if len(inside) > 1 and len(first) > 1 and all(one == first for one in inside.values()) else set()
 
 
-def _split_commands(root: Path, found: dict[str, Split], folders: set[str], command: Command) -> str:
+def _without_labels(paths: Sequence[Sequence[str]], depth: int, found: dict[str, Split], known: set[str]) -> set[str]:
+    """The split folders with images in no class folder, or in folders that no train folder has, as in test/unknown."""
+    inside: dict[str, set[str]] = {folder: set() for folder in found}
+    for parts in paths:
+        if parts[depth] in found:
+            inside[parts[depth]].add(parts[depth + 1] if len(parts) > depth + 2 else "")
+    train = [inside[folder] for folder, split in found.items() if split == "labeled"]
+    classes = set().union(known, *train) - {""}
+    return {folder for folder, names in inside.items() if "" in names or (train and not names <= classes)}
+
+
+def _split_commands(root: Path, found: dict[str, Split], folders: set[str], bare: set[str], command: Command) -> str:
     if not root.is_dir():
         return f"  extract {root}, then pack each folder"
     classes = folders - found.keys()
     lines = []
-    for folder, split in sorted(found.items()):
+    for folder, called in sorted(found.items()):
+        split = "unlabeled" if folder in bare else called
         if split == "unlabeled" and classes:  # the classes beside it are then a folder of classes
             aside = root.with_name(f"{root.name}-{folder}")
             lines.append(f"mv {shlex.quote(str(root / folder))} {shlex.quote(str(aside))}")

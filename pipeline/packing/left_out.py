@@ -1,32 +1,42 @@
-"""The list of what a pack left out: `left_out.csv` beside the manifest, one line per file."""
+"""Lists for people beside the manifest, with a line per file: what packs left out, and which images are equal."""
 
 from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from pipeline.files import as_utf8, write_csv
 
 LEFT_OUT = "left_out.csv"
-_COLUMNS = ("source", "file", "why")
+DUPLICATES = "duplicates.csv"
+_COLUMNS = {LEFT_OUT: ("source", "file", "why"), DUPLICATES: ("source", "file", "split", "equals")}
 
 
 def list_left_out(folder: Path, source: Path, why: Mapping[str, str]) -> Path | None:
     """Replace the lines of a source, file -> why; returns the list, or None if nothing was left out of it."""
-    path, name = folder / LEFT_OUT, as_utf8(str(source.resolve()))
-    others = [row for row in _read(path) if row[0] != name]
-    rows = [*others, *([name, as_utf8(file), as_utf8(reason)] for file, reason in sorted(why.items()))]
+    return _replace(folder / LEFT_OUT, source, sorted(why.items()))
+
+
+def list_duplicates(folder: Path, source: Path, rows: Iterable[tuple[str, str, str]]) -> Path | None:
+    """Replace the lines of a source: file, split, what it equals; returns the list, or None if it has none."""
+    return _replace(folder / DUPLICATES, source, sorted(rows))
+
+
+def _replace(path: Path, source: Path, lines: Sequence[Sequence[str]]) -> Path | None:
+    columns, name = _COLUMNS[path.name], as_utf8(str(source.resolve()))
+    others = [row for row in _read(path, columns) if row[0] != name]
+    rows = [*others, *([name, *map(as_utf8, line)] for line in lines)]
     if rows:
-        write_csv(path, _COLUMNS, rows)
+        write_csv(path, columns, rows)
     elif path.exists():
         path.unlink()
-    return path if why else None
+    return path if lines else None
 
 
-def _read(path: Path) -> list[list[str]]:
+def _read(path: Path, columns: Sequence[str]) -> list[list[str]]:
     if not path.exists():
         return []
     rows = list(csv.reader(io.StringIO(path.read_text(encoding="utf-8", errors="replace"), newline="")))
-    return [row for row in rows[1:] if len(row) == len(_COLUMNS)]
+    return [row for row in rows[1:] if len(row) == len(columns)]

@@ -5,8 +5,7 @@ from __future__ import annotations
 import functools
 import shlex
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -15,14 +14,17 @@ import numpy as np
 from pipeline.arrays import U8Array
 from pipeline.config import SPLITS, Split
 from pipeline.errors import UserError, did_you_mean
-from pipeline.packing.carve import Carve, carve_splits
-from pipeline.packing.layout import Item, arrange, look_alikes
-from pipeline.packing.left_out import list_left_out
+from pipeline.packing.assign import assign_splits
+from pipeline.packing.carve import Carve, fewer_labels
+from pipeline.packing.item import Item, look_alikes
+from pipeline.packing.labeling import BY_FOLDERS, Labeling, tell_apart
+from pipeline.packing.layout import Command
+from pipeline.packing.left_out import list_duplicates, list_left_out
+from pipeline.packing.outcome import PackReport, absent, count, note_of_splits
 from pipeline.packing.overlap import find_overlap, refuse_elsewhere
 from pipeline.packing.scan import Images, check_images, conflicting
 from pipeline.packing.source import open_source
 from pipeline.packing.staging import recover, staged
-from pipeline.packing.tables import Command
 from pipeline.packing.writer import ShardWriter
 from pipeline.shards.index import BadImages, Progress
 from pipeline.shards.manifest import (
@@ -41,52 +43,6 @@ SHARD_SIZE = 10_000
 """Samples per shard, at most, unless something else is asked for."""
 
 
-@dataclass(frozen=True)
-class PackReport:
-    """What a pack did, so that people can check it."""
-
-    out: Path
-    classes: tuple[str, ...]
-    num_files: int
-    """Files of SOURCE. Each was packed now, packed before, or left out."""
-    num_samples: dict[Split, int]
-    """Samples added, by split."""
-    shards: tuple[str, ...]
-    """Names of the added shards."""
-    num_present: int
-    """Images of SOURCE that were left out because their split of `out` holds them already."""
-    relabeled: tuple[str, ...]
-    """Those among them that `out` holds under another class, by their names in SOURCE. Shards keep what they hold."""
-    num_duplicates: int
-    """Images of SOURCE that are equal to another one of it. They are packed too, into the same split."""
-    conflicts: tuple[str, ...]
-    """Equal images under different classes, one line per group. A carve leaves them unlabeled."""
-    absent_classes: dict[Split, tuple[str, ...]]
-    """Classes that SOURCE has no image of, by the split that would hold it."""
-    ignored: dict[str, int]
-    """Number of files of SOURCE that are no images, by kind."""
-    skipped: dict[str, str]
-    """Bad images that were left out, with the reason."""
-    elsewhere: dict[str, str]
-    """Images that were left out because another split of `out` holds them, with the place there."""
-    left_out: Path | None
-    """The list of the files that are neither packed now nor before; None if there are none."""
-    empty_folders: tuple[str, ...]
-    """Folders of SOURCE without an image."""
-    look_alikes: tuple[str, ...]
-    """Classes that differ in case or white space alone."""
-    value_range: tuple[float, float] | None
-    """The values that became black and white, where values were scaled."""
-    values_found: tuple[float, float]
-    """The least and the largest of those that such a range is for."""
-    odd_metadata: int
-    """Images whose metadata are damaged; their pixels were taken without."""
-    more_frames: int
-    """Animations and files of several pages, of which the first was taken."""
-    recovered: bool
-    """An earlier pack into `out` had been killed; it was completed or cleared away."""
-
-
 def pack(
     source: Path,
     out: Path,
@@ -97,6 +53,7 @@ def pack(
     carve: Carve | None = None,
     bad_images: BadImages = "error",
     skip_duplicates: bool = False,
+    labeling: Labeling = BY_FOLDERS,
     value_range: ValueRange | Literal["auto"] | None = None,
     zip_encoding: str | None = None,
     known: tuple[str, ...] = (),
@@ -104,39 +61,51 @@ def pack(
     workers: int = 0,
     progress: Progress | None = None,
 ) -> PackReport:
-    """Pack `source` into `out` as one split, or carve it into several; appends when `out` holds shards already.
+    """Pack `source` into `out` as one split, carved into several, or (without both) into the splits that it has itself,
+    all labeled if it has none; appends when `out` holds shards already.
 
     The bytes of JPEG, PNG and WebP files are stored unchanged; other formats become PNG, and so does what is scaled
     with `value_range`. Equal images and arguments give equal tars, whatever the order of files and the number of
     workers (0: one per core). Images that their split of `out` holds already are left out, so the same command typed
-    again adds nothing. Whatever else is left out is listed in `left_out.csv`.
+    again adds nothing. Whatever else is left out is listed in `left_out.csv`. Images that `out` has unlabeled
+    and that are labeled now, or val or test, are left out of the unlabeled split from then on; the shard stays.
 
     `known` are names that folders of classes may have, and `command` writes the commands that messages propose, where
     another verb than pack reads the images.
 
     Raises:
         UserError: bad arguments, a layout that is not clear, a bad image (with `bad_images="error"`), an unknown class,
-            an image that another split of `out` holds (without `skip_duplicates`), values of an unknown range, a full
-            disk or a read-only folder. `out` is then what it was, but for the list of duplicates.
+            an image that another split holds (without `skip_duplicates`), values of an unknown range, a full disk or a
+            read-only folder. `out` is then what it was, but for the list of duplicates.
     """
-    if (split is None) == (carve is None):
-        raise UserError("say either which --split the images are, or how to carve them with --labels N; not both")
+    if split is not None and carve is not None:
+        raise UserError("say either which --split the images are, or how to carve them with --labels; not both")
+    if split == "unlabeled" and labeling != BY_FOLDERS:
+        raise UserError(f"--split unlabeled takes no labels; leave{labeling.options()} out")
     if shard_size <= 0:
         raise UserError(f"--shard-size must be positive, not {shard_size}")
     with open_source(source, zip_encoding) as files, run_lock(out):
         recovered = recover(out)
         manifest = read_manifest(out) if (out / MANIFEST).exists() else None
         fixed = _known_classes(manifest, classes, out)
-        options = _options(classes, value_range, zip_encoding, bad_images)
+        options = _options(classes, shard_size, value_range, zip_encoding, bad_images)
+        again = "" if command else _again(source, out, split, carve, f"{options}{labeling.options()}")
         command = command or functools.partial(_pack_command, out, options)
-        labeled, trusted = split != "unlabeled", classes is not None
-        items = arrange(files, labeled=labeled, known=fixed or known, command=command, trusted=trusted)
-        names = fixed or tuple(sorted({item.class_name for item in items if item.class_name}))
-        _check_classes(items, names, out)
-        tick = _ticker(progress, (2 if value_range is None else 3) * len(items))
+        told = tell_apart(
+            files,
+            labeling,
+            split=split,
+            known=fixed or known,
+            command=command,
+            again=again,
+            trusted=classes is not None,
+        )
+        names = fixed or tuple(sorted({item.class_name for item in told.items if item.class_name}))
+        _check_classes(told.items, names, out)
+        tick = _ticker(progress, (2 if value_range is None else 3) * len(told.items))
         images = check_images(
             files,
-            items,
+            told.items,
             names,
             bad_images,
             workers,
@@ -144,13 +113,12 @@ def pack(
             value_range=_agreed(value_range, manifest, out),
             deep_range=_recorded(manifest) if _recorded(manifest) != FULL else None,
         )
-        if carve is None:
-            splits = np.full(len(images.items), SPLITS.index(split or "unlabeled"), np.uint8)
-        else:
-            splits = carve_splits(carve, images.labels, images.contents, names)
-        overlap = find_overlap(out, manifest, images, splits)
-        refuse_elsewhere(overlap, source, out, images, splits, command, skip=skip_duplicates)
-        added = ~overlap.present
+        assigned = assign_splits(images, names, split=split, carve=carve, skip_duplicates=skip_duplicates)
+        splits, carve = assigned.splits, assigned.carve
+        overlap = find_overlap(out, manifest, images, assigned)
+        if not skip_duplicates:
+            refuse_elsewhere(overlap, source, out, images, assigned, command=command, again=again)
+        added = ~overlap.present & ~assigned.bare
         added[list(overlap.elsewhere)] = False
         entries: list[ShardEntry] = []
         if added.any():
@@ -160,29 +128,42 @@ def pack(
                 for one in SPLITS:
                     rows = np.flatnonzero((splits == SPLITS.index(one)) & added)
                     entries += writer.write_split(one, rows, manifest, with_truth=carve is not None)
-                write_manifest(staging, _extend(manifest, names, images, entries, record))
+                write_manifest(staging, _extend(manifest, names, images, entries, record, overlap.moved))
         elsewhere = {images.items[row].name: twin for row, twin in overlap.elsewhere.items()}
         left_out = {
             **{name: f"no image ({kind})" for name, kind in files.ignored.items()},
+            **told.left_out,
             **{name: f"bad image: {why}" for name, why in images.skipped.items()},
+            **{images.items[row].name: "it has no label" for row in np.flatnonzero(assigned.bare)},
             **{name: f"equals {twin}" for name, twin in elsewhere.items()},
         }
-        listed = list_left_out(out, source, left_out) if entries or manifest else None
+        changed = bool(entries or manifest)
+        listed = list_left_out(out, source, left_out) if changed else None
+        equal = [
+            (images.items[row].name, SPLITS[splits[row]], images.items[first].name)
+            for row, first in assigned.equal.items()
+        ]
+        duplicates = list_duplicates(out, source, equal) if changed else None
+    labeled = images.labels[splits == SPLITS.index("labeled")]
     return PackReport(
         out=out,
         classes=names,
         num_files=len(files.names) + len(files.ignored),
-        num_samples=dict(_count(entries)),
+        num_samples=count(entries),
         shards=tuple(entry.name for entry in entries),
         num_present=int(overlap.present.sum()),
+        num_moved=sum(map(len, overlap.moved.values())),
         relabeled=overlap.relabeled,
         num_duplicates=len(images.contents) - len(np.unique(images.contents)),
         conflicts=conflicting(images),
-        absent_classes=_absent(images, splits, names, carve),
-        ignored=dict(Counter(files.ignored.values())),
+        absent_classes=absent(images, splits, names, carve),
+        fewer_labels=fewer_labels(carve, labeled, names) if carve is not None else {},
+        ignored=dict(Counter(kind for name, kind in files.ignored.items() if name not in told.left_out)),
         skipped=images.skipped,
         elsewhere=elsewhere,
+        duplicates=duplicates,
         left_out=listed,
+        notes=(*told.notes, *note_of_splits(images, splits)),
         empty_folders=files.empty_folders,
         look_alikes=look_alikes(names),
         value_range=images.scaling.range,
@@ -198,30 +179,31 @@ def _pack_command(out: Path, options: str, folder: Path, split: Split) -> str:
 
 
 def _options(
-    classes: Path | None, value_range: ValueRange | str | None, zip_encoding: str | None, bad_images: BadImages
+    classes: Path | None,
+    shard_size: int,
+    value_range: ValueRange | str | None,
+    zip_encoding: str | None,
+    bad_images: BadImages,
 ) -> str:
     """What is to be typed again beside SOURCE, --out and --split."""
-    given = {"--classes": classes, "--value-range": value_range, "--zip-encoding": zip_encoding}
+    size = shard_size if shard_size != SHARD_SIZE else None
+    given = {"--classes": classes, "--shard-size": size, "--value-range": value_range, "--zip-encoding": zip_encoding}
     values = [f" {option} {shlex.quote(str(value))}" for option, value in given.items() if value is not None]
     return "".join([*values, " --skip-bad-images" * (bad_images == "skip")])
 
 
-def _count(entries: Sequence[ShardEntry]) -> Counter[Split]:
-    added: Counter[Split] = Counter()
-    for entry in entries:
-        added[entry.split] += entry.num_samples
-    return added
-
-
-def _absent(images: Images, splits: U8Array, names: Sequence[str], carve: Carve | None) -> dict[Split, tuple[str, ...]]:
-    """The classes without an image, by split: of the splits that images have, or were to have from a carve."""
-    absent: dict[Split, tuple[str, ...]] = {}
-    for number, split in enumerate(SPLITS):
-        wanted = (splits == number).any() or (carve is not None and carve.fraction_of(split) > 0)
-        if split != "unlabeled" and wanted:
-            seen = set(images.labels[splits == number].tolist())
-            absent[split] = tuple(name for class_id, name in enumerate(names) if class_id not in seen)
-    return {split: classes for split, classes in absent.items() if classes}
+def _again(source: Path, out: Path, split: Split | None, carve: Carve | None, options: str) -> str:
+    """The command that was typed, to be typed again with more."""
+    typed = f" --split {split}" if split else ""
+    if carve is not None:
+        typed = f" --labels {carve.num_labeled}{' --proportional' * carve.proportional}"
+        given = {
+            "val-fraction": carve.val_fraction,
+            "test-fraction": carve.test_fraction or None,
+            "seed": carve.seed or None,
+        }
+        typed += "".join(f" --{option} {value:g}" for option, value in given.items() if value is not None)
+    return f"selftrain pack {shlex.quote(str(source))} --out {shlex.quote(str(out))}{typed}{options}"
 
 
 def _agreed(
@@ -260,7 +242,10 @@ def _check_classes(items: Sequence[Item], names: Sequence[str], out: Path) -> No
     for item in items:
         if item.class_name is not None and item.class_name not in names:
             hint = did_you_mean(item.class_name, names)
-            raise UserError(f"{item.name}: unknown class `{item.class_name}`; {out} has other classes: {hint}")
+            raise UserError(
+                f"{item.name}: unknown class `{item.class_name}`; {out} has other classes: {hint}; images of labels "
+                "that are no classes are unlabeled with --drop, or left out with --leave-out beside it"
+            )
 
 
 def _recorded(manifest: Manifest | None) -> ValueRange | None:
@@ -274,13 +259,15 @@ def _extend(
     images: Images,
     entries: Sequence[ShardEntry],
     record: CarveRecord | None,
+    moved: Mapping[str, tuple[int, ...]],
 ) -> Manifest:
     manifest = manifest or Manifest(image_size=images.image_size, shards=())
     added = () if record is None else (record,)
+    shards = [one.without(moved[one.name]) if one.name in moved else one for one in manifest.shards]
     return manifest.model_copy(
         update={
             "classes": manifest.classes or classes,
-            "shards": (*manifest.shards, *entries),
+            "shards": (*shards, *entries),
             "carves": (*manifest.carves, *added),
             "value_range": manifest.value_range or images.scaling.range or (FULL if images.survey.deep.count else None),
         }
@@ -292,7 +279,8 @@ def _carve_record(carve: Carve, source: Path, splits: U8Array) -> CarveRecord:
         source=source.resolve().name.encode("utf-8", "replace").decode(),
         seed=carve.seed,
         num_labeled=carve.num_labeled,
-        val_fraction=carve.val_fraction,
+        proportional=carve.proportional,
+        val_fraction=carve.val_fraction or 0.0,
         test_fraction=carve.test_fraction,
         num_samples={split: int((splits == number).sum()) for number, split in enumerate(SPLITS)},
     )

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from pipeline.arrays import I32Array
 from pipeline.errors import UserError
-from pipeline.packing.layout import Item
+from pipeline.packing.item import Item
 from pipeline.packing.source import Source
 from pipeline.shards.decode import File, Pixels, content_hash, read_file, sample_size, to_sample
 from pipeline.shards.index import BadImages

@@ -1,4 +1,4 @@
-"""SOURCE of `selftrain pack`: a folder, tar or zip of images as people have them."""
+"""SOURCE of `selftrain pack`: a folder, tar, zip or Parquet files of images as people have them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from pipeline.errors import UserError
-from pipeline.packing.archives import Files, open_folder, open_tar, open_zip, read_regular
+from pipeline.packing.archives import (
+    COMPRESSED,
+    Files,
+    open_compressed_tar,
+    open_folder,
+    open_tar,
+    open_zip,
+    read_regular,
+)
+from pipeline.packing.parquet import MAGIC, PARQUET, ParquetImages
 from pipeline.shards.magic import HEAD, describe, image_kind
 
 EXTENSIONS = frozenset(
@@ -36,6 +45,8 @@ class Source:
     empty_folders: tuple[str, ...]
     """Folders without an image, the topmost ones only. Archives do not tell."""
     files: Files
+    parquet: ParquetImages | None = None
+    """Where the images are rows of Parquet files, which know labels too."""
 
     def read(self, name: str) -> bytes:
         """The bytes of a file; may be called by many threads. Raises UserError."""
@@ -44,7 +55,7 @@ class Source:
 
 @contextlib.contextmanager
 def open_source(path: Path, zip_encoding: str | None = None) -> Iterator[Source]:
-    """Open a folder, .tar or .zip.
+    """Open a folder, .tar, .tgz (or in bzip2, xz), .zip or .parquet; of a folder without images, its .parquet files.
 
     Args:
         path: The folder or file.
@@ -55,12 +66,15 @@ def open_source(path: Path, zip_encoding: str | None = None) -> Iterator[Source]
             without images.
     """
     if not path.exists():
-        raise UserError(f"{path} does not exist; give a folder, .tar or .zip of images")
+        raise UserError(f"{path} does not exist; give a folder, .tar, .zip or .parquet of images")
     with contextlib.ExitStack() as stack:
         folders: list[str] = []
         if path.is_dir():
             names, folders = _walk_folder(path)
             files = open_folder(path, names)
+        elif read_regular(path, HEAD, cut=True).startswith(MAGIC):
+            yield _of_parquet(path, ParquetImages(path.parent, [path.name]), {})
+            return
         else:
             files = stack.enter_context(_open_archive(path, zip_encoding))
         yield _sift(path, files, folders)
@@ -69,6 +83,8 @@ def open_source(path: Path, zip_encoding: str | None = None) -> Iterator[Source]
 def _open_archive(path: Path, zip_encoding: str | None) -> contextlib.AbstractContextManager[Files]:
     """What a file is by its first bytes decides. Its name does not say, nor its last bytes."""
     head = read_regular(path, HEAD, cut=True)
+    if head.startswith(COMPRESSED):
+        return open_compressed_tar(path)
     if head.startswith((b"PK\x03\x04", b"PK\x05\x06")):
         return open_zip(path, zip_encoding)
     try:
@@ -77,7 +93,9 @@ def _open_archive(path: Path, zip_encoding: str | None) -> contextlib.AbstractCo
         # An empty tar is zeros. Of a file that is called a tar, the reader of tars says what is wrong.
         if path.suffix.lower() != ".tar" and (head.strip(b"\0") or not head):
             what = describe(head) if head else "empty"
-            raise UserError(f"{path} is {what}; SOURCE must be a folder, .tar or .zip of images") from error
+            raise UserError(
+                f"{path} is {what}; SOURCE must be a folder, .tar, .tgz, .zip or .parquet of images"
+            ) from error
     return open_tar(path)
 
 
@@ -93,6 +111,10 @@ def _sift(path: Path, files: Files, folders: list[str]) -> Source:
             names.append(name)
         else:
             ignored[name] = suffix or "no extension"
+    tables = [name for name, kind in ignored.items() if kind == PARQUET]
+    if not names and tables and path.is_dir():
+        others = {name: kind for name, kind in ignored.items() if kind != PARQUET}
+        return _of_parquet(path, ParquetImages(path, tables), others)
     if not names:
         raise UserError(f"{path} holds no images; {_found(path, ignored)}")
     full = {os.path.dirname(name) for name in names} if folders else set()
@@ -100,6 +122,13 @@ def _sift(path: Path, files: Files, folders: list[str]) -> Source:
     empty = [folder for folder in folders if folder not in full and not _is_litter(folder)]
     topmost = [folder for folder in empty if os.path.dirname(folder) in full]
     return Source(path, tuple(sorted(names)), ignored, tuple(topmost), files)
+
+
+def _of_parquet(path: Path, parquet: ParquetImages, ignored: dict[str, str]) -> Source:
+    names = tuple(parquet.names())
+    if not names:
+        raise UserError(f"{path} holds no images; the Parquet files have no rows")
+    return Source(path, names, ignored, (), Files(names, parquet.read), parquet)
 
 
 def _is_image(files: Files, name: str) -> bool:
@@ -119,7 +148,7 @@ def _found(path: Path, ignored: dict[str, str]) -> str:
     archives = [name for name, kind in ignored.items() if kind in {".zip", ".tar", ".gz", ".tgz", ".7z", ".rar"}]
     if archives and path.is_dir():
         return f"found: {counts}; give an archive itself, such as {shlex.quote(str(path / archives[0]))}"
-    return f"found: {counts}; give a folder, .tar or .zip of images"
+    return f"found: {counts}; give a folder, .tar, .zip or .parquet of images"
 
 
 def _walk_folder(root: Path) -> tuple[list[str], list[str]]:

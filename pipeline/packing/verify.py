@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from pipeline.config import SPLITS
 from pipeline.errors import UserError
@@ -50,7 +51,8 @@ def verify(folder: Path, *, workers: int = 0, progress: Progress | None = None) 
     problems += _listed_twice(manifest)
     problems += _overlaps(manifest, indexes)
     problems += _strangers(folder, manifest)
-    return VerifyReport(tuple(problems), len(manifest.shards), sum(map(len, indexes.values())))
+    num_used = sum(len(_used(entry, indexes[entry.name])) for entry in manifest.shards if entry.name in indexes)
+    return VerifyReport(tuple(problems), len(manifest.shards), num_used)
 
 
 def _check_shard(folder: Path, entry: ShardEntry, index: Index, classes: tuple[str, ...]) -> Iterator[str]:
@@ -62,6 +64,8 @@ def _check_shard(folder: Path, entry: ShardEntry, index: Index, classes: tuple[s
         yield f"{tar}: {index.tar_size} bytes, the manifest says {entry.num_bytes}"
     if len(index) != entry.num_samples:
         yield f"{tar}: {len(index)} samples, the manifest says {entry.num_samples}"
+    if entry.moved and not (entry.split == "unlabeled" and 0 <= min(entry.moved) <= max(entry.moved) < len(index)):
+        yield f"{MANIFEST}: {entry.name} has `moved` rows that it cannot have"
     if index.cut:
         yield index.cut
     if mixture := index.survey.mixture():
@@ -103,12 +107,17 @@ def _listed_twice(manifest: Manifest) -> Iterator[str]:
 def _overlaps(manifest: Manifest, indexes: dict[str, Index]) -> Iterator[str]:
     for first, second in itertools.combinations(SPLITS, 2):
         contents = [
-            np.concatenate([np.empty(0, "S16"), *(indexes[e.name].content for e in entries if e.name in indexes)])
+            np.concatenate([np.empty(0, "S16"), *(_used(e, indexes[e.name]) for e in entries if e.name in indexes)])
             for entries in (manifest.of_split(first), manifest.of_split(second))
         ]
         shared = np.intersect1d(contents[0], contents[1])
         if count := int((shared != b"").sum()):
             yield f"{first} and {second} share {count} images"
+
+
+def _used(entry: ShardEntry, index: Index) -> npt.NDArray[np.bytes_]:
+    """The contents of the samples that count."""
+    return np.delete(index.content, [row for row in entry.moved if row < len(index)])
 
 
 def _strangers(folder: Path, manifest: Manifest) -> Iterator[str]:

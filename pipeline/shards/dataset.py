@@ -38,6 +38,7 @@ class Shard:
     """Unique in the data set, and a legal file name: label files are called after it."""
     path: Path
     sha256: str
+    """Of the tar's bytes; where rows have moved to another split, of them and those rows."""
     start: int
     """The data set's row of the first sample."""
     num_rows: int
@@ -45,7 +46,7 @@ class Shard:
     truth: Truth | None = None
     """Where pack may have kept true labels apart."""
     kept: I64Array | None = None
-    """Which samples of the tar are used, where bad ones were skipped."""
+    """Which samples of the tar are used, where bad ones were skipped or some have moved to another split."""
 
 
 @dataclass(frozen=True)
@@ -159,10 +160,12 @@ def open_split(data: Data, split: Split, *, verify: bool = False, progress: Prog
         skipped |= {f"{tar.path}: {index.key[row]}": why for row, why in bad.items()}
         skipped |= {str(tar.path): index.cut} if index.cut else {}
         kept = None
-        if bad:
-            kept = np.setdiff1d(np.arange(len(index)), list(bad))
+        if bad or tar.moved:
+            kept = np.setdiff1d(np.arange(len(index)), [*bad, *tar.moved])
             index = keep_rows(index, kept)
-        shards.append(Shard(tar.name, tar.path, index.sha256, start, len(index), index, tar.truth, kept))
+        # Labels and caches are addressed by it, and hold the rows that are left.
+        content = digest({"tar": index.sha256, "moved": tar.moved}) if tar.moved else index.sha256
+        shards.append(Shard(tar.name, tar.path, content, start, len(index), index, tar.truth, kept))
         start += len(index)
     check_values(split, tars, indexes)
     if start == 0:

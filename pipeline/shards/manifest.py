@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
@@ -26,6 +27,18 @@ class ShardEntry(Section):
     sha256: str
     truth_sha256: str | None = None
     """The digest of that file; None where there is none, or where an earlier version packed it."""
+    moved: tuple[int, ...] = ()
+    """Rows of an unlabeled shard that are in another split now, since they were packed again with a label. They stay in
+    the tar, and nothing reads them."""
+
+    @property
+    def num_used(self) -> int:
+        """The samples that count."""
+        return self.num_samples - len(self.moved)
+
+    def without(self, rows: Iterable[int]) -> ShardEntry:
+        """The shard with more rows moved away."""
+        return self.model_copy(update={"moved": tuple(sorted({*self.moved, *rows}))})
 
 
 class CarveRecord(Section):
@@ -34,7 +47,8 @@ class CarveRecord(Section):
     source: str
     """File or folder name of the source, without its path."""
     seed: int
-    num_labeled: int
+    num_labeled: int | Literal["all"]
+    proportional: bool = False
     val_fraction: float
     test_fraction: float
     num_samples: dict[Split, int]
@@ -71,7 +85,12 @@ def read_manifest(folder: Path) -> Manifest:
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Replace `folder/manifest.json` atomically."""
     unset = {"value_range"} if manifest.value_range is None else set()
-    write_sealed(folder / MANIFEST, manifest.model_dump(mode="json", by_alias=True, exclude=unset))
+    raw = manifest.model_dump(mode="json", by_alias=True, exclude=unset)
+    for one in (*raw["shards"], *raw["carves"]):  # as earlier versions wrote and read it, where that says all
+        for key in ("moved", "proportional"):
+            if key in one and not one[key]:
+                del one[key]
+    write_sealed(folder / MANIFEST, raw)
 
 
 def read_classes(path: Path) -> tuple[str, ...]:

@@ -29,6 +29,8 @@ class SplitTar:
     sha256: str | None = None
     num_samples: int | None = None
     truth: Truth | None = None
+    moved: tuple[int, ...] = ()
+    """Rows that count in another split."""
 
 
 def find_tars(data: Data, split: Split) -> tuple[list[SplitTar], tuple[str, ...]]:
@@ -81,8 +83,10 @@ def _packed(
         )
     tars = []
     for entry in manifest.of_split(split):
+        if entry.moved and not entry.num_used:
+            continue
         path, truth = folder / f"{entry.name}.tar", truth_of(folder, entry, manifest.classes)
-        tars.append(SplitTar(prefix + entry.name, path, entry.sha256, entry.num_samples, truth))
+        tars.append(SplitTar(prefix + entry.name, path, entry.sha256, entry.num_samples, truth, entry.moved))
     return tars, classes or manifest.classes
 
 

@@ -105,7 +105,7 @@ def _align(line: str) -> str:
 
 
 def _count(folder: Path, manifest: Manifest) -> dict[Split, int]:
-    counts: dict[Split, int] = {s: sum(e.num_samples for e in manifest.of_split(s)) for s in SPLITS}
+    counts: dict[Split, int] = {s: sum(e.num_used for e in manifest.of_split(s)) for s in SPLITS}
     missing = [split for split in SPLITS if not counts[split] and split != "test"]
     if missing:
         raise UserError(

@@ -8,6 +8,7 @@ import shutil
 import tempfile
 import zipfile
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from hypothesis import event, given, settings
@@ -91,12 +92,12 @@ def write_tree(folder: Path, kind: str, files: dict[str, bytes]) -> Path:
 @given(
     trees(),
     st.sampled_from(["folder", "tar", "zip"]),
-    st.sampled_from([*SPLITS, "unlabeled", "carve"]),
+    st.sampled_from([*SPLITS, "unlabeled", "carve", "own"]),
     st.sampled_from([True, True, False]),
     st.sampled_from([0, 0, 1, 2]),
 )
 def test_pack_ends_in_a_sound_folder_whose_counts_add_up_or_in_a_clear_error(
-    files: dict[str, bytes], kind: str, split: Split, skip: bool, damage: int
+    files: dict[str, bytes], kind: str, what: Literal[Split, "carve", "own"], skip: bool, damage: int
 ) -> None:
     with tempfile.TemporaryDirectory() as name:
         source, out = write_tree(Path(name), kind, files), Path(name) / "out"
@@ -104,12 +105,13 @@ def test_pack_ends_in_a_sound_folder_whose_counts_add_up_or_in_a_clear_error(
             data = bytearray(source.read_bytes())
             data[(len(data) * damage) // 3] ^= 0x5A
             source.write_bytes(data)
-        carve = Carve(num_labeled=3, val_fraction=0.3) if split == "carve" else None
+        carve = Carve(num_labeled=3, val_fraction=0.3) if what == "carve" else None
+        split = None if what == "carve" or what == "own" else what
         try:
             report = pack(
                 source,
                 out,
-                split=None if carve else split,
+                split=split,
                 carve=carve,
                 bad_images="skip" if skip else "error",
                 workers=1,
@@ -127,6 +129,6 @@ def test_pack_ends_in_a_sound_folder_whose_counts_add_up_or_in_a_clear_error(
         assert len(rows) == len(report.skipped) + sum(report.ignored.values())
         assert len({row["file"] for row in rows}) == len(rows)
         assert verify(out, workers=1).problems == ()
-        again = pack(source, out, split=None if carve else split, carve=carve, bad_images="skip", workers=1)
+        again = pack(source, out, split=split, carve=carve, bad_images="skip", workers=1)
         assert (again.num_samples, again.num_present) == ({}, sum(report.num_samples.values()))
         shutil.rmtree(out)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from pipeline.config import SPLITS
 from pipeline.errors import UserError
-from pipeline.packing.carve import Carve, carve_splits
+from pipeline.packing.carve import Carve, carve_splits, fewer_labels
 
 CLASSES = ("cat", "dog", "emu")
 
@@ -72,10 +72,50 @@ def test_equal_images_share_a_split_and_ambiguous_ones_are_unlabeled(picks: list
             assert splits[group][0] == SPLITS.index("unlabeled")
 
 
-@pytest.mark.parametrize("carve", [Carve(num_labeled=93), Carve(num_labeled=30, val_fraction=0.5, test_fraction=0.4)])
-def test_too_few_images_name_the_class_and_the_options(carve: Carve) -> None:
-    with pytest.raises(UserError, match=r"class `(emu|dog)` has .* lower --labels"):
-        carve_splits(carve, LABELS, CONTENTS, CLASSES)
+@pytest.mark.parametrize(
+    ("carve", "labeled"),
+    [
+        (Carve(num_labeled=93), [31, 31, 30]),
+        (Carve(num_labeled=30, val_fraction=0.5, test_fraction=0.4), [10, 5, 3]),
+        (Carve(num_labeled=120, val_fraction=0.1, test_fraction=0.1), [40, 40, 24]),
+    ],
+)
+def test_a_rare_class_has_fewer_labels_and_val_and_test_stay_unbiased(carve: Carve, labeled: list[int]) -> None:
+    splits = carve_splits(carve, LABELS, CONTENTS, CLASSES)
+    assert counts(splits, LABELS, "labeled") == labeled
+    for split, fraction in (("val", carve.val_fraction), ("test", carve.test_fraction)):
+        assert counts(splits, LABELS, split) == [round(fraction * size) for size in (100, 50, 30)]  # type: ignore[operator]
+    rare = fewer_labels(carve, LABELS[splits == SPLITS.index("labeled")], CLASSES)
+    wanted = carve.num_labeled // 3  # type: ignore[operator]
+    assert rare == {name: n for name, n in zip(CLASSES, labeled, strict=True) if n < wanted}
+
+
+def test_all_labels_stay_beside_val_and_test() -> None:
+    carve = Carve(num_labeled="all", val_fraction=0.1, test_fraction=0.2)
+    splits = carve_splits(carve, LABELS, CONTENTS, CLASSES)
+    assert [counts(splits, LABELS, split) for split in ("labeled", "val", "test", "unlabeled")] == [
+        [70, 35, 21],
+        [10, 5, 3],
+        [20, 10, 6],
+        [0, 0, 0],
+    ]
+    few = carve_splits(Carve(num_labeled=9, val_fraction=0.1, test_fraction=0.2), LABELS, CONTENTS, CLASSES)
+    for split in ("val", "test"):
+        assert np.array_equal(splits == SPLITS.index(split), few == SPLITS.index(split))
+
+
+def test_proportional_labels_follow_the_source_and_every_class_has_one() -> None:
+    labels = np.repeat(np.arange(3, dtype=np.int32), [120, 55, 5])
+    carve = Carve(num_labeled=36, proportional=True, val_fraction=0.2)
+    assert counts(carve_splits(carve, labels, CONTENTS, CLASSES), labels, "labeled") == [24, 11, 1]
+    with pytest.raises(UserError, match="--proportional"):
+        Carve(num_labeled="all", proportional=True)
+
+
+def test_a_class_of_which_val_and_test_take_all_is_refused() -> None:
+    labels = np.repeat(np.arange(3, dtype=np.int32), [100, 78, 2])
+    with pytest.raises(UserError, match=r"class `emu` has 2 images: no labeled one .* or --drop the class"):
+        carve_splits(Carve(num_labeled=9, val_fraction=0.5, test_fraction=0.4), labels, CONTENTS, CLASSES)
 
 
 def test_fewer_labels_than_classes_and_odd_fractions_are_refused() -> None:
@@ -91,7 +131,7 @@ def test_a_class_whose_images_are_equal_says_so() -> None:
     labels = np.repeat(np.arange(3, dtype=np.int32), 8)
     contents = images(labels)
     contents[8:16] = contents[8]
-    with pytest.raises(UserError, match=r"class `dog` has 8 images, of which 1 differ.*or remove the class"):
+    with pytest.raises(UserError, match=r"class `dog` has 8 images, of which 1 differ.*or --drop the class"):
         carve_splits(Carve(num_labeled=9), labels, contents, CLASSES)
 
 

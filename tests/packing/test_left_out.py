@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import struct
 import zlib
@@ -11,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from support.images import class_files, encoded, picture, png, write_files, write_zip
+from support.images import class_files, encoded, left_out_of, picture, png, write_files, write_zip
 
 from pipeline.errors import UserError
 from pipeline.packing.pack import pack
@@ -35,11 +34,6 @@ BYTES = {
 }
 
 
-def listed(out: Path) -> dict[str, str]:
-    with open(out / "left_out.csv", newline="") as file:
-        return {row["file"]: row["why"] for row in csv.DictReader(file)}
-
-
 def test_what_the_bytes_are_is_said_of_each_bad_image_and_each_is_listed(tmp_path: Path) -> None:
     source = write_files(
         tmp_path / "in", {**class_files(2), **{f"cat/{name}": data for name, (data, _) in BYTES.items()}}
@@ -49,7 +43,7 @@ def test_what_the_bytes_are_is_said_of_each_bad_image_and_each_is_listed(tmp_pat
     )
     (source / "owl").mkdir()
     report = pack(source, tmp_path / "out", split="labeled", bad_images="skip")
-    why = listed(tmp_path / "out")
+    why = left_out_of(tmp_path / "out")
     for name, (_, what) in BYTES.items():
         assert what in why[f"cat/{name}"], name
     assert {name: why[name] for name in ("dog/notes.txt", "Thumbs.db", "$RECYCLE.BIN/1.png", "labels.xlsx")} == {
@@ -94,7 +88,7 @@ def test_each_source_has_its_lines_in_the_list_and_the_same_command_repeats_them
         write_files(tmp_path / name, {**class_files(2, first=first), f"{name}.txt": b"x"})
         pack(tmp_path / name, tmp_path / "out", split="labeled")
         pack(tmp_path / name, tmp_path / "out", split="labeled")
-    assert listed(tmp_path / "out") == {"one.txt": "no image (.txt)", "two.txt": "no image (.txt)"}
+    assert left_out_of(tmp_path / "out") == {"one.txt": "no image (.txt)", "two.txt": "no image (.txt)"}
     assert verify(tmp_path / "out").problems == ()
 
 

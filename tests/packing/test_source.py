@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from support.images import as_nobody, class_files, png, write_files, write_raw_tar, write_zip
 
 from pipeline.errors import UserError
-from pipeline.packing.layout import arrange, sample_key
+from pipeline.packing.item import sample_key
+from pipeline.packing.layout import arrange
 from pipeline.packing.source import open_source
 from pipeline.shards.manifest import read_classes
 

@@ -12,7 +12,8 @@ from support.images import encoded, picture, png, write_files, write_raw_tar
 
 from pipeline.config import Data
 from pipeline.errors import UserError
-from pipeline.packing.pack import PackReport, pack
+from pipeline.packing.outcome import PackReport
+from pipeline.packing.pack import pack
 from pipeline.packing.verify import verify
 from pipeline.shards.dataset import open_split
 from pipeline.shards.decode import decode

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import io
 import os
 import tarfile
@@ -75,6 +76,12 @@ def write_files(folder: Path, files: Mapping[str, bytes]) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
     return folder
+
+
+def left_out_of(out: Path) -> dict[str, str]:
+    """What `left_out.csv` of a packed folder says: file -> why."""
+    with open(out / "left_out.csv", newline="") as file:
+        return {row["file"]: row["why"] for row in csv.DictReader(file)}
 
 
 def snapshot(folder: Path) -> dict[str, bytes]:
