@@ -103,9 +103,9 @@ def damaged() -> Iterator[bytes]:
     kinds: list[dict[str, Any]] = [{"progressive": True}, {"subsampling": 0, **marked}]
     for number, options in enumerate(kinds):
         whole = jpeg(16, 24, seed=number, optimize=True, **options)
-        yield from mutations(whole, 200, seed=number)
-        yield from (whole[:size] for size in range(0, len(whole), 5))
-        for bit in range(16, 8 * whole.index(b"\xff\xda"), 3):
+        yield from mutations(whole, 70, seed=number)
+        yield from (whole[:size] for size in range(0, len(whole), 19))
+        for bit in range(16, 8 * whole.index(b"\xff\xda"), 13):
             yield whole[: bit // 8] + bytes([whole[bit // 8] ^ 1 << bit % 8]) + whole[bit // 8 + 1 :]
 
 
