@@ -6,7 +6,7 @@ import contextlib
 import fcntl
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -24,6 +24,8 @@ from pipeline.shards.decode import DECODER_VERSION, Pixels, Vector, decode, deco
 from pipeline.shards.index import Progress, cache_folder, read_sample
 from pipeline.shards.tar import open_shard
 from pipeline.threads import num_cores
+
+PixelsOf = Callable[[bytes, str, int], Pixels]
 
 _CHUNK = 16  # images per decoding task
 _BLOCK = 1024  # images that are decoded before they are written
@@ -52,6 +54,7 @@ class Reader:
     ) -> None:
         self._dataset = dataset
         self._size, self._interpolation = size, interpolation
+        self._shape = (size, size, 3)
         self._pool = ThreadPoolExecutor(data.decode_workers or num_cores(), "decode")
         self._cached: list[CachedImages] | None = None
         if wants_cache(len(dataset), size, data):
@@ -64,26 +67,37 @@ class Reader:
         Raises:
             UserError: an image is damaged, in its shard or in the cache.
         """
-        if len(rows) and not 0 <= rows.min() <= rows.max() < len(self._dataset):
-            raise IndexError(f"rows {rows.min()} to {rows.max()} of {len(self._dataset)}")
-        images = np.empty((len(rows), self._size, self._size, 3), np.uint8)
+        if self._cached is None:
+            return self.read_files(rows, self._shape, self._fitted)
+        images = np.empty((len(rows), *self._shape), np.uint8)
+        for shard, where, local in self._by_shard(rows):
+            images[where] = self._cached[shard].read(local)
+        return images
+
+    def read_files(self, rows: npt.NDArray[np.integer], shape: tuple[int, ...], pixels_of: PixelsOf) -> Pixels:
+        """What `pixels_of(bytes, name, place in rows)` makes of the stored files of these rows, uint8 [B, *shape].
+
+        Raises:
+            UserError: `pixels_of` raises it.
+        """
+        images = np.empty((len(rows), *shape), np.uint8)
         tasks = []
-        for shard, where, local in self._by_shard(np.asarray(rows, np.int64)):
-            if self._cached is not None:
-                images[where] = self._cached[shard].read(local)
-                continue
+        for shard, where, local in self._by_shard(rows):
             for begin in range(0, len(local), _CHUNK):
                 part = slice(begin, begin + _CHUNK)
                 source = self._dataset.shards[shard]
-                tasks.append(self._pool.submit(self._decode, source, local[part], images, where[part]))
+                tasks.append(self._pool.submit(_fill, images, where[part], source, local[part], pixels_of))
         for task in tasks:
             task.result()
         return images
 
-    def _by_shard(self, rows: I64Array) -> Iterator[tuple[int, I64Array, I64Array]]:
+    def _by_shard(self, rows: npt.NDArray[np.integer]) -> Iterator[tuple[int, I64Array, I64Array]]:
         """Yield (shard, places in `rows`, rows within the shard)."""
         if not len(rows):
             return
+        if not 0 <= rows.min() <= rows.max() < len(self._dataset):
+            raise IndexError(f"rows {rows.min()} to {rows.max()} of {len(self._dataset)}")
+        rows = np.asarray(rows, np.int64)
         starts = self._dataset.shard_starts
         shard_of = np.searchsorted(starts, rows, side="right") - 1
         places = np.argsort(shard_of, kind="stable")
@@ -91,14 +105,9 @@ class Reader:
         for shard, where in zip(shards, np.split(places, begins[1:]), strict=True):
             yield int(shard), where, rows[where] - starts[shard]
 
-    def _decode(self, shard: Shard, local: I64Array, out: Pixels, where: I64Array) -> None:
-        with open_shard(shard.path) as descriptor:
-            for row, place in zip(local.tolist(), where, strict=True):
-                data = read_sample(descriptor, shard.index, row)
-                name = f"{shard.path}: {shard.index.key[row]}"
-                # Twice the target leaves the resize enough to antialias.
-                pixels = decode(data, name, at_least=2 * self._size)
-                out[place] = resize_to(pixels, self._size, self._interpolation)
+    def _fitted(self, data: bytes, name: str, _: int) -> Pixels:
+        # Twice the target leaves the resize enough to antialias.
+        return resize_to(decode(data, name, at_least=2 * self._size), self._size, self._interpolation)
 
     # ------------------------------------------------------------------------------------------------------- the cache
 
@@ -132,14 +141,16 @@ class Reader:
         """Yield the images of a shard in blocks."""
         for begin in range(0, shard.num_rows, _BLOCK):
             end = min(begin + _BLOCK, shard.num_rows)
-            images = np.empty((end - begin, self._size, self._size, 3), np.uint8)
-            places = np.arange(end - begin)
-            parts = [places[i : i + _CHUNK] for i in range(0, len(places), _CHUNK)]
-            for task in [self._pool.submit(self._decode, shard, begin + part, images, part) for part in parts]:
-                task.result()
-            yield images
+            yield self.read_files(np.arange(shard.start + begin, shard.start + end), self._shape, self._fitted)
             if progress:
                 progress(shard.start + end, len(self._dataset))
+
+
+def _fill(images: Pixels, places: I64Array, shard: Shard, rows: I64Array, pixels_of: PixelsOf) -> None:
+    with open_shard(shard.path) as descriptor:
+        for row, place in zip(rows.tolist(), places.tolist(), strict=True):
+            name = f"{shard.path}: {shard.index.key[row]}"
+            images[place] = pixels_of(read_sample(descriptor, shard.index, row), name, place)
 
 
 def read_vectors(dataset: Dataset) -> F32Array:
