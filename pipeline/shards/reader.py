@@ -5,20 +5,23 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
+import logging
+import math
 import os
+import statistics
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import psutil
 
 from pipeline.arrays import F32Array, I64Array
 from pipeline.config import Data, Interpolation
 from pipeline.errors import UserError
 from pipeline.files import atomic_file
-from pipeline.shards.cache import CachedImages, open_cache, write_cache
+from pipeline.shards.cache import CachedImages, open_cache, worth_of, write_cache
 from pipeline.shards.dataset import Dataset, Shard
 from pipeline.shards.decode import DECODER_VERSION, Pixels, Vector, decode, decode_sample, resize_to
 from pipeline.shards.index import Progress, cache_folder, read_sample
@@ -29,7 +32,9 @@ PixelsOf = Callable[[bytes, str, int], Pixels]
 
 _CHUNK = 16  # images per decoding task
 _BLOCK = 1024  # images that are decoded before they are written
-_AUTO_SHARE = 0.25  # of memory, up to which `data.cache: auto` caches
+_NUM_TIMED = 8  # images whose decoding is timed for `data.cache: auto`
+
+log = logging.getLogger("selftrain.data")
 
 
 class Reader:
@@ -57,8 +62,8 @@ class Reader:
         self._shape = (size, size, 3)
         self._pool = ThreadPoolExecutor(data.decode_workers or num_cores(), "decode")
         self._cached: list[CachedImages] | None = None
-        if wants_cache(len(dataset), size, data):
-            folder = cache_folder(data.cache_dir) / "decoded"
+        folder = cache_folder(data.cache_dir) / "decoded"
+        if data.cache == "always" or (data.cache == "auto" and self._is_worth_it(folder)):
             self._cached = self._open_cache(folder, progress)
 
     def read(self, rows: npt.NDArray[np.integer]) -> Pixels:
@@ -111,10 +116,36 @@ class Reader:
 
     # ------------------------------------------------------------------------------------------------------- the cache
 
+    def _paths(self, folder: Path) -> list[Path]:
+        names = (_cache_name(shard, self._size, self._interpolation) for shard in self._dataset.shards)
+        return [folder / f"{name}.npy" for name in names]
+
+    def _is_worth_it(self, folder: Path) -> bool:
+        """Whether `data.cache: auto` keeps a cache: it is there, or saves time and finds room. One log line tells."""
+        shards = self._dataset.shards
+        if all(self._map(path, shard) is not None for path, shard in zip(self._paths(folder), shards, strict=True)):
+            return True
+        worth = worth_of(folder, len(self._dataset), math.prod(self._shape), self._time_decoding())
+        does = f"are kept in {folder}" if worth.is_cached else "are decoded each time"
+        log.info("data.cache auto: images of %s at %d px %s (%s)", self._dataset.name, self._size, does, worth)
+        return worth.is_cached
+
+    def _time_decoding(self) -> float:
+        """The seconds of a core that an image takes, as the median of a few from all over the data set."""
+        seconds: list[float] = []
+
+        def timed(data: bytes, name: str, place: int) -> Pixels:
+            started = time.thread_time()
+            pixels = self._fitted(data, name, place)
+            seconds.append(time.thread_time() - started)
+            return pixels
+
+        num = min(len(self._dataset), _NUM_TIMED)
+        self.read_files(np.linspace(0, len(self._dataset) - 1, num).astype(np.int64), self._shape, timed)
+        return statistics.median(seconds) if seconds else 0.0
+
     def _open_cache(self, folder: Path, progress: Progress | None) -> list[CachedImages]:
-        paths = [
-            folder / f"{_cache_name(shard, self._size, self._interpolation)}.npy" for shard in self._dataset.shards
-        ]
+        paths = self._paths(folder)
         # First take the shards that nobody is at, then wait for those that other processes are making.
         for wait in (False, True):
             for shard, path in zip(self._dataset.shards, paths, strict=True):
@@ -169,13 +200,6 @@ def read_vectors(dataset: Dataset) -> F32Array:
                     raise UserError(f"{name} has shape {list(vector.shape)}; expected vectors of one length (.npy)")
                 rows.append(vector.astype(np.float32))
     return np.stack(rows)
-
-
-def wants_cache(num_images: int, size: int, data: Data) -> bool:
-    """Whether `data.cache` asks for a decoded cache of this many images."""
-    if data.cache != "auto":
-        return data.cache == "always"
-    return num_images * size * size * 3 < _AUTO_SHARE * psutil.virtual_memory().total
 
 
 def _cache_name(shard: Shard, size: int, interpolation: Interpolation) -> str:

@@ -23,7 +23,7 @@ RESIZED = WeakView(crop="resized", flip=False)
 @pytest.fixture
 def job(digits: Config, tmp_path: Path) -> TrainJob:
     training = changed(digits.teacher, image_size=14, weak=RESIZED, steps=6, batch_size=4, unlabeled_ratio=1.0)
-    data = changed(digits.data, cache="always", cache_dir=tmp_path / "cache")
+    data = changed(digits.data, cache="auto", cache_dir=tmp_path / "cache")
     return train_job(digits, tmp_path / "train", training=training, data=data)
 
 
@@ -61,6 +61,7 @@ def test_a_training_is_resumed_with_the_same_crops_and_caches_those_of_val_alone
     assert weights[0] == weights[1]
     sizes = [np.load(path, mmap_mode="r").shape[:2] for path in (tmp_path / "cache" / "decoded").glob("*.npy")]
     assert {size for _, size in sizes} == {14}
+    assert "data.cache auto: images of val at 14 px are kept in" in (tmp_path / "whole" / "output.log").read_text()
 
 
 def test_only_trainings_with_resized_crops_depend_on_how_they_are_cut(
