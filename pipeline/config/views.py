@@ -14,7 +14,8 @@ class WeakView(Section):
 
     crop: Literal["pad", "resized", "none"] = technique("pad", off="none")
     """How the crop is drawn. `pad` pads by reflection and crops to the size before; it suits small images. `resized`
-    crops a random area at a random aspect ratio; it suits photographs. `none` takes the whole image."""
+    crops a random area at a random aspect ratio out of the stored image, which it decodes each time; it suits
+    photographs. `none` takes the centre square."""
     padding: NonNegative = 4
     """Pixels of reflection on each side with `crop: pad`. An eighth of the image's side is usual."""
     min_area: Annotated[float, Field(gt=0, le=1)] = 0.25

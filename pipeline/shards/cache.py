@@ -6,16 +6,25 @@ takes 28 ms per 100 MB and finds whatever a disk does to an image, up to one cas
 
 from __future__ import annotations
 
+import shutil
 import zlib
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
+import psutil
 
 from pipeline.arrays import I64Array
 from pipeline.errors import UserError
 from pipeline.shards.decode import Pixels
+
+_DISK_SHARE = 0.25  # of what is free, up to which `data.cache: auto` takes
+_MEMORY_SHARE = 0.5  # of all, up to which what was read once stays in memory
+_MEMORY_BYTES_PER_S, _DISK_BYTES_PER_S = 2e9, 200e6
+_GATHER_S = 5e-6  # per image, whatever its size
+_TIMES_FASTER = 2  # than decoding
 
 
 class CachedImages:
@@ -65,3 +74,38 @@ def write_cache(file: BinaryIO, num_images: int, size: int, blocks: Iterable[Pix
         file.write(images.data)
         sums += map(zlib.crc32, images)
     file.write(np.array(sums, "<u4").tobytes())
+
+
+@dataclass(frozen=True)
+class Worth:
+    """What a cache of decoded images would take and give."""
+
+    num_bytes: int
+    free_bytes: int
+    """What is free on the disk where the cache would be."""
+    decode_s: float
+    """The time of a core that an image takes to be decoded."""
+    read_s: float
+    """The time that it takes to be read from the cache."""
+
+    @property
+    def is_cached(self) -> bool:
+        """Whether reading saves at least half of the time, and the disk has room for it."""
+        fits = self.num_bytes <= _DISK_SHARE * self.free_bytes
+        return fits and self.decode_s >= _TIMES_FASTER * self.read_s
+
+    def __str__(self) -> str:
+        decode_ms, read_ms = 1000 * self.decode_s, 1000 * self.read_s
+        return (
+            f"{self.num_bytes / 1e9:.2g} of {self.free_bytes / 1e9:.2g} GB that are free; an image takes "
+            f"{decode_ms:.2g} ms to decode, {read_ms:.2g} ms to read"
+        )
+
+
+def worth_of(folder: Path, num_images: int, image_bytes: int, decode_s: float) -> Worth:
+    """What a cache in this folder, which need not exist yet, would take and give."""
+    num_bytes = num_images * image_bytes
+    fits = num_bytes <= _MEMORY_SHARE * psutil.virtual_memory().total
+    read_s = _GATHER_S + image_bytes / (_MEMORY_BYTES_PER_S if fits else _DISK_BYTES_PER_S)
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    return Worth(num_bytes, shutil.disk_usage(there).free, decode_s, read_s)

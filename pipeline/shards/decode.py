@@ -15,6 +15,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 
 from pipeline.config import Interpolation
 from pipeline.errors import UserError
+from pipeline.shards.jpeg import decode_plain
 from pipeline.shards.magic import HEAD, describe, image_kind
 from pipeline.shards.metadata import without_metadata
 
@@ -64,6 +65,8 @@ def decode(data: bytes, name: str, *, at_least: int = 0) -> Pixels:
             image.draft(None, (at_least, at_least))
         return _as_pixels(_values(image, _turn(image)[0]), name)
 
+    if (plain := decode_plain(data, at_least, MAX_PIXELS)) is not None:
+        return plain
     if image_kind(data) == "npy":
         return _as_pixels(_npy_values(data, name), name)
     return _with_image(data, name, pixels)
@@ -109,6 +112,8 @@ def read_file(data: bytes, name: str) -> File:
             peak = int(np.asarray(image.convert("RGBA"))[:, :, :3].max())
         return File(values, high_bytes, bare or odd, bool(getattr(image, "is_animated", False)), peak)
 
+    if (plain := decode_plain(data, 0, MAX_PIXELS)) is not None:
+        return File(plain)
     return File(_npy_values(data, name)) if image_kind(data) == "npy" else _with_image(data, name, everything)
 
 
@@ -161,7 +166,7 @@ def _values(image: Image.Image, turn: Image.Transpose | None) -> Values:
     if image.has_transparency_data:
         white = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(white, image.convert("RGBA"))
-    return np.asarray(image.convert("RGB"))
+    return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))  # which would copy
 
 
 def _bits(image: Image.Image, data: bytes) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 _PNG = b"\x89PNG\r\n\x1a\n"
 _PIXELS_OF_PNG = {b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND", b"gAMA"}
 _ADOBE = 0xEE  # tells CMYK from YCCK
@@ -29,11 +31,18 @@ def _png(data: bytes) -> bytes:
     return b"".join([*kept, data[position:]])  # a file that is cut stays cut
 
 
+def segments(jpeg: bytes) -> Iterator[tuple[int, int, int]]:
+    """Yield (marker, start, stop) of the segments before the pixels of a JPEG, as far as there are any."""
+    start = 2
+    while start + 4 <= len(jpeg) and jpeg[start] == 0xFF and jpeg[start + 1] != _START_OF_SCAN:
+        stop = start + 2 + int.from_bytes(jpeg[start + 2 : start + 4])
+        yield jpeg[start + 1], start, stop
+        start = stop
+
+
 def _jpeg(data: bytes) -> bytes:
-    kept, position = [data[:2]], 2
-    while position + 4 <= len(data) and data[position] == 0xFF and data[position + 1] != _START_OF_SCAN:
-        marker, size = data[position + 1], 2 + int.from_bytes(data[position + 2 : position + 4])
+    kept, rest = [data[:2]], 2
+    for marker, start, rest in segments(data):
         if marker == _ADOBE or not (_FIRST_APP <= marker <= _LAST_APP or marker == _COMMENT):
-            kept.append(data[position : position + size])
-        position += size
-    return b"".join([*kept, data[position:]])
+            kept.append(data[start:rest])
+    return b"".join([*kept, data[rest:]])

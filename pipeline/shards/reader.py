@@ -5,29 +5,36 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
+import logging
+import math
 import os
-from collections.abc import Iterator
+import statistics
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import psutil
 
 from pipeline.arrays import F32Array, I64Array
 from pipeline.config import Data, Interpolation
 from pipeline.errors import UserError
 from pipeline.files import atomic_file
-from pipeline.shards.cache import CachedImages, open_cache, write_cache
+from pipeline.shards.cache import CachedImages, open_cache, worth_of, write_cache
 from pipeline.shards.dataset import Dataset, Shard
 from pipeline.shards.decode import DECODER_VERSION, Pixels, Vector, decode, decode_sample, resize_to
 from pipeline.shards.index import Progress, cache_folder, read_sample
 from pipeline.shards.tar import open_shard
 from pipeline.threads import num_cores
 
+PixelsOf = Callable[[bytes, str, int], Pixels]
+
 _CHUNK = 16  # images per decoding task
 _BLOCK = 1024  # images that are decoded before they are written
-_AUTO_SHARE = 0.25  # of memory, up to which `data.cache: auto` caches
+_NUM_TIMED = 8  # images whose decoding is timed for `data.cache: auto`
+
+log = logging.getLogger("selftrain.data")
 
 
 class Reader:
@@ -52,10 +59,11 @@ class Reader:
     ) -> None:
         self._dataset = dataset
         self._size, self._interpolation = size, interpolation
+        self._shape = (size, size, 3)
         self._pool = ThreadPoolExecutor(data.decode_workers or num_cores(), "decode")
         self._cached: list[CachedImages] | None = None
-        if wants_cache(len(dataset), size, data):
-            folder = cache_folder(data.cache_dir) / "decoded"
+        folder = cache_folder(data.cache_dir) / "decoded"
+        if data.cache == "always" or (data.cache == "auto" and self._is_worth_it(folder)):
             self._cached = self._open_cache(folder, progress)
 
     def read(self, rows: npt.NDArray[np.integer]) -> Pixels:
@@ -64,26 +72,37 @@ class Reader:
         Raises:
             UserError: an image is damaged, in its shard or in the cache.
         """
-        if len(rows) and not 0 <= rows.min() <= rows.max() < len(self._dataset):
-            raise IndexError(f"rows {rows.min()} to {rows.max()} of {len(self._dataset)}")
-        images = np.empty((len(rows), self._size, self._size, 3), np.uint8)
+        if self._cached is None:
+            return self.read_files(rows, self._shape, self._fitted)
+        images = np.empty((len(rows), *self._shape), np.uint8)
+        for shard, where, local in self._by_shard(rows):
+            images[where] = self._cached[shard].read(local)
+        return images
+
+    def read_files(self, rows: npt.NDArray[np.integer], shape: tuple[int, ...], pixels_of: PixelsOf) -> Pixels:
+        """What `pixels_of(bytes, name, place in rows)` makes of the stored files of these rows, uint8 [B, *shape].
+
+        Raises:
+            UserError: `pixels_of` raises it.
+        """
+        images = np.empty((len(rows), *shape), np.uint8)
         tasks = []
-        for shard, where, local in self._by_shard(np.asarray(rows, np.int64)):
-            if self._cached is not None:
-                images[where] = self._cached[shard].read(local)
-                continue
+        for shard, where, local in self._by_shard(rows):
             for begin in range(0, len(local), _CHUNK):
                 part = slice(begin, begin + _CHUNK)
                 source = self._dataset.shards[shard]
-                tasks.append(self._pool.submit(self._decode, source, local[part], images, where[part]))
+                tasks.append(self._pool.submit(_fill, images, where[part], source, local[part], pixels_of))
         for task in tasks:
             task.result()
         return images
 
-    def _by_shard(self, rows: I64Array) -> Iterator[tuple[int, I64Array, I64Array]]:
+    def _by_shard(self, rows: npt.NDArray[np.integer]) -> Iterator[tuple[int, I64Array, I64Array]]:
         """Yield (shard, places in `rows`, rows within the shard)."""
         if not len(rows):
             return
+        if not 0 <= rows.min() <= rows.max() < len(self._dataset):
+            raise IndexError(f"rows {rows.min()} to {rows.max()} of {len(self._dataset)}")
+        rows = np.asarray(rows, np.int64)
         starts = self._dataset.shard_starts
         shard_of = np.searchsorted(starts, rows, side="right") - 1
         places = np.argsort(shard_of, kind="stable")
@@ -91,21 +110,42 @@ class Reader:
         for shard, where in zip(shards, np.split(places, begins[1:]), strict=True):
             yield int(shard), where, rows[where] - starts[shard]
 
-    def _decode(self, shard: Shard, local: I64Array, out: Pixels, where: I64Array) -> None:
-        with open_shard(shard.path) as descriptor:
-            for row, place in zip(local.tolist(), where, strict=True):
-                data = read_sample(descriptor, shard.index, row)
-                name = f"{shard.path}: {shard.index.key[row]}"
-                # Twice the target leaves the resize enough to antialias.
-                pixels = decode(data, name, at_least=2 * self._size)
-                out[place] = resize_to(pixels, self._size, self._interpolation)
+    def _fitted(self, data: bytes, name: str, _: int) -> Pixels:
+        # Twice the target leaves the resize enough to antialias.
+        return resize_to(decode(data, name, at_least=2 * self._size), self._size, self._interpolation)
 
     # ------------------------------------------------------------------------------------------------------- the cache
 
+    def _paths(self, folder: Path) -> list[Path]:
+        names = (_cache_name(shard, self._size, self._interpolation) for shard in self._dataset.shards)
+        return [folder / f"{name}.npy" for name in names]
+
+    def _is_worth_it(self, folder: Path) -> bool:
+        """Whether `data.cache: auto` keeps a cache: it is there, or saves time and finds room. One log line tells."""
+        shards = self._dataset.shards
+        if all(self._map(path, shard) is not None for path, shard in zip(self._paths(folder), shards, strict=True)):
+            return True
+        worth = worth_of(folder, len(self._dataset), math.prod(self._shape), self._time_decoding())
+        does = f"are kept in {folder}" if worth.is_cached else "are decoded each time"
+        log.info("data.cache auto: images of %s at %d px %s (%s)", self._dataset.name, self._size, does, worth)
+        return worth.is_cached
+
+    def _time_decoding(self) -> float:
+        """The seconds of a core that an image takes, as the median of a few from all over the data set."""
+        seconds: list[float] = []
+
+        def timed(data: bytes, name: str, place: int) -> Pixels:
+            started = time.thread_time()
+            pixels = self._fitted(data, name, place)
+            seconds.append(time.thread_time() - started)
+            return pixels
+
+        num = min(len(self._dataset), _NUM_TIMED)
+        self.read_files(np.linspace(0, len(self._dataset) - 1, num).astype(np.int64), self._shape, timed)
+        return statistics.median(seconds) if seconds else 0.0
+
     def _open_cache(self, folder: Path, progress: Progress | None) -> list[CachedImages]:
-        paths = [
-            folder / f"{_cache_name(shard, self._size, self._interpolation)}.npy" for shard in self._dataset.shards
-        ]
+        paths = self._paths(folder)
         # First take the shards that nobody is at, then wait for those that other processes are making.
         for wait in (False, True):
             for shard, path in zip(self._dataset.shards, paths, strict=True):
@@ -132,14 +172,16 @@ class Reader:
         """Yield the images of a shard in blocks."""
         for begin in range(0, shard.num_rows, _BLOCK):
             end = min(begin + _BLOCK, shard.num_rows)
-            images = np.empty((end - begin, self._size, self._size, 3), np.uint8)
-            places = np.arange(end - begin)
-            parts = [places[i : i + _CHUNK] for i in range(0, len(places), _CHUNK)]
-            for task in [self._pool.submit(self._decode, shard, begin + part, images, part) for part in parts]:
-                task.result()
-            yield images
+            yield self.read_files(np.arange(shard.start + begin, shard.start + end), self._shape, self._fitted)
             if progress:
                 progress(shard.start + end, len(self._dataset))
+
+
+def _fill(images: Pixels, places: I64Array, shard: Shard, rows: I64Array, pixels_of: PixelsOf) -> None:
+    with open_shard(shard.path) as descriptor:
+        for row, place in zip(rows.tolist(), places.tolist(), strict=True):
+            name = f"{shard.path}: {shard.index.key[row]}"
+            images[place] = pixels_of(read_sample(descriptor, shard.index, row), name, place)
 
 
 def read_vectors(dataset: Dataset) -> F32Array:
@@ -158,13 +200,6 @@ def read_vectors(dataset: Dataset) -> F32Array:
                     raise UserError(f"{name} has shape {list(vector.shape)}; expected vectors of one length (.npy)")
                 rows.append(vector.astype(np.float32))
     return np.stack(rows)
-
-
-def wants_cache(num_images: int, size: int, data: Data) -> bool:
-    """Whether `data.cache` asks for a decoded cache of this many images."""
-    if data.cache != "auto":
-        return data.cache == "always"
-    return num_images * size * size * 3 < _AUTO_SHARE * psutil.virtual_memory().total
 
 
 def _cache_name(shard: Shard, size: int, interpolation: Interpolation) -> str:

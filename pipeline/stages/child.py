@@ -53,7 +53,10 @@ def guarded(run: Callable[[], int], out: Path) -> int:
 
     keep_streams()  # the log is no reason to end a training
     if env_rank() == 0:
-        logging.getLogger("selftrain").addHandler(_WarningFile(out / WARNINGS))
+        log = logging.getLogger("selftrain")
+        log.setLevel(logging.INFO)
+        log.addHandler(_WarningFile(out / WARNINGS))
+        log.addHandler(logging.StreamHandler(sys.stdout))  # the stage's output.log
     try:
         return run()
     except UserError as error:

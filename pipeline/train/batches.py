@@ -17,9 +17,11 @@ from pipeline.arrays import I64Array, U64Array
 from pipeline.errors import UserError
 from pipeline.selection.targets import Targets
 from pipeline.shards.dataset import Dataset
+from pipeline.shards.decode import Pixels
 from pipeline.shards.order import Order
 from pipeline.shards.reader import Reader
 from pipeline.threads import read_ahead
+from pipeline.views import ResizedCrops
 
 UNLABELED_POSITIONS = np.uint64(1 << 62)
 """This is added to positions of the unlabeled stream, so that no two images of a step share their noise."""
@@ -33,6 +35,8 @@ class Stream:
     reader: Reader
     order: Order
     batch_size: int
+    crops: ResizedCrops | None = None
+    """What cuts its images from the stored ones; None if they are read whole."""
 
     def rows(self, step: int, slot: int, num_slots: int) -> tuple[I64Array, U64Array]:
         """The rows int64 [n] and the stream positions uint64 [n] of one slot of a step."""
@@ -40,13 +44,17 @@ class Stream:
         start = step * self.batch_size + slot * size
         return self.order.rows(start, start + size), np.arange(start, start + size, dtype=np.uint64)
 
+    def read(self, rows: I64Array, positions: U64Array) -> Pixels:
+        """The images of rows [n] at positions [n]: uint8 [n, S, S, 3], or [n, V, S, S, 3] with a crop per view."""
+        return self.reader.read(rows) if self.crops is None else self.crops.read(self.reader, rows, positions)
+
 
 @dataclass(frozen=True)
 class Batch:
     """One slot on the host: labeled images first, then unlabeled ones. B images of side S, C classes."""
 
     images: Tensor
-    """The images, uint8 [B, S, S, 3]."""
+    """The images, uint8 [B, S, S, 3]; [B, 2, S, S, 3] where the weak and the strong view have a crop of their own."""
     positions: U64Array
     labels: Tensor
     """The labels, int64 [num_labeled]."""
@@ -104,13 +112,14 @@ class Batches:
         """The batch of one micro-step on this rank."""
         slot = micro * self.num_ranks + self.rank
         rows, positions = self.labeled.rows(step, slot, self.num_slots)
-        images = self.labeled.reader.read(rows)
+        images = self.labeled.read(rows, positions)
         labels = self.labeled.dataset.labels[rows].astype(np.int64)
         targets = np.empty((0, self.num_classes), np.float32)
         if self.unlabeled is not None:
             more_rows, more_positions = self.unlabeled.rows(step, slot, self.num_slots)
-            images = np.concatenate([images, self.unlabeled.reader.read(more_rows)])
-            positions = np.concatenate([positions, more_positions | UNLABELED_POSITIONS])
+            more_positions |= UNLABELED_POSITIONS
+            images = np.concatenate([images, self.unlabeled.read(more_rows, more_positions)])
+            positions = np.concatenate([positions, more_positions])
             nothing = np.empty((len(more_rows), 0), np.float32)
             targets = nothing if self.targets is None else self.targets.of_rows(more_rows)
         batch = Batch(torch.from_numpy(images), positions, torch.from_numpy(labels), torch.from_numpy(targets))

@@ -11,7 +11,7 @@ import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from torch import Tensor
 
-from pipeline.config import NetworkSettings, Runtime, StrongView, Training, WeakView
+from pipeline.config import NetworkSettings, Runtime, StrongView, WeakView, changed
 from pipeline.errors import UserError
 from pipeline.models import build
 from pipeline.models.format import ModelInfo, read_info
@@ -26,7 +26,7 @@ from pipeline.stages.jobs import TrainJob
 from pipeline.stages.ranks import Ranks
 from pipeline.train.batches import Batches, Stream
 from pipeline.train.network import Network, prepare
-from pipeline.views import Views
+from pipeline.views import ResizedCrops, Views
 
 NUM_FIRST_IMAGES = 1000
 
@@ -102,12 +102,13 @@ class Setup:
         Args:
             unlabeled: Whether unlabeled images are among them.
             copies: How often each unlabeled image occurs per epoch, [N]; None means once.
-            targets: The targets of the unlabeled images; None if they have none.
+            targets: The targets of the unlabeled images; None if they have none, but a weak and a strong view.
         """
         training = self.job.training
-        stream = self._stream(self.unlabeled, training.unlabeled_batch_size, copies) if unlabeled else None
+        crops = self._crops(num_views=2 if unlabeled and targets is None else 1)
+        stream = self._stream(self.unlabeled, training.unlabeled_batch_size, crops, copies) if unlabeled else None
         return Batches(
-            self._stream(self.labeled, training.batch_size),
+            self._stream(self.labeled, training.batch_size, crops),
             stream,
             targets,
             num_classes=len(self.labeled.classes),
@@ -152,10 +153,31 @@ class Setup:
         return Views(WeakView(), StrongView(), size, mean=info.mean, std=info.std, device=device).center(images)
 
     def _reader(self, dataset: Dataset) -> Reader:
-        training = self.job.training
-        return Reader(dataset, read_size(training), self.job.data, interpolation=training.interpolation)
+        training, data = self.job.training, self.job.data
+        if training.weak.crop == "resized":  # which is cut from the stored images
+            data = changed(data, cache="never")
+        return Reader(dataset, training.image_size, data, interpolation=training.interpolation)
 
-    def _stream(self, dataset: Dataset, batch_size: int, copies: npt.NDArray[np.integer] | None = None) -> Stream:
+    def _crops(self, num_views: int) -> ResizedCrops | None:
+        """What cuts the images of the training, with a crop per view; None if they are read whole."""
+        job, training = self.job, self.job.training
+        if training.weak.crop != "resized":
+            return None
+        return ResizedCrops(
+            training.image_size,
+            training.weak.min_area,
+            training.interpolation,
+            key_coordinates=(job.seed, job.round),
+            num_views=num_views,
+        )
+
+    def _stream(
+        self,
+        dataset: Dataset,
+        batch_size: int,
+        crops: ResizedCrops | None,
+        copies: npt.NDArray[np.integer] | None = None,
+    ) -> Stream:
         """An endless stream of a data set's rows. Each occurs as often per epoch as `copies` [N] says."""
         job = self.job
         order = Order(
@@ -166,7 +188,7 @@ class Setup:
             round=job.round,
             window_shards=job.data.window_shards,
         )
-        return Stream(dataset, self._reader(dataset), order, batch_size)
+        return Stream(dataset, self._reader(dataset), order, batch_size, crops)
 
 
 def make_accelerator(runtime: Runtime) -> Accelerator:
@@ -175,9 +197,3 @@ def make_accelerator(runtime: Runtime) -> Accelerator:
     # DDP would copy rank 0's BatchNorm statistics to the others before each step, but updates average them already.
     handlers = [DistributedDataParallelKwargs(broadcast_buffers=False)]
     return Accelerator(cpu=runtime.device == "cpu", mixed_precision=precision, kwargs_handlers=handlers)
-
-
-def read_size(training: Training) -> int:
-    """The side at which training images are read. For resized crops it is 8/7 of the view's (256 for 224, the usual
-    ratio), so that a crop has more pixels to sample than the view shows."""
-    return round(training.image_size * 8 / 7) if training.weak.crop == "resized" else training.image_size

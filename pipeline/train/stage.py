@@ -24,6 +24,7 @@ from pipeline.train.loop import NO_BEST, Loop
 from pipeline.train.network import Network
 from pipeline.train.setup import Setup
 from pipeline.train.validation import Validation
+from pipeline.views.crops import CROPS
 
 _KEPT = ("optimizer.name", "frozen_layers", "image_size", "mean", "std", "crop_pct", "interpolation")
 """The keys that `start.mode: continue` cannot change. The first two shape the optimizer's state, the others are the
@@ -48,6 +49,8 @@ def train_inputs(job: TrainJob) -> StageInputs:
         "precision": job.runtime.precision,
         "compile": job.runtime.compile,
     }
+    if job.training.weak.crop == "resized":
+        config["crops"] = CROPS
     learner: type[Learner] = load_object(job.learner)
     splits: tuple[Split, ...] = ("labeled", "unlabeled", "val") if learner.reads_unlabeled else ("labeled", "val")
     inputs: dict[str, str] = {split: open_split(job.data, split).fingerprint for split in splits}

@@ -6,7 +6,6 @@ one upload brings them to the device, so the device never waits for the host (in
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -14,17 +13,16 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from pipeline.arrays import F32Array, F64Array, I32Array, U64Array
+from pipeline.arrays import F64Array, I32Array, U64Array
 from pipeline.config import StrongView, WeakView
 from pipeline.errors import UserError
 from pipeline.randomness import Purpose, key_of, uniforms
-from pipeline.views.geometry import crop, cut_out, fit, resample
+from pipeline.views.geometry import crop, cut_out, fit
 from pipeline.views.randaugment import RandAugment
 
 # Columns of the draws. Each number has its own column, so that turning one kind of noise off changes no other.
-_TOP, _LEFT, _FLIP, _AREA, _ASPECT, _CUT_TOP, _CUT_LEFT = range(7)
+_TOP, _LEFT, _FLIP, _, _, _CUT_TOP, _CUT_LEFT = range(7)
 _RANDAUGMENT = 8
-_ASPECTS = (3 / 4, 4 / 3)
 
 Draws = F64Array
 
@@ -32,9 +30,11 @@ Draws = F64Array
 class Views:
     """Makes views of image batches.
 
-    Images are uint8 [B, H, W, 3] on the device. Positions are uint64 [B] on the host: places in a stream, or other
-    numbers that tell the samples apart. A view is float32 [B, 3, S, S], channels_last, normalized with `mean` and
-    `std`. Each row of a view depends on the image and the position of that row only, not on the rest of the batch.
+    Images are uint8 [B, H, W, 3] on the device. With `crop: resized` they are crops already, which `ResizedCrops` cut,
+    or [B, 2, H, W, 3] where the weak view has another crop than the strong one. Positions are uint64 [B] on the host:
+    places in a stream, or other numbers that tell the samples apart. A view is float32 [B, 3, S, S], channels_last,
+    normalized with `mean` and `std`. Each row of a view depends on the image and the position of that row only, not on
+    the rest of the batch.
 
     Args:
         weak: The settings of crop and flip.
@@ -91,16 +91,18 @@ class Views:
 
     def weak_uint8(self, images: Tensor, positions: U64Array, purpose: Purpose = "weak") -> Tensor:
         """The weak view before normalization, uint8 [B, S, S, 3]."""
+        images = _crop_of(images, 0)
         draws = self._draw(images, positions, purpose, _RANDAUGMENT)
-        place, flip = _upload(self._place(draws, images), self._flip(draws), device=self._device)
+        place, flip = _upload(self._corners(draws), self._flip(draws), device=self._device)
         return self._crop(images, place, flip)
 
     def strong_uint8(self, images: Tensor, positions: U64Array, purpose: Purpose = "strong") -> Tensor:
         """The strong view before normalization, uint8 [B, S, S, 3]."""
+        images = _crop_of(images, -1)
         draws = self._draw(images, positions, purpose, _RANDAUGMENT + 2 * self._strong.num_ops)
         plan = self._randaugment.draw(draws[:, _RANDAUGMENT:])
         squares = (draws[:, [_CUT_TOP, _CUT_LEFT]] * self._size).astype(np.int32) - self._strong.cutout // 2
-        arrays = (self._place(draws, images), self._flip(draws), plan.order, plan.parameters, squares)
+        arrays = (self._corners(draws), self._flip(draws), plan.order, plan.parameters, squares)
         place, flip, order, parameters, corners = _upload(*arrays, device=self._device)
         view = self._crop(images, place, flip)
         if plan.counts and len(view):
@@ -118,22 +120,16 @@ class Views:
     def _flip(self, draws: Draws) -> I32Array:
         return ((draws[:, _FLIP] < 0.5) & self._weak.flip).astype(np.int32)
 
-    def _place(self, draws: Draws, images: Tensor) -> npt.NDArray[np.generic]:
-        """Where the weak view is cut from: affine maps [B, 6] with `crop: resized`, else the crops' corners [B, 2]."""
-        if self._weak.crop == "resized":
-            height, width = images.shape[1:3]
-            return _resized_crop(draws, height, width, self._size, self._weak.min_area, self._flip(draws))
-        reach = 2 * self._padding + 1
-        return (draws[:, [_TOP, _LEFT]] * reach).astype(np.int32)
+    def _corners(self, draws: Draws) -> I32Array:
+        """Where the weak view is cut from the padded image, [B, 2]."""
+        return (draws[:, [_TOP, _LEFT]] * (2 * self._padding + 1)).astype(np.int32)
 
     @property
     def _padding(self) -> int:
         return self._weak.padding if self._weak.crop == "pad" else 0
 
-    def _crop(self, images: Tensor, place: Tensor, flip: Tensor) -> Tensor:
-        if self._weak.crop == "resized":
-            return resample(images, place, self._size)
-        return crop(fit(images, self._size), place, flip != 0, self._padding)
+    def _crop(self, images: Tensor, corners: Tensor, flip: Tensor) -> Tensor:
+        return crop(fit(images, self._size), corners, flip != 0, self._padding)
 
     def _normalize(self, view: Tensor) -> Tensor:
         # Multiply and add stay apart: a fused one may round differently at the end of a batch than within it.
@@ -141,23 +137,9 @@ class Views:
         return flat.view(view.shape).permute(0, 3, 1, 2)
 
 
-def _resized_crop(draws: Draws, height: int, width: int, size: int, min_area: float, flip: I32Array) -> F32Array:
-    """Affine maps [B, 6] of crops with a random area and aspect ratio, mirrored where `flip` [B] says so.
-
-    The area is uniform, and the aspect ratio is log-uniform in 3/4..4/3 (Szegedy 2015, section 6). A side that would
-    exceed the image's is cut to it: others draw again until a crop fits, but here the number of draws is fixed.
-    """
-    area = min_area + (1 - min_area) * draws[:, _AREA]
-    low, high = map(math.log, _ASPECTS)
-    aspect = np.exp(low + (high - low) * draws[:, _ASPECT])
-    crop_width = np.minimum(np.sqrt(area * height * width * aspect), width)
-    crop_height = np.minimum(np.sqrt(area * height * width / aspect), height)
-    left, top = draws[:, _LEFT] * (width - crop_width), draws[:, _TOP] * (height - crop_height)
-    step_x, step_y = crop_width / size, crop_height / size
-    zero = np.zeros_like(area)
-    mirrored = flip != 0
-    columns = np.where(mirrored, -step_x, step_x), zero, np.where(mirrored, left + crop_width, left)
-    return np.stack([*columns, zero, step_y, top], axis=1).astype(np.float32)
+def _crop_of(images: Tensor, view: int) -> Tensor:
+    """The crop of a view, where images come with several, [B, V, H, W, 3]."""
+    return images[:, view] if images.ndim == 5 else images
 
 
 def _upload(*arrays: npt.NDArray[np.generic], device: torch.device) -> list[Tensor]:

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,9 +22,10 @@ from support.waiting import LIMIT_S
 from pipeline.config import Data
 from pipeline.errors import UserError
 from pipeline.packing.pack import pack
+from pipeline.shards.cache import Worth, worth_of
 from pipeline.shards.dataset import Dataset, open_split
 from pipeline.shards.decode import decode, resize_to
-from pipeline.shards.reader import Reader, wants_cache
+from pipeline.shards.reader import Reader
 
 
 @pytest.fixture
@@ -110,10 +112,43 @@ def test_a_cache_without_checksums_of_an_earlier_version_is_made_anew(data: Data
     assert np.array_equal(Reader(dataset, 8, data).read(np.arange(60)), expected(dataset, 8))
 
 
-def test_auto_caches_what_fits_a_quarter_of_memory() -> None:
-    assert wants_cache(50_000, 32, Data())
-    assert not wants_cache(14_000_000, 224, Data())
-    assert wants_cache(14_000_000, 224, Data(cache="always"))
+@pytest.mark.parametrize(
+    ("num_bytes", "free", "decode_s", "read_s", "is_cached"),
+    [
+        (100, 400, 2e-3, 1e-3, True),
+        (101, 400, 2e-3, 1e-3, False),  # the disk has no room
+        (100, 400, 1.9e-3, 1e-3, False),  # it saves too little time
+    ],
+)
+def test_auto_caches_what_saves_time_and_has_room(
+    num_bytes: int, free: int, decode_s: float, read_s: float, is_cached: bool
+) -> None:
+    assert Worth(num_bytes, free, decode_s, read_s).is_cached == is_cached
+
+
+def test_reading_is_slower_where_the_cache_does_not_fit_in_memory(tmp_path: Path) -> None:
+    small, large = (worth_of(tmp_path / "not" / "yet", num, 150_528, 1e-3) for num in (1000, 10**8))
+    assert small.free_bytes > 0
+    assert small.read_s < 1e-4 < large.read_s
+    assert not large.is_cached
+
+
+def test_auto_says_in_one_line_how_it_decides(
+    data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With a cache that is there already, it has nothing to decide."""
+    dataset, auto = open_split(data, "unlabeled"), data.model_copy(update={"cache": "auto"})
+    caplog.set_level("INFO", logger="selftrain.data")
+    with monkeypatch.context() as full:
+        full.setattr("pipeline.shards.cache.shutil.disk_usage", lambda path: SimpleNamespace(free=1000))
+        images = Reader(dataset, 8, auto).read(np.arange(60))
+        assert "at 8 px are decoded each time (1.2e-05 of 1e-06 GB that are free; an image takes" in caplog.text
+        assert not (tmp_path / "cache" / "decoded").exists()
+        always = Reader(dataset, 8, data.model_copy(update={"cache": "always"}))
+        assert np.array_equal(always.read(np.arange(60)), images)
+        caplog.clear()
+        assert np.array_equal(Reader(dataset, 8, auto).read(np.arange(60)), images)
+        assert caplog.text == ""
 
 
 def test_a_cache_on_a_file_system_without_locks_names_the_config_key(

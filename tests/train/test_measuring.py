@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from support.processes import run, train_job
 from support.spoilers import BAD_STEP, skip_first_steps, spoil_a_gradient, watch_the_disk
 
-from pipeline.config import Config, WeakView, changed
+from pipeline.config import Config, changed
 from pipeline.errors import UserError
 from pipeline.methods.noisy_student.learner import PseudoLabelLearner
 from pipeline.shards.dataset import open_split
@@ -141,17 +141,6 @@ def test_whitening_sees_all_classes_of_rows_that_are_sorted(
     here = setup.Setup(train_job(digits, tmp_path), Ranks(), {})
     assert len(here._first_images(here._info(digits.teacher, "teacher"))) == 40
     assert set(seen) == set(range(10))
-
-
-@pytest.mark.process
-def test_resized_crops_are_taken_from_larger_images(digits: Config, tmp_path: Path) -> None:
-    training = changed(digits.teacher, image_size=14, weak=WeakView(crop="resized", flip=False), steps=6)
-    assert setup.read_size(training) == 16
-    assert setup.read_size(digits.teacher) == digits.teacher.image_size
-    data = changed(digits.data, cache="always", cache_dir=tmp_path / "cache")
-    run(train_job(digits, tmp_path / "train", training=training, data=data))
-    sizes = {np.load(path, mmap_mode="r").shape[1] for path in (tmp_path / "cache" / "decoded").glob("*.npy")}
-    assert sizes == {14, 16}  # val, labeled
 
 
 # ---------------------------------------------------------------------------------------------------------- read ahead

@@ -132,29 +132,16 @@ def test_pad_crops_are_shifts_and_mirrors_of_the_image() -> None:
     assert (unflipped[:, 16, 17, 1] > unflipped[:, 16, 16, 1]).all()
 
 
-def test_resized_crops_have_the_asked_area_and_aspect() -> None:
-    """Of a ramp image, crops show as gradients: step = crop side / image side."""
-    rows, columns = np.mgrid[:64, :64].astype(np.uint8) * 3
-    ramp = torch.from_numpy(np.stack([rows, columns, rows], axis=-1)).expand(2000, -1, -1, -1)
-    views = make(64, WeakView(crop="resized", min_area=0.25)).weak_uint8(ramp, positions(2000)).numpy().astype(float)
-    height = (views[:, 52, 32, 0] - views[:, 12, 32, 0]) / 120
-    width = (views[:, 32, 52, 1] - views[:, 32, 12, 1]) / 120
-    area, aspect = height * abs(width), abs(width) / height
-    assert 0.23 < area.min() < 0.28
-    assert 0.95 < area.max() < 1.02
-    assert 0.72 < aspect.min() < 0.8
-    assert 1.25 < aspect.max() < 1.37
-    assert abs((width < 0).mean() - 0.5) < 0.05
-    assert (views != 128).any((1, 2, 3)).all()
-    assert height.max() <= 1.01
-
-
-def test_full_resized_crop_is_exact() -> None:
-    weak = WeakView(crop="resized", min_area=1, flip=False)
-    image = noise(1).expand(300, -1, -1, -1)
-    views = make(weak=weak).weak_uint8(image, positions(300))
-    assert views.shape == image.shape
-    assert (views != 128).float().mean() > 0.98  # no fill: an image of noise has 128 in 1 of 256 places
+def test_crops_that_were_cut_before_are_mirrored_and_no_more() -> None:
+    """The weak view has the first of two crops, and the strong one the last."""
+    images, where = noise(64), positions(64)
+    weak = make(weak=RESIZED).weak_uint8(images, where)
+    same, mirrored = ((weak == other).all((1, 2, 3)) for other in (images, images.flip(2)))
+    assert (same | mirrored).all()
+    assert 16 < int(mirrored.sum()) < 48
+    views, pairs = make(weak=RESIZED), torch.stack([images, noise(65)[:64]], dim=1)
+    assert torch.equal(views.weak(pairs, where), views.weak(pairs[:, 0], where))
+    assert torch.equal(views.strong(pairs, where), views.strong(pairs[:, 1], where))
 
 
 def test_cutout_larger_than_the_image_is_an_error() -> None:
