@@ -116,8 +116,16 @@ TECHNIQUES: dict[str, Technique] = {
             "network",
             ("training.frozen_layers",),
             1,
-            "pipeline.models.registry:set_trainable",
+            "pipeline.models.layers:set_trainable",
             "Xie 2020, 3.1",
+        ),
+        Technique(
+            "freeze_norm",
+            "network",
+            ("training.freeze_norm",),
+            True,
+            "pipeline.models.layers:set_trainable",
+            "He 2016, A; Ren 2017",
         ),
         Technique(
             "start",

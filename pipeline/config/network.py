@@ -59,7 +59,15 @@ class Start(Section):
     that is an error. Set it to true if you take a part of another architecture on purpose."""
 
 
-class NetworkSettings(Section):
+class Adaptation(Section):
+    """How a network departs from the weights that it starts from."""
+
+    freeze_norm: bool = technique(False, off=False)
+    """Whether BatchNorm keeps the statistics and the parameters of the start. Turn it on to fine-tune pretrained
+    weights on few images, whose own statistics would be too noisy."""
+
+
+class NetworkSettings(Adaptation):
     """A network with its optimization: architecture, start, regularization, optimizer, average."""
 
     model: str = "wide_resnet28_2"

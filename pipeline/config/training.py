@@ -6,9 +6,9 @@ from typing import Annotated, Literal, TypeVar
 
 from pydantic import Field, model_validator
 
-from pipeline.config.base import Interpolation, NonNegative, Positive, Probability, Section, technique
+from pipeline.config.base import Interpolation, NonNegative, Positive, Probability, technique
 from pipeline.config.mixing import Cutmix, Mixup
-from pipeline.config.network import NetworkSettings, Optimizer
+from pipeline.config.network import Adaptation, NetworkSettings, Optimizer
 from pipeline.config.views import StrongView, WeakView
 
 Deviation = Annotated[float, Field(gt=0)]
@@ -123,7 +123,7 @@ class Training(NetworkSettings):
         return self.batch_size + (self.unlabeled_batch_size if self.loss_normalization == "total" else 0)
 
 
-class Finetune(Section):
+class Finetune(Adaptation):
     """A last, short training of the best model at a higher resolution, which fixes the train-test resolution (Touvron
     2019; Noisy Student 3.1). With `method: meta` it is the first training of the student on labels (Pham 2021).
 

@@ -65,12 +65,13 @@ class Network:
 
     def average_statistics(self) -> None:
         """Average BatchNorm statistics over ranks, so that every rank evaluates and saves the same model."""
-        self.ranks.average([b for b in self.raw_model.buffers() if b.is_floating_point()])
+        learning = [module for module in self.raw_model.modules() if module.training]  # what is frozen stays as it is
+        self.ranks.average([b for m in learning for b in m.buffers(recurse=False) if b.is_floating_point()])
 
     def train_mode(self) -> None:
-        """Enter train mode; frozen layers stay frozen."""
+        """Enter train mode; what is frozen stays frozen."""
         self.model.train()
-        set_trainable(self.raw_model, self.settings.frozen_layers)
+        set_trainable(self.raw_model, self.settings.frozen_layers, freeze_norm=self.settings.freeze_norm)
 
     def is_finite(self) -> Tensor:
         """Whether all weights and statistics are finite, bool [] on the device; a finite loss does not imply it."""
@@ -109,7 +110,8 @@ def prepare(
         UserError: the settings freeze all of its layers.
     """
     ema = Ema(model, settings.ema_decay)  # copied before Accelerate patches `forward` for autocast
-    set_trainable(model, settings.frozen_layers)  # before DDP, which would wait for their gradients
+    # Before DDP, which would wait for the gradients of what is frozen.
+    set_trainable(model, settings.frozen_layers, freeze_norm=settings.freeze_norm)
     if not any(p.requires_grad for p in model.parameters()):
         raise UserError(
             f"`frozen_layers`: {settings.frozen_layers} freezes all of {settings.model}, which leaves nothing to "

@@ -24,8 +24,11 @@ from pipeline.train.network import Network
 from pipeline.train.setup import Setup
 from pipeline.train.validation import MODEL_FILES, Validation
 
-_KEPT = ("optimizer.name", "frozen_layers", "image_size", "mean", "std", "crop_pct", "interpolation")
-"""The keys that `start.mode: continue` cannot change. The first two shape the optimizer's state, the others are the
+_KEPT = (
+    *("optimizer.name", "frozen_layers", "freeze_norm"),
+    *("image_size", "mean", "std", "crop_pct", "interpolation"),
+)
+"""The keys that `start.mode: continue` cannot change. The first ones shape the optimizer's state, the others are the
 model's input. Another architecture shows in the weights."""
 
 

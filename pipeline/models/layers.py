@@ -1,0 +1,64 @@
+"""The layers of a network: how deep each one lies, which of them classify, and which are frozen."""
+
+from __future__ import annotations
+
+from timm.models import group_parameters
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
+
+from pipeline.errors import UserError
+
+
+def set_trainable(model: nn.Module, frozen_layers: int, *, freeze_norm: bool = False) -> None:
+    """Freeze the stem and the first `frozen_layers` blocks, and with `freeze_norm` every BatchNorm.
+
+    What is frozen gets no gradients, and is in eval mode: it is a fixed function. Call this after `model.train()`,
+    which puts it back into train mode.
+
+    Raises:
+        UserError: the model does not describe the order of its layers, or has no BatchNorm.
+    """
+    if not frozen_layers and not freeze_norm:
+        return
+    norms = _batch_norms(model) if freeze_norm else {}
+    frozen = [f"{name}.{own}" for name, norm in norms.items() for own, _ in norm.named_parameters()]
+    if frozen_layers:
+        frozen += [name for name, depth in depths(model, "frozen_layers", "0").items() if depth <= frozen_layers]
+    for name in frozen:
+        model.get_parameter(name).requires_grad_(False)
+    rest(model)
+    for norm in norms.values():  # those without parameters too
+        norm.eval()
+
+
+def rest(model: nn.Module) -> None:
+    """Put the BatchNorms that are frozen into eval mode, so that they keep their statistics."""
+    for module in model.modules():
+        own = list(module.parameters(recurse=False))
+        if isinstance(module, BatchNorm) and own and not any(p.requires_grad for p in own):
+            module.eval()
+
+
+def depths(model: nn.Module, key: str, off: str) -> dict[str, int]:
+    """Parameter -> the number of its layer, from 0 at the stem on, as timm groups them.
+
+    Raises:
+        UserError: the model does not describe the order of its layers, so `key` of the config must be `off`.
+    """
+    matcher = getattr(model, "group_matcher", None)
+    if matcher is None:
+        raise UserError(f"`{key}`: {type(model).__name__} does not describe its layers; set it to {off}")
+    return {name: int(depth) for name, depth in group_parameters(model, matcher(coarse=False), reverse=True).items()}
+
+
+def num_frozen(model: nn.Module) -> int:
+    """The number of parameters without gradients."""
+    return sum(p.numel() for p in model.parameters() if not p.requires_grad)
+
+
+def _batch_norms(model: nn.Module) -> dict[str, nn.Module]:
+    """The BatchNorms of a model by name, timm's own and synchronized ones included. Raises UserError without any."""
+    found = {name: module for name, module in model.named_modules() if isinstance(module, BatchNorm)}
+    if not found:
+        raise UserError(f"`freeze_norm`: {type(model).__name__} has no BatchNorm to freeze; set it to false")
+    return found
