@@ -168,6 +168,22 @@ TECHNIQUES: dict[str, Technique] = {
             "Goyal 2017, 2.2; He 2019 (Bag of Tricks), 3.1",
         ),
         Technique(
+            "layer_decay",
+            "optimizer",
+            ("training.layer_decay",),
+            0.75,
+            "pipeline.models.layers:lr_scales",
+            "Clark 2020 (ELECTRA), A.2; Bao 2021 (BEiT), 3.1",
+        ),
+        Technique(
+            "head_lr",
+            "optimizer",
+            ("training.head_lr",),
+            10.0,
+            "pipeline.models.layers:lr_scales",
+            "Girshick 2014, 2.3; Long 2015",
+        ),
+        Technique(
             "clip_norm",
             "update",
             ("training.clip_norm",),

@@ -65,6 +65,12 @@ class Adaptation(Section):
     freeze_norm: bool = technique(False, off=False)
     """Whether BatchNorm keeps the statistics and the parameters of the start. Turn it on to fine-tune pretrained
     weights on few images, whose own statistics would be too noisy."""
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = technique(1.0, off=1.0)
+    """Factor on the learning rate per layer below the last one, so that early layers, which are general, change least.
+    0.65 to 0.9 is usual in fine-tuning. 1 gives all layers the same rate."""
+    head_lr: Annotated[float, Field(gt=0)] = technique(1.0, off=1.0)
+    """Factor on the learning rate of the classifier. Raise it, e.g. to 10, if the classifier begins at random and what
+    is before it does not. 1 gives it the rate of the last layer."""
 
 
 class NetworkSettings(Adaptation):

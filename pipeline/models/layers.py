@@ -1,4 +1,4 @@
-"""The layers of a network: how deep each one lies, which of them classify, and which are frozen."""
+"""The layers of a network: which of them are frozen, how deep each one lies, and which are its classifier."""
 
 from __future__ import annotations
 
@@ -56,9 +56,55 @@ def num_frozen(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters() if not p.requires_grad)
 
 
+def lr_scales(model: nn.Module, layer_decay: float, head_lr: float) -> dict[str, float]:
+    """Parameter -> the factor on its learning rate; empty if all have the same rate.
+
+    A layer has layer_decay to the power of its distance from the last one (Clark 2020, ELECTRA; Bao 2021, BEiT), and
+    the classifier `head_lr`.
+
+    Raises:
+        UserError: the model describes neither the order of its layers nor its classifier, which is needed.
+    """
+    if layer_decay == head_lr == 1:
+        return {}
+    scales = {name: 1.0 for name, _ in model.named_parameters()}
+    if layer_decay != 1:
+        of = depths(model, "layer_decay", "1")
+        scales = {name: layer_decay ** (max(of.values()) - depth) for name, depth in of.items()}
+    if head_lr != 1:
+        for name in of_classifier(model, "head_lr", "1"):
+            scales[name] *= head_lr
+    return scales
+
+
+def of_classifier(model: nn.Module, key: str, off: str) -> set[str]:
+    """The parameters of the classifier.
+
+    Raises:
+        UserError: the model does not say which layer that is, so `key` of the config must be `off`.
+    """
+    layers = classifiers(model)
+    found = {name for name, _ in model.named_parameters() if name.rpartition(".")[0] in layers}
+    if not found:
+        raise UserError(
+            f"`{key}`: {type(model).__name__} does not say which layer is its classifier (get_classifier); set it to "
+            f"{off}"
+        )
+    return found
+
+
+def classifiers(model: nn.Module) -> set[str]:
+    """The names of the layers that timm knows as a model's classifier; pretrained weights may lack them."""
+    if not hasattr(model, "get_classifier"):
+        return set()
+    heads = model.get_classifier()  # type: ignore[operator]
+    parts = {id(part) for head in (heads if isinstance(heads, tuple | list) else [heads]) for part in head.modules()}
+    return {name for name, module in model.named_modules() if id(module) in parts}
+
+
 def _batch_norms(model: nn.Module) -> dict[str, nn.Module]:
     """The BatchNorms of a model by name, timm's own and synchronized ones included. Raises UserError without any."""
-    found = {name: module for name, module in model.named_modules() if isinstance(module, BatchNorm)}
+    found: dict[str, nn.Module] = {name: m for name, m in model.named_modules() if isinstance(m, BatchNorm)}
     if not found:
         raise UserError(f"`freeze_norm`: {type(model).__name__} has no BatchNorm to freeze; set it to false")
     return found

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from pipeline.config import NetworkSettings, Start, semantic
 from pipeline.errors import UserError
 from pipeline.models.format import has_info, model_digest, read_state
+from pipeline.models.layers import classifiers
 from pipeline.models.registry import module_of, plugins_of, suggest
 
 log = logging.getLogger("selftrain.models")
@@ -176,7 +177,7 @@ def check_finite(model: nn.Module, settings: NetworkSettings) -> None:
 
 def _random_of(model: nn.Module, state: Mapping[str, Tensor]) -> list[str]:
     """The weights and statistics of a model that a state has nothing for, without the classifier."""
-    own, heads = model.state_dict(), _classifiers_of(model)
+    own, heads = model.state_dict(), classifiers(model)
     return [
         name
         for name, tensor in own.items()
@@ -185,15 +186,6 @@ def _random_of(model: nn.Module, state: Mapping[str, Tensor]) -> list[str]:
         and name.rpartition(".")[0] not in heads
         and not _has_other_classes(model, tensor, state.get(name))
     ]
-
-
-def _classifiers_of(model: nn.Module) -> set[str]:
-    """The names of the layers that timm knows as a model's classifier; pretrained weights may lack them."""
-    if not hasattr(model, "get_classifier"):
-        return set()
-    heads = model.get_classifier()  # type: ignore[operator]
-    parts = {id(part) for head in (heads if isinstance(heads, tuple | list) else [heads]) for part in head.modules()}
-    return {name for name, module in model.named_modules() if id(module) in parts}
 
 
 def _has_other_classes(model: nn.Module, own: Tensor, other: Tensor | None) -> bool:

@@ -14,6 +14,7 @@ from pipeline.config import NetworkSettings
 from pipeline.errors import UserError
 from pipeline.models import set_trainable
 from pipeline.models.format import ModelInfo
+from pipeline.models.layers import lr_scales
 from pipeline.stages.ranks import Ranks
 from pipeline.train.ema import Ema
 from pipeline.train.optimizer import load_optimizer, make_optimizer, set_lr
@@ -73,6 +74,14 @@ class Network:
         self.model.train()
         set_trainable(self.raw_model, self.settings.frozen_layers, freeze_norm=self.settings.freeze_norm)
 
+    def lr_scales(self) -> list[float] | None:
+        """The factors on the learning rates of the parameters that train, in the model's order; None if all are 1."""
+        groups = self.optimizer.param_groups
+        if not any("lr_scale" in group for group in groups):
+            return None
+        scale_of = {parameter: group["lr_scale"] for group in groups for parameter in group["params"]}
+        return [scale_of[p] for p in self.raw_model.parameters() if p.requires_grad]
+
     def is_finite(self) -> Tensor:
         """Whether all weights and statistics are finite, bool [] on the device; a finite loss does not imply it."""
         norms = torch._foreach_norm([t for t in self.raw_model.state_dict().values() if t.is_floating_point()])
@@ -117,7 +126,7 @@ def prepare(
             f"`frozen_layers`: {settings.frozen_layers} freezes all of {settings.model}, which leaves nothing to "
             "train; set it lower"
         )
-    optimizer = make_optimizer(model, settings.optimizer)
+    optimizer = make_optimizer(model, settings.optimizer, lr_scales(model, settings.layer_decay, settings.head_lr))
     wrapped = torch.compile(model) if compiled else model
     prepared, prepared_optimizer = accelerator.prepare(wrapped, optimizer)
     ema.model.load_state_dict(model.state_dict())  # DDP has just given every rank the weights of rank 0

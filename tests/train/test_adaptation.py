@@ -43,7 +43,9 @@ def test_a_training_leaves_frozen_batchnorm_to_the_bit(tuned: Tuned, teacher: Pa
     assert kept == {name for name in before if "norm" in name}
 
 
-@pytest.mark.parametrize("changes", [{"freeze_norm": True}])
+@pytest.mark.parametrize(
+    "changes", [{"freeze_norm": True, "layer_decay": 0.5, "head_lr": 4.0, "optimizer": {"name": "lamb", "lr": 0.01}}]
+)
 def test_resume_is_bit_exact_with(tuned: Tuned, changes: dict[str, object]) -> None:
     whole, cut = tuned("whole", **changes), tuned("cut", **changes)
     signal_at(cut, 10)

@@ -163,7 +163,8 @@ def student_step(
 ) -> tuple[Tensor | None, dict[str, Tensor]]:
     """Update the student on the teacher's labels, int64 [..., U]; returns the feedback [...] and the measurements.
 
-    The feedback is that of a plain gradient step of size `lr`, without momentum and weight decay. A finite difference
+    The feedback is that of a plain gradient step of size `lr` (times the factors of the layers, if they have some),
+    without momentum and weight decay. A finite difference
     instead compares the losses before and after the optimizer's own step. The feedback is None if it is off, or if fp16
     skipped the update. The student meets labeled images here only, and keeps nothing of them.
     """
@@ -185,6 +186,8 @@ def student_step(
     if before is not None:
         return before - labeled_loss(student, batch), measured
     labeled = labeled_gradient(student, batch)
+    if (scales := student.lr_scales()) is not None:  # layers take steps of their own, so both get half of each factor
+        labeled, unlabeled = ([g * s**0.5 for g, s in zip(of, scales, strict=True)] for of in (labeled, unlabeled))
     leading = logits.dim() - 2
     product = inner(labeled, unlabeled, leading)
     norms = inner(labeled, labeled, leading).sqrt() * inner(unlabeled, unlabeled, leading).sqrt()
