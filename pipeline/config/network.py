@@ -90,8 +90,8 @@ class NetworkSettings(Adaptation):
     """Probability of dropping the last residual block. It is lower, linearly, for the blocks before (Huang 2016). Noisy
     Student takes 0.2. 0 turns stochastic depth off."""
     frozen_layers: NonNegative = technique(0, off=0)
-    """Freeze the stem and this many blocks, with their BatchNorm in eval mode, as in Noisy Student's resolution fix. 0
-    freezes nothing."""
+    """Freeze the stem and this many blocks, in eval mode (BatchNorm, stochastic depth), as in Noisy Student's
+    resolution fix. 0 freezes nothing."""
     label_smoothing: Probability = technique(0.1, off=0.0)
     """Probability that hard targets spread evenly over all classes. Soft pseudo-labels are never smoothed. 0 turns
     label smoothing off."""

@@ -148,6 +148,6 @@ class Finetune(Adaptation):
     ema_decay: Probability = 0.99
     """Decay of the weight average (EMA), which is evaluated. 0 turns the average off."""
     frozen_layers: NonNegative = 0
-    """Freeze the stem and this many blocks, with their BatchNorm in eval mode. 0 freezes nothing."""
+    """Freeze the stem and this many blocks, in eval mode. 0 freezes nothing."""
 
     _warmup_ends = model_validator(mode="after")(_check_warmup)

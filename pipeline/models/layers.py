@@ -32,10 +32,11 @@ def set_trainable(model: nn.Module, frozen_layers: int, *, freeze_norm: bool = F
 
 
 def rest(model: nn.Module) -> None:
-    """Put the BatchNorms that are frozen into eval mode, so that they keep their statistics."""
+    """Put every part that is frozen as a whole into eval mode: its BatchNorm keeps its statistics, and it drops no
+    features or paths, which would be noise on what cannot learn from it."""
     for module in model.modules():
-        own = list(module.parameters(recurse=False))
-        if isinstance(module, BatchNorm) and own and not any(p.requires_grad for p in own):
+        parameters = list(module.parameters())
+        if parameters and not any(p.requires_grad for p in parameters):
             module.eval()
 
 

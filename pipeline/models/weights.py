@@ -30,6 +30,8 @@ def semantic_settings(settings: NetworkSettings) -> dict[str, Any]:
     """The semantic form of a network's settings. A file to start from stands there as its digest, not as its path, and
     an architecture from a plugin adds the plugin's digest."""
     values, start = {**semantic(settings), **plugins_of(settings.model)}, settings.start
+    if settings.frozen_layers and (settings.stochastic_depth or any("drop" in name for name in settings.model_args)):
+        values["frozen_layers_drop"] = False  # they did in version 0.2, which therefore has other fingerprints
     if start is not None:
         is_file = not start.model.startswith(TIMM)
         values["start"] = {"mode": start.mode, "model": model_digest(Path(start.model)) if is_file else start.model}

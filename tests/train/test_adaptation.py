@@ -12,6 +12,7 @@ from support.ranks import in_two, run_ranks
 
 from pipeline.config import Config, Start, Training
 from pipeline.models.format import read_state
+from pipeline.models.weights import semantic_settings
 from pipeline.stages.jobs import TrainJob
 
 pytestmark = pytest.mark.process
@@ -50,3 +51,13 @@ def test_resume_is_bit_exact_with(tuned: Tuned, changes: dict[str, object]) -> N
     whole, cut = tuned("whole", **changes), tuned("cut", **changes)
     signal_at(cut, 10)
     assert outputs(run(cut)) == outputs(run(whole))
+
+
+def test_only_the_runs_whose_frozen_layers_dropped_paths_have_other_fingerprints(tuned: Tuned) -> None:
+    def extra(**changes: object) -> bool:
+        return "frozen_layers_drop" in semantic_settings(tuned(**changes).training)
+
+    assert extra(frozen_layers=1, stochastic_depth=0.1)
+    assert extra(frozen_layers=1, model_args={"drop_path_rate": 0.1})
+    assert not extra(frozen_layers=1)
+    assert not extra(stochastic_depth=0.1)
