@@ -2,7 +2,7 @@
 
 Documentation, tests and ablations read this table; nothing dispatches by it. In the code a technique is a visible call
 at its seam. Tests hold both directions: each row has keys, code and a card, and each semantic key of a training, a
-labeling or a selection belongs to a row or to PLUMBING.
+labeling or a selection belongs to a row or to PLUMBING. The file is long because it has a row for every technique.
 """
 
 from __future__ import annotations
@@ -126,6 +126,14 @@ TECHNIQUES: dict[str, Technique] = {
             True,
             "pipeline.models.layers:set_trainable",
             "He 2016, A; Ren 2017",
+        ),
+        Technique(
+            "thaw_steps",
+            "network",
+            ("training.thaw_steps",),
+            100,
+            "pipeline.train.network:Network.train_mode",
+            "Howard 2018 (ULMFiT), 3.3; Kumar 2022 (LP-FT), 4",
         ),
         Technique(
             "start",

@@ -71,6 +71,9 @@ class Adaptation(Section):
     head_lr: Annotated[float, Field(gt=0)] = technique(1.0, off=1.0)
     """Factor on the learning rate of the classifier. Raise it, e.g. to 10, if the classifier begins at random and what
     is before it does not. 1 gives it the rate of the last layer."""
+    thaw_steps: NonNegative = technique(0, off=0)
+    """Steps in which only the classifier trains, while all before it is frozen, in eval mode, as `frozen_layers` are.
+    Then all trains, with an optimizer that begins anew. These steps cost about a third. 0 trains all from the start."""
 
 
 class NetworkSettings(Adaptation):

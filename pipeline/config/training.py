@@ -15,11 +15,16 @@ Deviation = Annotated[float, Field(gt=0)]
 W = TypeVar("W", bound="Training | Finetune")
 
 
-def _check_warmup(training: W) -> W:
+def _check_lengths(training: W) -> W:
     if training.warmup_steps >= training.steps:
         raise ValueError(
             f"warmup_steps is {training.warmup_steps}, not below steps ({training.steps}), so the learning rate would "
             "not come down; lower warmup_steps"
+        )
+    if training.thaw_steps >= training.steps:
+        raise ValueError(
+            f"thaw_steps is {training.thaw_steps}, not below steps ({training.steps}), so only the classifier would "
+            "train; lower thaw_steps"
         )
     return training
 
@@ -79,7 +84,7 @@ class Training(NetworkSettings):
     """Number of evaluations on val, evenly spread over the steps. The last one is at the last step. Lower it if val is
     large."""
 
-    _warmup_ends = model_validator(mode="after")(_check_warmup)
+    _lengths_fit = model_validator(mode="after")(_check_lengths)
 
     @model_validator(mode="after")
     def _strong_view_is_used(self) -> Training:
@@ -150,4 +155,4 @@ class Finetune(Adaptation):
     frozen_layers: NonNegative = 0
     """Freeze the stem and this many blocks, in eval mode. 0 freezes nothing."""
 
-    _warmup_ends = model_validator(mode="after")(_check_warmup)
+    _lengths_fit = model_validator(mode="after")(_check_lengths)

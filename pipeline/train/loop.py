@@ -60,12 +60,15 @@ class Loop:
                 checkpoint.
         """
         training, runtime, learner = self.job.training, self.job.runtime, self.learner
+        thaw_at = {network.settings.thaw_steps for network in learner.networks.values()}
         evaluate_at = {training.steps * (k + 1) // training.evaluations for k in range(training.evaluations)}
         self._enter_train_mode()
         started = time.monotonic()
         num_images = 0
         batches = learner.batches.from_step(self.step, training.steps)
         for step in range(self.step, training.steps):
+            if step in thaw_at:
+                self._enter_train_mode()
             num_images += learner.update(step, islice(batches, training.accumulation))
             self.step = step + 1
 
@@ -211,7 +214,7 @@ class Loop:
 
     def _enter_train_mode(self) -> None:
         for network in self.learner.networks.values():
-            network.train_mode()
+            network.train_mode(self.step)
 
     def _append(self, name: str, line: dict[str, Any]) -> None:
         if self.ranks.is_main:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -14,10 +14,10 @@ from pipeline.config import NetworkSettings
 from pipeline.errors import UserError
 from pipeline.models import set_trainable
 from pipeline.models.format import ModelInfo
-from pipeline.models.layers import lr_scales
+from pipeline.models.layers import lr_scales, of_classifier, rest
 from pipeline.stages.ranks import Ranks
 from pipeline.train.ema import Ema
-from pipeline.train.optimizer import load_optimizer, make_optimizer, set_lr
+from pipeline.train.optimizer import load_optimizer, make_optimizer, restart, set_lr
 
 
 @dataclass
@@ -34,6 +34,8 @@ class Network:
     ema: Ema
     info: ModelInfo | None = None
     """The model.json that it is saved with; None for a network that does not classify images."""
+    thawing: list[nn.Parameter] = field(default_factory=list)
+    """The parameters that are frozen before step `thaw_steps`."""
 
     def unscale(self) -> None:
         """Bring the gradients of fp16 to their true scale. It is called once per step, before `clip`."""
@@ -69,10 +71,21 @@ class Network:
         learning = [module for module in self.raw_model.modules() if module.training]  # what is frozen stays as it is
         self.ranks.average([b for m in learning for b in m.buffers(recurse=False) if b.is_floating_point()])
 
-    def train_mode(self) -> None:
-        """Enter train mode; what is frozen stays frozen."""
+    def train_mode(self, step: int | None = None) -> None:
+        """Enter train mode; what is frozen stays frozen. With a step, freeze or thaw what `thaw_steps` is about.
+
+        At the step that thaws, momentum and second moments begin anew: those of the classifier alone are older, and
+        some optimizers count their steps for all parameters together.
+        """
+        if self.thawing and step is not None:
+            for parameter in self.thawing:
+                parameter.requires_grad_(step >= self.settings.thaw_steps)
+            if step == self.settings.thaw_steps:
+                restart(self.optimizer)
         self.model.train()
         set_trainable(self.raw_model, self.settings.frozen_layers, freeze_norm=self.settings.freeze_norm)
+        if self.thawing:
+            rest(self.raw_model)
 
     def lr_scales(self) -> list[float] | None:
         """The factors on the learning rates of the parameters that train, in the model's order; None if all are 1."""
@@ -130,4 +143,8 @@ def prepare(
     wrapped = torch.compile(model) if compiled else model
     prepared, prepared_optimizer = accelerator.prepare(wrapped, optimizer)
     ema.model.load_state_dict(model.state_dict())  # DDP has just given every rank the weights of rank 0
-    return Network(accelerator, ranks, settings, prepared, model, prepared_optimizer, ema, info)
+    thawing: list[nn.Parameter] = []
+    if settings.thaw_steps:
+        head = of_classifier(model, "thaw_steps", "0")
+        thawing = [p for name, p in model.named_parameters() if p.requires_grad and name not in head]
+    return Network(accelerator, ranks, settings, prepared, model, prepared_optimizer, ema, info, thawing)

@@ -53,6 +53,13 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> N
         group.update(values)
 
 
+def restart(optimizer: torch.optim.Optimizer) -> None:
+    """Forget the state of all parameters, and the number of steps, which lamb counts per group."""
+    optimizer.state.clear()
+    for group in optimizer.param_groups:
+        group.pop("step", None)
+
+
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
     """Set the learning rate of every parameter group, times the group's factor."""
     for group in optimizer.param_groups:

@@ -25,7 +25,7 @@ from pipeline.train.setup import Setup
 from pipeline.train.validation import MODEL_FILES, Validation
 
 _KEPT = (
-    *("optimizer.name", "frozen_layers", "freeze_norm", "layer_decay", "head_lr"),
+    *("optimizer.name", "frozen_layers", "freeze_norm", "layer_decay", "head_lr", "thaw_steps"),
     *("image_size", "mean", "std", "crop_pct", "interpolation"),
 )
 """The keys that `start.mode: continue` cannot change. The first ones shape the optimizer's state, the others are the

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 
 import pytest
 import torch
+from support.learners import learner_of, make_job
 from support.processes import outputs, run, signal_at, train_job
 from support.ranks import in_two, run_ranks
+from support.tiny_net import register
 
-from pipeline.config import Config, Start, Training
+from pipeline.config import Config, Start, Training, changed
 from pipeline.models.format import read_state
 from pipeline.models.weights import semantic_settings
 from pipeline.stages.jobs import TrainJob
@@ -44,13 +48,35 @@ def test_a_training_leaves_frozen_batchnorm_to_the_bit(tuned: Tuned, teacher: Pa
     assert kept == {name for name in before if "norm" in name}
 
 
+LAMB = {"freeze_norm": True, "layer_decay": 0.5, "head_lr": 4.0, "optimizer": {"name": "lamb", "lr": 0.01}}
+
+
 @pytest.mark.parametrize(
-    "changes", [{"freeze_norm": True, "layer_decay": 0.5, "head_lr": 4.0, "optimizer": {"name": "lamb", "lr": 0.01}}]
+    ("changes", "at"),
+    [
+        (LAMB, [10]),
+        ({"thaw_steps": 10, "optimizer": {"name": "lamb", "lr": 0.01}}, [5, 10, 15]),
+        ({"thaw_steps": 8, "stochastic_depth": 0.2}, [5, 10]),
+    ],
 )
-def test_resume_is_bit_exact_with(tuned: Tuned, changes: dict[str, object]) -> None:
+def test_resume_is_bit_exact_with(tuned: Tuned, changes: dict[str, object], at: list[int]) -> None:
+    """Killed before a network thaws, at that step, and after it."""
     whole, cut = tuned("whole", **changes), tuned("cut", **changes)
-    signal_at(cut, 10)
+    for step in at:
+        signal_at(cut, step)
     assert outputs(run(cut)) == outputs(run(whole))
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_two_ranks_thaw_as_one_process_does(digits: Config, tmp_path: Path, accumulation: int) -> None:
+    """DDP must not wait for gradients that frozen layers do not get, and must share them from the thaw on."""
+    plain = {"model": "selftrain_tiny", "model_args": {}, "steps": 12, "thaw_steps": 7, "accumulation": accumulation}
+    one = train_job(digits, tmp_path / "one", training=changed(digits.teacher, **plain))
+    two = in_two(one, tmp_path, "two")
+    assert run_ranks(two) == [0, 0]
+    expected, found = read_state(run(one, register)), read_state(two.out)
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-5, atol=1e-6)
 
 
 def test_only_the_runs_whose_frozen_layers_dropped_paths_have_other_fingerprints(tuned: Tuned) -> None:
@@ -61,3 +87,28 @@ def test_only_the_runs_whose_frozen_layers_dropped_paths_have_other_fingerprints
     assert extra(frozen_layers=1, model_args={"drop_path_rate": 0.1})
     assert not extra(frozen_layers=1)
     assert not extra(stochastic_depth=0.1)
+
+
+GENTLE = {"thaw_steps": 2, "layer_decay": 0.7, "head_lr": 5.0, "freeze_norm": True, "stochastic_depth": 0.3}
+
+
+@pytest.mark.parametrize(
+    "variant", ["student", "uda", "uda, weak views apart", "fixmatch", "meta, exact", "meta, adjuster"]
+)
+def test_the_learner_of_every_method_trains_gently(
+    digits: Config, labels: Path, selection: Path, tmp_path: Path, variant: str
+) -> None:
+    """Before the thaw only classifiers move, and with it all but BatchNorm."""
+    job = make_job(digits, labels, selection, variant, tmp_path, device="cpu", **GENTLE)
+    learner = learner_of(job)
+    networks = [network for network in learner.networks.values() if network.info is not None]
+    before = [copy.deepcopy(network.raw_model.state_dict()) for network in networks]
+    for step in range(3):
+        for network in learner.networks.values():
+            network.train_mode(step)
+        learner.update(step, islice(learner.batches.from_step(step, step + 1), 1))
+        for network, start in zip(networks, before, strict=True):
+            now = network.raw_model.state_dict()
+            moved = {name.rpartition(".")[0] for name, value in now.items() if not torch.equal(value, start[name])}
+            layers = {name.rpartition(".")[0] for name in now if "norm" not in name}
+            assert moved == ({"fc"} if step < 2 else layers)
