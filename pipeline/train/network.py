@@ -15,6 +15,7 @@ from pipeline.errors import UserError
 from pipeline.models import set_trainable
 from pipeline.models.format import ModelInfo
 from pipeline.models.layers import lr_scales, of_classifier, rest
+from pipeline.models.recompute import checkpoint_gradients
 from pipeline.stages.ranks import Ranks
 from pipeline.train.ema import Ema
 from pipeline.train.optimizer import load_optimizer, make_optimizer, restart, set_lr
@@ -129,7 +130,7 @@ def prepare(
     """Make a network of a model that is on its device and has its weights.
 
     Raises:
-        UserError: the settings freeze all of its layers.
+        UserError: the settings freeze all of its layers, or ask for what the architecture does not have.
     """
     ema = Ema(model, settings.ema_decay)  # copied before Accelerate patches `forward` for autocast
     # Before DDP, which would wait for the gradients of what is frozen.
@@ -140,6 +141,13 @@ def prepare(
             "train; set it lower"
         )
     optimizer = make_optimizer(model, settings.optimizer, lr_scales(model, settings.layer_decay, settings.head_lr))
+    if settings.gradient_checkpointing:
+        if compiled:
+            raise UserError(
+                "`gradient_checkpointing`: with runtime.compile, torch decides what it computes again; set one of the "
+                "two to false"
+            )
+        checkpoint_gradients(model)  # not the average, which has no gradients
     wrapped = torch.compile(model) if compiled else model
     prepared, prepared_optimizer = accelerator.prepare(wrapped, optimizer)
     ema.model.load_state_dict(model.state_dict())  # DDP has just given every rank the weights of rank 0

@@ -112,3 +112,20 @@ def test_the_learner_of_every_method_trains_gently(
             moved = {name.rpartition(".")[0] for name, value in now.items() if not torch.equal(value, start[name])}
             layers = {name.rpartition(".")[0] for name in now if "norm" not in name}
             assert moved == ({"fc"} if step < 2 else layers)
+
+
+@pytest.mark.parametrize("variant", ["student", "uda, weak views apart", "fixmatch", "meta, exact"])
+def test_gradient_checkpointing_changes_no_bit_of_any_method(
+    digits: Config, labels: Path, selection: Path, tmp_path: Path, variant: str
+) -> None:
+    def after_two_steps(*, checkpointed: bool) -> dict[str, torch.Tensor]:
+        network = {"model": "test_efficientnet", "model_args": {}, "gradient_checkpointing": checkpointed}
+        job = make_job(digits, labels, selection, variant, tmp_path, device="cpu", **network)
+        learner = learner_of(job)
+        for step in range(2):
+            learner.update(step, islice(learner.batches.from_step(step, step + 1), 1))
+        nets = learner.networks.items()
+        return {f"{name}.{key}": value for name, net in nets for key, value in net.raw_model.state_dict().items()}
+
+    plain, checkpointed = after_two_steps(checkpointed=False), after_two_steps(checkpointed=True)
+    assert {key for key, value in plain.items() if not torch.equal(value, checkpointed[key])} == set()

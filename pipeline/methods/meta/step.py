@@ -203,10 +203,12 @@ def labeled_gradient(student: Network, batch: MetaBatch) -> list[Tensor]:
     is no dropout.
     """
     scale = _FP16_SCALE if student.accelerator.mixed_precision == "fp16" else 1.0
-    with probing(student.raw_model), student.accelerator.autocast():  # the forward of a compiled model has no autocast
-        logits = student.raw_model(batch.labeled)
-    loss = mean_cross_entropy(logits.to(torch.promote_types(logits.dtype, torch.float32)), batch.labels).sum() * scale
-    gradients = list(torch.autograd.grad(loss, _trained(student), allow_unused=True, materialize_grads=True))
+    with probing(student.raw_model):  # the gradient too, because it may compute activations again
+        with student.accelerator.autocast():  # the forward of a compiled model has none
+            logits = student.raw_model(batch.labeled)
+        exact = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        loss = mean_cross_entropy(exact, batch.labels).sum() * scale
+        gradients = list(torch.autograd.grad(loss, _trained(student), allow_unused=True, materialize_grads=True))
     student.ranks.average(gradients)
     return gradients if scale == 1 else [g / scale for g in gradients]
 
