@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
@@ -40,7 +38,6 @@ def _count_once(norm: BatchNorm) -> None:
     """
     forward = norm.forward
 
-    @functools.wraps(forward)
     def counted_once(x: Tensor) -> Tensor:
         if torch._C._current_graph_task_id() == _NONE:
             return forward(x)

@@ -133,26 +133,40 @@ def prepare(
         UserError: the settings freeze all of its layers, or ask for what the architecture does not have.
     """
     ema = Ema(model, settings.ema_decay)  # copied before Accelerate patches `forward` for autocast
-    # Before DDP, which would wait for the gradients of what is frozen.
+    scales, thawing = adapt(model, settings)  # before DDP, which would wait for the gradients of what is frozen
+    if settings.gradient_checkpointing and compiled:
+        raise UserError(
+            "`gradient_checkpointing`: with runtime.compile, torch decides what it computes again; set one of the two "
+            "to false"
+        )
+    optimizer = make_optimizer(model, settings.optimizer, scales)
+    wrapped = torch.compile(model) if compiled else model
+    prepared, prepared_optimizer = accelerator.prepare(wrapped, optimizer)
+    ema.model.load_state_dict(model.state_dict())  # DDP has just given every rank the weights of rank 0
+    return Network(accelerator, ranks, settings, prepared, model, prepared_optimizer, ema, info, thawing)
+
+
+def adapt(model: nn.Module, settings: NetworkSettings) -> tuple[dict[str, float], list[nn.Parameter]]:
+    """Freeze what the settings freeze for the whole training, and let the model compute activations again if they ask
+    for that. A dry run needs no values for it.
+
+    Returns:
+        The factors on the learning rates by parameter, empty if there are none, and the parameters that are frozen
+        before `thaw_steps`.
+
+    Raises:
+        UserError: the settings freeze all of its layers, or ask for what the architecture does not have.
+    """
     set_trainable(model, settings.frozen_layers, freeze_norm=settings.freeze_norm)
     if not any(p.requires_grad for p in model.parameters()):
         raise UserError(
             f"`frozen_layers`: {settings.frozen_layers} freezes all of {settings.model}, which leaves nothing to "
             "train; set it lower"
         )
-    optimizer = make_optimizer(model, settings.optimizer, lr_scales(model, settings.layer_decay, settings.head_lr))
     if settings.gradient_checkpointing:
-        if compiled:
-            raise UserError(
-                "`gradient_checkpointing`: with runtime.compile, torch decides what it computes again; set one of the "
-                "two to false"
-            )
-        checkpoint_gradients(model)  # not the average, which has no gradients
-    wrapped = torch.compile(model) if compiled else model
-    prepared, prepared_optimizer = accelerator.prepare(wrapped, optimizer)
-    ema.model.load_state_dict(model.state_dict())  # DDP has just given every rank the weights of rank 0
+        checkpoint_gradients(model)
     thawing: list[nn.Parameter] = []
     if settings.thaw_steps:
         head = of_classifier(model, "thaw_steps", "0")
         thawing = [p for name, p in model.named_parameters() if p.requires_grad and name not in head]
-    return Network(accelerator, ranks, settings, prepared, model, prepared_optimizer, ema, info, thawing)
+    return lr_scales(model, settings.layer_decay, settings.head_lr), thawing
