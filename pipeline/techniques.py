@@ -201,6 +201,14 @@ TECHNIQUES: dict[str, Technique] = {
         ),
         Technique("ema", "update", ("training.ema_decay",), 0.99, "pipeline.train.ema:Ema", "Tarvainen 2017, 2"),
         Technique(
+            "early_stop",
+            "evaluate",
+            ("training.early_stop",),
+            3,
+            "pipeline.train.loop:Loop.has_stalled",
+            "Prechelt 1998, 2",
+        ),
+        Technique(
             "target_temperature",
             "target",
             ("training.target_temperature", "training.targets"),

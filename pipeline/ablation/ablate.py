@@ -191,19 +191,20 @@ def _cost(folder: Path, result: Mapping[str, Any]) -> tuple[float, float]:
     return cost["seconds"], cost["tflops"]
 
 
-_FLOPS_PER_STEP: dict[str, int] = {}
+_FLOPS: dict[str, int] = {}
 
 
 def _flops(job: Job, num_images: int, stage: Path) -> float:
-    """Operations of a finished stage: its steps as counted on one of them, or its forward passes."""
+    """Operations of a finished stage: those of the steps that it took, or its forward passes."""
     from pipeline.evaluate.predictor import flops_per_image
-    from pipeline.train.flops import flops_per_step
+    from pipeline.train.flops import flops_of
 
     if isinstance(job, TrainJob):
-        key = read_record(stage)["fingerprint"]
-        if key not in _FLOPS_PER_STEP:
-            _FLOPS_PER_STEP[key] = flops_per_step(job)
-        return float(_FLOPS_PER_STEP[key] * job.training.steps)
+        record = read_record(stage)
+        key = record["fingerprint"]
+        if key not in _FLOPS:
+            _FLOPS[key] = flops_of(job, record["outputs"]["steps"])
+        return float(_FLOPS[key])
     assert isinstance(job, LabelJob)
     passes = 2 if job.label.flip else 1
     return float(sum(flops_per_image(path) for path in job.teachers) * passes * num_images)

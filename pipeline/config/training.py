@@ -83,8 +83,20 @@ class Training(NetworkSettings):
     evaluations: Positive = 10
     """Number of evaluations on val, evenly spread over the steps. The last one is at the last step. Lower it if val is
     large."""
+    early_stop: NonNegative = technique(0, off=0)
+    """Stop after this many evaluations on val without a new best one; the learning rate follows `steps` all the same.
+    Take it with `keep: best`, and raise `evaluations`. 0 trains to the end."""
 
     _lengths_fit = model_validator(mode="after")(_check_lengths)
+
+    @model_validator(mode="after")
+    def _early_stop_can_come(self) -> Training:
+        if self.early_stop >= self.evaluations:
+            raise ValueError(
+                f"early_stop is {self.early_stop}, but there are only {self.evaluations} evaluations, so it could never "
+                "stop; lower it, or raise evaluations"
+            )
+        return self
 
     @model_validator(mode="after")
     def _strong_view_is_used(self) -> Training:
