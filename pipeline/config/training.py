@@ -93,8 +93,8 @@ class Training(NetworkSettings):
     def _early_stop_can_come(self) -> Training:
         if self.early_stop >= self.evaluations:
             raise ValueError(
-                f"early_stop is {self.early_stop}, but there are only {self.evaluations} evaluations, so it could never "
-                "stop; lower it, or raise evaluations"
+                f"early_stop is {self.early_stop}, but there are only {self.evaluations} evaluations, so it could "
+                "never stop; lower it, or raise evaluations"
             )
         return self
 

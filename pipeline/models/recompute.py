@@ -51,4 +51,4 @@ def _count_once(norm: BatchNorm) -> None:
             if number is not None and before is not None:
                 number.copy_(before)
 
-    norm.forward = counted_once  # type: ignore[method-assign]
+    norm.forward = counted_once  # type: ignore[assignment]

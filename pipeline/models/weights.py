@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from pipeline.config import NetworkSettings, Start, semantic
 from pipeline.errors import UserError
-from pipeline.models.format import has_info, model_digest, read_state
+from pipeline.models.format import has_info, model_digest, read_info, read_state
 from pipeline.models.layers import classifiers
 from pipeline.models.registry import module_of, plugins_of, suggest
 
@@ -44,8 +44,8 @@ def start_inputs(settings: NetworkSettings) -> dict[str, str]:
     return {} if start is None or start.model.startswith(TIMM) else {"start": model_digest(Path(start.model))}
 
 
-def load_start(model: nn.Module, settings: NetworkSettings) -> None:
-    """Load the weights of `settings.start`, if it is set.
+def load_start(model: nn.Module, settings: NetworkSettings, classes: Sequence[str] = ()) -> None:
+    """Load the weights of `settings.start`, if it is set. `classes` are the model's own, in order.
 
     Raises:
         UserError: there is no such model, or its weights do not fit.
@@ -55,6 +55,8 @@ def load_start(model: nn.Module, settings: NetworkSettings) -> None:
     source = settings.start.model
     state = adapted(start_state(source), model, settings)
     if settings.start.mode == "init":
+        if classes and tells_itself(settings.start):
+            state = with_classes(model, state, source, read_info(Path(source)).classes, classes)
         init_from(model, state, source, allow_random=settings.start.allow_random)
         return
     try:
@@ -163,6 +165,33 @@ def init_from(model: nn.Module, state: Mapping[str, Tensor], source: str, *, all
         log.warning("start.model: %s lacks %s, which stay at random (start.allow_random)", source, some)
     model.load_state_dict(matching, strict=False)
     return len(matching)
+
+
+def with_classes(
+    model: nn.Module, state: Mapping[str, Tensor], source: str, theirs: Sequence[str], ours: Sequence[str]
+) -> Mapping[str, Tensor]:
+    """The weights whose classifier knows `ours`, in their order: rows belong to classes by name, not by place.
+
+    With other classes a classifier has nothing to give. It is left out, also where its shape would fit, and a warning
+    says so.
+
+    Raises:
+        UserError: its rows would have to move, and the model does not say which layer is its classifier.
+    """
+    if tuple(theirs) == tuple(ours) or len(theirs) != len(ours):  # another number of classes has another shape
+        return state
+    heads, num_classes = classifiers(model), len(ours)
+    if not heads:
+        raise UserError(
+            f"`start.model`: {source} knows other classes, or in another order ({', '.join(theirs[:5])}, ...), and "
+            f"{type(model).__name__} does not say which layer is its classifier; give it get_classifier, or drop start"
+        )
+    rows = {name for name, t in state.items() if name.rpartition(".")[0] in heads and t.shape[:1] == (num_classes,)}
+    if set(theirs) != set(ours):
+        log.warning("start.model: %s knows other classes, so the classifier begins at random", source)
+        return {name: tensor for name, tensor in state.items() if name not in rows}
+    order = [list(theirs).index(name) for name in ours]
+    return {name: tensor[order] if name in rows else tensor for name, tensor in state.items()}
 
 
 def check_finite(model: nn.Module, settings: NetworkSettings) -> None:

@@ -74,7 +74,7 @@ class Setup:
         model = channels_last(built, self.accelerator.device)
         if hasattr(model, "init_from_images"):
             model.init_from_images(self._first_images(info))  # type: ignore[operator]
-        load_start(model, settings)
+        load_start(model, settings, info.classes)
         check_finite(model, settings)
         return prepare(model, settings, self.accelerator, self.ranks, info=info, compiled=self.job.runtime.compile)
 
