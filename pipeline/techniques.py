@@ -2,7 +2,7 @@
 
 Documentation, tests and ablations read this table; nothing dispatches by it. In the code a technique is a visible call
 at its seam. Tests hold both directions: each row has keys, code and a card, and each semantic key of a training, a
-labeling or a selection belongs to a row or to PLUMBING.
+labeling or a selection belongs to a row or to PLUMBING. The file is long because it has a row for every technique.
 """
 
 from __future__ import annotations
@@ -116,8 +116,24 @@ TECHNIQUES: dict[str, Technique] = {
             "network",
             ("training.frozen_layers",),
             1,
-            "pipeline.models.registry:set_trainable",
+            "pipeline.models.layers:set_trainable",
             "Xie 2020, 3.1",
+        ),
+        Technique(
+            "freeze_norm",
+            "network",
+            ("training.freeze_norm",),
+            True,
+            "pipeline.models.layers:set_trainable",
+            "He 2016, A; Ren 2017",
+        ),
+        Technique(
+            "thaw_steps",
+            "network",
+            ("training.thaw_steps",),
+            100,
+            "pipeline.train.network:Network.train_mode",
+            "Howard 2018 (ULMFiT), 3.3; Kumar 2022 (LP-FT), 4",
         ),
         Technique(
             "start",
@@ -160,6 +176,22 @@ TECHNIQUES: dict[str, Technique] = {
             "Goyal 2017, 2.2; He 2019 (Bag of Tricks), 3.1",
         ),
         Technique(
+            "layer_decay",
+            "optimizer",
+            ("training.layer_decay",),
+            0.75,
+            "pipeline.models.layers:lr_scales",
+            "Clark 2020 (ELECTRA), A.2; Bao 2021 (BEiT), 3.1",
+        ),
+        Technique(
+            "head_lr",
+            "optimizer",
+            ("training.head_lr",),
+            10.0,
+            "pipeline.models.layers:lr_scales",
+            "Girshick 2014, 2.3; Long 2015",
+        ),
+        Technique(
             "clip_norm",
             "update",
             ("training.clip_norm",),
@@ -168,6 +200,14 @@ TECHNIQUES: dict[str, Technique] = {
             "Pascanu 2013, 3.2",
         ),
         Technique("ema", "update", ("training.ema_decay",), 0.99, "pipeline.train.ema:Ema", "Tarvainen 2017, 2"),
+        Technique(
+            "early_stop",
+            "evaluate",
+            ("training.early_stop",),
+            3,
+            "pipeline.train.loop:Loop.has_stalled",
+            "Prechelt 1998, 2",
+        ),
         Technique(
             "target_temperature",
             "target",

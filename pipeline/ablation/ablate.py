@@ -191,20 +191,21 @@ def _cost(folder: Path, result: Mapping[str, Any]) -> tuple[float, float]:
     return cost["seconds"], cost["tflops"]
 
 
-_FLOPS_PER_STEP: dict[str, int] = {}
+_FLOPS: dict[str, int] = {}
 
 
 def _flops(job: Job, num_images: int, stage: Path) -> float:
-    """Operations of a finished stage: its steps as counted on one of them, or its forward passes."""
+    """Operations of a finished stage: those of the steps that it took, or its forward passes."""
     from pipeline.models.cost import cost_of
     from pipeline.models.format import read_info
-    from pipeline.train.flops import flops_per_step
+    from pipeline.train.flops import flops_of
 
     if isinstance(job, TrainJob):
-        key = read_record(stage)["fingerprint"]
-        if key not in _FLOPS_PER_STEP:
-            _FLOPS_PER_STEP[key] = flops_per_step(job)
-        return float(_FLOPS_PER_STEP[key] * job.training.steps)
+        record = read_record(stage)
+        key = record["fingerprint"]
+        if key not in _FLOPS:
+            _FLOPS[key] = flops_of(job, record["outputs"]["steps"])
+        return float(_FLOPS[key])
     if isinstance(job, ProbeJob):
         return 0.0  # it reads stored features, which are made once for all cells of an encoder
     assert isinstance(job, LabelJob)

@@ -14,7 +14,7 @@ from pipeline.config.label import Label, OtherLabels
 from pipeline.config.load import load, load_config
 from pipeline.config.methods import Adjuster, Meta, Uda
 from pipeline.config.mixing import Cutmix, Mixup
-from pipeline.config.network import NetworkSettings, Optimizer, Start
+from pipeline.config.network import Adaptation, NetworkSettings, Optimizer, Start
 from pipeline.config.probe import Probe
 from pipeline.config.runtime import Runtime
 from pipeline.config.selection import Select
@@ -24,6 +24,7 @@ from pipeline.config.views import StrongView, WeakView
 
 __all__ = [
     "SPLITS",
+    "Adaptation",
     "Adjuster",
     "Config",
     "Cutmix",

@@ -232,11 +232,12 @@ def _check_meta(config: Config) -> None:
         _check_start("teacher", config.teacher)
         if config.teacher.probe is not None:
             raise ValueError("teacher.probe is set, but with meta.teacher: network the teacher is trained; drop it")
-        if config.teacher.warmup_steps >= config.student.steps:
-            raise ValueError(
-                f"teacher.warmup_steps is {config.teacher.warmup_steps}, not below student.steps "
-                f"({config.student.steps}), which are the teacher's too; lower it"
-            )
+        for key in ("warmup_steps", "thaw_steps"):
+            if (value := getattr(config.teacher, key)) >= config.student.steps:
+                raise ValueError(
+                    f"teacher.{key} is {value}, not below student.steps ({config.student.steps}), which are the "
+                    "teacher's too; lower it"
+                )
 
 
 def _check_supervised_teacher(config: Config) -> None:

@@ -59,7 +59,27 @@ class Start(Section):
     that is an error. Set it to true if you take a part of another architecture on purpose."""
 
 
-class NetworkSettings(Section):
+class Adaptation(Section):
+    """How a network departs from the weights that it starts from."""
+
+    freeze_norm: bool = technique(False, off=False)
+    """Whether BatchNorm keeps the statistics and the parameters of the start. Turn it on to fine-tune pretrained
+    weights on few images, whose own statistics would be too noisy."""
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = technique(1.0, off=1.0)
+    """Factor on the learning rate per layer below the last one, so that early layers, which are general, change least.
+    0.65 to 0.9 is usual in fine-tuning. 1 gives all layers the same rate."""
+    head_lr: Annotated[float, Field(gt=0)] = technique(1.0, off=1.0)
+    """Factor on the learning rate of the classifier. Raise it, e.g. to 10, if the classifier begins at random and what
+    is before it does not. 1 gives it the rate of the last layer."""
+    thaw_steps: NonNegative = technique(0, off=0)
+    """Steps in which only the classifier trains, while all before it is frozen, in eval mode, as `frozen_layers` are.
+    Then all trains, with an optimizer that begins anew. These steps cost about a third. 0 trains all from the start."""
+    gradient_checkpointing: bool = operational(False)
+    """Whether activations are computed again in the backward pass instead of being kept. It saves most of the memory of
+    a step, takes about a third more time, and changes no result. Turn it on if a large network does not fit."""
+
+
+class NetworkSettings(Adaptation):
     """A network with its optimization: architecture, start, regularization, optimizer, average."""
 
     model: str = "wide_resnet28_2"
@@ -76,8 +96,8 @@ class NetworkSettings(Section):
     """Probability of dropping the last residual block. It is lower, linearly, for the blocks before (Huang 2016). Noisy
     Student takes 0.2. 0 turns stochastic depth off."""
     frozen_layers: NonNegative = technique(0, off=0)
-    """Freeze the stem and this many blocks, with their BatchNorm in eval mode, as in Noisy Student's resolution fix. 0
-    freezes nothing."""
+    """Freeze the stem and this many blocks, in eval mode (BatchNorm, stochastic depth), as in Noisy Student's
+    resolution fix. 0 freezes nothing."""
     label_smoothing: Probability = technique(0.1, off=0.0)
     """Probability that hard targets spread evenly over all classes. Soft pseudo-labels are never smoothed. 0 turns
     label smoothing off."""

@@ -6,9 +6,9 @@ from typing import Annotated, Literal, TypeVar
 
 from pydantic import Field, model_validator
 
-from pipeline.config.base import Interpolation, NonNegative, Positive, Probability, Section, technique
+from pipeline.config.base import Interpolation, NonNegative, Positive, Probability, technique
 from pipeline.config.mixing import Cutmix, Mixup
-from pipeline.config.network import NetworkSettings, Optimizer
+from pipeline.config.network import Adaptation, NetworkSettings, Optimizer
 from pipeline.config.probe import Probe
 from pipeline.config.views import StrongView, WeakView
 
@@ -16,11 +16,16 @@ Deviation = Annotated[float, Field(gt=0)]
 W = TypeVar("W", bound="Training | Finetune")
 
 
-def _check_warmup(training: W) -> W:
+def _check_lengths(training: W) -> W:
     if training.warmup_steps >= training.steps:
         raise ValueError(
             f"warmup_steps is {training.warmup_steps}, not below steps ({training.steps}), so the learning rate would "
             "not come down; lower warmup_steps"
+        )
+    if training.thaw_steps >= training.steps:
+        raise ValueError(
+            f"thaw_steps is {training.thaw_steps}, not below steps ({training.steps}), so only the classifier would "
+            "train; lower thaw_steps"
         )
     return training
 
@@ -83,8 +88,20 @@ class Training(NetworkSettings):
     evaluations: Positive = 10
     """Number of evaluations on val, evenly spread over the steps. The last one is at the last step. Lower it if val is
     large."""
+    early_stop: NonNegative = technique(0, off=0)
+    """Stop after this many evaluations on val without a new best one; the learning rate follows `steps` all the same.
+    Take it with `keep: best`, and raise `evaluations`. 0 trains to the end."""
 
-    _warmup_ends = model_validator(mode="after")(_check_warmup)
+    _lengths_fit = model_validator(mode="after")(_check_lengths)
+
+    @model_validator(mode="after")
+    def _early_stop_can_come(self) -> Training:
+        if self.early_stop >= self.evaluations:
+            raise ValueError(
+                f"early_stop is {self.early_stop}, but there are only {self.evaluations} evaluations, so it could "
+                "never stop; lower it, or raise evaluations"
+            )
+        return self
 
     @model_validator(mode="after")
     def _strong_view_is_used(self) -> Training:
@@ -138,7 +155,7 @@ class Training(NetworkSettings):
         return self.batch_size + (self.unlabeled_batch_size if self.loss_normalization == "total" else 0)
 
 
-class Finetune(Section):
+class Finetune(Adaptation):
     """A last, short training of the best model at a higher resolution, which fixes the train-test resolution (Touvron
     2019; Noisy Student 3.1). With `method: meta` it is the first training of the student on labels (Pham 2021).
 
@@ -163,6 +180,6 @@ class Finetune(Section):
     ema_decay: Probability = 0.99
     """Decay of the weight average (EMA), which is evaluated. 0 turns the average off."""
     frozen_layers: NonNegative = 0
-    """Freeze the stem and this many blocks, with their BatchNorm in eval mode. 0 freezes nothing."""
+    """Freeze the stem and this many blocks, in eval mode. 0 freezes nothing."""
 
-    _warmup_ends = model_validator(mode="after")(_check_warmup)
+    _lengths_fit = model_validator(mode="after")(_check_lengths)

@@ -1,4 +1,4 @@
-"""Architectures by name: how to build one, register one with timm, and freeze its first layers."""
+"""Architectures by name: how to build one, and how to register one with timm."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import timm
-from timm.models import group_parameters
 from timm.models import register_model as register_model  # for plugins
 from torch import nn
 
@@ -86,38 +85,6 @@ def is_known(architecture: str) -> bool:
 def plugins_of(architecture: str) -> dict[str, str]:
     """File name -> digest of the plugins that define an architecture; empty for timm's and ours."""
     return sources_of(module_of(architecture)) if timm.is_model(architecture) else {}
-
-
-def set_trainable(model: nn.Module, frozen_layers: int) -> None:
-    """Freeze the stem and the first `frozen_layers` blocks: they get no gradients, and their BatchNorm is in eval mode.
-
-    Call this after `model.train()`, which puts the frozen BatchNorms back into train mode.
-
-    Raises:
-        UserError: the model does not describe the order of its layers.
-    """
-    if not frozen_layers:
-        return
-    frozen = _frozen_parameters(model, frozen_layers)
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name not in frozen)
-    for name, module in model.named_modules():
-        own = [f"{name}.{n}" if name else n for n, _ in module.named_parameters(recurse=False)]
-        if own and all(n in frozen for n in own) and isinstance(module, nn.modules.batchnorm._BatchNorm):
-            module.eval()
-
-
-def num_frozen(model: nn.Module) -> int:
-    """The number of parameters without gradients."""
-    return sum(p.numel() for p in model.parameters() if not p.requires_grad)
-
-
-def _frozen_parameters(model: nn.Module, frozen_layers: int) -> set[str]:
-    matcher = getattr(model, "group_matcher", None)
-    if matcher is None:
-        raise UserError(f"`frozen_layers`: {type(model).__name__} does not describe its layers; set it to 0")
-    layer_of = group_parameters(model, matcher(coarse=False), reverse=True)
-    return {name for name, layer in layer_of.items() if int(layer) <= frozen_layers}
 
 
 def suggest(architecture: str) -> str:

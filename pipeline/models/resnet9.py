@@ -79,6 +79,10 @@ class ResNet9(nn.Module):
         """Images [B, 3, H, W] -> logits [B, num_classes]."""
         return self.forward_head(self.forward_features(x))
 
+    def get_classifier(self) -> nn.Module:
+        """The last layer, which has one output per class."""
+        return self.fc
+
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """The order of the layers, as timm describes it: the stem, the stages, the rest."""
         return {"stem": r"^stem", "blocks": r"^stages\.(\d+)"}

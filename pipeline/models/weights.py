@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from pipeline.config import NetworkSettings, Start, semantic
 from pipeline.errors import UserError
-from pipeline.models.format import has_info, model_digest, read_state
+from pipeline.models.format import has_info, model_digest, read_info, read_state
+from pipeline.models.layers import classifiers
 from pipeline.models.registry import module_of, plugins_of, suggest
 
 log = logging.getLogger("selftrain.models")
@@ -29,6 +30,8 @@ def semantic_settings(settings: NetworkSettings) -> dict[str, Any]:
     """The semantic form of a network's settings. A file to start from stands there as its digest, not as its path, and
     an architecture from a plugin adds the plugin's digest."""
     values, start = {**semantic(settings), **plugins_of(settings.model)}, settings.start
+    if settings.frozen_layers and (settings.stochastic_depth or any("drop" in name for name in settings.model_args)):
+        values["frozen_layers_drop"] = False  # they did in version 0.2, which therefore has other fingerprints
     if start is not None:
         is_file = not start.model.startswith(TIMM)
         values["start"] = {"mode": start.mode, "model": model_digest(Path(start.model)) if is_file else start.model}
@@ -41,8 +44,8 @@ def start_inputs(settings: NetworkSettings) -> dict[str, str]:
     return {} if start is None or start.model.startswith(TIMM) else {"start": model_digest(Path(start.model))}
 
 
-def load_start(model: nn.Module, settings: NetworkSettings) -> None:
-    """Load the weights of `settings.start`, if it is set.
+def load_start(model: nn.Module, settings: NetworkSettings, classes: Sequence[str] = ()) -> None:
+    """Load the weights of `settings.start`, if it is set. `classes` are the model's own, in order.
 
     Raises:
         UserError: there is no such model, or its weights do not fit.
@@ -52,6 +55,8 @@ def load_start(model: nn.Module, settings: NetworkSettings) -> None:
     source = settings.start.model
     state = adapted(start_state(source), model, settings)
     if settings.start.mode == "init":
+        if classes and tells_itself(settings.start):
+            state = with_classes(model, state, source, read_info(Path(source)).classes, classes)
         init_from(model, state, source, allow_random=settings.start.allow_random)
         return
     try:
@@ -162,6 +167,33 @@ def init_from(model: nn.Module, state: Mapping[str, Tensor], source: str, *, all
     return len(matching)
 
 
+def with_classes(
+    model: nn.Module, state: Mapping[str, Tensor], source: str, theirs: Sequence[str], ours: Sequence[str]
+) -> Mapping[str, Tensor]:
+    """The weights whose classifier knows `ours`, in their order: rows belong to classes by name, not by place.
+
+    With other classes a classifier has nothing to give. It is left out, also where its shape would fit, and a warning
+    says so.
+
+    Raises:
+        UserError: its rows would have to move, and the model does not say which layer is its classifier.
+    """
+    if tuple(theirs) == tuple(ours) or len(theirs) != len(ours):  # another number of classes has another shape
+        return state
+    heads, num_classes = classifiers(model), len(ours)
+    if not heads:
+        raise UserError(
+            f"`start.model`: {source} knows other classes, or in another order ({', '.join(theirs[:5])}, ...), and "
+            f"{type(model).__name__} does not say which layer is its classifier; give it get_classifier, or drop start"
+        )
+    rows = {name for name, t in state.items() if name.rpartition(".")[0] in heads and t.shape[:1] == (num_classes,)}
+    if set(theirs) != set(ours):
+        log.warning("start.model: %s knows other classes, so the classifier begins at random", source)
+        return {name: tensor for name, tensor in state.items() if name not in rows}
+    order = [list(theirs).index(name) for name in ours]
+    return {name: tensor[order] if name in rows else tensor for name, tensor in state.items()}
+
+
 def check_finite(model: nn.Module, settings: NetworkSettings) -> None:
     """Refuse weights and statistics that are not finite: their average would be no number.
 
@@ -176,7 +208,7 @@ def check_finite(model: nn.Module, settings: NetworkSettings) -> None:
 
 def _random_of(model: nn.Module, state: Mapping[str, Tensor]) -> list[str]:
     """The weights and statistics of a model that a state has nothing for, without the classifier."""
-    own, heads = model.state_dict(), _classifiers_of(model)
+    own, heads = model.state_dict(), classifiers(model)
     return [
         name
         for name, tensor in own.items()
@@ -185,15 +217,6 @@ def _random_of(model: nn.Module, state: Mapping[str, Tensor]) -> list[str]:
         and name.rpartition(".")[0] not in heads
         and not _has_other_classes(model, tensor, state.get(name))
     ]
-
-
-def _classifiers_of(model: nn.Module) -> set[str]:
-    """The names of the layers that timm knows as a model's classifier; pretrained weights may lack them."""
-    if not hasattr(model, "get_classifier"):
-        return set()
-    heads = model.get_classifier()  # type: ignore[operator]
-    parts = {id(part) for head in (heads if isinstance(heads, tuple | list) else [heads]) for part in head.modules()}
-    return {name for name, module in model.named_modules() if id(module) in parts}
 
 
 def _has_other_classes(model: nn.Module, own: Tensor, other: Tensor | None) -> bool:

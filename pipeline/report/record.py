@@ -110,6 +110,14 @@ class TrainRecord(StageRecord):
         """The lines of metrics.jsonl about evaluations."""
         return tuple(line for line in self._lines if "val_top1" in line)
 
+    @property
+    def stopped_early(self) -> str:
+        """At which step it stopped early, in words; empty if it did not."""
+        outputs = self.record.get("outputs", {})
+        if not outputs.get("stopped_early"):
+            return ""
+        return f"stopped early, at step {outputs['steps']:,} of {self.record['config']['training']['steps']:,}"
+
     @cached_property
     def val(self) -> Metrics | None:
         """The figures on val; None until the stage is finished."""

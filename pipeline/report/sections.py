@@ -110,6 +110,7 @@ def _headline(run: RunRecord, train: TrainRecord) -> HeadlineRow:
         status = "final"
     elif said and any(r.train is train and r.select is not None for r in run.rounds):
         status = "next teacher" if said["kept"] else "not kept: worse on val than its teacher"
+    status = "; ".join(filter(None, (status, train.stopped_early)))
     return HeadlineRow(title_of(train), train.architecture, train.val, _num_selected(run, train), status)
 
 

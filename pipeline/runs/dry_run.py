@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipeline.config import Config, Finetune, Training
+import torch
+
+from pipeline.config import Adaptation, Config, Finetune, Training
 from pipeline.errors import UserError
 from pipeline.methods.method import Method
+from pipeline.models import build
 from pipeline.models.format import read_info
 from pipeline.models.forward import check_forward
 from pipeline.models.weights import tells_itself
+from pipeline.train.network import adapt
 
 
 def check_networks(config: Config, method: Method, num_classes: int) -> None:
@@ -49,5 +53,17 @@ def check_training(
         check_forward(
             architecture, num_classes, sizes, model_args=model_args, batch_size=batch_size, trains=bool(images)
         )
+        if not is_used:
+            _check_adaptation(training, num_classes)
+        if finetune is not None:
+            keys = (*Adaptation.model_fields, "frozen_layers")
+            tuned = training.model_copy(update={"model": architecture, "model_args": model_args})
+            _check_adaptation(tuned.model_copy(update={key: getattr(finetune, key) for key in keys}), num_classes)
     except UserError as error:
         raise UserError(f"{section}: {error}") from error
+
+
+def _check_adaptation(training: Training, num_classes: int) -> None:
+    """Try what is frozen, thawed and computed again on a network without values."""
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        adapt(build(training.model, num_classes, model_args=training.model_args), training)

@@ -43,6 +43,11 @@ class Learner(ABC):
         """The network that becomes the stage's model."""
         return next(iter(self.networks.values()))
 
+    @property
+    def waits(self) -> int:
+        """The steps before the stage's model learns as a whole, in which an early stop would be too early."""
+        return self.training.thaw_steps
+
     @abstractmethod
     def update(self, step: int, batches: Iterable[Batch]) -> int:
         """Train on the micro-batches of one step; returns the number of images that this rank saw."""

@@ -48,11 +48,15 @@ class Loop:
         self.stage, self.job, self.learner = stage, job, learner
         self.out, self.ranks, self.checkpoints, self.evaluate = stage.path, stage.ranks, checkpoints, evaluate
         self.step = 0
+        self.begun = 0
+        """The step at which it begins; that of the training that it continues, if it does."""
         self.best = NO_BEST
         """The best val accuracy so far, and its step."""
+        steps, number = job.training.steps, job.training.evaluations
+        self.evaluate_at = {steps * (k + 1) // number for k in range(number)}
 
     def run(self) -> None:
-        """Train from `self.step` to the last step.
+        """Train from `self.step` to the last step, or to an early stop.
 
         Raises:
             Interrupted: a stop was requested; the state is saved.
@@ -60,28 +64,43 @@ class Loop:
                 checkpoint.
         """
         training, runtime, learner = self.job.training, self.job.runtime, self.learner
-        evaluate_at = {training.steps * (k + 1) // training.evaluations for k in range(training.evaluations)}
+        thaw_at = {network.settings.thaw_steps for network in learner.networks.values()}
         self._enter_train_mode()
         started = time.monotonic()
         num_images = 0
         batches = learner.batches.from_step(self.step, training.steps)
-        for step in range(self.step, training.steps):
+        while self.step < training.steps and not self.has_stalled():
+            step = self.step
+            if step in thaw_at:
+                self._enter_train_mode()
             num_images += learner.update(step, islice(batches, training.accumulation))
             self.step = step + 1
 
             if self.step % runtime.log_every == 0 or self.step == training.steps:
-                self._log(step)  # host sync
-                self._log_time(time.monotonic() - started, num_images)
+                self._log(step, time.monotonic() - started, num_images)  # host sync
                 started, num_images = time.monotonic(), 0
-            if self.step in evaluate_at:
+            if self.step in self.evaluate_at:
                 before = time.monotonic()
                 self._evaluate()
                 started += time.monotonic() - before  # the time of an evaluation is not that of steps
+            if (ends := self.has_stalled()) and num_images:
+                self._log(step, time.monotonic() - started, num_images)
             stopping = self.ranks.any(self.stage.stop.requested)
-            if stopping or self.step % runtime.checkpoint_every == 0 or self.step == training.steps:
+            if stopping or ends or self.step % runtime.checkpoint_every == 0 or self.step == training.steps:
                 self._checkpoint()
             if stopping:
                 raise Interrupted(f"stopped after step {self.step} of {training.steps}; the state is saved")
+        if self.has_stalled():
+            progress.report(self.out, self.step, self.step, "steps", f"stopped early, best val {self.best[0]:.1%}")
+
+    def has_stalled(self) -> bool:
+        """Whether `early_stop` evaluations have come since the best one, or since the model began to learn as a whole.
+
+        It is a function of what checkpoints hold, so a training that is resumed stops at the same step.
+        """
+        patience = self.job.training.early_stop
+        since = max(self.best[1], self.begun, self.learner.waits)
+        return 0 < patience <= sum(since < step <= self.step for step in self.evaluate_at)
 
     def resume(self) -> None:
         """Go on from the newest checkpoint, if there is one, and cut metrics.jsonl back to its step.
@@ -129,16 +148,13 @@ class Loop:
                 self.checkpoints.save_best(self.step, {**weights, "info": self._info()})
         self._append("metrics.jsonl", {"step": self.step, **values})
 
-    def _log(self, step: int) -> None:
+    def _log(self, step: int, seconds: float, num_images: int) -> None:
         self._stop_if_not_finite()
         line = {"step": step + 1, **self.learner.rates(step), **self.learner.meter.take()}
         self._append("metrics.jsonl", line)
         text = f"loss {line['loss']:.3f}  val {self.best[0]:.1%}" if self.best[1] else f"loss {line['loss']:.3f}"
         if self.ranks.is_main:
             progress.report(self.out, self.step, self.job.training.steps, "steps", text)
-
-    def _log_time(self, seconds: float, num_images: int) -> None:
-        if self.ranks.is_main:
             append_timing(self.out, self.step, seconds, num_images * self.ranks.number)
 
     def _stop_if_weights_not_finite(self) -> None:
@@ -211,7 +227,7 @@ class Loop:
 
     def _enter_train_mode(self) -> None:
         for network in self.learner.networks.values():
-            network.train_mode()
+            network.train_mode(self.step)
 
     def _append(self, name: str, line: dict[str, Any]) -> None:
         if self.ranks.is_main:

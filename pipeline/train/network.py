@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -14,9 +14,11 @@ from pipeline.config import NetworkSettings
 from pipeline.errors import UserError
 from pipeline.models import set_trainable
 from pipeline.models.format import ModelInfo
+from pipeline.models.layers import lr_scales, of_classifier, rest
+from pipeline.models.recompute import checkpoint_gradients
 from pipeline.stages.ranks import Ranks
 from pipeline.train.ema import Ema
-from pipeline.train.optimizer import load_optimizer, make_optimizer, set_lr
+from pipeline.train.optimizer import load_optimizer, make_optimizer, restart, set_lr
 
 
 @dataclass
@@ -33,6 +35,8 @@ class Network:
     ema: Ema
     info: ModelInfo | None = None
     """The model.json that it is saved with; None for a network that does not classify images."""
+    thawing: list[nn.Parameter] = field(default_factory=list)
+    """The parameters that are frozen before step `thaw_steps`."""
 
     def unscale(self) -> None:
         """Bring the gradients of fp16 to their true scale. It is called once per step, before `clip`."""
@@ -65,12 +69,32 @@ class Network:
 
     def average_statistics(self) -> None:
         """Average BatchNorm statistics over ranks, so that every rank evaluates and saves the same model."""
-        self.ranks.average([b for b in self.raw_model.buffers() if b.is_floating_point()])
+        learning = [module for module in self.raw_model.modules() if module.training]  # what is frozen stays as it is
+        self.ranks.average([b for m in learning for b in m.buffers(recurse=False) if b.is_floating_point()])
 
-    def train_mode(self) -> None:
-        """Enter train mode; frozen layers stay frozen."""
+    def train_mode(self, step: int | None = None) -> None:
+        """Enter train mode; what is frozen stays frozen. With a step, freeze or thaw what `thaw_steps` is about.
+
+        At the step that thaws, momentum and second moments begin anew: those of the classifier alone are older, and
+        some optimizers count their steps for all parameters together.
+        """
+        if self.thawing and step is not None:
+            for parameter in self.thawing:
+                parameter.requires_grad_(step >= self.settings.thaw_steps)
+            if step == self.settings.thaw_steps:
+                restart(self.optimizer)
         self.model.train()
-        set_trainable(self.raw_model, self.settings.frozen_layers)
+        set_trainable(self.raw_model, self.settings.frozen_layers, freeze_norm=self.settings.freeze_norm)
+        if self.thawing:
+            rest(self.raw_model)
+
+    def lr_scales(self) -> list[float] | None:
+        """The factors on the learning rates of the parameters that train, in the model's order; None if all are 1."""
+        groups = self.optimizer.param_groups
+        if not any("lr_scale" in group for group in groups):
+            return None
+        scale_of = {parameter: group["lr_scale"] for group in groups for parameter in group["params"]}
+        return [scale_of[p] for p in self.raw_model.parameters() if p.requires_grad]
 
     def is_finite(self) -> Tensor:
         """Whether all weights and statistics are finite, bool [] on the device; a finite loss does not imply it."""
@@ -106,17 +130,43 @@ def prepare(
     """Make a network of a model that is on its device and has its weights.
 
     Raises:
-        UserError: the settings freeze all of its layers.
+        UserError: the settings freeze all of its layers, or ask for what the architecture does not have.
     """
     ema = Ema(model, settings.ema_decay)  # copied before Accelerate patches `forward` for autocast
-    set_trainable(model, settings.frozen_layers)  # before DDP, which would wait for their gradients
+    scales, thawing = adapt(model, settings)  # before DDP, which would wait for the gradients of what is frozen
+    if settings.gradient_checkpointing and compiled:
+        raise UserError(
+            "`gradient_checkpointing`: with runtime.compile, torch decides what it computes again; set one of the two "
+            "to false"
+        )
+    optimizer = make_optimizer(model, settings.optimizer, scales)
+    wrapped = torch.compile(model) if compiled else model
+    prepared, prepared_optimizer = accelerator.prepare(wrapped, optimizer)
+    ema.model.load_state_dict(model.state_dict())  # DDP has just given every rank the weights of rank 0
+    return Network(accelerator, ranks, settings, prepared, model, prepared_optimizer, ema, info, thawing)
+
+
+def adapt(model: nn.Module, settings: NetworkSettings) -> tuple[dict[str, float], list[nn.Parameter]]:
+    """Freeze what the settings freeze for the whole training, and let the model compute activations again if they ask
+    for that. A dry run needs no values for it.
+
+    Returns:
+        The factors on the learning rates by parameter, empty if there are none, and the parameters that are frozen
+        before `thaw_steps`.
+
+    Raises:
+        UserError: the settings freeze all of its layers, or ask for what the architecture does not have.
+    """
+    set_trainable(model, settings.frozen_layers, freeze_norm=settings.freeze_norm)
     if not any(p.requires_grad for p in model.parameters()):
         raise UserError(
             f"`frozen_layers`: {settings.frozen_layers} freezes all of {settings.model}, which leaves nothing to "
             "train; set it lower"
         )
-    optimizer = make_optimizer(model, settings.optimizer)
-    wrapped = torch.compile(model) if compiled else model
-    prepared, prepared_optimizer = accelerator.prepare(wrapped, optimizer)
-    ema.model.load_state_dict(model.state_dict())  # DDP has just given every rank the weights of rank 0
-    return Network(accelerator, ranks, settings, prepared, model, prepared_optimizer, ema, info)
+    if settings.gradient_checkpointing:
+        checkpoint_gradients(model)
+    thawing: list[nn.Parameter] = []
+    if settings.thaw_steps:
+        head = of_classifier(model, "thaw_steps", "0")
+        thawing = [p for name, p in model.named_parameters() if p.requires_grad and name not in head]
+    return lr_scales(model, settings.layer_decay, settings.head_lr), thawing

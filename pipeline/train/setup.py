@@ -38,7 +38,8 @@ class Setup:
         self.job = job
         self.ranks = ranks
         self.lineage = lineage
-        self.accelerator = make_accelerator(job.runtime)
+        networks = [job.training] if job.teacher is None else [job.training, job.teacher]
+        self.accelerator = make_accelerator(job.runtime, thaws=any(network.thaw_steps for network in networks))
 
     @cached_property
     def labeled(self) -> Dataset:
@@ -73,7 +74,7 @@ class Setup:
         model = channels_last(built, self.accelerator.device)
         if hasattr(model, "init_from_images"):
             model.init_from_images(self._first_images(info))  # type: ignore[operator]
-        load_start(model, settings)
+        load_start(model, settings, info.classes)
         check_finite(model, settings)
         return prepare(model, settings, self.accelerator, self.ranks, info=info, compiled=self.job.runtime.compile)
 
@@ -191,9 +192,13 @@ class Setup:
         return Stream(dataset, self._reader(dataset), order, batch_size, crops)
 
 
-def make_accelerator(runtime: Runtime) -> Accelerator:
-    """An Accelerator for the resolved device and precision of a run; it uses the ranks that have joined."""
+def make_accelerator(runtime: Runtime, *, thaws: bool = False) -> Accelerator:
+    """An Accelerator for the resolved device and precision of a run; it uses the ranks that have joined.
+
+    With `thaws`, a network has steps in which only its classifier trains.
+    """
     precision = {"fp32": "no"}.get(runtime.precision, runtime.precision)
     # DDP would copy rank 0's BatchNorm statistics to the others before each step, but updates average them already.
-    handlers = [DistributedDataParallelKwargs(broadcast_buffers=False)]
+    # To find out what has no gradient it walks over the graph of each step, without which it would wait for them all.
+    handlers = [DistributedDataParallelKwargs(broadcast_buffers=False, find_unused_parameters=thaws)]
     return Accelerator(cpu=runtime.device == "cpu", mixed_precision=precision, kwargs_handlers=handlers)

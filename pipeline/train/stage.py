@@ -26,8 +26,11 @@ from pipeline.train.setup import Setup
 from pipeline.train.validation import Validation
 from pipeline.views.crops import CROPS
 
-_KEPT = ("optimizer.name", "frozen_layers", "image_size", "mean", "std", "crop_pct", "interpolation")
-"""The keys that `start.mode: continue` cannot change. The first two shape the optimizer's state, the others are the
+_KEPT = (
+    *("optimizer.name", "frozen_layers", "freeze_norm", "layer_decay", "head_lr", "thaw_steps"),
+    *("image_size", "mean", "std", "crop_pct", "interpolation"),
+)
+"""The keys that `start.mode: continue` cannot change. The first ones shape the optimizer's state, the others are the
 model's input. Another architecture shows in the weights."""
 
 
@@ -85,15 +88,17 @@ def run_train(job: TrainJob, stage: Stage) -> None:
         if job.training.keep == "best":
             learner.model.ema.model.load_state_dict(checkpoints.load_best()["ema"])
     for name, network in list(learner.networks.items())[1:]:
-        _write_beside(name, network, job, stage, validation)
+        _write_beside(name, network, job, stage, validation, loop.step)
     assert learner.model.info is not None
     validation.write(job.out, learner.model.ema.model, learner.model.info)
     digest = model_digest(job.out) if stage.ranks.is_main else ""
     best_top1, best_step = loop.best
-    stage.finish(MODEL_FILES, model_sha256=digest, steps=loop.step, best_step=best_step, best_top1=max(best_top1, 0.0))
+    figures = {"steps": loop.step, "best_step": best_step, "best_top1": max(best_top1, 0.0)}
+    stopped = {"stopped_early": True} if loop.has_stalled() and loop.step < job.training.steps else {}
+    stage.finish(MODEL_FILES, model_sha256=digest, **figures, **stopped)
 
 
-def _write_beside(name: str, network: Network, job: TrainJob, stage: Stage, validation: Validation) -> None:
+def _write_beside(name: str, network: Network, job: TrainJob, stage: Stage, validation: Validation, steps: int) -> None:
     """Write a network that was trained along as a stage folder of its own, below this one, to be used as a model."""
     if network.info is None:
         return
@@ -105,7 +110,7 @@ def _write_beside(name: str, network: Network, job: TrainJob, stage: Stage, vali
         open_folder(out, "train", version, inputs, env, accept_environment=job.accept_environment)
     validation.write(out, network.ema.model, network.info)
     if stage.ranks.is_main:
-        finish_folder(out, MODEL_FILES, model_sha256=model_digest(out), steps=job.training.steps)
+        finish_folder(out, MODEL_FILES, model_sha256=model_digest(out), steps=steps)
 
 
 def continue_training(loop: Loop, source: str) -> None:
@@ -137,6 +142,7 @@ def continue_training(loop: Loop, source: str) -> None:
     if not set(loop.learner.networks) <= set(state):
         raise UserError(f"`start.model`: {source} is no train stage of this method or version; use mode: init")
     loop.load(state)
+    loop.begun = loop.step
     if loop.step >= training.steps:
         raise UserError(
             f"`start.model`: {source} was trained for {loop.step} steps already; set steps above that to continue"

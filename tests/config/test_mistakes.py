@@ -31,6 +31,8 @@ from pipeline.errors import UserError
         ("finetune: {steps: 100}", r"`finetune\.image_size`: Field required"),
         ("finetune: {image_size: 64, unlabeled_ratio: 4}", r"unknown key `finetune\.unlabeled_ratio`"),
         ("finetune: {image_size: 64, warmup_steps: 500}", r"`finetune`: warmup_steps is 500, not below steps \(500\)"),
+        ("student: {early_stop: 10}", r"`student`: early_stop is 10, but there are only 10 evaluations.*lower it"),
+        ("student: {steps: 5, thaw_steps: 5}", r"`student`: thaw_steps is 5, not below steps \(5\).*lower thaw_steps"),
         ("student: {steps: 5, warmup_steps: 5}", r"`student`: warmup_steps is 5, not below steps \(5\).*lower"),
         (
             "teacher: {noise_labeled: false, strong: {cutout: 4}}",

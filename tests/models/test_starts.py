@@ -15,8 +15,8 @@ from torch import nn
 from pipeline.config import Config, NetworkSettings, Start, Training
 from pipeline.errors import UserError
 from pipeline.models import build
-from pipeline.models.format import ModelInfo, read_state
-from pipeline.models.weights import init_from, load_start, start_state
+from pipeline.models.format import ModelInfo, read_state, save_model
+from pipeline.models.weights import init_from, load_start, start_state, with_classes
 
 import timm  # isort: skip - after pipeline.models, which lets it be imported beside a CPU-only torch
 
@@ -125,6 +125,75 @@ def test_weights_that_timm_cannot_fit_are_refused(tmp_path: Path) -> None:
         UserError, match=r"`start\.model`: .*other\.safetensors .*set model and model_args to what it was"
     ):
         load_start(build("test_vit", 10), settings)
+
+
+# -------------------------------------------------------------------------------------------------------- classes
+
+ANIMALS = ("ant", "bee", "cat")
+
+
+@pytest.fixture
+def of_animals(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[torch.nn.Module, NetworkSettings]:
+    """A model that knows animals, and the settings of a training that starts from it."""
+    name, arguments = request.param
+    model = build(name, 3, model_args=arguments).eval()
+    for name_, parameter in model.named_parameters():
+        if name_.endswith("bias"):
+            torch.nn.init.normal_(parameter)
+    values = {"architecture": name, "model_args": arguments, "classes": ANIMALS, "input_size": (3, 32, 32)}
+    info = ModelInfo(**values, mean=(0.5,) * 3, std=(0.5,) * 3, metrics={}, lineage={})  # type: ignore[arg-type]
+    save_model(tmp_path / "animals.safetensors", model.state_dict(), info)
+    start = Start(model=str(tmp_path / "animals.safetensors"))
+    return model, NetworkSettings(model=name, model_args=arguments, start=start)
+
+
+TINY_VIT = {"img_size": 32, "embed_dim": 24, "depth": 1, "num_heads": 2}
+every_head = pytest.mark.parametrize(
+    "of_animals",
+    [
+        ("wide_resnet10_1", {}),
+        ("resnet9", {"width": 8}),
+        ("test_efficientnet", {}),
+        ("deit_tiny_distilled_patch16_224", TINY_VIT),
+    ],
+    indirect=True,
+    ids=["wide_resnet", "resnet9", "efficientnet", "two heads"],
+)
+Animals = tuple[torch.nn.Module, NetworkSettings]
+
+
+@every_head
+@pytest.mark.parametrize("ours", [ANIMALS, ("cat", "ant", "bee")])
+def test_a_classifier_of_the_same_classes_is_taken_by_name(of_animals: Animals, ours: tuple[str, ...]) -> None:
+    """It used to be taken by place, so that cats were ants."""
+    theirs, settings = of_animals
+    model = build(settings.model, 3, model_args=settings.model_args)
+    load_start(model, settings, ours)
+    images = torch.randn(4, 3, 32, 32)
+    columns = [ANIMALS.index(name) for name in ours]
+    torch.testing.assert_close(model.eval()(images), theirs(images)[:, columns])
+
+
+@every_head
+def test_a_classifier_of_other_classes_stays_at_random_and_says_so(
+    of_animals: Animals, caplog: pytest.LogCaptureFixture
+) -> None:
+    theirs, settings = of_animals
+    model = build(settings.model, 3, model_args=settings.model_args)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with caplog.at_level(logging.WARNING):
+        load_start(model, settings, ("ant", "bee", "dog"))
+    assert "animals.safetensors knows other classes, so the classifier begins at random" in caplog.text
+    taken = {name for name, tensor in model.state_dict().items() if torch.equal(tensor, theirs.state_dict()[name])}
+    random = {name for name, tensor in model.state_dict().items() if torch.equal(tensor, before[name])}
+    assert {name.rpartition(".")[0] for name in random - taken} <= {"fc", "classifier", "head", "head_dist"}
+    assert before.keys() - taken == random - taken != set()
+
+
+def test_a_classifier_whose_place_is_not_known_is_refused() -> None:
+    linear = nn.Linear(2, 3)
+    with pytest.raises(UserError, match=r"`start\.model`: x knows other classes, or .* give it get_classifier"):
+        with_classes(linear, linear.state_dict(), "x", ANIMALS, ANIMALS[::-1])
 
 
 # ---------------------------------------------------------------------------------------------------- which files

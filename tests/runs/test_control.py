@@ -39,6 +39,17 @@ def test_the_control_of_inherited_weights_has_the_steps_of_all_ancestors(config:
     assert control.training.start.model == str(tmp_path / result["rounds"][0]["train_dir"])
 
 
+def test_the_control_of_inherited_weights_stops_early_by_the_rule_of_the_students(
+    config: Config, tmp_path: Path
+) -> None:
+    """It may take the steps of two students, and as many steps as one of them without a new best on val."""
+    own = changed(config.student, early_stop=2, evaluations=4)
+    stages = FakeStages(0.6, 0.7, 0.8, 0.75)
+    run_loop(with_section(changed(config, student=own), "rounds", start="init"), tmp_path, run_stage=stages)
+    control = stages.of("train", "control")[0].training
+    assert (control.steps, control.evaluations, control.early_stop) == (2 * own.steps, 8, 2)
+
+
 @pytest.mark.process
 def test_a_finetune_at_a_higher_resolution_is_evaluated_there(config: Config, tmp_path: Path) -> None:
     """Real stages, on digits of 8 pixels shown at 12."""

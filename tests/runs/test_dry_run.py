@@ -50,3 +50,23 @@ def test_arguments_of_no_classifier_are_refused_before_round_0(
 ) -> None:
     with pytest.raises(UserError, match=rf"^student: `model_args`: {key} is no argument of a network"):
         run_loop(with_section(config, "student", model_args={key: value}), tmp_path / "run", run_stage=FakeStages(0.5))
+
+
+def test_what_the_fine_tune_asks_of_a_network_is_tried(config: Config, tmp_path: Path) -> None:
+    wrong = changed(config, finetune=Finetune(image_size=12, steps=5, gradient_checkpointing=True))
+    with pytest.raises(UserError, match=r"`gradient_checkpointing`: WideResNet cannot compute its activations again"):
+        run_loop(wrong, tmp_path / "run", run_stage=FakeStages(0.5))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "problem"),
+    [
+        ("gradient_checkpointing", True, "WideResNet cannot compute its activations again"),
+        ("frozen_layers", 99, "99 freezes all of wide_resnet10_1"),
+    ],
+)
+def test_what_an_architecture_cannot_do_is_refused_before_round_0(
+    config: Config, tmp_path: Path, key: str, value: object, problem: str
+) -> None:
+    with pytest.raises(UserError, match=rf"^student: `{key}`: {problem}"):
+        run_loop(with_section(config, "student", **{key: value}), tmp_path / "run", run_stage=FakeStages(0.5))

@@ -29,6 +29,9 @@ class TinyNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return self.forward_head(self.forward_features(x))
 
+    def get_classifier(self) -> nn.Module:
+        return self.fc
+
 
 @register_model
 def selftrain_tiny(pretrained: bool = False, **kwargs: Any) -> TinyNet:

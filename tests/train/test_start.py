@@ -161,6 +161,7 @@ def test_continue_refuses_another_architecture_or_optimizer(start_from: StartFro
     ("key", "value", "theirs"),
     [
         ("frozen_layers", 1, "0"),
+        ("layer_decay", 0.5, "1.0"),
         ("image_size", 16, "8"),
         ("mean", (0.5, 0.5, 0.5), r"\[0\.305, 0\.305, 0\.305\]"),
         ("std", (0.5, 0.5, 0.5), r"\[0\.376, 0\.376, 0\.376\]"),

@@ -45,6 +45,11 @@ class MetaLearner(Learner):
         self.batches = setup.batches(unlabeled=True, targets=_stored(setup))
         self.views = setup.views()
 
+    @property
+    def waits(self) -> int:
+        """The steps in which the student waits, too."""
+        return max(super().waits, self.meta.student_wait)
+
     def update(self, step: int, batches: Iterable[Batch]) -> int:
         """Train both networks on the one batch of a step."""
         (batch,) = batches

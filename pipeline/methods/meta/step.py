@@ -163,7 +163,8 @@ def student_step(
 ) -> tuple[Tensor | None, dict[str, Tensor]]:
     """Update the student on the teacher's labels, int64 [..., U]; returns the feedback [...] and the measurements.
 
-    The feedback is that of a plain gradient step of size `lr`, without momentum and weight decay. A finite difference
+    The feedback is that of a plain gradient step of size `lr` (times the factors of the layers, if they have some),
+    without momentum and weight decay. A finite difference
     instead compares the losses before and after the optimizer's own step. The feedback is None if it is off, or if fp16
     skipped the update. The student meets labeled images here only, and keeps nothing of them.
     """
@@ -185,6 +186,8 @@ def student_step(
     if before is not None:
         return before - labeled_loss(student, batch), measured
     labeled = labeled_gradient(student, batch)
+    if (scales := student.lr_scales()) is not None:  # layers take steps of their own, so both get half of each factor
+        labeled, unlabeled = ([g * s**0.5 for g, s in zip(of, scales, strict=True)] for of in (labeled, unlabeled))
     leading = logits.dim() - 2
     product = inner(labeled, unlabeled, leading)
     norms = inner(labeled, labeled, leading).sqrt() * inner(unlabeled, unlabeled, leading).sqrt()
@@ -200,10 +203,12 @@ def labeled_gradient(student: Network, batch: MetaBatch) -> list[Tensor]:
     is no dropout.
     """
     scale = _FP16_SCALE if student.accelerator.mixed_precision == "fp16" else 1.0
-    with probing(student.raw_model), student.accelerator.autocast():  # the forward of a compiled model has no autocast
-        logits = student.raw_model(batch.labeled)
-    loss = mean_cross_entropy(logits.to(torch.promote_types(logits.dtype, torch.float32)), batch.labels).sum() * scale
-    gradients = list(torch.autograd.grad(loss, _trained(student), allow_unused=True, materialize_grads=True))
+    with probing(student.raw_model):  # the gradient too, because it may compute activations again
+        with student.accelerator.autocast():  # the forward of a compiled model has none
+            logits = student.raw_model(batch.labeled)
+        exact = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        loss = mean_cross_entropy(exact, batch.labels).sum() * scale
+        gradients = list(torch.autograd.grad(loss, _trained(student), allow_unused=True, materialize_grads=True))
     student.ranks.average(gradients)
     return gradients if scale == 1 else [g / scale for g in gradients]
 

@@ -35,6 +35,22 @@ def test_the_finite_difference_of_a_plain_gradient_step_converges_to_the_exact_f
     assert errors[2] < 0.2 * errors[1]
 
 
+def test_layers_with_rates_of_their_own_give_the_feedback_of_their_step(batch: MetaBatch) -> None:
+    """Its finite difference is that of the optimizer's own step, whose groups have a factor each."""
+
+    def measured(kind: str) -> float:
+        student = network(mlp(2))
+        first, _, last = student.raw_model.children()
+        groups = [{"params": [*first.parameters()], "lr_scale": 0.1}, {"params": [*last.parameters()], "lr_scale": 3.0}]
+        student.optimizer = student.accelerator.prepare_optimizer(torch.optim.SGD(groups, lr=0.1))
+        h, _ = step.student_step(student, batch, torch.tensor([0, 2]), Meta.model_validate({"feedback": kind}), 1e-4)
+        assert h is not None
+        return float(h)
+
+    assert measured("finite-difference") == pytest.approx(measured("exact"), rel=1e-3)
+    assert measured("exact") != pytest.approx(feedback("exact", 1e-4, batch), rel=0.2)
+
+
 def test_a_learning_rate_of_zero_gives_no_feedback(batch: MetaBatch) -> None:
     assert feedback("exact", 0.0, batch) == 0
     assert feedback("finite-difference", 0.0, batch) == 0
