@@ -1,4 +1,4 @@
-"""The figures of a model on a split: accuracy with its interval, likelihood and calibration, in numpy alone.
+"""The figures of a model on a split: accuracies with an interval, likelihood and calibration, in numpy alone.
 
 Shapes: N samples, C classes. Figures are computed in float64 over the whole split at once, so neither a batch size nor
 the order of samples can change them.
@@ -8,15 +8,20 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
-from typing import Annotated, Any
+from typing import (
+    Annotated,
+    Any,
+    NotRequired,  # pydantic takes typing's from Python 3.12 on
+)
 
 import numpy as np
 import numpy.typing as npt
 from annotated_types import Len
 from pydantic import ConfigDict
-from typing_extensions import TypedDict  # pydantic takes typing's from Python 3.12 on
+from typing_extensions import TypedDict
 
 from pipeline.errors import UserError
+from pipeline.evaluate.per_class import per_class
 
 NUM_BINS = 15
 _Z = 1.959963984540054  # the normal quantile of a two-sided 95% interval
@@ -34,6 +39,9 @@ class MetricsJson(TypedDict):
     ece: float
     num_samples: int
     interval: Annotated[list[float], Len(2, 2)]
+    balanced_accuracy: NotRequired[float]
+    """Files of earlier versions have neither this figure nor the next one."""
+    macro_f1: NotRequired[float]
 
 
 class NotFinite(UserError):
@@ -51,10 +59,15 @@ class Metrics:
     num_samples: int
     interval: tuple[float, float]
     """The Wilson 95% interval of top1."""
+    balanced_accuracy: float | None = None
+    """The mean accuracy over the classes that have images; None in files of earlier versions."""
+    macro_f1: float | None = None
+    """The mean F1 over the classes that have images."""
 
     def to_json(self) -> dict[str, Any]:
         """The figures as JSON values."""
-        return {**asdict(self), "interval": list(self.interval)}
+        known = {name: value for name, value in asdict(self).items() if value is not None}
+        return {**known, "interval": list(self.interval)}
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Metrics:
@@ -92,6 +105,7 @@ def compute_metrics(log_probs: FloatArray, labels: IntArray) -> Metrics:
     """
     _check(log_probs, labels)
     rows = np.arange(len(labels))
+    of_classes = per_class(labels, log_probs.argmax(axis=1), log_probs.shape[1])
     return Metrics(
         top1=top_k_accuracy(log_probs, labels, 1),
         top5=top_k_accuracy(log_probs, labels, 5),
@@ -99,6 +113,8 @@ def compute_metrics(log_probs: FloatArray, labels: IntArray) -> Metrics:
         ece=reliability(np.exp(log_probs.max(axis=1).astype(np.float64)), log_probs.argmax(axis=1) == labels).ece,
         num_samples=len(labels),
         interval=wilson_interval(int((_rank(log_probs, labels) < 1).sum()), len(labels)),
+        balanced_accuracy=of_classes.balanced_accuracy,
+        macro_f1=of_classes.macro_f1,
     )
 
 

@@ -9,6 +9,7 @@ from pipeline.errors import UserError
 from pipeline.evaluate.metrics import Metrics, reliability
 from pipeline.methods import METHODS
 from pipeline.report import plots
+from pipeline.report.confusion import class_section
 from pipeline.report.gallery import PseudoLabels, inspect_pseudo_labels
 from pipeline.report.lineage import Diagram, draw, teachers_of, title_of
 from pipeline.report.panels import method_panels
@@ -72,6 +73,7 @@ def sections(run: RunRecord) -> dict[str, Any]:
         "panels": method_panels(run),
         "title": METHODS[run.config.method].title,
         "calibration_plot": _calibration_plot(run),
+        "classes": class_section(run),
         "round_sections": _round_sections(run),
         "lineage": _lineage(run),
         "timing": [_timing(run, stage) for stage in run.stages],
