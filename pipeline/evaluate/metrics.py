@@ -24,7 +24,8 @@ from pipeline.errors import UserError
 from pipeline.evaluate.per_class import per_class
 
 NUM_BINS = 15
-_Z = 1.959963984540054  # the normal quantile of a two-sided 95% interval
+NORMAL_95 = 1.959963984540054
+"""The normal quantile of a two-sided 95% interval."""
 FloatArray = npt.NDArray[np.floating[Any]]
 IntArray = npt.NDArray[np.integer[Any]]
 
@@ -125,7 +126,7 @@ def top_k_accuracy(log_probs: FloatArray, labels: IntArray, k: int) -> float:
 
 def wilson_interval(num_right: int, num_samples: int) -> tuple[float, float]:
     """The 95% interval of a share (Wilson 1927). Unlike the normal interval it stays in [0, 1] and holds near 1."""
-    z = _Z
+    z = NORMAL_95
     share = num_right / num_samples
     spread = z * math.sqrt(share * (1 - share) / num_samples + (z / (2 * num_samples)) ** 2)
     scale = 1 + z * z / num_samples
@@ -143,7 +144,7 @@ def paired_difference(right: npt.NDArray[np.bool_], other: npt.NDArray[np.bool_]
     n = len(right)
     gained, lost = int((right & ~other).sum()), int((~right & other).sum())
     adjusted = (gained - lost) / (n + 2)
-    spread = _Z * math.sqrt((gained + lost + 1) / (n + 2) - adjusted**2) / math.sqrt(n + 2)
+    spread = NORMAL_95 * math.sqrt((gained + lost + 1) / (n + 2) - adjusted**2) / math.sqrt(n + 2)
     return (gained - lost) / n, adjusted - spread, adjusted + spread
 
 

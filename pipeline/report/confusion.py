@@ -78,7 +78,7 @@ def _newest(run: RunRecord) -> tuple[str, str, Predictions, Sequence[str]] | Non
     if not trainings:
         return None
     final = run.result["final"]["round"] if run.result else None
-    train = trainings.get(final, list(trainings.values())[-1])
+    train = trainings[final] if final in trainings else list(trainings.values())[-1]
     if FINAL in run.test_predictions:
         return title_of(train), "test", run.test_predictions[FINAL], train.classes
     assert train.predictions is not None

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.errors import UserError
+from pipeline.evaluate.judging import TITLES
 from pipeline.evaluate.metrics import Metrics, reliability
 from pipeline.methods import METHODS
 from pipeline.report import plots
@@ -64,6 +65,7 @@ def sections(run: RunRecord) -> dict[str, Any]:
     verdict = judge(run)
     return {
         "verdict": verdict,
+        "judged_by": TITLES[run.config.rounds.judge_by],
         "final": run.test.get(FINAL),
         "headline": [_headline(run, train) for train in run.trainings],
         "other_evaluations": {e.path.name: read_tests(e.path) for e in run.other_evaluations},

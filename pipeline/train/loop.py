@@ -49,7 +49,7 @@ class Loop:
         self.out, self.ranks, self.checkpoints, self.evaluate = stage.path, stage.ranks, checkpoints, evaluate
         self.step = 0
         self.best = NO_BEST
-        """The best val accuracy so far, and its step."""
+        """The best figure on val so far (`rounds.judge_by`), and its step."""
 
     def run(self) -> None:
         """Train from `self.step` to the last step.
@@ -122,8 +122,9 @@ class Loop:
             good = self.checkpoints.last_path()
             raise UserError(f"after step {self.step} on val, {error}. {_REMEDY} {self._what_is_good(good)}") from error
         self._enter_train_mode()
-        if values["val_top1"] > self.best[0]:
-            self.best = (values["val_top1"], self.step)
+        judged = values[f"val_{self.job.best_by}"]
+        if judged > self.best[0]:
+            self.best = (judged, self.step)
             if self.ranks.is_main:
                 weights = {"ema": self.learner.model.ema.model.state_dict()}
                 self.checkpoints.save_best(self.step, {**weights, "info": self._info()})

@@ -25,14 +25,14 @@ def noisy_student(stages: Stages, on_round: OnRound) -> list[Round]:
         training = _student(config, number, teachers[0])
         folder = stages.train("student", number, training, f"rounds/{number}", selection=selection)
         student = stages.judge("student", number, folder, labels, selection)
-        kept = student.val_top1 >= teachers[0].val_top1 - config.rounds.tolerance
+        kept = student.score >= teachers[0].score - config.rounds.tolerance
         student = replace(student, kept=kept)
         rounds.append(student)
         on_round(student)
         if kept:
             teachers.insert(0, student)
             num_worse = 0
-        elif not is_surely_worse(student, teachers[0]):
+        elif not is_surely_worse(student, teachers[0], config.rounds.judge_by):
             log.warning("round %d: the student is below its teacher on val, within chance; the teacher stays", number)
         else:
             num_worse += 1
