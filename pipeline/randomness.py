@@ -15,7 +15,19 @@ import numpy.typing as npt
 
 U64Array = npt.NDArray[np.uint64]
 Purpose = Literal[
-    "order", "weak", "strong", "strong2", "select", "carve", "forward", "init", "sample", "control", "mixing", "plugin"
+    "order",
+    "weak",
+    "strong",
+    "strong2",
+    "select",
+    "balance",
+    "carve",
+    "forward",
+    "init",
+    "sample",
+    "control",
+    "mixing",
+    "plugin",
 ]
 
 _MUL = (np.uint64(0xD2511F53), np.uint64(0xCD9E8D57))

@@ -101,6 +101,14 @@ TECHNIQUES: dict[str, Technique] = {
             "Yun 2019, eq. 1 and 2",
         ),
         Technique(
+            "balance_labeled",
+            "batch",
+            ("training.balance_labeled",),
+            10,
+            "pipeline.train.class_sizes:balanced_copies",
+            "Shen 2016, 3.2; Kang 2020, 3",
+        ),
+        Technique(
             "dropout", "network", ("training.dropout",), 0.2, "pipeline.models.registry:build", "Srivastava 2014"
         ),
         Technique(
@@ -134,6 +142,14 @@ TECHNIQUES: dict[str, Technique] = {
             0.1,
             "pipeline.train.losses:hard_cross_entropy",
             "Szegedy 2016, 7",
+        ),
+        Technique(
+            "logit_adjustment",
+            "loss",
+            ("training.logit_adjustment",),
+            1.0,
+            "pipeline.train.class_sizes:adjust",
+            "Menon 2021, eq. 10",
         ),
         Technique(
             "momentum",

@@ -19,7 +19,6 @@ def train_control(run: Run, method: Method, rounds: Sequence[Round], final: Roun
     number = max(base.round, 1)
     control = run.train("control", number, method.control(run.config, rounds, base), "control")
     if final.role == "finetune" and run.config.finetune is not None:
-        flip = method.recipe(run.config, number).weak.flip
-        training = finetuning(run.config.finetune, control, flip=flip)
+        training = finetuning(run.config.finetune, control, method.recipe(run.config, number))
         return run.train("control", final.round, training, "control")
     return control
