@@ -211,6 +211,14 @@ TECHNIQUES: dict[str, Technique] = {
         Technique("threshold", "select", ("select.threshold",), 0.3, "pipeline.selection.rules:select", "Xie 2020, 2"),
         Technique("per_class", "select", ("select.per_class",), 100, "pipeline.selection.rules:select", "Xie 2020, 2"),
         Technique(
+            "align",
+            "select",
+            ("select.align",),
+            True,
+            "pipeline.selection.alignment:alignment",
+            "Berthelot 2020 (ReMixMatch), 3.1",
+        ),
+        Technique(
             "balance",
             "select",
             ("select.balance", "select.prior", "select.max_copies"),

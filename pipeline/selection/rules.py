@@ -113,15 +113,25 @@ def _targets(passing: I64Array, config: Select, labeled_prior: F64Array) -> I64A
         return np.minimum(passing, config.per_class or passing)
     if config.balance == "uniform":
         return np.full_like(passing, config.per_class or passing.max())
-    prior = np.asarray(config.prior or labeled_prior, np.float64)
-    if len(prior) != len(passing) or prior.min() < 0 or not np.isfinite(prior).all() or prior.sum() == 0:
-        raise UserError(
-            f"select.prior needs {len(passing)} shares, one per class, none negative, not {[float(p) for p in prior]}"
-        )
-    prior = prior / prior.sum()
+    prior = prior_of(config, labeled_prior)
     wanted = prior > 0
     total = config.per_class * len(prior) or (passing[wanted] / prior[wanted]).max()
     return np.where(wanted, np.maximum(np.rint(total * prior), 1), 0).astype(np.int64)
+
+
+def prior_of(config: Select, labeled_prior: F64Array) -> F64Array:
+    """The shares of the classes that `balance: prior` and `align` aim at, [C], which sum to 1.
+
+    Raises:
+        UserError: they are not one share per class, or no shares.
+    """
+    prior = np.asarray(config.prior or labeled_prior, np.float64)
+    num = len(labeled_prior)
+    if len(prior) != num or prior.min() < 0 or not np.isfinite(prior).all() or prior.sum() == 0:
+        raise UserError(
+            f"select.prior needs {num} shares, one per class, none negative, not {[float(p) for p in prior]}"
+        )
+    return np.asarray(prior / prior.sum())
 
 
 def _keep_rule(
