@@ -21,6 +21,7 @@ Purpose = Literal[
     "strong",
     "strong2",
     "select",
+    "balance",
     "carve",
     "forward",
     "init",

@@ -101,6 +101,14 @@ TECHNIQUES: dict[str, Technique] = {
             "Yun 2019, eq. 1 and 2",
         ),
         Technique(
+            "balance_labeled",
+            "batch",
+            ("training.balance_labeled",),
+            10,
+            "pipeline.train.class_sizes:balanced_copies",
+            "Shen 2016, 3.2; Kang 2020, 3",
+        ),
+        Technique(
             "dropout", "network", ("training.dropout",), 0.2, "pipeline.models.registry:build", "Srivastava 2014"
         ),
         Technique(
@@ -150,6 +158,14 @@ TECHNIQUES: dict[str, Technique] = {
             0.1,
             "pipeline.train.losses:hard_cross_entropy",
             "Szegedy 2016, 7",
+        ),
+        Technique(
+            "logit_adjustment",
+            "loss",
+            ("training.logit_adjustment",),
+            1.0,
+            "pipeline.train.class_sizes:adjust",
+            "Menon 2021, eq. 10",
         ),
         Technique(
             "momentum",
@@ -258,6 +274,14 @@ TECHNIQUES: dict[str, Technique] = {
         ),
         Technique("threshold", "select", ("select.threshold",), 0.3, "pipeline.selection.rules:select", "Xie 2020, 2"),
         Technique("per_class", "select", ("select.per_class",), 100, "pipeline.selection.rules:select", "Xie 2020, 2"),
+        Technique(
+            "align",
+            "select",
+            ("select.align",),
+            True,
+            "pipeline.selection.alignment:alignment",
+            "Berthelot 2020 (ReMixMatch), 3.1",
+        ),
         Technique(
             "balance",
             "select",

@@ -29,7 +29,7 @@ from pipeline.config import Config, dump_yaml, load_config, parse
 from pipeline.demos.digits import pack_digits
 from pipeline.errors import UserError
 
-METRICS = {"top1", "top5", "nll", "ece", "num_samples"}
+METRICS = {"top1", "top5", "nll", "ece", "balanced_accuracy", "macro_f1", "num_samples"}
 VERBS = {
     "pack": "SOURCE --out --split --shard-size --classes --labels-csv --image-column --label-column --split-column "
     "--drop --keep-classes --leave-out --labels --proportional --val-fraction --test-fraction --seed "

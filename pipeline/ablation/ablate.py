@@ -168,7 +168,13 @@ def judged_of(result: Mapping[str, Any]) -> dict[str, Any]:
     The best of all would be the teacher where a technique ruins its students, and so hide that it does.
     """
     rounds: list[dict[str, Any]] = result["rounds"]
-    return max([entry for entry in rounds if entry["role"] != "teacher"] or rounds, key=lambda entry: entry["val_top1"])
+    return max([entry for entry in rounds if entry["role"] != "teacher"] or rounds, key=score_of)
+
+
+def score_of(entry: Mapping[str, Any]) -> float:
+    """The figure on val that an entry of a result's rounds is judged by (`rounds.judge_by`)."""
+    judged = entry.get("judged")
+    return float(entry["val_top1"] if judged is None else judged)
 
 
 def _cost(folder: Path, result: Mapping[str, Any]) -> tuple[float, float]:

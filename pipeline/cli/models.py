@@ -20,10 +20,11 @@ def evaluate(
     split: Annotated[str, typer.Option(callback=check_split, help="Split of a packed folder.")] = "test",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Measure a model: top1, top5, nll, ece.
+    """Measure a model: accuracy, likelihood, calibration, and each class; the classes that it knows least come first.
 
     [bold]Example[/bold]: selftrain evaluate runs/birds shards/birds --split test
     """
+    from pipeline.cli.class_table import class_table, notes
     from pipeline.evaluate.on_demand import evaluate_on
     from pipeline.stages.lock import find_run
     from pipeline.stages.machine import precision_here, resolve
@@ -32,15 +33,18 @@ def evaluate(
     if (run := find_run(model)) is not None:  # a run's models are measured in the way of the run
         config = load_config(run / "config.yaml")
         how, runtime = config.evaluate, Runtime(precision=precision_here(config.runtime.precision))
-    metrics = evaluate_on(model, data, as_split(split) or "test", how, resolve(runtime))
+    found = evaluate_on(model, data, as_split(split) or "test", how, resolve(runtime))
     if as_json:
-        print(json.dumps(metrics.to_json()))
+        print(json.dumps(found.to_json()))
         return
     table = Table("figure", "value")
-    for name in ("top1", "top5", "nll", "ece"):
-        table.add_row(name, f"{getattr(metrics, name):.4f}")
-    table.add_row("num_samples", str(metrics.num_samples))
+    for name in ("top1", "top5", "nll", "ece", "balanced_accuracy", "macro_f1"):
+        table.add_row(name, f"{getattr(found.metrics, name):.4f}")
+    table.add_row("num_samples", str(found.metrics.num_samples))
     console.print(table)
+    console.print(class_table(found))
+    for line in notes(found):
+        console.print(line, highlight=False)
 
 
 @app.command()

@@ -6,7 +6,7 @@ enters them unless it is off. Of `runtime`, precision and compile enter; device,
 stage's environment, which a resume must meet. The same models are the parameters of the Prefect flow.
 """
 
-from pipeline.config.base import Interpolation, Precision, Scalar, Section, changed, dump_yaml, parse, semantic
+from pipeline.config.base import Interpolation, JudgeBy, Precision, Scalar, Section, changed, dump_yaml, parse, semantic
 from pipeline.config.config import Config, Rounds
 from pipeline.config.data import SPLITS, Data, Split
 from pipeline.config.evaluate import Evaluate
@@ -32,6 +32,7 @@ __all__ = [
     "Evaluate",
     "Finetune",
     "Interpolation",
+    "JudgeBy",
     "Label",
     "Meta",
     "Mixup",

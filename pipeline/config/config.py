@@ -16,7 +16,7 @@ from pydantic import (
 )
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
-from pipeline.config.base import Fraction, NonNegative, Positive, Scalar, Section, parse, set_key
+from pipeline.config.base import Fraction, JudgeBy, NonNegative, Positive, Scalar, Section, parse, set_key, technique
 from pipeline.config.data import Data
 from pipeline.config.evaluate import Evaluate
 from pipeline.config.label import Label
@@ -42,8 +42,12 @@ class Rounds(Section):
     """Stop after this many students that are worse on val than their teacher by more than chance (a paired test at
     95%), without a better one between them. A student that is below its teacher within chance is not counted."""
     tolerance: Fraction = 0.0
-    """A student becomes the next teacher also if its val accuracy is below its teacher's by up to this fraction. Raise
-    it if val is small."""
+    """A student becomes the next teacher also if its figure on val (`judge_by`) is below its teacher's by up to this
+    fraction. Raise it if val is small."""
+    judge_by: JudgeBy = technique("top1", off="top1")
+    """The figure on val that chooses models: which student becomes the next teacher, which model is the final one, and
+    the best weights with `keep: best`. `top1` counts every image alike; `balanced_accuracy` and `macro_f1` count every
+    class alike. Take one of these if classes are uneven and the small ones matter. All methods read it."""
     overrides: tuple[dict[str, Scalar], ...] = ()
     """Keys of label, select or student that differ between rounds, as `key.path: value`. The first entry holds for
     round 1, the second for round 2, and the last one for all later rounds."""
@@ -81,7 +85,8 @@ class Config(MethodSections):
     student: Training = Training(unlabeled_ratio=4.0)
     """The student, which learns from labeled and unlabeled images, with noise."""
     rounds: Rounds = Rounds()
-    """The number of rounds, and when to stop; only `method: noisy_student` reads it."""
+    """The number of rounds, when to stop, and by which figure models are chosen. Only `method: noisy_student` has
+    rounds; the others read `judge_by` alone."""
     finetune: Finetune | None = None
     """An optional last training on labeled images, at a higher resolution. It trains the best model, or with `method:
     meta` the student, which has not learned from labels yet."""

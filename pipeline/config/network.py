@@ -101,6 +101,9 @@ class NetworkSettings(Adaptation):
     label_smoothing: Probability = technique(0.1, off=0.0)
     """Probability that hard targets spread evenly over all classes. Soft pseudo-labels are never smoothed. 0 turns
     label smoothing off."""
+    logit_adjustment: Annotated[float, Field(ge=0)] = technique(0.0, off=0.0)
+    """Add this times the logarithm of the class's share to the logits in the labeled loss, so that rare classes are not
+    given up. Set it to 1 if the labeled classes are uneven and each class matters alike. 0 turns it off."""
     optimizer: Optimizer = Optimizer()
     """The optimizer and its learning rate."""
     warmup_steps: NonNegative = technique(0, off=0)

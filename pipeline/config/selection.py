@@ -17,12 +17,17 @@ class Select(Section):
     per_class: NonNegative = technique(0, off=0)
     """Keep at most this many images per class, the surest first. Set it to leave out the least sure ones of frequent
     classes. 0 keeps all."""
+    align: bool = technique(False, off=False)
+    """Multiply the teacher's probabilities so that their mean over the unlabeled images has the shares of `prior`
+    (distribution alignment). It changes labels, confidences and soft targets, not the stored labels. Turn it on if the
+    teacher prefers some classes."""
     balance: Literal["off", "uniform", "prior"] = technique("uniform", off="off")
     """Duplicate images of rare classes. `uniform` gives each class the same number, which is `per_class` or the size of
     the largest class. `prior` gives each class a number in proportion to `prior`. `off` duplicates nothing. Take
     `prior` if the classes are uneven in truth."""
     prior: tuple[float, ...] = ()
-    """Shares of the classes, in their order, with `balance: prior`. Empty means the shares among labeled images."""
+    """Shares of the classes, in their order, with `balance: prior` or `align`. Empty means the shares among labeled
+    images."""
     max_copies: Positive = 5
     """An image occurs at most this often per epoch. Lower it if a class has so few images that copies would be learned
     by heart."""
@@ -34,6 +39,8 @@ class Select(Section):
 
     @model_validator(mode="after")
     def _nothing_is_ignored(self) -> Select:
-        if self.prior and self.balance != "prior":
-            raise ValueError(f"prior is set, but balance is {self.balance}, which ignores it; set balance to prior")
+        if self.prior and self.balance != "prior" and not self.align:
+            raise ValueError(
+                f"prior is set, but balance is {self.balance}, which ignores it; set balance to prior, or align to true"
+            )
         return self

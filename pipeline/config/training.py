@@ -56,6 +56,9 @@ class Training(NetworkSettings):
     """Number of optimizer steps. Raise it first for a better model, and lower it first for a quicker one."""
     batch_size: Positive = 128
     """Labeled images per step, over all processes and micro-steps together. The learning rate follows it."""
+    balance_labeled: Positive = technique(1, off=1)
+    """A labeled image of a rare class occurs up to this often per epoch, so that each class has as many as the largest
+    one. Set it to 10 or more if the labeled classes are uneven and each matters alike. 1 turns it off."""
     unlabeled_ratio: Annotated[float, Field(ge=0)] = 0.0
     """Unlabeled images per step, in units of `batch_size`. It is 0 for the teacher of Noisy Student. Raise it if
     unlabeled images are many times as many as labeled ones."""

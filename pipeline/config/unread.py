@@ -11,16 +11,16 @@ from pipeline.config.methods import METHOD_CONFIGS
 if TYPE_CHECKING:
     from pipeline.config.config import Config
 
-EVERY_METHOD_READS = ("seed", "method", "data", "evaluate", "runtime", "finetune")
+EVERY_METHOD_READS = ("seed", "method", "data", "evaluate", "runtime", "finetune", "rounds.judge_by")
 
 
 def unread_keys(config: Config) -> list[str]:
     """The keys, such as `select.threshold`, that differ from their defaults but that the method does not read."""
     asked = METHOD_CONFIGS[config.method]
-    read, unread = {*EVERY_METHOD_READS, *asked.reads}, list(asked.unread(config))
+    read, unread = [*EVERY_METHOD_READS, *asked.reads], list(asked.unread(config))
     defaults = type(config).model_validate({"method": config.method, **{name: {} for name in config.model_extra or ()}})
     changed = _changed(semantic(config), semantic(defaults))
-    return [key for key in changed if key.split(".")[0] not in read or _is_below(key, unread)]
+    return [key for key in changed if not _is_below(key, read) or _is_below(key, unread)]
 
 
 def settings_of(config: Config) -> dict[str, Section]:

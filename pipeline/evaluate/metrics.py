@@ -1,4 +1,4 @@
-"""The figures of a model on a split: accuracy with its interval, likelihood and calibration, in numpy alone.
+"""The figures of a model on a split: accuracies with an interval, likelihood and calibration, in numpy alone.
 
 Shapes: N samples, C classes. Figures are computed in float64 over the whole split at once, so neither a batch size nor
 the order of samples can change them.
@@ -8,18 +8,24 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
-from typing import Annotated, Any
+from typing import (
+    Annotated,
+    Any,
+    NotRequired,  # pydantic takes typing's from Python 3.12 on
+)
 
 import numpy as np
 import numpy.typing as npt
 from annotated_types import Len
 from pydantic import ConfigDict
-from typing_extensions import TypedDict  # pydantic takes typing's from Python 3.12 on
+from typing_extensions import TypedDict
 
 from pipeline.errors import UserError
+from pipeline.evaluate.per_class import per_class
 
 NUM_BINS = 15
-_Z = 1.959963984540054  # the normal quantile of a two-sided 95% interval
+NORMAL_95 = 1.959963984540054
+"""The normal quantile of a two-sided 95% interval."""
 FloatArray = npt.NDArray[np.floating[Any]]
 IntArray = npt.NDArray[np.integer[Any]]
 
@@ -34,6 +40,9 @@ class MetricsJson(TypedDict):
     ece: float
     num_samples: int
     interval: Annotated[list[float], Len(2, 2)]
+    balanced_accuracy: NotRequired[float]
+    """Files of earlier versions have neither this figure nor the next one."""
+    macro_f1: NotRequired[float]
 
 
 class NotFinite(UserError):
@@ -51,10 +60,15 @@ class Metrics:
     num_samples: int
     interval: tuple[float, float]
     """The Wilson 95% interval of top1."""
+    balanced_accuracy: float | None = None
+    """The mean accuracy over the classes that have images; None in files of earlier versions."""
+    macro_f1: float | None = None
+    """The mean F1 over the classes that have images."""
 
     def to_json(self) -> dict[str, Any]:
         """The figures as JSON values."""
-        return {**asdict(self), "interval": list(self.interval)}
+        known = {name: value for name, value in asdict(self).items() if value is not None}
+        return {**known, "interval": list(self.interval)}
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Metrics:
@@ -92,6 +106,7 @@ def compute_metrics(log_probs: FloatArray, labels: IntArray) -> Metrics:
     """
     _check(log_probs, labels)
     rows = np.arange(len(labels))
+    of_classes = per_class(labels, log_probs.argmax(axis=1), log_probs.shape[1])
     return Metrics(
         top1=top_k_accuracy(log_probs, labels, 1),
         top5=top_k_accuracy(log_probs, labels, 5),
@@ -99,6 +114,8 @@ def compute_metrics(log_probs: FloatArray, labels: IntArray) -> Metrics:
         ece=reliability(np.exp(log_probs.max(axis=1).astype(np.float64)), log_probs.argmax(axis=1) == labels).ece,
         num_samples=len(labels),
         interval=wilson_interval(int((_rank(log_probs, labels) < 1).sum()), len(labels)),
+        balanced_accuracy=of_classes.balanced_accuracy,
+        macro_f1=of_classes.macro_f1,
     )
 
 
@@ -109,7 +126,7 @@ def top_k_accuracy(log_probs: FloatArray, labels: IntArray, k: int) -> float:
 
 def wilson_interval(num_right: int, num_samples: int) -> tuple[float, float]:
     """The 95% interval of a share (Wilson 1927). Unlike the normal interval it stays in [0, 1] and holds near 1."""
-    z = _Z
+    z = NORMAL_95
     share = num_right / num_samples
     spread = z * math.sqrt(share * (1 - share) / num_samples + (z / (2 * num_samples)) ** 2)
     scale = 1 + z * z / num_samples
@@ -127,7 +144,7 @@ def paired_difference(right: npt.NDArray[np.bool_], other: npt.NDArray[np.bool_]
     n = len(right)
     gained, lost = int((right & ~other).sum()), int((~right & other).sum())
     adjusted = (gained - lost) / (n + 2)
-    spread = _Z * math.sqrt((gained + lost + 1) / (n + 2) - adjusted**2) / math.sqrt(n + 2)
+    spread = NORMAL_95 * math.sqrt((gained + lost + 1) / (n + 2) - adjusted**2) / math.sqrt(n + 2)
     return (gained - lost) / n, adjusted - spread, adjusted + spread
 
 

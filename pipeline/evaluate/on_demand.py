@@ -8,7 +8,9 @@ import logging
 import shlex
 import tempfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +18,8 @@ import torch
 from pipeline.config import Data, Evaluate, Runtime, Split
 from pipeline.errors import UserError, did_you_mean
 from pipeline.evaluate.metrics import Metrics, compute_metrics
+from pipeline.evaluate.per_class import PerClass, per_class, taken_for
+from pipeline.evaluate.predictions import Predictions, predictions_of
 from pipeline.evaluate.predictor import Predictor, predict, reader_of
 from pipeline.files import append_json, open_to_append
 from pipeline.models.format import load_model
@@ -31,8 +35,44 @@ log = logging.getLogger("selftrain.evaluate")
 TEST_READS = "test_reads.jsonl"
 
 
-def evaluate_on(model_path: Path, data_path: Path, split: Split, evaluate: Evaluate, runtime: Runtime) -> Metrics:
-    """The metrics of a model on a split of a packed folder, or on all images of an unpacked one.
+@dataclass(frozen=True)
+class Evaluation:
+    """What a model was found to do on a split."""
+
+    metrics: Metrics
+    answers: Predictions
+    classes: tuple[str, ...]
+    """The names of the model's classes, [C]."""
+
+    @property
+    def of_classes(self) -> PerClass:
+        """The figures of each class."""
+        return per_class(self.answers.label, self.answers.pred, len(self.classes))
+
+    def taken_for(self, number: int) -> dict[str, int]:
+        """The wrong answers for images of one class: class name -> number of images, the most frequent first."""
+        found = taken_for(self.answers.label, self.answers.pred, number)
+        return {self.classes[other]: count for other, count in found.items()}
+
+    def to_json(self) -> dict[str, Any]:
+        """The metrics as JSON values, and per class its figures and its row of the confusion matrix without zeros."""
+        found = self.of_classes
+        figures = {"precision": found.precision, "recall": found.recall, "f1": found.f1}
+        classes = [
+            {
+                "name": name,
+                "num_samples": int(found.count[i]),
+                **{figure: None if np.isnan(values[i]) else float(values[i]) for figure, values in figures.items()},
+                "right": int(found.right[i]),
+                "taken_for": self.taken_for(i),
+            }
+            for i, name in enumerate(self.classes)
+        ]
+        return {**self.metrics.to_json(), "classes": classes}
+
+
+def evaluate_on(model_path: Path, data_path: Path, split: Split, evaluate: Evaluate, runtime: Runtime) -> Evaluation:
+    """What a model does on a split of a packed folder, or on all images of an unpacked one.
 
     Classes are matched by name. If the model is in a run, a read of test is logged in the run's test_reads.jsonl.
 
@@ -49,18 +89,19 @@ def evaluate_on(model_path: Path, data_path: Path, split: Split, evaluate: Evalu
     torch.set_num_threads(max(runtime.threads, 1))
     predictor = Predictor(model, info, device=device_of(runtime), precision=runtime.precision, flip=evaluate.flip)
 
-    def measure(data: Data) -> Metrics:
+    def measure(data: Data) -> Evaluation:
         dataset = open_split(data, split)
         warn_of_left_out(dataset)
         labels = _match(dataset, info.classes, data_path)
         reader = reader_of(info, dataset, data)
-        return compute_metrics(predict(predictor, reader, len(dataset), evaluate.batch_size), labels)
+        log_probs = predict(predictor, reader, len(dataset), evaluate.batch_size)
+        return Evaluation(compute_metrics(log_probs, labels), predictions_of(log_probs, labels), info.classes)
 
     with _as_data(data_path, split, info.classes, model_path) as data:
-        metrics = measure(data)
+        found = measure(data)
     if run is not None:
-        _log_test_read(run, model_path, data_path, metrics)
-    return metrics
+        _log_test_read(run, model_path, data_path, found.metrics)
+    return found
 
 
 @contextlib.contextmanager

@@ -40,12 +40,16 @@ def read_predictions(path: Path) -> Predictions | None:
     return found
 
 
+def predictions_of(log_probs: np.ndarray, labels: np.ndarray) -> Predictions:
+    """The answers that log-probabilities [N, C] give, beside labels [N]."""
+    return Predictions(
+        label=labels.astype(np.int32),
+        pred=log_probs.argmax(1).astype(np.int32),
+        confidence=np.exp(log_probs.max(1)).astype(np.float32),
+    )
+
+
 def write_predictions(path: Path, log_probs: np.ndarray, labels: np.ndarray) -> None:
-    """Write label, prediction and confidence of each sample, of [N, C] and [N], for the report's calibration plots."""
+    """Write label, prediction and confidence of each sample, of [N, C] and [N], for what the report makes of them."""
     with atomic_file(path) as file:
-        np.savez(
-            file,
-            label=labels.astype(np.int32),
-            pred=log_probs.argmax(1).astype(np.int32),
-            confidence=np.exp(log_probs.max(1)).astype(np.float32),
-        )
+        np.savez(file, **vars(predictions_of(log_probs, labels)))

@@ -10,10 +10,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from pipeline.config import Config, NetworkSettings, Section, Split, Training, changed
+from pipeline.config import Config, JudgeBy, NetworkSettings, Section, Split, Training, changed
 from pipeline.config.methods import METHOD_CONFIGS
 from pipeline.config.unread import settings_of
-from pipeline.evaluate.metrics import MetricsJson, paired_difference
+from pipeline.errors import UserError
+from pipeline.evaluate.judging import compare, figure_of
+from pipeline.evaluate.metrics import MetricsJson
 from pipeline.evaluate.predictions import read_predictions
 from pipeline.files import read_lines
 from pipeline.shards.dataset import open_split
@@ -41,6 +43,13 @@ class Round:
     train: Path
     label: Path | None
     select: Path | None
+    judged: float | None = None
+    """The figure on val that it is judged by, if that is not val_top1 (`rounds.judge_by`)."""
+
+    @property
+    def score(self) -> float:
+        """The figure on val that it is judged by."""
+        return self.val_top1 if self.judged is None else self.judged
 
     def to_json(self, run_dir: Path) -> dict[str, Any]:
         """The entry in `rounds` of result.json, with paths relative to the run folder."""
@@ -53,7 +62,7 @@ class Round:
 
 def best_of(rounds: Sequence[Round]) -> Round:
     """The round that is best on val; the earliest on ties."""
-    return max(rounds, key=lambda r: (r.val_top1, -r.round))
+    return max(rounds, key=lambda r: (r.score, -r.round))
 
 
 OnRound = Callable[[Round], None]
@@ -147,15 +156,29 @@ class Stages(ABC):
             train=train,
             label=labels,
             select=selection,
+            judged=_judged(train, self.config.rounds.judge_by),
         )
 
 
-def is_surely_worse(student: Round, teacher: Round) -> bool:
+def _judged(train: Path, by: JudgeBy) -> float | None:
+    """Another figure than val_top1. It follows from the answers, which stages of earlier versions have too."""
+    if by == "top1":
+        return None
+    answers = read_predictions(train / "predictions-val.npz")
+    if answers is None:
+        raise UserError(
+            f"{train} has no predictions-val.npz, which rounds.judge_by {by} needs; delete {train} and type the same "
+            "command again"
+        )
+    return figure_of(answers.label, answers.pred, by)
+
+
+def is_surely_worse(student: Round, teacher: Round, by: JudgeBy) -> bool:
     """Whether the student is worse on val than the teacher by more than chance, by a paired test at 95%."""
-    answers = [read_predictions(one.train / "predictions-val.npz") for one in (student, teacher)]
-    if answers[0] is None or answers[1] is None or len(answers[0].label) != len(answers[1].label):
-        return student.val_top1 < teacher.val_top1
-    return paired_difference(answers[0].right, answers[1].right)[2] < 0
+    ours, theirs = (read_predictions(one.train / "predictions-val.npz") for one in (student, teacher))
+    if ours is None or theirs is None or len(ours.label) != len(theirs.label):
+        return student.score < teacher.score
+    return compare(ours.label, ours.pred, theirs.pred, by)[2] < 0
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from PIL import Image
 from pipeline.arrays import BoolArray, I32Array, U8Array
 from pipeline.config import Data, changed
 from pipeline.labels.store import LabelStore
+from pipeline.selection.alignment import Labels, as_selected
 from pipeline.selection.selection import read_selection
 from pipeline.shards.dataset import Dataset
 from pipeline.shards.reader import Reader
@@ -63,8 +64,8 @@ class PseudoLabels:
 
 def inspect_pseudo_labels(dataset: Dataset, labels: Path, selection: Path, data: Data, image_size: int) -> PseudoLabels:
     """Read one round's pseudo-labels and the images that are worth a look."""
-    store = LabelStore(labels, dataset)
-    kept = read_selection(selection).rows.astype(np.int64)
+    selected = read_selection(selection)
+    store, kept = as_selected(LabelStore(labels, dataset), selected.summary), selected.rows.astype(np.int64)
     truth = dataset.truth()
     if truth is None:
         truth = np.full(len(dataset), -1, np.int32)
@@ -117,7 +118,7 @@ def make_sprite(images: U8Array) -> tuple[bytes, int]:
     return buffer.getvalue(), large.shape[1]
 
 
-def _tile(dataset: Dataset, store: LabelStore, truth: I32Array, row: int) -> Tile:
+def _tile(dataset: Dataset, store: Labels, truth: I32Array, row: int) -> Tile:
     classes: Sequence[str] = dataset.classes
     true_class = classes[truth[row]] if truth[row] >= 0 else None
     return Tile(classes[store.label[row]], float(store.confidence[row]), true_class)

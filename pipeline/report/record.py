@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 from pipeline.config import Config, load_config
 from pipeline.errors import UserError
 from pipeline.evaluate.metrics import Metrics, MetricsJson
+from pipeline.evaluate.per_class import per_class
 from pipeline.evaluate.predictions import Predictions, read_predictions
 from pipeline.files import parse_line, read_as, read_lines
 from pipeline.models.format import ModelInfo, read_info
@@ -21,6 +22,7 @@ from pipeline.selection.summary import Summary
 from pipeline.stages.folder import check_output, read_output, read_record
 
 Json = dict[str, Any]
+M = TypeVar("M", Metrics, Metrics | None)
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,11 @@ class TrainRecord(StageRecord):
         return read_info(self.path) if (self.path / "model.json").exists() else None
 
     @property
+    def classes(self) -> Sequence[str]:
+        """The names of the classes of its model. The stage must be finished."""
+        return tuple(read_output(self.path / "model.json")["classes"])
+
+    @property
     def loss(self) -> str:
         """The column of its own loss. If a student was trained with its teacher, `loss` is the teacher's."""
         return "student_loss" if any("student_loss" in line for line in self._lines) else "loss"
@@ -121,7 +128,7 @@ class TrainRecord(StageRecord):
     @cached_property
     def val(self) -> Metrics | None:
         """The figures on val; None until the stage is finished."""
-        return read_metrics(self.path / "evaluation-val.json")
+        return completed(read_metrics(self.path / "evaluation-val.json"), self.predictions)
 
     @cached_property
     def predictions(self) -> Predictions | None:
@@ -229,7 +236,7 @@ def read_run(path: Path) -> RunRecord:
         probe=_open_training(path, probe) if probe else None,
         features=tuple(_open(path / e.folder) for e in begun if e.kind == "embed"),
         evaluation=evaluation,
-        test={name: Metrics.from_json(value) for name, value in tests.items()},
+        test={name: completed(Metrics.from_json(value), found.get(name)) for name, value in tests.items()},
         test_predictions={name: p for name, p in found.items() if p is not None},
         other_evaluations=tuple(e for e in evaluations if e is not evaluation),
         test_reads=tuple(_test_reads(path / "test_reads.jsonl")),
@@ -250,6 +257,15 @@ def read_tests(stage: Path) -> dict[str, Json]:
     """The figures of an evaluate stage on test, by the names of its models."""
     found: dict[str, Json] = read_output(stage / "test.json", dict[str, MetricsJson])
     return found
+
+
+def completed(metrics: M, predictions: Predictions | None) -> M:
+    """The figures with those that files of earlier versions lack, which follow from the answers."""
+    if metrics is None or metrics.balanced_accuracy is not None or predictions is None:
+        return metrics
+    num_classes = 1 + int(max(predictions.label.max(), predictions.pred.max()))
+    found = per_class(predictions.label, predictions.pred, num_classes)
+    return replace(metrics, balanced_accuracy=found.balanced_accuracy, macro_f1=found.macro_f1)
 
 
 def read_metrics(path: Path) -> Metrics | None:

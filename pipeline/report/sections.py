@@ -6,11 +6,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.errors import UserError
+from pipeline.evaluate.judging import TITLES
 from pipeline.evaluate.metrics import Metrics, reliability
 from pipeline.methods import METHODS
 from pipeline.models.cost import Cost, cost_of
 from pipeline.models.registry import is_known
 from pipeline.report import plots
+from pipeline.report.confusion import class_section
 from pipeline.report.gallery import PseudoLabels, inspect_pseudo_labels
 from pipeline.report.lineage import Diagram, draw, teachers_of, title_of
 from pipeline.report.panels import method_panels
@@ -65,6 +67,7 @@ def sections(run: RunRecord) -> dict[str, Any]:
     verdict = judge(run)
     return {
         "verdict": verdict,
+        "judged_by": TITLES[run.config.rounds.judge_by],
         "final": run.test.get(FINAL),
         "headline": [_headline(run, train) for train in run.trainings],
         "other_evaluations": {e.path.name: read_tests(e.path) for e in run.other_evaluations},
@@ -76,6 +79,7 @@ def sections(run: RunRecord) -> dict[str, Any]:
         "panels": method_panels(run),
         "title": METHODS[run.config.method].title,
         "calibration_plot": _calibration_plot(run),
+        "classes": class_section(run),
         "round_sections": _round_sections(run),
         "lineage": _lineage(run),
         "timing": [_timing(run, stage) for stage in run.stages],

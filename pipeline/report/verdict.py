@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.config import Data
+from pipeline.config import Data, JudgeBy
 from pipeline.errors import UserError
-from pipeline.evaluate.metrics import Metrics, paired_difference
+from pipeline.evaluate.judging import TITLES, compare
+from pipeline.evaluate.metrics import Metrics
+from pipeline.evaluate.per_class import PerClass, per_class
 from pipeline.evaluate.predictions import Predictions
 from pipeline.report.record import RunRecord, StageRecord
 from pipeline.runs.result import CONTROL, FINAL, PROBE, TEACHER
@@ -25,7 +28,8 @@ _NAMES = {
 
 @dataclass(frozen=True)
 class Gain:
-    """The test accuracy of the final model minus another's. The interval needs the answers of both models."""
+    """The figure on test of the final model minus another's, of the kind that `rounds.judge_by` names. The interval
+    needs the answers of both models."""
 
     over: str
     points: float
@@ -50,16 +54,19 @@ def judge(run: RunRecord) -> Verdict:
     """Compare the final model with the round-0 teacher and with the control."""
     if run.result is None:
         return Verdict(_unfinished(run), {}, finished=False)
-    round_, val = run.result["final"]["round"], run.result["final"]["val_top1"]
+    round_, by = run.result["final"]["round"], run.config.rounds.judge_by
     if FINAL not in run.test:
-        chosen = f"The final model is that of round {round_}, right on {100 * val:.1f}% of the val images."
+        said = run.result_of(round_)
+        val = run.result["final"]["val_top1"] if by == "top1" else said["judged"]
+        chosen = f"The final model is that of round {round_}, {_right_on(val, by, 'of the val images', 'on val')}."
         if run.control is not None and not run.control.complete:
             return Verdict((chosen, "This run is not finished: its control is under way."), {}, finished=False)
         if not _has_test(run.config.data):
             return Verdict((chosen, "The data has no test split, so this figure is optimistic."), {}, finished=True)
         return Verdict((chosen, "This run is not finished: test has not been evaluated."), {}, finished=False)
     final = run.test[FINAL]
-    head = f"{100 * final.top1:.1f}% of {final.num_samples:,} test images"
+    images = f"{final.num_samples:,} test images"
+    head = _right_on(_figure(final, by), by, f"of {images}", f"on {images}")
     final_model = next(train for train in run.trainings if train.round == round_)
     is_finetuned = final_model.role == "finetune"
     base = next((t for t in run.trainings if is_finetuned and final_model.starts_from(t)), final_model)
@@ -67,17 +74,17 @@ def judge(run: RunRecord) -> Verdict:
         had_students = any(train.role == "student" for train in run.trainings)
         name = "the teacher, fine-tuned," if is_finetuned else "the teacher"
         why = f"No student beat the round 0 teacher on val, so {name} is the final model; it" if had_students else "It"
-        sentence = f"{why} is right on {head}."
-        gains = {PROBE: _gain(PROBE, run.test, run.test_predictions)} if PROBE in run.test else {}
-        return Verdict((sentence, *_beside_probe(gains, PROBE)), gains, finished=True)
+        gains = {PROBE: _gain(PROBE, run, by)} if PROBE in run.test else {}
+        sentences = (f"{why} is {head}.", *_beside_probe(gains, PROBE), *_of_uneven(run, by, ()))
+        return Verdict(sentences, gains, finished=True)
     others = [name for name in (TEACHER, CONTROL, PROBE) if name in run.test and (name != TEACHER or round_ > 0)]
-    gains = {name: _gain(name, run.test, run.test_predictions) for name in others}
+    gains = {name: _gain(name, run, by) for name in others}
     first = next((train for train in run.trainings if train.role == "teacher"), None)
     is_probe = first is not None and first.is_probe
     names = {**_NAMES, TEACHER: "the round 0 probe, which saw labels alone"} if is_probe else _NAMES
     shown = [f"{_say(gain)} {names[name]}" for name, gain in gains.items()]
     leads = " and ".join([", ".join(shown[:-1]), shown[-1]] if len(shown) > 1 else shown)
-    sentences = [f"The final model, of round {round_}, is right on {head}{': ' if leads else ''}{leads}."]
+    sentences = [f"The final model, of round {round_}, is {head}{': ' if leads else ''}{leads}."]
     if is_probe or PROBE in gains:
         sentences += _beside_probe(gains, TEACHER if is_probe else PROBE)
     if CONTROL in gains:
@@ -90,7 +97,7 @@ def judge(run: RunRecord) -> Verdict:
             missing = "No control was trained (evaluate.control is off)"
         gain = "the gain may come from longer training alone"
         sentences.append(f"{missing}: {gain if gains else 'what the unlabeled images were worth is not known'}.")
-    return Verdict(tuple(sentences), gains, finished=True)
+    return Verdict((*sentences, *_of_uneven(run, by, others)), gains, finished=True)
 
 
 def _has_test(data: Data) -> bool:
@@ -100,11 +107,41 @@ def _has_test(data: Data) -> bool:
         return True
 
 
-def _gain(over: str, test: Mapping[str, Metrics], predictions: Mapping[str, Predictions]) -> Gain:
-    ours, theirs = predictions.get(FINAL), predictions.get(over)
+def _figure(metrics: Metrics, by: JudgeBy) -> float:
+    """The figure that models are judged by; nan where neither the file has it nor the answers are there."""
+    found: float | None = getattr(metrics, by)
+    return math.nan if found is None else found
+
+
+def _right_on(value: float, by: JudgeBy, of: str, on: str) -> str:
+    return f"right on {100 * value:.1f}% {of}" if by == "top1" else f"at {100 * value:.1f}% {TITLES[by]} {on}"
+
+
+def _of_uneven(run: RunRecord, by: JudgeBy, others: Sequence[str]) -> tuple[str, ...]:
+    """What accuracy hides if the classes of test are uneven; nothing if they are even, or judged alike already."""
+    answers = run.test_predictions.get(FINAL)
+    if by != "top1" or answers is None or not _classes(answers).is_uneven:
+        return ()
+    gains = {name: _gain(name, run, "balanced_accuracy") for name in others}
+    leads = " and ".join(
+        f"{_say(gain)} {_NAMES[name]}{'' if gain.certain else ' (within chance)'}" for name, gain in gains.items()
+    )
+    found = _classes(answers)
+    return (
+        f"The classes are uneven ({found.count[found.present].min():,} to {found.count.max():,} test images); counting "
+        f"each alike, its balanced accuracy is {100 * found.balanced_accuracy:.1f}%{': ' if leads else ''}{leads}.",
+    )
+
+
+def _classes(answers: Predictions) -> PerClass:
+    return per_class(answers.label, answers.pred, 1 + int(max(answers.label.max(), answers.pred.max())))
+
+
+def _gain(over: str, run: RunRecord, by: JudgeBy) -> Gain:
+    ours, theirs = run.test_predictions.get(FINAL), run.test_predictions.get(over)
     if ours is None or theirs is None or not np.array_equal(ours.label, theirs.label):
-        return Gain(over, test[FINAL].top1 - test[over].top1, None)
-    difference, low, high = paired_difference(ours.right, theirs.right)
+        return Gain(over, _figure(run.test[FINAL], by) - _figure(run.test[over], by), None)
+    difference, low, high = compare(ours.label, ours.pred, theirs.pred, by)
     return Gain(over, difference, (low, high))
 
 

@@ -48,7 +48,6 @@ def train_control(run: Run, method: Method, rounds: Sequence[Round], final: Roun
         return rounds[0].train  # the same probe without pseudo-labels
     control = run.train("control", number, training, "control")
     if final.role == "finetune" and run.config.finetune is not None:
-        flip = method.recipe(run.config, number).weak.flip
-        training = finetuning(run.config.finetune, control, flip=flip)
+        training = finetuning(run.config.finetune, control, method.recipe(run.config, number))
         return run.train("control", final.round, training, "control")
     return control

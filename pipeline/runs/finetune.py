@@ -20,14 +20,17 @@ def finetune(run: Run, method: Method, rounds: Sequence[Round], on_round: OnRoun
     if settings is None:
         return list(rounds)
     number, base = rounds[-1].round + 1, rounds[-1] if method.finetunes == "student" else best_of(rounds)
-    training = finetuning(settings, base.train, flip=method.recipe(run.config, base.round).weak.flip)
+    training = finetuning(settings, base.train, method.recipe(run.config, base.round))
     tuned = run.judge("finetune", number, run.train("finetune", number, training, f"rounds/{number}"))
     on_round(tuned)
     return [*rounds, tuned]
 
 
-def finetuning(settings: Finetune, model: Path, *, flip: bool) -> Training:
-    """The training that fine-tunes a model. `flip` says whether the model's own training mirrored images."""
+def finetuning(settings: Finetune, model: Path, recipe: Training) -> Training:
+    """The training that fine-tunes a model.
+
+    Of the recipe of the model's own training it keeps mirroring, and what is done about classes of unequal size.
+    """
     info = read_info(model)
     return Training(
         model=info.architecture,
@@ -36,9 +39,11 @@ def finetuning(settings: Finetune, model: Path, *, flip: bool) -> Training:
         std=info.std,
         crop_pct=info.crop_pct,
         interpolation=info.interpolation,
-        weak=WeakView(crop="none", flip=flip),
+        weak=WeakView(crop="none", flip=recipe.weak.flip),
         strong=StrongView(num_ops=0),
         noise_labeled=False,
+        balance_labeled=recipe.balance_labeled,
+        logit_adjustment=recipe.logit_adjustment,
         start=Start(model=str(model), mode="init"),
         **dict(settings),
     )

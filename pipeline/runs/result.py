@@ -28,6 +28,7 @@ class ResultRound(TypedDict):
     round: int
     role: str
     val_top1: float
+    judged: NotRequired[float | None]
     num_selected: int | None
     train_dir: str
     label_dir: str | None

@@ -57,7 +57,6 @@ def select(
     keep = np.minimum(passing, target)
     keeps = _keep_rule(label, confidence, log_odds, ids, threshold, passing, keep)
     ratio = np.minimum(target / np.maximum(keep, 1), config.max_copies)
-    whole, fraction = np.floor(ratio), ratio - np.floor(ratio)
 
     rows = np.empty(keep.sum(), np.uint32)
     copies = np.empty(len(rows), np.min_scalar_type(config.max_copies))
@@ -67,14 +66,23 @@ def select(
     for part in _chunks(len(label)):
         kept = np.flatnonzero(keeps(part))
         kept_label, kept_confidence = label[part][kept], confidence[part][kept]
-        extra = uniforms(key, ids[part][kept])[:, 0] < fraction[kept_label]
         begin, end = end, end + len(kept)
         if end > len(rows):
             raise UserError("two unlabeled images share an id; are the same shards given twice in data.unlabeled?")
         rows[begin:end] = kept + part.start
-        copies[begin:end] = whole[kept_label] + extra
+        copies[begin:end] = copies_of(ratio, kept_label, ids[part][kept], key)
         tally.add(confidence[part], kept_label, kept_confidence, copies[begin:end])
     return Selection(rows, copies, tally.summary(classes, predicted, labeled_prior))
+
+
+def copies_of(ratio: F64Array, label: I32Array, ids: U64Array, key: int) -> F64Array:
+    """The copies of rows, given as labels [n] and ids [n], if those of a class are `ratio` [C] on average.
+
+    A row has floor(ratio) copies, and one more if a uniform number keyed by its id is below the fraction.
+    """
+    whole = np.floor(ratio)
+    extra = uniforms(key, ids)[:, 0] < (ratio - whole)[label]
+    return np.asarray(whole[label] + extra)
 
 
 def _chunks(length: int) -> Iterator[slice]:
@@ -105,15 +113,25 @@ def _targets(passing: I64Array, config: Select, labeled_prior: F64Array) -> I64A
         return np.minimum(passing, config.per_class or passing)
     if config.balance == "uniform":
         return np.full_like(passing, config.per_class or passing.max())
-    prior = np.asarray(config.prior or labeled_prior, np.float64)
-    if len(prior) != len(passing) or prior.min() < 0 or not np.isfinite(prior).all() or prior.sum() == 0:
-        raise UserError(
-            f"select.prior needs {len(passing)} shares, one per class, none negative, not {[float(p) for p in prior]}"
-        )
-    prior = prior / prior.sum()
+    prior = prior_of(config, labeled_prior)
     wanted = prior > 0
     total = config.per_class * len(prior) or (passing[wanted] / prior[wanted]).max()
     return np.where(wanted, np.maximum(np.rint(total * prior), 1), 0).astype(np.int64)
+
+
+def prior_of(config: Select, labeled_prior: F64Array) -> F64Array:
+    """The shares of the classes that `balance: prior` and `align` aim at, [C], which sum to 1.
+
+    Raises:
+        UserError: they are not one share per class, or no shares.
+    """
+    prior = np.asarray(config.prior or labeled_prior, np.float64)
+    num = len(labeled_prior)
+    if len(prior) != num or prior.min() < 0 or not np.isfinite(prior).all() or prior.sum() == 0:
+        raise UserError(
+            f"select.prior needs {num} shares, one per class, none negative, not {[float(p) for p in prior]}"
+        )
+    return np.asarray(prior / prior.sum())
 
 
 def _keep_rule(

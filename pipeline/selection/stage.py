@@ -11,7 +11,8 @@ from pipeline.arrays import F64Array
 from pipeline.config import Select, semantic
 from pipeline.errors import UserError
 from pipeline.labels.store import LabelStore
-from pipeline.selection.rules import select
+from pipeline.selection.alignment import Aligned, Labels, alignment
+from pipeline.selection.rules import prior_of, select
 from pipeline.selection.selection import SELECTION_FILES, write_selection
 from pipeline.selection.summary import Summary, summary_table
 from pipeline.shards.dataset import Dataset, open_split
@@ -46,18 +47,25 @@ def run_select(job: SelectJob, stage: Stage) -> None:
     from pipeline.stages.terminal import output
 
     unlabeled = open_split(job.data, "unlabeled")
-    store = LabelStore(job.labels, unlabeled)
+    labels: Labels = LabelStore(job.labels, unlabeled)
+    labeled_prior, weights = _prior_of(open_split(job.data, "labeled")), None
+    if job.select.align:
+        weights = alignment(labels, prior_of(job.select, labeled_prior))
+        labels = Aligned(labels, weights)
     selection = select(
-        store.label,
-        store.confidence,
-        store.log_odds,
+        labels.label,
+        labels.confidence,
+        labels.log_odds,
         unlabeled.ids,
         config=job.select,
         classes=unlabeled.classes,
-        labeled_prior=_prior_of(open_split(job.data, "labeled")),
+        labeled_prior=labeled_prior,
         seed=job.seed,
     )
     summary = selection.summary
+    if weights is not None:
+        for line, weight in zip(summary["classes"], weights.tolist(), strict=True):
+            line["weight"] = weight
     output().print(summary_table(summary))
     check_summary(summary, job.select)
     write_selection(job.out, selection)
@@ -86,7 +94,11 @@ def check_summary(summary: Summary, config: Select) -> None:
             f"select.threshold {config.threshold} leaves none of {summary['num_rows']} pseudo-labels (the surest has a "
             f"confidence of at least {surest:.2f}); lower select.threshold or train a better teacher"
         )
-    unwanted = {i for i, share in enumerate(config.prior) if share == 0} if config.balance == "prior" else set()
+    unwanted = (
+        {i for i, share in enumerate(config.prior) if share == 0}
+        if config.balance == "prior" or config.align
+        else set()
+    )
     lost = [c for i, c in enumerate(classes) if not c["kept"] and i not in unwanted]
     if lost and not config.allow_empty_classes:
         names = ", ".join(f"`{c['name']}` ({c['predicted']} predicted)" for c in lost[:5])

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import (
+    TYPE_CHECKING,
+    NotRequired,  # pydantic takes typing's from Python 3.12 on
+)
 
 import numpy as np
 import numpy.typing as npt
-from typing_extensions import TypedDict  # pydantic takes typing's from Python 3.12 on
+from typing_extensions import TypedDict
 
 from pipeline.arrays import F32Array, F64Array, I32Array, I64Array
 
@@ -33,6 +36,8 @@ class ClassSummary(TypedDict):
     """The lowest confidence that was kept; None if nothing was."""
     mean_confidence: float | None
     """The mean confidence of the kept images; None if there are none."""
+    weight: NotRequired[float]
+    """With `align`, the factor that its probabilities were multiplied by, before they were renormalized."""
 
 
 class Histogram(TypedDict):

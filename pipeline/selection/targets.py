@@ -11,6 +11,7 @@ import numpy.typing as npt
 from pipeline.arrays import F32Array
 from pipeline.errors import UserError
 from pipeline.labels.store import LabelStore
+from pipeline.selection.alignment import Labels, as_selected
 from pipeline.selection.selection import Selection, read_selection
 from pipeline.stages.folder import stage_record
 
@@ -22,14 +23,14 @@ class Targets:
     """The targets of rows: a teacher's probabilities at a temperature, or its surest class (Noisy Student, section 2).
 
     Args:
-        store: The labels.
+        store: The labels, as the selection saw them.
         kind: `soft` for probabilities, `hard` for the surest class.
         temperature: The temperature of soft targets.
         smoothing: The smoothing of hard targets, as of labels. Soft targets are never smoothed (Noisy Student's code).
     """
 
     def __init__(
-        self, store: LabelStore, kind: Literal["soft", "hard"], *, temperature: float = 1.0, smoothing: float = 0.0
+        self, store: Labels, kind: Literal["soft", "hard"], *, temperature: float = 1.0, smoothing: float = 0.0
     ) -> None:
         self.store, self.kind, self.temperature, self.smoothing = store, kind, temperature, smoothing
 
@@ -57,8 +58,8 @@ def sharpen(probs_BC: F32Array, temperature: float) -> F32Array:
     return np.asarray(powers / powers.sum(axis=1, keepdims=True), np.float32)
 
 
-def open_selection(folder: Path, unlabeled: Dataset) -> tuple[Selection, LabelStore]:
-    """The selection of a finished select stage, and the labels that it was made from.
+def open_selection(folder: Path, unlabeled: Dataset) -> tuple[Selection, Labels]:
+    """The selection of a finished select stage, and the labels that it was made from, aligned if it aligned them.
 
     Raises:
         UserError: the folder is not a finished select stage, it was made for other shards, or its label stage is gone
@@ -82,4 +83,5 @@ def open_selection(folder: Path, unlabeled: Dataset) -> tuple[Selection, LabelSt
             f"{folder} was made from other labels than {store.folder} holds: expected {inputs['labels']}, found "
             f"{store.fingerprint}; run `selftrain select` again into a new folder"
         )
-    return read_selection(folder), store
+    selection = read_selection(folder)
+    return selection, as_selected(store, selection.summary)

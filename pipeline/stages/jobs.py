@@ -12,6 +12,7 @@ from pipeline.config import (
     Config,
     Data,
     Evaluate,
+    JudgeBy,
     Label,
     NetworkSettings,
     OtherLabels,
@@ -82,6 +83,8 @@ class TrainJob(Job):
     """The class of that learner, as `module:class`."""
     settings: Annotated[dict[str, SerializeAsAny[Section]], BeforeValidator(_as_sections)] = Field(default_factory=dict)
     """The sections of the config that the learner reads beside `training`, by their names."""
+    judge_by: JudgeBy = "top1"
+    """The figure that chooses the best weights on val, with `keep: best`."""
     teacher: NetworkSettings | None = None
     """The settings of another network that is trained along; None without one."""
     evaluate: Evaluate
@@ -89,6 +92,11 @@ class TrainJob(Job):
     """A finished select stage. Its record names the label stage that it was made from."""
     labels: Path | None = None
     """A finished label stage, for learners that read stored predictions without a selection."""
+
+    @property
+    def best_by(self) -> JudgeBy:
+        """The figure that a choice in the training is made by; without a choice it is none's business."""
+        return self.judge_by if self.training.keep == "best" else "top1"
 
     @property
     def title(self) -> str:
@@ -104,7 +112,8 @@ class TrainJob(Job):
     @classmethod
     def of(cls, config: Config, out: Path, role: Role, round: int, training: Training, **values: Any) -> TrainJob:
         """The job of one training of a run, with the run's data, evaluation and runtime."""
-        return cls.of_run(config, out=out, role=role, round=round, training=training, **values)
+        judge_by = config.rounds.judge_by
+        return cls.of_run(config, out=out, role=role, round=round, training=training, judge_by=judge_by, **values)
 
 
 class EmbedJob(Job):

@@ -51,7 +51,7 @@ class Loop:
         self.begun = 0
         """The step at which it begins; that of the training that it continues, if it does."""
         self.best = NO_BEST
-        """The best val accuracy so far, and its step."""
+        """The best figure on val so far (`rounds.judge_by`), and its step."""
         steps, number = job.training.steps, job.training.evaluations
         self.evaluate_at = {steps * (k + 1) // number for k in range(number)}
 
@@ -141,8 +141,9 @@ class Loop:
             good = self.checkpoints.last_path()
             raise UserError(f"after step {self.step} on val, {error}. {_REMEDY} {self._what_is_good(good)}") from error
         self._enter_train_mode()
-        if values["val_top1"] > self.best[0]:
-            self.best = (values["val_top1"], self.step)
+        judged = values[f"val_{self.job.best_by}"]
+        if judged > self.best[0]:
+            self.best = (judged, self.step)
             if self.ranks.is_main:
                 weights = {"ema": self.learner.model.ema.model.state_dict()}
                 self.checkpoints.save_best(self.step, {**weights, "info": self._info()})

@@ -17,6 +17,7 @@ from pipeline.models.format import ModelInfo
 from pipeline.models.layers import lr_scales, of_classifier, rest
 from pipeline.models.recompute import checkpoint_gradients
 from pipeline.stages.ranks import Ranks
+from pipeline.train.class_sizes import adjust
 from pipeline.train.ema import Ema
 from pipeline.train.optimizer import load_optimizer, make_optimizer, restart, set_lr
 
@@ -37,6 +38,12 @@ class Network:
     """The model.json that it is saved with; None for a network that does not classify images."""
     thawing: list[nn.Parameter] = field(default_factory=list)
     """The parameters that are frozen before step `thaw_steps`."""
+    adjustment: Tensor | None = None
+    """What its labeled loss adds to the logits, [C] (`logit_adjustment`); None where that is off."""
+
+    def adjusted(self, logits: Tensor, num_labeled: int) -> Tensor:
+        """The logits [..., B, C] as the loss takes them, of images of which the first `num_labeled` are labeled."""
+        return adjust(logits, num_labeled, self.adjustment)
 
     def unscale(self) -> None:
         """Bring the gradients of fp16 to their true scale. It is called once per step, before `clip`."""

@@ -25,6 +25,7 @@ from pipeline.shards.reader import Reader
 from pipeline.stages.jobs import TrainJob
 from pipeline.stages.ranks import Ranks
 from pipeline.train.batches import Batches, Stream
+from pipeline.train.class_sizes import Copies, balanced_copies, shares_of
 from pipeline.train.network import Network, prepare
 from pipeline.views import ResizedCrops, Views
 
@@ -51,6 +52,14 @@ class Setup:
         """The unlabeled split."""
         return open_split(self.job.data, "unlabeled")
 
+    @cached_property
+    def labeled_copies(self) -> Copies | None:
+        """How often each labeled image occurs per epoch, [N]; None means once."""
+        labeled, most = self.labeled, self.job.training.balance_labeled
+        if most == 1:
+            return None
+        return balanced_copies(labeled.labels, labeled.ids, len(labeled.classes), most, self.job.seed)
+
     def network(self, settings: NetworkSettings, *name: str, role: str = "") -> Network:
         """A network to train, with random weights or with those of `settings.start`.
 
@@ -76,7 +85,12 @@ class Setup:
             model.init_from_images(self._first_images(info))  # type: ignore[operator]
         load_start(model, settings, info.classes)
         check_finite(model, settings)
-        return prepare(model, settings, self.accelerator, self.ranks, info=info, compiled=self.job.runtime.compile)
+        made = prepare(model, settings, self.accelerator, self.ranks, info=info, compiled=self.job.runtime.compile)
+        if settings.logit_adjustment:
+            shares = shares_of(self.labeled.labels, self.labeled_copies, len(self.labeled.classes))
+            adjustment = torch.from_numpy(settings.logit_adjustment * np.log(shares)).float()
+            made.adjustment = adjustment.to(self.accelerator.device)
+        return made
 
     def views(self) -> Views:
         """The maker of the views of the training's images."""
@@ -109,7 +123,7 @@ class Setup:
         crops = self._crops(num_views=2 if unlabeled and targets is None else 1)
         stream = self._stream(self.unlabeled, training.unlabeled_batch_size, crops, copies) if unlabeled else None
         return Batches(
-            self._stream(self.labeled, training.batch_size, crops),
+            self._stream(self.labeled, training.batch_size, crops, self.labeled_copies),
             stream,
             targets,
             num_classes=len(self.labeled.classes),

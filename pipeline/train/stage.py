@@ -58,6 +58,8 @@ def train_inputs(job: TrainJob) -> StageInputs:
     splits: tuple[Split, ...] = ("labeled", "unlabeled", "val") if learner.reads_unlabeled else ("labeled", "val")
     inputs: dict[str, str] = {split: open_split(job.data, split).fingerprint for split in splits}
     inputs |= start_inputs(job.training)
+    if job.best_by != "top1":
+        config["judge_by"] = job.best_by
     if job.teacher is not None:
         config["teacher"] = semantic_settings(job.teacher)
     if job.selection is not None:
@@ -148,7 +150,8 @@ def continue_training(loop: Loop, source: str) -> None:
             f"`start.model`: {source} was trained for {loop.step} steps already; set steps above that to continue"
         )
     best = checkpoints.load_best() if loop.best[1] else None
-    if best is None or best["step"] != loop.best[1]:  # those of a later step have replaced them
+    same_figure = record["config"].get("judge_by", "top1") == loop.job.best_by
+    if best is None or best["step"] != loop.best[1] or not same_figure:  # those of a later step have replaced them
         loop.best = NO_BEST
     elif loop.ranks.is_main and loop.checkpoints.last_path() is None:
         loop.checkpoints.save_best(loop.best[1], best)

@@ -35,9 +35,11 @@ class Validation:
             if network.info is None:
                 continue
             metrics = compute_metrics(self._predict(network.ema.model, network.info), self.val.labels)
-            values |= (
-                {f"{name}_val_top1": metrics.top1} if number else {"val_top1": metrics.top1, "val_nll": metrics.nll}
-            )
+            if number:
+                values[f"{name}_val_top1"] = metrics.top1
+                continue
+            by = self.setup.job.best_by
+            values |= {"val_top1": metrics.top1, "val_nll": metrics.nll, f"val_{by}": metrics.to_json()[by]}
         return values
 
     def write(self, out: Path, model: nn.Module, info: ModelInfo) -> None:

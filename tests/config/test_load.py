@@ -113,6 +113,8 @@ def test_what_is_off_may_stay_beside_what_would_ignore_it(tmp_path: Path) -> Non
         ("method: uda\nstudent: {steps: 5, optimizer: {lr: 1.0}}", []),
         ("method: uda\nteacher: {steps: 5, optimizer: {lr: 1.0}}", ["teacher.optimizer.lr", "teacher.steps"]),
         ("method: uda\nstudent: {targets: hard}", ["student.targets"]),
+        ("method: uda\nrounds: {judge_by: macro_f1, patience: 2}", ["rounds.patience"]),
+        ("method: meta\nrounds: {judge_by: macro_f1}", []),
         (
             "method: uda\nmeta: {feedback: off, scale: 2.0, student_wait: 9999}\nuda: {weight: 2}",
             ["meta.scale", "meta.student_wait", "meta.feedback"],

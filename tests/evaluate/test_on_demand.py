@@ -10,7 +10,7 @@ from support.images import class_files, png, write_files, write_raw_tar, write_z
 
 from pipeline.config import Evaluate, Runtime
 from pipeline.errors import UserError
-from pipeline.evaluate.on_demand import evaluate_on
+from pipeline.evaluate.on_demand import Evaluation, evaluate_on
 from pipeline.models import build
 from pipeline.models.format import ModelInfo, save_model
 from pipeline.packing.pack import pack
@@ -37,7 +37,11 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def figures(model: Path, data: Path) -> dict[str, object]:
-    return evaluate_on(model, data, "val", Evaluate(), resolve(Runtime(device="cpu", threads=1))).to_json()
+    return evaluation(model, data).to_json()
+
+
+def evaluation(model: Path, data: Path) -> Evaluation:
+    return evaluate_on(model, data, "val", Evaluate(), resolve(Runtime(device="cpu", threads=1)))
 
 
 def test_every_form_of_the_same_images_gives_the_same_figures(model: Path, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.config import Config, Finetune, Section, changed, load_config, parse
+from pipeline.config import Config, Finetune, Section, Training, WeakView, changed, load_config, parse
 from pipeline.config.base import is_operational
 from pipeline.methods import METHODS
 from pipeline.methods.method import Round
@@ -65,7 +65,7 @@ def fingerprints() -> dict[str, str]:
         found[f"{name} control"] = _fingerprint(TrainJob.of(resolved, NOWHERE, "control", 1, control))
     reduced = parse(Config, {"method": "meta", "meta": {"teacher": "adjuster"}, "runtime": MACHINE}, "golden")
     found["adjuster"] = _fingerprint(changed(train_job(reduced, "student"), labels=NOWHERE))
-    tuned = finetuning(Finetune(image_size=48, steps=9, batch_size=8), NOWHERE, flip=True)
+    tuned = finetuning(Finetune(image_size=48, steps=9, batch_size=8), NOWHERE, Training(weak=WeakView(flip=True)))
     found["finetune"] = _fingerprint(TrainJob.of(reduced, NOWHERE, "finetune", 2, tuned))
     return found
 

@@ -13,8 +13,10 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from support.run_folder import edit, text_of
 
 from pipeline.errors import UserError
+from pipeline.files import read_json
 from pipeline.report import plots
-from pipeline.report.page import write_report
+from pipeline.report.confusion import class_section
+from pipeline.report.page import percent, write_report
 from pipeline.report.record import read_run
 from pipeline.report.verdict import judge
 from pipeline.runs.ledger import Ledger
@@ -57,6 +59,30 @@ def test_between_choice_and_test_the_choice_is_shown(run: Path) -> None:
     edit(run / "result.json", lambda r: r["final"].update(test={}))
     assert "The final model is that of round 2" in text_of(run)
     assert "test has not been evaluated" in text_of(run)
+
+
+def test_the_classes_are_those_of_the_final_model_on_test_else_of_the_newest_on_val(run: Path) -> None:
+    found = class_section(read_run(run))
+    assert found is not None
+    assert (found.model, found.split, len(found.rows), found.num_missing) == ("Round 2 student", "test", 10, 0)
+    assert [row.recall for row in found.rows] == sorted(row.recall for row in found.rows)
+    page = text_of(run)
+    assert f"<b>{percent(found.figures.balanced_accuracy)}</b>, macro F1" in page
+    assert "Mostly taken for" in page
+    (run / "result.json").unlink()
+    found = class_section(read_run(run))
+    assert found is not None
+    assert (found.model, found.split) == ("Round 2 student", "val")
+
+
+def test_figures_that_earlier_versions_did_not_write_follow_from_the_answers(run: Path) -> None:
+    path = next(run.glob("rounds/1/train-*")) / "evaluation-val.json"
+    written = read_json(path)["balanced_accuracy"]
+    edit(path, lambda figures: [figures.pop(name) for name in ("balanced_accuracy", "macro_f1")])
+    train = read_run(run).rounds[1].train
+    assert train is not None
+    assert train.val is not None
+    assert train.val.balanced_accuracy == pytest.approx(written)
 
 
 def test_half_a_line_of_metrics_is_no_error(unfinished: Path) -> None:

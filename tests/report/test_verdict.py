@@ -111,3 +111,40 @@ def test_without_a_test_split_the_run_is_finished_all_the_same(run: Path) -> Non
     verdict = judge(replace(seen, config=changed(seen.config, data=Data(labeled=(Path("a.tar"),)))))
     assert verdict.finished
     assert "no test split" in verdict.sentences[-1]
+
+
+def spoil_class(run: Path, name: str, changes: dict[int, int], keep: dict[int, int]) -> None:
+    """Let a model take all images of some classes for others, of test images of which some classes have few."""
+    path = next(run.glob("evaluate-*")) / f"predictions-{name}.npz"
+    edit(path.parent / "stage.json", lambda record: record.pop("digests", None))
+    with np.load(path) as arrays:
+        values = dict(arrays)
+    for of, instead in changes.items():
+        values["pred"][values["label"] == of] = instead
+    few = np.ones(len(values["label"]), bool)
+    for of, count in keep.items():
+        few[np.flatnonzero(values["label"] == of)[count:]] = False
+    np.savez(path, **{key: value[few] for key, value in values.items()})
+
+
+def test_of_uneven_classes_the_verdict_says_what_accuracy_hides(run: Path) -> None:
+    assert "uneven" not in " ".join(judge(read_run(run)).sentences)
+    for name in ("final", "teacher", "control"):
+        spoil_class(run, name, {9: 0} if name == "final" else {}, {9: 5})
+    last = judge(read_run(run)).sentences[-1]
+    assert "The classes are uneven (5 to " in last
+    assert "counting each alike, its balanced accuracy is " in last
+    assert "the round 0 teacher" in last
+    assert "balanced accuracy on test<br>" in text_of(run)
+
+
+def test_a_run_that_is_judged_by_another_figure_is_concluded_by_it(run: Path) -> None:
+    seen = read_run(run)
+    by = changed(seen.config, rounds=changed(seen.config.rounds, judge_by="balanced_accuracy"))
+    (run / "config.yaml").write_text(dump_yaml(by))
+    for name in ("final", "teacher", "control"):
+        spoil_class(run, name, {c: 0 for c in range(1, 10)} if name == "final" else {}, dict.fromkeys(range(1, 10), 4))
+    verdict = judge(read_run(run))
+    assert "balanced accuracy on " in verdict.sentences[0]
+    assert verdict.gains["control"].points < -0.2
+    assert "points of balanced accuracy over" in text_of(run)

@@ -123,6 +123,7 @@ class Author:
         if finish:
             val = open_split(self.config.data, "val")
             self.answers(path, "evaluation-val.json", "predictions-val.npz", val, skill)
+            write_json(path / "model.json", {"architecture": "resnet_tiny", "classes": list(val.classes)})
             finish_folder(path, ["evaluation-val.json", "predictions-val.npz"], model_sha256=digest(folder))
         return path
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from support.fake_stages import with_section
 from support.processes import run, train_job
 from support.spoilers import BAD_STEP, skip_first_steps, spoil_a_gradient, watch_the_disk
 
@@ -19,6 +20,7 @@ from pipeline.methods.noisy_student.learner import PseudoLabelLearner
 from pipeline.shards.dataset import open_split
 from pipeline.shards.order import Order
 from pipeline.shards.reader import Reader
+from pipeline.stages.kinds import fingerprint_of
 from pipeline.stages.ranks import Ranks
 from pipeline.threads import read_ahead
 from pipeline.train import setup
@@ -51,6 +53,27 @@ def test_a_gradient_that_is_not_finite_is_told_of_its_own_step(
     assert all(key in str(failure.value) for key in keys[:4])
     bad = json.loads((tmp_path / "train" / "bad-batch.json").read_text())
     assert bad == {"step": BAD_STEP, "images": {"labeled": keys}}
+
+
+@pytest.mark.process
+def test_the_best_weights_are_those_of_the_figure_that_judges(digits: Config, tmp_path: Path) -> None:
+    judged = with_section(digits, "rounds", judge_by="balanced_accuracy")
+    training = changed(judged.teacher, keep="best", steps=20, evaluations=4)
+    folder = run(train_job(judged, tmp_path / "train", training=training))
+    found = {line["step"]: line["val_balanced_accuracy"] for line in lines(folder) if "val_top1" in line}
+    outputs = json.loads((folder / "stage.json").read_text())["outputs"]
+    assert outputs["best_top1"] == max(found.values())
+    assert found[outputs["best_step"]] == max(found.values())
+    kept = json.loads((folder / "evaluation-val.json").read_text())
+    assert kept["balanced_accuracy"] == max(found.values())
+
+
+def test_the_figure_that_judges_repeats_no_training_that_chooses_nothing(digits: Config, tmp_path: Path) -> None:
+    judged = with_section(digits, "rounds", judge_by="macro_f1")
+    for keep, same in (("last", True), ("best", False)):
+        training = changed(digits.teacher, keep=keep)
+        jobs = [train_job(config, tmp_path, training=training) for config in (digits, judged)]
+        assert (fingerprint_of(jobs[0]) == fingerprint_of(jobs[1])) is same
 
 
 def test_the_norm_of_the_gradient_is_measured_without_clipping(teacher: Path, student: Path) -> None:

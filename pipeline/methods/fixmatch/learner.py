@@ -77,7 +77,9 @@ class FixMatchLearner(Learner):
             thresholds = self.thresholds.update(probs)
             mask = (confidence >= thresholds[labels_hat]).float()
         smoothing = self.training.label_smoothing
-        supervised = F.cross_entropy(labeled, seen.labels, label_smoothing=smoothing)
+        supervised = F.cross_entropy(
+            self.network.adjusted(labeled, num_labeled), seen.labels, label_smoothing=smoothing
+        )
         unlabeled = (F.cross_entropy(strong, labels_hat, reduction="none") * mask).mean()
         loss = supervised + self.fixmatch.weight * unlabeled
         measured = {

@@ -64,12 +64,13 @@ class PseudoLabelLearner(Learner):
             all_targets = torch.cat([smooth_one_hot(labels, targets.shape[1], training.label_smoothing), targets])
             views, mixed = self.mixing(views, all_targets, batch.positions)
         logits = self.network.model(views)  # one pass: BatchNorm sees both kinds (Noisy Student's code)
+        seen = self.network.adjusted(logits, num_labeled)
         if self.mixing is not None:
-            losses = soft_cross_entropy(logits, mixed)
+            losses = soft_cross_entropy(seen, mixed)
             labeled, unlabeled = losses[:num_labeled], losses[num_labeled:]
         else:
-            labeled = hard_cross_entropy(logits[:num_labeled], labels, training.label_smoothing)
-            unlabeled = soft_cross_entropy(logits[num_labeled:], targets)
+            labeled = hard_cross_entropy(seen[:num_labeled], labels, training.label_smoothing)
+            unlabeled = soft_cross_entropy(seen[num_labeled:], targets)
         loss = combine(
             labeled, unlabeled, training.loss_normalization, num_labeled=num_labeled, num_total=len(batch.images)
         )

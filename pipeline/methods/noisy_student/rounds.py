@@ -33,7 +33,7 @@ def noisy_student(stages: Stages, on_round: OnRound) -> list[Round]:
             selection = stages.select(number, labels)
             folder = _train_student(stages, number, teachers[0], selection)
             student = stages.judge("student", number, folder, labels, selection)
-            kept = student.val_top1 >= teachers[0].val_top1 - config.rounds.tolerance
+            kept = student.score >= teachers[0].score - config.rounds.tolerance
             student = replace(student, kept=kept)
             rounds.append(student)
             on_round(student)
@@ -42,7 +42,7 @@ def noisy_student(stages: Stages, on_round: OnRound) -> list[Round]:
                 num_worse = 0
                 if number <= last:
                     committee.learn(number, selection)
-            elif not is_surely_worse(student, teachers[0]):
+            elif not is_surely_worse(student, teachers[0], config.rounds.judge_by):
                 log.warning(
                     "round %d: the student is below its teacher on val, within chance; the teacher stays", number
                 )

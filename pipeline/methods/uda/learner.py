@@ -83,7 +83,8 @@ def answer_batch(network: Network, batch: JointBatch, uda: Uda, uda_weight: floa
             weak = network.model(batch.weak)
         logits = network.model(torch.cat([batch.labeled, batch.strong]))
         labeled, strong = logits.split([num_labeled, num_unlabeled], dim=-2)
-    supervised = mean_cross_entropy(labeled, batch.labels, network.settings.label_smoothing)
+    adjusted = network.adjusted(labeled, num_labeled)
+    supervised = mean_cross_entropy(adjusted, batch.labels, network.settings.label_smoothing)
     targets, mask = uda_targets(weak, uda.temperature, uda.threshold)
     consistency = (mask * -(targets * F.log_softmax(strong, -1)).sum(-1)).mean(-1)
     with torch.no_grad():
