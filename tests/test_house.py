@@ -21,7 +21,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("shards",),
     ("packing", "views", "models"),
     ("evaluate",),
-    ("labels",),
+    ("labels", "predict"),
     ("selection",),
     ("train",),
     ("methods",),

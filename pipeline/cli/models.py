@@ -25,14 +25,8 @@ def evaluate(
     [bold]Example[/bold]: selftrain evaluate runs/birds shards/birds --split test
     """
     from pipeline.evaluate.on_demand import evaluate_on
-    from pipeline.stages.lock import find_run
-    from pipeline.stages.machine import precision_here, resolve
 
-    how, runtime = Evaluate(), Runtime()
-    if (run := find_run(model)) is not None:  # a run's models are measured in the way of the run
-        config = load_config(run / "config.yaml")
-        how, runtime = config.evaluate, Runtime(precision=precision_here(config.runtime.precision))
-    metrics = evaluate_on(model, data, as_split(split) or "test", how, resolve(runtime))
+    metrics = evaluate_on(model, data, as_split(split) or "test", *how_to_see(model))
     if as_json:
         print(json.dumps(metrics.to_json()))
         return
@@ -41,6 +35,17 @@ def evaluate(
         table.add_row(name, f"{getattr(metrics, name):.4f}")
     table.add_row("num_samples", str(metrics.num_samples))
     console.print(table)
+
+
+def how_to_see(model: Path) -> tuple[Evaluate, Runtime]:
+    """How a model is evaluated here; one of a run, in the way of the run."""
+    from pipeline.stages.lock import find_run
+    from pipeline.stages.machine import precision_here, resolve
+
+    if (run := find_run(model)) is None:
+        return Evaluate(), resolve(Runtime())
+    config = load_config(run / "config.yaml")
+    return config.evaluate, resolve(Runtime(precision=precision_here(config.runtime.precision)))
 
 
 @app.command()

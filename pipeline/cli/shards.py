@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
 
-from pipeline.cli.app import OutOption, app, as_split, check_split, console
+from pipeline.cli.app import OutOption, app, as_split, bar, check_split, console
 from pipeline.errors import UserError
 
 if TYPE_CHECKING:
@@ -64,7 +63,7 @@ def pack(
         carve = Carve(num_labeled=labels, val_fraction=val, test_fraction=test_fraction or 0.0, seed=seed or 0)
     elif unused := [f"{option} {value}" for option, value in given.items() if value is not None]:
         raise UserError(f"{' and '.join(unused)}: without --labels N nothing is carved; add it, or leave this out")
-    with _bar("packing") as progress:
+    with bar("packing") as progress:
         report = pack_images(
             source,
             out,
@@ -105,7 +104,7 @@ def verify(folder: Annotated[Path, typer.Argument(metavar="DIR", help="A packed 
 def _verify_packed(folder: Path) -> tuple[tuple[str, ...], str]:
     from pipeline.packing.verify import verify as verify_folder
 
-    with _bar("verifying") as progress:
+    with bar("verifying") as progress:
         report = verify_folder(folder, progress=progress)
     return report.problems, f"{folder}: {report.num_samples} images in {report.num_shards} shards, all good"
 
@@ -113,7 +112,7 @@ def _verify_packed(folder: Path) -> tuple[tuple[str, ...], str]:
 def _verify_run(folder: Path) -> tuple[tuple[str, ...], str]:
     from pipeline.runs.damage import find_damage
 
-    with _bar("verifying") as progress:
+    with bar("verifying") as progress:
         report = find_damage(folder, progress)
     rest = f"; no digests yet in {', '.join(map(str, report.unchecked))}" if report.unchecked else ""
     return report.problems, f"{folder}: {report.num_files} files, all good{rest}"
@@ -128,18 +127,6 @@ def init(folder: Annotated[Path, typer.Argument(metavar="DIR", help="A packed fo
     from pipeline.starter.plan import starting_config
 
     print(starting_config(folder), end="")
-
-
-@contextmanager
-def _bar(text: str) -> Iterator[Callable[[int, int], None]]:
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    from pipeline.stages.terminal import terminal
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=terminal(), transient=True) as bars:
-        task = bars.add_task(text, total=None)
-        yield lambda done, total: bars.update(task, completed=done, total=total)
 
 
 def _print_pack(report: PackReport) -> None:

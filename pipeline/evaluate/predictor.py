@@ -14,9 +14,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from pipeline.arrays import F32Array, I64Array
 from pipeline.config import Data, StrongView, WeakView
 from pipeline.models.format import ModelInfo, load_model
-from pipeline.models.forward import predict_logits
+from pipeline.models.forward import predict_both, predict_logits
 from pipeline.models.memory_format import channels_last
 from pipeline.shards.dataset import Dataset
+from pipeline.shards.decode import Pixels
 from pipeline.shards.reader import Reader
 from pipeline.threads import read_ahead
 from pipeline.views import Views
@@ -41,7 +42,11 @@ class Predictor:
 
     def read(self, reader: Reader, rows: I64Array) -> Tensor:
         """The images of rows [B] on the host, uint8 [B, R, R, 3]; pinned for a GPU, which copies them by itself."""
-        images = torch.from_numpy(reader.read(rows))
+        return self.on_host(reader.read(rows))
+
+    def on_host(self, pixels: Pixels) -> Tensor:
+        """Images as `logits` takes them, pinned for a GPU."""
+        images = torch.from_numpy(pixels)
         return images.pin_memory() if self.device.type == "cuda" else images
 
     @torch.inference_mode()
@@ -50,9 +55,20 @@ class Predictor:
 
         With `flip` they are the log of the mean probability of an image and its mirror image, which serves as logits.
         """
-        views = self.views.center(self._crop(images_BHWC.to(self.device, non_blocking=True)))
+        views = self._views(images_BHWC)
         seen = [views, views.flip(3)] if self.flip else [views]
         return mean_logits([predict_logits(self.model, view, self.dtype) for view in seen])
+
+    @torch.inference_mode()
+    def logits_and_features(self, images_BHWC: Tensor) -> tuple[Tensor, Tensor]:
+        """The same logits, and what the classifier sees of each image as it is, float32 [B, D]."""
+        views = self._views(images_BHWC)
+        logits, features = predict_both(self.model, views, self.dtype)
+        mirrored = [predict_logits(self.model, views.flip(3), self.dtype)] if self.flip else []
+        return mean_logits([logits, *mirrored]), features
+
+    def _views(self, images_BHWC: Tensor) -> Tensor:
+        return self.views.center(self._crop(images_BHWC.to(self.device, non_blocking=True)))
 
     def _crop(self, images: Tensor) -> Tensor:
         """The centre square of images that were read at the model's `read_size`, as timm cuts it."""

@@ -28,10 +28,28 @@ def predict_logits(model: nn.Module, images: Tensor, dtype: torch.dtype | None =
 
     The head runs in fp32: bf16 logits have 8 bits, so that ties would decide the ranking by log-odds.
     """
-    with torch.autocast(images.device.type, dtype) if dtype else nullcontext():  # of which the meta device has none
-        features = model.forward_features(images)  # type: ignore[operator]
-    logits: Tensor = model.forward_head(_as_float(features))  # type: ignore[operator]
+    logits: Tensor = model.forward_head(_features(model, images, dtype))  # type: ignore[operator]
     return logits
+
+
+def predict_both(model: nn.Module, images: Tensor, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
+    """The logits as `predict_logits` computes them, and what the classifier sees, float32 [B, D].
+
+    Raises:
+        UserError: the architecture does not tell what its classifier sees.
+    """
+    features = _features(model, images, dtype)
+    logits: Tensor = model.forward_head(features)  # type: ignore[operator]
+    try:
+        pooled: Tensor = model.forward_head(features, pre_logits=True)  # type: ignore[operator]
+    except TypeError as error:
+        raise UserError(f"{type(model).__name__} has no features: its forward_head takes no pre_logits") from error
+    return logits, pooled.flatten(1)
+
+
+def _features(model: nn.Module, images: Tensor, dtype: torch.dtype | None) -> Any:
+    with torch.autocast(images.device.type, dtype) if dtype else nullcontext():  # of which the meta device has none
+        return _as_float(model.forward_features(images))  # type: ignore[operator]
 
 
 def _as_float(features: Any) -> Any:

@@ -70,10 +70,10 @@ class ResNet9(nn.Module):
             x = stage(x)
         return x
 
-    def forward_head(self, x: Tensor) -> Tensor:
-        """Features [B, C, H, W] -> logits [B, num_classes]."""
-        logits: Tensor = self.fc(F.dropout(x.amax((2, 3)), self.drop_rate, self.training)) / 9
-        return logits
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Features [B, C, H, W] -> logits [B, num_classes]; with `pre_logits` what the classifier sees, [B, C]."""
+        x = F.dropout(x.amax((2, 3)), self.drop_rate, self.training)
+        return x if pre_logits else self.fc(x) / 9
 
     def forward(self, x: Tensor) -> Tensor:
         """Images [B, 3, H, W] -> logits [B, num_classes]."""

@@ -89,10 +89,10 @@ class WideResNet(nn.Module):
             x = block(x)
         return F.leaky_relu(self.norm(x), 0.2, inplace=True)
 
-    def forward_head(self, x: Tensor) -> Tensor:
-        """Features [B, C, H, W] -> logits [B, num_classes]."""
-        logits: Tensor = self.fc(F.dropout(x.mean((2, 3)), self.drop_rate, self.training))
-        return logits
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Features [B, C, H, W] -> logits [B, num_classes]; with `pre_logits` what the classifier sees, [B, C]."""
+        x = F.dropout(x.mean((2, 3)), self.drop_rate, self.training)
+        return x if pre_logits else self.fc(x)
 
     def forward(self, x: Tensor) -> Tensor:
         """Images [B, 3, H, W] -> logits [B, num_classes]."""
