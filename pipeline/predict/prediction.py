@@ -40,7 +40,7 @@ from pipeline.stages.lock import run_lock
 from pipeline.stages.machine import device_of
 from pipeline.threads import num_cores, read_ahead
 
-_PART_BATCHES = 8
+_PART_BATCHES = 2
 """Batches of images in a part: what a kill may cost."""
 
 
