@@ -55,20 +55,19 @@ class Predictor:
 
         With `flip` they are the log of the mean probability of an image and its mirror image, which serves as logits.
         """
-        views = self._views(images_BHWC)
-        seen = [views, views.flip(3)] if self.flip else [views]
-        return mean_logits([predict_logits(self.model, view, self.dtype) for view in seen])
+        return mean_logits([predict_logits(self.model, view, self.dtype) for view in self._seen(images_BHWC)])
 
     @torch.inference_mode()
     def logits_and_features(self, images_BHWC: Tensor) -> tuple[Tensor, Tensor]:
-        """The same logits, and what the classifier sees of each image as it is, float32 [B, D]."""
-        views = self._views(images_BHWC)
-        logits, features = predict_both(self.model, views, self.dtype)
-        mirrored = [predict_logits(self.model, views.flip(3), self.dtype)] if self.flip else []
-        return mean_logits([logits, *mirrored]), features
+        """The same logits, and what the classifier sees of each image, not of its mirror image: float32 [B, D]."""
+        centre, *mirrored = self._seen(images_BHWC)
+        logits, features = predict_both(self.model, centre, self.dtype)
+        return mean_logits([logits, *(predict_logits(self.model, view, self.dtype) for view in mirrored)]), features
 
-    def _views(self, images_BHWC: Tensor) -> Tensor:
-        return self.views.center(self._crop(images_BHWC.to(self.device, non_blocking=True)))
+    def _seen(self, images_BHWC: Tensor) -> list[Tensor]:
+        """What the model sees of each image: the centre and, with `flip`, its mirror image."""
+        views = self.views.center(self._crop(images_BHWC.to(self.device, non_blocking=True)))
+        return [views, views.flip(3)] if self.flip else [views]
 
     def _crop(self, images: Tensor) -> Tensor:
         """The centre square of images that were read at the model's `read_size`, as timm cuts it."""

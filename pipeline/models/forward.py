@@ -28,26 +28,39 @@ def predict_logits(model: nn.Module, images: Tensor, dtype: torch.dtype | None =
 
     The head runs in fp32: bf16 logits have 8 bits, so that ties would decide the ranking by log-odds.
     """
-    logits: Tensor = model.forward_head(_features(model, images, dtype))  # type: ignore[operator]
+    logits: Tensor = model.forward_head(_forward_features(model, images, dtype))  # type: ignore[operator]
     return logits
 
 
-def predict_both(model: nn.Module, images: Tensor, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
-    """The logits as `predict_logits` computes them, and what the classifier sees, float32 [B, D].
+def predict_features(model: nn.Module, images: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """Images [B, 3, S, S] -> what the classifier reads, float32 [B, D]. The body runs in `dtype`, the pooling in fp32.
 
     Raises:
-        UserError: the architecture does not tell what its classifier sees.
+        UserError: the architecture has no way to say it.
     """
-    features = _features(model, images, dtype)
-    logits: Tensor = model.forward_head(features)  # type: ignore[operator]
+    return _before_classifier(model, _forward_features(model, images, dtype))
+
+
+def predict_both(model: nn.Module, images: Tensor, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
+    """Logits and features of one pass, as `predict_logits` and `predict_features` give them. Raises UserError as the
+    latter."""
+    body = _forward_features(model, images, dtype)
+    logits: Tensor = model.forward_head(body)  # type: ignore[operator]
+    return logits, _before_classifier(model, body)
+
+
+def _before_classifier(model: nn.Module, body: Any) -> Tensor:
     try:
-        pooled: Tensor = model.forward_head(features, pre_logits=True)  # type: ignore[operator]
+        features: Tensor = model.forward_head(body, pre_logits=True)  # type: ignore[operator]
     except TypeError as error:
-        raise UserError(f"{type(model).__name__} has no features: its forward_head takes no pre_logits") from error
-    return logits, pooled.flatten(1)
+        raise UserError(
+            f"`model`: {type(model).__name__} has no `pre_logits` in its forward_head, so its features cannot be had; "
+            "choose another encoder (nearly all of timm's have it)"
+        ) from error
+    return features
 
 
-def _features(model: nn.Module, images: Tensor, dtype: torch.dtype | None) -> Any:
+def _forward_features(model: nn.Module, images: Tensor, dtype: torch.dtype | None) -> Any:
     with torch.autocast(images.device.type, dtype) if dtype else nullcontext():  # of which the meta device has none
         return _as_float(model.forward_features(images))  # type: ignore[operator]
 

@@ -71,9 +71,12 @@ class ResNet9(nn.Module):
         return x
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Features [B, C, H, W] -> logits [B, num_classes]; with `pre_logits` what the classifier sees, [B, C]."""
-        x = F.dropout(x.amax((2, 3)), self.drop_rate, self.training)
-        return x if pre_logits else self.fc(x) / 9
+        """Features [B, C, H, W] -> logits [B, num_classes], or what the last layer reads, [B, C]."""
+        pooled = F.dropout(x.amax((2, 3)), self.drop_rate, self.training)
+        if pre_logits:
+            return pooled
+        logits: Tensor = self.fc(pooled) / 9
+        return logits
 
     def forward(self, x: Tensor) -> Tensor:
         """Images [B, 3, H, W] -> logits [B, num_classes]."""

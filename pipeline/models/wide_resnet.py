@@ -90,9 +90,16 @@ class WideResNet(nn.Module):
         return F.leaky_relu(self.norm(x), 0.2, inplace=True)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Features [B, C, H, W] -> logits [B, num_classes]; with `pre_logits` what the classifier sees, [B, C]."""
-        x = F.dropout(x.mean((2, 3)), self.drop_rate, self.training)
-        return x if pre_logits else self.fc(x)
+        """Features [B, C, H, W] -> logits [B, num_classes], or what the last layer reads, [B, C]."""
+        pooled = F.dropout(x.mean((2, 3)), self.drop_rate, self.training)
+        if pre_logits:
+            return pooled
+        logits: Tensor = self.fc(pooled)
+        return logits
+
+    def get_classifier(self) -> nn.Module:
+        """The last layer, as timm's networks give it."""
+        return self.fc
 
     def forward(self, x: Tensor) -> Tensor:
         """Images [B, 3, H, W] -> logits [B, num_classes]."""
