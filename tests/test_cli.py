@@ -34,7 +34,7 @@ VERBS = {
     "pack": "SOURCE --out --split --shard-size --classes --labels --val-fraction --test-fraction --seed "
     "--skip-bad-images --skip-duplicates --value-range --zip-encoding --workers",
     "verify": "DIR",
-    "init": "DIR",
+    "init": "DIR --minutes --encoder --method",
     "run": "CONFIG --run-dir --set --no-prefect --accept-environment",
     "train": "CONFIG --out --selection --start --set --accept-environment",
     "label": "CONFIG --teacher --out --set --accept-environment",

@@ -119,14 +119,23 @@ def _verify_run(folder: Path) -> tuple[tuple[str, ...], str]:
 
 
 @app.command()
-def init(folder: Annotated[Path, typer.Argument(metavar="DIR", help="A packed folder.")]) -> None:
-    """Print a commented starting config, sized to this data set and this machine.
+def init(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A packed folder.")],
+    minutes: Annotated[
+        float | None, typer.Option(help="How long a run may take on this machine.", show_default="30 for photographs")
+    ] = None,
+    encoder: Annotated[
+        str | None, typer.Option(metavar="timm:NAME|FILE", help="Pretrained weights for photographs; `none` for none.")
+    ] = None,
+    method: Annotated[str, typer.Option(help="The method to train by, such as fixmatch.")] = "noisy_student",
+) -> None:
+    """Print a commented starting config, sized to this data set, this machine and your time.
 
     [bold]Example[/bold]: selftrain init shards/birds > birds.yaml
     """
     from pipeline.starter.plan import starting_config
 
-    print(starting_config(folder), end="")
+    print(starting_config(folder, minutes=minutes, encoder=encoder, method=method), end="")
 
 
 def _print_pack(report: PackReport) -> None:
