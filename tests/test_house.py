@@ -22,7 +22,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("packing", "views", "models"),
     ("evaluate",),
     ("features",),
-    ("labels",),
+    ("labels", "predict"),
     ("selection",),
     ("probe", "train"),
     ("methods",),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import io
+import json
 import re
 import shlex
 import subprocess
@@ -11,14 +13,17 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from support.command import ROOT, environment
-from support.images import class_files, png, write_files
+from PIL import Image
+from support.command import ROOT, environment, selftrain_here
+from support.images import class_files, digit_files, png, write_files
 from support.waiting import LIMIT_S
 from typer.core import TyperGroup
 from typer.main import get_command
 
 from flows.verbs import app
-from pipeline.config import Config, Section, load_config
+from pipeline.config import Config, Evaluate, Runtime, Section, load_config
+from pipeline.evaluate.on_demand import evaluate_on
+from pipeline.stages.machine import resolve
 
 DOCUMENTS = sorted(
     [
@@ -29,6 +34,7 @@ DOCUMENTS = sorted(
         *(ROOT / "docs").rglob("*.md"),
     ]
 )
+SNIPPET = re.compile(r"```python\n(.*?)```", re.S)
 RUNNABLE = re.compile(r"<!-- runnable -->\n```sh\n(.*?)```", re.S)
 
 
@@ -132,3 +138,37 @@ def test_the_runnable_commands_of_the_readme_run(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     config = load_config(tmp_path / "birds.yaml")
     assert config.data.root == Path("shards/birds")
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("crop_pct", [1.0, 0.8])
+def test_the_snippet_that_uses_a_model_runs_and_gives_the_accuracy_of_evaluate(
+    crop_pct: float, teacher: Path, tmp_path: Path
+) -> None:
+    """As it stands, on digits of the size that the model sees, and on larger ones of which it sees the centre."""
+    selftrain_here("export", teacher, "--out", tmp_path / "birds.safetensors")
+    info = json.loads((tmp_path / "birds.json").read_text())
+    (tmp_path / "birds.json").write_text(json.dumps({**info, "crop_pct": crop_pct}))
+    for name, data in digit_files(-60, classes=info["classes"]).items():
+        image = Image.open(io.BytesIO(data))
+        if crop_pct < 1:
+            wide = Image.new("RGB", (30, 20))  # of which the middle is read at 10 x 10, and the digit is the centre
+            wide.paste(image.resize((16, 16), Image.Resampling.BICUBIC), (7, 2))
+            image = wide
+        path = tmp_path / "images" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        image.save(path)
+    image.convert("RGB").save(tmp_path / "photo.jpg")
+    (snippet,) = SNIPPET.findall((ROOT / "README.md").read_text())
+    count = (
+        "import pathlib\npaths = list(pathlib.Path('images').glob('*/*.png'))\n"
+        "print(sum(classify(path)[0] == path.parent.name for path in paths) / len(paths))"
+    )
+    (tmp_path / "use.py").write_text(snippet + count)
+    how = {"cwd": tmp_path, "env": environment(), "capture_output": True, "text": True, "timeout": LIMIT_S}
+    done = subprocess.run([sys.executable, "use.py"], **how)
+    assert done.returncode == 0, done.stderr
+    found = float(done.stdout.splitlines()[-1])
+    how_measured = Evaluate(), resolve(Runtime(device="cpu", threads=1, precision="fp32"))
+    expected = evaluate_on(tmp_path / "birds.safetensors", tmp_path / "images", "val", *how_measured).top1
+    assert found == expected > 0.5

@@ -26,14 +26,8 @@ def evaluate(
     """
     from pipeline.cli.class_table import class_table, notes
     from pipeline.evaluate.on_demand import evaluate_on
-    from pipeline.stages.lock import find_run
-    from pipeline.stages.machine import precision_here, resolve
 
-    how, runtime = Evaluate(), Runtime()
-    if (run := find_run(model)) is not None:  # a run's models are measured in the way of the run
-        config = load_config(run / "config.yaml")
-        how, runtime = config.evaluate, Runtime(precision=precision_here(config.runtime.precision))
-    found = evaluate_on(model, data, as_split(split) or "test", how, resolve(runtime))
+    found = evaluate_on(model, data, as_split(split) or "test", *how_to_see(model))
     if as_json:
         print(json.dumps(found.to_json()))
         return
@@ -45,6 +39,17 @@ def evaluate(
     console.print(class_table(found))
     for line in notes(found):
         console.print(line, highlight=False)
+
+
+def how_to_see(model: Path) -> tuple[Evaluate, Runtime]:
+    """How a model is evaluated here; one of a run, in the way of the run."""
+    from pipeline.stages.lock import find_run
+    from pipeline.stages.machine import precision_here, resolve
+
+    if (run := find_run(model)) is None:
+        return Evaluate(), resolve(Runtime())
+    config = load_config(run / "config.yaml")
+    return config.evaluate, resolve(Runtime(precision=precision_here(config.runtime.precision)))
 
 
 @app.command()

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.table import Table
 
-from pipeline.cli.app import OutOption, app, as_split, check_split, console
+from pipeline.cli.app import OutOption, app, as_split, bar, check_split, console
 from pipeline.errors import UserError
 
 if TYPE_CHECKING:
@@ -110,7 +109,7 @@ def pack(
         keep=split_names(keep_classes),
         leave_out=leave_out,
     )
-    with _bar("packing") as progress:
+    with bar("packing") as progress:
         report = pack_images(
             source,
             out,
@@ -161,7 +160,7 @@ def verify(folder: Annotated[Path, typer.Argument(metavar="DIR", help="A packed 
 def _verify_packed(folder: Path) -> tuple[tuple[str, ...], str]:
     from pipeline.packing.verify import verify as verify_folder
 
-    with _bar("verifying") as progress:
+    with bar("verifying") as progress:
         report = verify_folder(folder, progress=progress)
     return report.problems, f"{folder}: {report.num_samples} images in {report.num_shards} shards, all good"
 
@@ -169,33 +168,30 @@ def _verify_packed(folder: Path) -> tuple[tuple[str, ...], str]:
 def _verify_run(folder: Path) -> tuple[tuple[str, ...], str]:
     from pipeline.runs.damage import find_damage
 
-    with _bar("verifying") as progress:
+    with bar("verifying") as progress:
         report = find_damage(folder, progress)
     rest = f"; no digests yet in {', '.join(map(str, report.unchecked))}" if report.unchecked else ""
     return report.problems, f"{folder}: {report.num_files} files, all good{rest}"
 
 
 @app.command()
-def init(folder: Annotated[Path, typer.Argument(metavar="DIR", help="A packed folder.")]) -> None:
-    """Print a commented starting config, sized to this data set and this machine.
+def init(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A packed folder.")],
+    minutes: Annotated[
+        float | None, typer.Option(help="How long a run may take on this machine.", show_default="30 for photographs")
+    ] = None,
+    encoder: Annotated[
+        str | None, typer.Option(metavar="timm:NAME|FILE", help="Pretrained weights for photographs; `none` for none.")
+    ] = None,
+    method: Annotated[str, typer.Option(help="The method to train by, such as fixmatch.")] = "noisy_student",
+) -> None:
+    """Print a commented starting config, sized to this data set, this machine and your time.
 
     [bold]Example[/bold]: selftrain init shards/birds > birds.yaml
     """
     from pipeline.starter.plan import starting_config
 
-    print(starting_config(folder), end="")
-
-
-@contextmanager
-def _bar(text: str) -> Iterator[Callable[[int, int], None]]:
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    from pipeline.stages.terminal import terminal
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=terminal(), transient=True) as bars:
-        task = bars.add_task(text, total=None)
-        yield lambda done, total: bars.update(task, completed=done, total=total)
+    print(starting_config(folder, minutes=minutes, encoder=encoder, method=method), end="")
 
 
 def _print_pack(report: PackReport) -> None:

@@ -150,6 +150,9 @@ class MethodConfig:
     """The keys inside these sections that it does not read. A warning names those that are changed."""
     check: Callable[[Config], None] = _nothing  # type: ignore[assignment]
     """It raises ValueError if the method cannot train by the config; the message names key, value and fix."""
+    passes: float = 1.0
+    """Passes through the student, forward and backward, that an unlabeled image of a step costs about, its teacher's
+    included: by this `selftrain init` estimates the time."""
 
 
 _OF_PSEUDO_LABELS = ("targets", "target_temperature", "mixup", "cutmix")
@@ -284,6 +287,7 @@ METHOD_CONFIGS: dict[str, MethodConfig] = {
         defaults={"student": _WITH_UNLABELED},
         unread=_of_uda,
         check=_check_joint_training,
+        passes=2.0,
     ),
     "fixmatch": MethodConfig(
         reads=("student", "fixmatch"),
@@ -291,6 +295,7 @@ METHOD_CONFIGS: dict[str, MethodConfig] = {
         defaults={"student": {**_WITH_UNLABELED, "label_smoothing": 0.0}},
         unread=_of_fixmatch,
         check=_check_fixmatch,
+        passes=2.0,
     ),
     "meta": MethodConfig(
         reads=("teacher", "label", "student", "uda", "meta"),
@@ -298,6 +303,7 @@ METHOD_CONFIGS: dict[str, MethodConfig] = {
         defaults={"student": _WITH_UNLABELED},
         unread=_of_meta,
         check=_check_meta,
+        passes=4.0,
     ),
 }
 """`method` of the config -> what it requires of the config."""

@@ -23,6 +23,15 @@ def unread_keys(config: Config) -> list[str]:
     return [key for key in changed if not _is_below(key, read) or _is_below(key, unread)]
 
 
+def is_read(method: str, key: str) -> bool:
+    """Whether a method reads a section, or a key below one, if all else has its default."""
+    from pipeline.config.config import Config
+
+    asked = METHOD_CONFIGS[method]
+    unread = asked.unread(Config(method=method))
+    return key.split(".")[0] in (*EVERY_METHOD_READS, *asked.reads) and not _is_below(key, unread)
+
+
 def settings_of(config: Config) -> dict[str, Section]:
     """Name -> section of the method's learner. What it does not read of them has its default, so that changing it
     repeats nothing."""

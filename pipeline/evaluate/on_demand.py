@@ -82,9 +82,7 @@ def evaluate_on(model_path: Path, data_path: Path, split: Split, evaluate: Evalu
     """
     if split == "unlabeled":
         raise UserError("--split unlabeled has no labels to evaluate against; use val or test")
-    run = find_run(model_path) if split == "test" else None
-    if run is not None:
-        _check_writable(run / TEST_READS)
+    test = TestRead.of(model_path) if split == "test" else None
     model, info = load_model(model_path)
     torch.set_num_threads(max(runtime.threads, 1))
     predictor = Predictor(model, info, device=device_of(runtime), precision=runtime.precision, flip=evaluate.flip)
@@ -99,8 +97,8 @@ def evaluate_on(model_path: Path, data_path: Path, split: Split, evaluate: Evalu
 
     with _as_data(data_path, split, info.classes, model_path) as data:
         found = measure(data)
-    if run is not None:
-        _log_test_read(run, model_path, data_path, found.metrics)
+    if test is not None:
+        test.log(data_path, found.metrics.num_samples, top1=found.metrics.top1)
     return found
 
 
@@ -148,21 +146,39 @@ def _match(dataset: Dataset, classes: tuple[str, ...], data_path: Path) -> np.nd
     return np.asarray(ids[dataset.labels])
 
 
-def _check_writable(path: Path) -> None:
-    try:
-        open_to_append(path).close()
-    except OSError as error:
-        raise UserError(
-            f"this read of test cannot be logged in {path}: {error.strerror}; fix permissions, or evaluate on val"
-        ) from error
+@dataclass(frozen=True)
+class TestRead:
+    """A read of test by a model of a run, which the run's test_reads.jsonl is to tell."""
 
+    run: Path
+    model: Path
 
-def _log_test_read(run: Path, model: Path, data: Path, metrics: Metrics) -> None:
-    line = {
-        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "model": str(model.absolute().relative_to(run)),
-        "data": str(data.absolute()),
-        "top1": metrics.top1,
-        "num_samples": metrics.num_samples,
-    }
-    append_json(run / TEST_READS, line)
+    @classmethod
+    def of(cls, model: Path) -> TestRead | None:
+        """The read to log before its results are shown; None if the model is in no run.
+
+        Raises:
+            UserError: it cannot be logged.
+        """
+        run = find_run(model)
+        if run is None:
+            return None
+        path = run / TEST_READS
+        try:
+            open_to_append(path).close()
+        except OSError as error:
+            raise UserError(
+                f"this read of test cannot be logged in {path}: {error.strerror}; fix permissions, or evaluate on val"
+            ) from error
+        return cls(run, model)
+
+    def log(self, data: Path, num_samples: int, **figures: float) -> None:
+        """Write the line of the read."""
+        line = {
+            "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "model": str(self.model.absolute().relative_to(self.run)),
+            "data": str(data.absolute()),
+            **figures,
+            "num_samples": num_samples,
+        }
+        append_json(self.run / TEST_READS, line)

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from pipeline.arrays import F32Array, I64Array
 from pipeline.config import Data, StrongView, WeakView
 from pipeline.models.format import ModelInfo
-from pipeline.models.forward import predict_logits
+from pipeline.models.forward import predict_both, predict_logits
 from pipeline.models.memory_format import channels_last
 from pipeline.shards.dataset import Dataset
+from pipeline.shards.decode import Pixels
 from pipeline.shards.reader import Reader
 from pipeline.threads import read_ahead
 from pipeline.views import Views
@@ -39,7 +40,11 @@ class Predictor:
 
     def read(self, reader: Reader, rows: I64Array) -> Tensor:
         """The images of rows [B] on the host, uint8 [B, R, R, 3]; pinned for a GPU, which copies them by itself."""
-        images = torch.from_numpy(reader.read(rows))
+        return self.on_host(reader.read(rows))
+
+    def on_host(self, pixels: Pixels) -> Tensor:
+        """Images as `logits` takes them, pinned for a GPU."""
+        images = torch.from_numpy(pixels)
         return images.pin_memory() if self.device.type == "cuda" else images
 
     @torch.inference_mode()
@@ -49,6 +54,13 @@ class Predictor:
         With `flip` they are the log of the mean probability of an image and its mirror image, which serves as logits.
         """
         return mean_logits([predict_logits(self.model, view, self.dtype) for view in self._seen(images_BHWC)])
+
+    @torch.inference_mode()
+    def logits_and_features(self, images_BHWC: Tensor) -> tuple[Tensor, Tensor]:
+        """The same logits, and what the classifier sees of each image, not of its mirror image: float32 [B, D]."""
+        centre, *mirrored = self._seen(images_BHWC)
+        logits, features = predict_both(self.model, centre, self.dtype)
+        return mean_logits([logits, *(predict_logits(self.model, view, self.dtype) for view in mirrored)]), features
 
     def _seen(self, images_BHWC: Tensor) -> list[Tensor]:
         """What the model sees of each image: the centre and, with `flip`, its mirror image."""

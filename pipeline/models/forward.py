@@ -38,7 +38,18 @@ def predict_features(model: nn.Module, images: Tensor, dtype: torch.dtype | None
     Raises:
         UserError: the architecture has no way to say it.
     """
+    return _before_classifier(model, _forward_features(model, images, dtype))
+
+
+def predict_both(model: nn.Module, images: Tensor, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
+    """Logits and features of one pass, as `predict_logits` and `predict_features` give them. Raises UserError as the
+    latter."""
     body = _forward_features(model, images, dtype)
+    logits: Tensor = model.forward_head(body)  # type: ignore[operator]
+    return logits, _before_classifier(model, body)
+
+
+def _before_classifier(model: nn.Module, body: Any) -> Tensor:
     try:
         features: Tensor = model.forward_head(body, pre_logits=True)  # type: ignore[operator]
     except TypeError as error:

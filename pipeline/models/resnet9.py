@@ -70,9 +70,12 @@ class ResNet9(nn.Module):
             x = stage(x)
         return x
 
-    def forward_head(self, x: Tensor) -> Tensor:
-        """Features [B, C, H, W] -> logits [B, num_classes]."""
-        logits: Tensor = self.fc(F.dropout(x.amax((2, 3)), self.drop_rate, self.training)) / 9
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Features [B, C, H, W] -> logits [B, num_classes], or what the last layer reads, [B, C]."""
+        pooled = F.dropout(x.amax((2, 3)), self.drop_rate, self.training)
+        if pre_logits:
+            return pooled
+        logits: Tensor = self.fc(pooled) / 9
         return logits
 
     def forward(self, x: Tensor) -> Tensor:

@@ -2,106 +2,121 @@
 
 from __future__ import annotations
 
-import json
+import logging
+import math
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
 
-from pipeline.arrays import F64Array, I64Array, U8Array
-from pipeline.config import SPLITS, Data, Runtime, Split, changed
-from pipeline.errors import UserError, escaped
+from pipeline.arrays import I64Array
+from pipeline.config import SPLITS, Config, Data, Runtime, Split
+from pipeline.config.methods import METHOD_CONFIGS
+from pipeline.errors import UserError, did_you_mean
 from pipeline.shards.dataset import Dataset, open_split
 from pipeline.shards.manifest import Manifest, read_manifest
-from pipeline.shards.reader import Reader
 from pipeline.stages.machine import resolve
-from pipeline.starter.recipe import recipe
-from pipeline.starter.speed import training_speed
+from pipeline.starter.given import Given, Lengths
+from pipeline.starter.photographs import MINUTES, fine_tuning
+from pipeline.starter.recipe import SMALL
+from pipeline.starter.render import render
+from pipeline.starter.scratch import from_scratch
 
-_NUM_IMAGES = 500  # to take mean and standard deviation of
-_COMMENT_COLUMN = 54
-_OVERHEAD = 1.3  # time with views, labeling and evaluation, relative to the training passes
+log = logging.getLogger("selftrain.init")
+
+NO_ENCODER = "none"
+"""What `--encoder` says to train photographs from random weights."""
+_LONG_S = 3600.0
 
 
-def starting_config(folder: Path) -> str:
+def starting_config(
+    folder: Path, *, minutes: float | None = None, encoder: str | None = None, method: str = "noisy_student"
+) -> str:
     """A commented YAML config for `selftrain run`, sized to the packed `folder` and to this machine.
 
-    Counts, classes and image size come from the manifest, mean and standard deviation from some labeled images. The
-    speed is measured for about a second, to estimate the time in the first lines.
+    Counts, classes and image size come from the manifest. Photographs get a pretrained encoder (`encoder` names another
+    one, or none), small images a network of their own. Speeds are measured for some seconds, to take as many steps as
+    `minutes` allow; without them, photographs get half an hour, and small images what suits their number. A recipe of
+    more than an hour says so first. No network is needed.
 
     Raises:
-        UserError: the folder is not a packed one, or it lacks a split that a run needs.
+        UserError: the folder is not a packed one, or it lacks a split that a run needs; there is no such encoder or
+            method; or minutes are not positive.
     """
+    if minutes is not None and not 0 < minutes < math.inf:
+        raise UserError(f"--minutes must be a positive number, not {minutes:g}")
+    if method not in METHOD_CONFIGS:
+        raise UserError(f"--method {method} is unknown; {did_you_mean(method, METHOD_CONFIGS)}")
     manifest = read_manifest(folder)
     counts = _count(folder, manifest)
     machine = resolve(Runtime())
-    plan = recipe(min(manifest.image_size), str(machine.device))
-    precision = machine.precision if plan.precision == "auto" else plan.precision
     processes = max(torch.cuda.device_count(), 1) if machine.device == "cuda" else 1
-    num_rounds = 3 if machine.device == "cuda" else 2
-    batch_size = _round_up(min(plan.batch_size, counts["labeled"]), processes)
-    student_batch = batch_size * (1 + plan.ratio)
-    teacher_steps = _clamp(60 * counts["labeled"] // batch_size, plan.teacher_steps)
-    student_steps = _clamp(20 * counts["unlabeled"] // (batch_size * plan.ratio), plan.student_steps)
     labeled = open_split(Data(root=folder), "labeled")
-    images = _some_images(labeled, plan.image_size)
-    num_trained = teacher_steps * batch_size + (num_rounds + 1) * student_steps * student_batch  # + 1 for the control
-    speed = processes * training_speed(
-        plan.model,
-        plan.model_args,
-        images[: 32 if machine.device == "cpu" else student_batch],
-        len(manifest.classes),
-        changed(machine, precision=precision, threads=plan.threads or machine.threads),
-    )
+    given = Given(folder, manifest, counts, labeled, machine, processes, method, minutes)
     balance, prior, why_balance = _balance(labeled, open_split(Data(root=folder), "val"))
-    mean, std = _mean_and_std(images)
-    height, width = manifest.image_size
-    return _render(
-        plan=plan,
-        folder=folder,
-        splits=", ".join(f"{count:,} {split}" for split, count in counts.items()),
-        num_classes=len(manifest.classes),
-        height=height,
-        width=width,
-        device=machine.device,
-        precision=precision,
-        threads=machine.threads,
-        gpus=f", {processes} GPUs" if processes > 1 else "",
-        duration=_duration(num_trained / speed * _OVERHEAD),
-        speed=f"{speed:,.0f}",
-        mean=mean,
-        std=std,
-        batch_size=batch_size,
-        teacher_steps=teacher_steps,
-        student_steps=student_steps,
-        ema_decay=_ema_decay,
-        threshold=0.0 if manifest.carves else threshold_for(len(manifest.classes)),
-        balance=balance,
-        prior=prior,
-        why_balance=why_balance,
-        num_rounds=num_rounds,
-        processes=processes,
+    common = {
+        "folder": folder,
+        "splits": ", ".join(f"{count:,} {split}" for split, count in counts.items()),
+        "num_classes": given.num_classes,
+        "size": "{1}x{0}".format(*manifest.image_size),
+        "machine": machine,
+        "processes": processes,
+        "usual_method": Config.model_fields["method"].default,
+        "has_rounds": given.has_rounds,
+        "ema_decay": _ema_decay,
+        "smoothing": METHOD_CONFIGS[method].defaults.get("student", {}).get("label_smoothing", 0.1),
+        "balance": balance,
+        "prior": prior,
+        "why_balance": why_balance,
+        "threshold": 0.0 if manifest.carves else threshold_for(given.num_classes),
+    }
+    if encoder == NO_ENCODER or (encoder is None and min(manifest.image_size) <= SMALL):
+        small = from_scratch(given)
+        return render(
+            method,
+            **common,
+            **_times(small.lengths, minutes),
+            plan=small.recipe,
+            mean=small.mean,
+            std=small.std,
+            encoder=None,
+            probe=False,
+            evaluation_batch=512,
+            precision=machine.precision if small.recipe.precision == "auto" else small.recipe.precision,
+        )
+    large = fine_tuning(given, encoder)
+    return render(
+        method,
+        **common,
+        **_times(large.lengths, minutes or MINUTES),
+        plan=large.recipe,
+        encoder=large.encoder,
+        probe=given.has_rounds,
+        evaluation_batch=64,
+        precision=machine.precision,
+        parameters=f"{large.num_parameters / 1e6:.1f} million",
+        megabytes=f"{4 * large.num_parameters / 1e6:.0f} MB",
     )
 
 
-def _render(**values: object) -> str:
-    """Fill in the template, and align the comments of values in one column."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader("pipeline.starter", "."), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    # A JSON string is a YAML string, too, also with what a terminal must not get. Jinja's own filter is for HTML.
-    environment.filters["tojson"] = lambda value: escaped(json.dumps(value, ensure_ascii=False))
-    text = environment.get_template("starter.yaml.j2").render(values)
-    return "\n".join(map(_align, text.split("\n"))) + "\n"
-
-
-def _align(line: str) -> str:
-    value, mark, comment = line.rpartition("  # ")
-    is_section = value.endswith(":") or not value.strip()
-    return line if is_section or not mark else f"{value.ljust(_COMMENT_COLUMN)}{mark}{comment}"
+def _times(lengths: Lengths, minutes: float | None) -> dict[str, object]:
+    """What the config says of its time; of one that is long, a warning, too."""
+    warning, duration = "", _duration(lengths.seconds)
+    if minutes is not None and lengths.seconds > 90 * minutes:
+        warning = f"this takes about {duration} here, not {minutes:g} minutes: fewer steps would be of no use"
+    elif lengths.seconds > _LONG_S:
+        warning = (
+            f"this takes about {duration} here; `selftrain init --minutes {MINUTES}` prints what fits half an hour"
+        )
+    if warning:
+        log.warning("%s", warning)
+    return {
+        "warning": warning,
+        "lengths": lengths,
+        "duration": duration,
+        "speed": f"{lengths.speed:,.0f}",
+    }
 
 
 def _count(folder: Path, manifest: Manifest) -> dict[Split, int]:
@@ -114,21 +129,6 @@ def _count(folder: Path, manifest: Manifest) -> dict[Split, int]:
             "with `--labels N` into a new folder"
         )
     return counts
-
-
-def _some_images(labeled: Dataset, size: int) -> U8Array:
-    rows = np.unique(np.linspace(0, len(labeled) - 1, _NUM_IMAGES).astype(np.int64))
-    return Reader(labeled, size, Data(cache="never")).read(rows)
-
-
-def _mean_and_std(images: U8Array) -> tuple[str, str]:
-    pixels = images.reshape(-1, 3) / 255
-    mean, std = pixels.mean(0), np.maximum(pixels.std(0), 0.01)  # because a channel may be constant
-    return _numbers(mean), _numbers(std)
-
-
-def _numbers(values: F64Array) -> str:
-    return f"[{', '.join(f'{value:.3f}' for value in values)}]"
 
 
 def threshold_for(num_classes: int) -> float:
@@ -161,14 +161,6 @@ def _uneven(counts: I64Array) -> bool:
 
 def _ema_decay(steps: int) -> float:
     return 0.99 if steps <= 1000 else 0.997 if steps <= 5000 else 0.999
-
-
-def _clamp(value: int, bounds: tuple[int, int]) -> int:
-    return min(max(value, bounds[0]), bounds[1])
-
-
-def _round_up(value: int, factor: int) -> int:
-    return -(-value // factor) * factor
 
 
 def _duration(seconds: float) -> str:

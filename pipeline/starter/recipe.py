@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -27,6 +28,11 @@ class Recipe:
     strong: str
     model_args: dict[str, Scalar] = field(default_factory=dict)
     weight_decay: str = "0.0005"
+    optimizer: str = "sgd"
+    dropout: float = 0.2
+    stochastic_depth: float = 0.1
+    adaptation: Mapping[str, Scalar] = field(default_factory=dict)
+    """Keys that say how the network departs from the weights that it starts from."""
     precision: Literal["auto", "fp32"] = "auto"
     threads: int = 0
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
+import socket
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,11 +13,14 @@ import yaml
 from PIL import Image
 
 from pipeline.config import Config, load_config, parse
+from pipeline.config.methods import METHOD_CONFIGS
+from pipeline.config.unread import unread_keys
 from pipeline.errors import UserError
+from pipeline.models.format import ModelInfo, save_model
 from pipeline.models.registry import build
 from pipeline.packing.carve import Carve
 from pipeline.packing.pack import pack
-from pipeline.starter import speed
+from pipeline.starter import photographs, scratch, speed
 from pipeline.starter.plan import starting_config, threshold_for
 from pipeline.starter.recipe import recipe
 
@@ -41,14 +47,14 @@ def _measure_briefly(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(speed, "_MEASURE_S", 0.01)
 
 
-def config_of(folder: Path) -> tuple[Config, str]:
-    text = starting_config(folder)
+def config_of(folder: Path, **asked: Any) -> tuple[Config, str]:
+    text = starting_config(folder, **asked)
     return parse(Config, yaml.safe_load(text), "init"), text
 
 
 @pytest.mark.parametrize("side", [8, 32, 72])
 def test_it_fits_the_images(side: int, tmp_path: Path) -> None:
-    config, text = config_of(packed(tmp_path, side))
+    config, text = config_of(packed(tmp_path, side), encoder="none")
     assert config.teacher.image_size == config.student.image_size == side
     assert config.teacher.weak.crop == ("resized" if side > 64 else "pad")
     assert config.teacher.mean == pytest.approx([75 / 255] * 3, abs=0.03)  # levels 0-49 and 100-149 in equal parts
@@ -113,3 +119,148 @@ def test_every_recipe_is_a_network_with_residual_paths_to_drop(side: int, device
 def test_it_loads_as_the_file_that_users_write(tmp_path: Path) -> None:
     (tmp_path / "birds.yaml").write_text(starting_config(packed(tmp_path, 8)))
     assert load_config(tmp_path / "birds.yaml", ["teacher.steps=50"]).teacher.steps == 50
+
+
+# ---------------------------------------------------------------------------------------------------------- photographs
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return packed(tmp_path_factory.mktemp("photos"), 72)
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return packed(tmp_path_factory.mktemp("tiny"), 8)
+
+
+def at_speed(monkeypatch: pytest.MonkeyPatch, images_per_s: float) -> None:
+    """Have a machine of this speed, whatever the network."""
+    for module in (photographs, scratch):
+        monkeypatch.setattr(module, "training_speed", lambda *_: images_per_s)
+    monkeypatch.setattr(photographs, "prediction_speed", lambda *_: 3 * images_per_s)
+
+
+def test_photographs_start_from_a_pretrained_encoder_without_a_network(
+    photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("it opened a connection")
+
+    monkeypatch.setattr(socket, "socket", refuse)
+    at_speed(monkeypatch, 100)
+    config, text = config_of(photos)
+    assert config.teacher.start is not None
+    assert (config.teacher.start.model, config.teacher.image_size) == ("timm:tf_efficientnet_lite0.in1k", 224)
+    assert config.teacher.probe == {}
+    assert (config.rounds.on_features, config.rounds.num_rounds, config.rounds.start) == (3, 1, "init")
+    student = config.student
+    assert (student.model, student.start, student.image_size) == ("tf_efficientnet_lite0", None, 192)
+    assert (student.optimizer.lr, student.freeze_norm, student.layer_decay) == (0.002, True, 0.75)
+    assert "4.7 million parameters" in text
+    assert "downloads its weights (timm/tf_efficientnet_lite0.in1k, 19 MB)" in text
+    assert "mean" not in config.teacher.model_fields_set  # that of the encoder is taken
+
+
+@pytest.mark.parametrize("method", METHOD_CONFIGS)
+@pytest.mark.parametrize("form", ["photos", "tiny"])
+def test_every_method_gets_a_config_that_it_takes_and_reads(
+    method: str, form: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as no label smoothing for fixmatch, which would leave it no image."""
+    at_speed(monkeypatch, 100)
+    config, text = config_of(request.getfixturevalue(form), method=method)
+    assert config.method == method
+    assert unread_keys(config) == []
+    sections = {line.split(":")[0] for line in text.splitlines() if line[:1].isalpha()}
+    assert sections - {"seed", "method", "data", "evaluate", "runtime"} == set(METHOD_CONFIGS[method].reads) - (
+        {"label"} if method == "meta" else set()
+    )
+    if form == "photos":
+        start = config.teacher.start if "rounds" in sections else config.student.start
+        assert start is not None
+
+
+@pytest.mark.parametrize("form", ["photos", "tiny"])
+def test_steps_are_what_the_minutes_allow(
+    form: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at_speed(monkeypatch, 100)
+    steps = [config_of(request.getfixturevalue(form), minutes=m)[0].student.steps for m in (8, 16, 32)]
+    assert steps[1] == pytest.approx(2 * steps[0], rel=0.05)
+    assert steps[2] == pytest.approx(4 * steps[0], rel=0.05) or steps[2] == 500  # of so few images no more
+    assert "time      about 8 minutes" in config_of(request.getfixturevalue(form), minutes=8)[1]
+
+
+def test_more_than_an_hour_is_said_first(photos: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    at_speed(monkeypatch, 5)
+    assert "Note" not in starting_config(photos)
+    assert re.match(r"# Note: this takes about \d+ hours here; `selftrain init --minutes 30`", starting_config(tiny))
+    at_speed(monkeypatch, 0.5)
+    assert re.match(r"# Note: this takes about \d+ hours here, not 30 minutes", starting_config(photos))
+
+
+def test_a_fast_machine_gets_a_larger_encoder(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    at_speed(monkeypatch, 5000)
+    config, _ = config_of(photos)
+    assert config.student.model == "convnext_base"
+    assert config.student.optimizer.name == "adamw"
+    assert not config.student.freeze_norm  # it has no BatchNorm
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("timm:resnet5000", r"timm:resnet5000: timm has no architecture of that name; did you mean"),
+        ("timm:resnet50.nope", r"no such pretrained weights; there are: timm:resnet50\.\w+"),
+        ("timm:resnet9", r"timm:resnet9: timm has no such pretrained weights"),
+        ("resnet50", r"resnet50 does not exist; did you mean `timm:resnet50`\?"),
+        ("gone.safetensors", r"gone\.safetensors does not exist; give a file, or timm:"),
+        (__file__, r"does not say which network its weights are of; call the file as timm does"),
+    ],
+)
+def test_an_encoder_that_does_not_exist_is_refused(name: str, why: str, photos: Path) -> None:
+    with pytest.raises(UserError, match=rf"^--encoder .*{why}"):
+        starting_config(photos, encoder=name)
+
+
+def test_a_file_of_weights_says_its_network_by_its_name_or_beside_it(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also for small images, which get an encoder when one is named."""
+    info = ModelInfo(
+        schema=1,
+        architecture="wide_resnet10_1",
+        model_args={"bn_momentum": 0.2},
+        classes=("a", "b"),
+        input_size=(3, 24, 24),
+        mean=(0.5, 0.5, 0.5),
+        std=(0.5, 0.5, 0.5),
+        metrics={},
+        lineage={},
+    )
+    at_speed(monkeypatch, 100)
+    state = build("wide_resnet10_1", 2).state_dict()
+    for name in ("ours", "tf_efficientnet_lite0.in1k"):
+        save_model(tmp_path / f"{name}.safetensors", state, info)
+    (tmp_path / "tf_efficientnet_lite0.in1k.json").unlink()
+    config, text = config_of(tiny, encoder=str(tmp_path / "ours.safetensors"))
+    assert (config.teacher.model, config.teacher.image_size, config.student.image_size) == ("wide_resnet10_1", 24, 24)
+    assert config.student.model_args == {"bn_momentum": 0.2}
+    assert "download" not in text
+    config, _ = config_of(tiny, encoder=str(tmp_path / "tf_efficientnet_lite0.in1k.safetensors"))
+    assert (config.teacher.model, config.teacher.image_size) == ("tf_efficientnet_lite0", 224)
+
+
+def test_an_encoder_of_one_size_is_fine_tuned_at_that_size(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    at_speed(monkeypatch, 100)
+    config, _ = config_of(photos, encoder="timm:vit_small_patch14_dinov2.lvd142m")
+    assert config.teacher.image_size == config.student.image_size == 224
+    assert config.teacher.model_args == config.student.model_args == {"img_size": 224}
+
+
+def test_a_wrong_method_or_time_is_refused(tiny: Path) -> None:
+    with pytest.raises(UserError, match=r"--method fixmach is unknown; did you mean `fixmatch`"):
+        starting_config(tiny, method="fixmach")
+    with pytest.raises(UserError, match=r"--minutes must be a positive number, not -3"):
+        starting_config(tiny, minutes=-3)
