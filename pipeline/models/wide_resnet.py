@@ -97,10 +97,6 @@ class WideResNet(nn.Module):
         logits: Tensor = self.fc(pooled)
         return logits
 
-    def get_classifier(self) -> nn.Module:
-        """The last layer, as timm's networks give it."""
-        return self.fc
-
     def forward(self, x: Tensor) -> Tensor:
         """Images [B, 3, H, W] -> logits [B, num_classes]."""
         return self.forward_head(self.forward_features(x))

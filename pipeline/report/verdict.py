@@ -56,8 +56,8 @@ def judge(run: RunRecord) -> Verdict:
         return Verdict(_unfinished(run), {}, finished=False)
     round_, by = run.result["final"]["round"], run.config.rounds.judge_by
     if FINAL not in run.test:
-        said = run.result_of(round_)
-        val = run.result["final"]["val_top1"] if by == "top1" else said["judged"]
+        entry = run.result_of(round_)
+        val = run.result["final"]["val_top1"] if by == "top1" else entry["judged"]
         chosen = f"The final model is that of round {round_}, {_right_on(val, by, 'of the val images', 'on val')}."
         if run.control is not None and not run.control.complete:
             return Verdict((chosen, "This run is not finished: its control is under way."), {}, finished=False)
@@ -75,8 +75,8 @@ def judge(run: RunRecord) -> Verdict:
         name = "the teacher, fine-tuned," if is_finetuned else "the teacher"
         why = f"No student beat the round 0 teacher on val, so {name} is the final model; it" if had_students else "It"
         gains = {PROBE: _gain(PROBE, run, by)} if PROBE in run.test else {}
-        sentences = (f"{why} is {head}.", *_beside_probe(gains, PROBE), *_of_uneven(run, by, ()))
-        return Verdict(sentences, gains, finished=True)
+        said = (f"{why} is {head}.", *_beside_probe(gains, PROBE), *_of_uneven(run, by, ()))
+        return Verdict(said, gains, finished=True)
     others = [name for name in (TEACHER, CONTROL, PROBE) if name in run.test and (name != TEACHER or round_ > 0)]
     gains = {name: _gain(name, run, by) for name in others}
     first = next((train for train in run.trainings if train.role == "teacher"), None)
