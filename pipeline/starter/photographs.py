@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pipeline.starter.encoder import ENCODERS, Encoder, find_encoder
 from pipeline.starter.given import Given, Lengths
 from pipeline.starter.presets import finetuning_preset
+from pipeline.starter.pretrained import ENCODERS, Encoder, find_encoder
 from pipeline.starter.recipe import Recipe
 from pipeline.starter.speed import Network, prediction_speed, training_speed
 
