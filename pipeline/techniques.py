@@ -305,7 +305,7 @@ TECHNIQUES: dict[str, Technique] = {
 PLUMBING = frozenset(
     {
         *("training.model", "training.model_args", "training.image_size", "training.mean", "training.std"),
-        *("training.crop_pct", "training.interpolation"),
+        *("training.crop_pct", "training.crop_mode", "training.interpolation"),
         *("training.steps", "training.batch_size", "training.unlabeled_ratio", "training.accumulation"),
         *("training.loss_normalization", "training.keep", "training.evaluations"),
         *("training.optimizer.name", "training.optimizer.lr", "training.optimizer.lr_batch_size"),

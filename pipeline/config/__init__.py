@@ -6,7 +6,18 @@ enters them unless it is off. Of `runtime`, precision and compile enter; device,
 stage's environment, which a resume must meet. The same models are the parameters of the Prefect flow.
 """
 
-from pipeline.config.base import Interpolation, JudgeBy, Precision, Scalar, Section, changed, dump_yaml, parse, semantic
+from pipeline.config.base import (
+    CropMode,
+    Interpolation,
+    JudgeBy,
+    Precision,
+    Scalar,
+    Section,
+    changed,
+    dump_yaml,
+    parse,
+    semantic,
+)
 from pipeline.config.config import Config, Rounds
 from pipeline.config.data import SPLITS, Data, Split
 from pipeline.config.evaluate import Evaluate
@@ -27,6 +38,7 @@ __all__ = [
     "Adaptation",
     "Adjuster",
     "Config",
+    "CropMode",
     "Cutmix",
     "Data",
     "Evaluate",

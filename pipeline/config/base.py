@@ -18,6 +18,7 @@ Positive = Annotated[int, Field(gt=0)]
 NonNegative = Annotated[int, Field(ge=0)]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Interpolation = Literal["bicubic", "bilinear"]
+CropMode = Literal["center", "squash"]
 Scalar = bool | int | float | str
 JudgeBy = Literal["top1", "balanced_accuracy", "macro_f1"]
 """The figure on val by which models are chosen."""

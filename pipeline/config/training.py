@@ -6,7 +6,7 @@ from typing import Annotated, Literal, TypeVar
 
 from pydantic import Field, model_validator
 
-from pipeline.config.base import Interpolation, NonNegative, Positive, Probability, technique
+from pipeline.config.base import CropMode, Interpolation, NonNegative, Positive, Probability, technique
 from pipeline.config.mixing import Cutmix, Mixup
 from pipeline.config.network import Adaptation, NetworkSettings, Optimizer
 from pipeline.config.probe import Probe
@@ -49,6 +49,9 @@ class Training(NetworkSettings):
     crop_pct: Annotated[float, Field(gt=0, le=1)] = technique(1.0, off=1.0)
     """Side of the centre square that the model sees in labeling and evaluation, as a share of the shorter side of the
     image. Lower it if what matters is in the middle. With a `start`, the default is what its weights expect."""
+    crop_mode: CropMode = technique("center", off="center")
+    """What becomes of an image that is no square, in labeling and evaluation: `center` takes the centre square, and
+    `squash` squeezes the whole image into it. With a `start`, the default is what its weights expect."""
     interpolation: Interpolation = technique("bicubic", off="bicubic")
     """The filter by which images are resized, with antialiasing. With a `start`, the default is what its weights
     expect."""

@@ -23,7 +23,7 @@ from pipeline.views import Views
 
 def reader_of(info: ModelInfo, dataset: Dataset, data: Data) -> Reader:
     """The reader that reads the images of a data set as a model sees them."""
-    return Reader(dataset, info.read_size, data, interpolation=info.interpolation)
+    return Reader(dataset, info.read_size, data, interpolation=info.interpolation, crop_mode=info.crop)
 
 
 class Predictor:

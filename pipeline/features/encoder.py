@@ -38,6 +38,7 @@ def encoder_settings(training: Training) -> dict[str, Any]:
         "std": training.std,
         "crop_pct": training.crop_pct,
         "interpolation": training.interpolation,
+        "crop_mode": training.crop_mode,
         "flip": probe.flip,
         "batch_size": probe.batch_size,
     }
@@ -68,6 +69,7 @@ def build_encoder(
         std=training.std,
         crop_pct=training.crop_pct,
         interpolation=training.interpolation,
+        crop=training.crop_mode,
         metrics={},
         lineage=dict(lineage),
     )

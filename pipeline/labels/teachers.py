@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from pipeline.arrays import F32Array, I64Array
+from pipeline.config import CropMode, Interpolation
 from pipeline.errors import UserError
 from pipeline.evaluate.calibration import fit_temperature
 from pipeline.evaluate.metrics import compute_metrics
@@ -28,7 +29,7 @@ from pipeline.stages.jobs import LabelJob
 from pipeline.stages.machine import device_of
 from pipeline.threads import read_ahead
 
-Seen = tuple[int, str]
+Seen = tuple[int, Interpolation, CropMode]
 """What tells apart the images that teachers see: equal ones are read once."""
 
 
@@ -43,7 +44,7 @@ class Teacher:
     @property
     def seen(self) -> Seen:
         """What it sees of images."""
-        return self.predictor.info.read_size, self.predictor.info.interpolation
+        return self.predictor.info.seen
 
 
 def open_teachers(job: LabelJob, dataset: Dataset) -> list[Teacher]:

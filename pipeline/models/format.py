@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import timm
 import torch
@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from typing_extensions import TypedDict  # pydantic takes typing's from Python 3.12 on
 
-from pipeline.config import Interpolation, Scalar, Section, changed, parse
+from pipeline.config import CropMode, Interpolation, Scalar, Section, changed, parse
 from pipeline.errors import UserError
 from pipeline.files import check_shape, read_as, read_json, write_bytes, write_json
 from pipeline.models.checkpoints import read_checkpoint
@@ -47,7 +47,8 @@ class ModelInfo(Section):
     mean: Numbers
     """Mean of RGB in [0, 1]."""
     std: Numbers
-    crop: Literal["center"] = "center"
+    crop: CropMode = "center"
+    """What becomes of an image that is no square (timm's `crop_mode`)."""
     crop_pct: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Side of the centre square that the model sees, as a share of the image's shorter side."""
     interpolation: Interpolation = "bicubic"
@@ -58,6 +59,11 @@ class ModelInfo(Section):
     def read_size(self) -> int:
         """The side at which images are read, of which the model sees the centre (timm's rounding)."""
         return math.floor(self.input_size[-1] / self.crop_pct)
+
+    @property
+    def seen(self) -> tuple[int, Interpolation, CropMode]:
+        """How images are read for the model; models of which it is equal see the same pixels."""
+        return self.read_size, self.interpolation, self.crop
 
     def with_metrics(self, metrics: dict[str, Any]) -> ModelInfo:
         """The same description with these figures."""

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import timm
 
-from pipeline.config import Start, Training, changed
+from pipeline.config import CropMode, Start, Training, changed
 from pipeline.errors import UserError
 from pipeline.models.format import find_weights, read_info
 from pipeline.models.registry import suggest
@@ -16,7 +16,7 @@ from pipeline.models.weights import TIMM, tells_itself
 
 log = logging.getLogger("selftrain.models")
 
-KEYS = ("image_size", "mean", "std", "crop_pct", "interpolation")
+KEYS = ("image_size", "mean", "std", "crop_pct", "crop_mode", "interpolation")
 """The keys of a training that say what its model sees."""
 
 
@@ -60,7 +60,11 @@ def input_of(start: Start, architecture: str) -> dict[str, Any]:
         return _of_timm(start.model.removeprefix(TIMM))
     if tells_itself(start):
         info = read_info(Path(start.model))
-        return {"image_size": info.input_size[-1], **{key: getattr(info, key) for key in KEYS[1:]}}
+        return {
+            **{key: getattr(info, key) for key in ("mean", "std", "crop_pct", "interpolation")},
+            "crop_mode": info.crop,
+            "image_size": info.input_size[-1],
+        }
     stem = find_weights(Path(start.model)).stem
     return next((_of_timm(name) for name in (stem, architecture) if "." in name and _is_pretrained(name)), {})
 
@@ -78,13 +82,14 @@ def _of_timm(name: str) -> dict[str, Any]:
         raise UserError(f"`start.model`: {error} timm.list_pretrained() names all that have weights") from error
     if expected is None:
         return {}
-    if expected.crop_mode != "center":
+    if expected.crop_mode not in get_args(CropMode):
         log.warning("%s was evaluated with images cropped by %r; here the centre is taken", name, expected.crop_mode)
     return {
         "image_size": expected.input_size[-1],
         "mean": expected.mean,
         "std": expected.std,
         "crop_pct": expected.crop_pct,
+        "crop_mode": expected.crop_mode if expected.crop_mode in get_args(CropMode) else "center",
         "interpolation": expected.interpolation,
     }
 

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pipeline.config import SPLITS, Data, Interpolation, Split
+from pipeline.config import SPLITS, CropMode, Data, Interpolation, Split
 from pipeline.errors import UserError
 from pipeline.packing.source import EXTENSIONS, Source, open_source
 from pipeline.shards.dataset import Dataset, Shard, open_split
@@ -57,7 +57,7 @@ class Images:
         """A digest of the names, of their order, and of the state of the files."""
         return digest([[os.fsencode(place.name).hex() for place in self.places], self.state])
 
-    def pixels(self, row: int, size: int, interpolation: Interpolation) -> tuple[Pixels, Facts]:
+    def pixels(self, row: int, size: int, interpolation: Interpolation, crop_mode: CropMode) -> tuple[Pixels, Facts]:
         """An image as a model sees it, uint8 [size, size, 3], as `Reader` decodes it; and what is to be told of it.
 
         Raises:
@@ -69,7 +69,7 @@ class Images:
         sample = to_sample(file.values, name)
         if sample.ndim == 1:
             raise UserError(f"{name} is a vector and no image")
-        return resize_to(np.asarray(sample, np.uint8), size, interpolation), facts_of(file)
+        return resize_to(np.asarray(sample, np.uint8), size, interpolation, crop_mode), facts_of(file)
 
 
 @contextlib.contextmanager

@@ -14,13 +14,13 @@ import torch
 
 from pipeline import __version__
 from pipeline.arrays import I64Array
-from pipeline.config import Evaluate, Interpolation, Runtime, Split
+from pipeline.config import Evaluate, Runtime, Split
 from pipeline.errors import UserError
 from pipeline.evaluate.metrics import NotFinite
 from pipeline.evaluate.on_demand import TestRead
 from pipeline.evaluate.predictor import Predictor
 from pipeline.files import as_utf8, write_csv
-from pipeline.models.format import load_model, model_digest
+from pipeline.models.format import ModelInfo, load_model, model_digest
 from pipeline.predict.formats import FEATURES, FORMATS, Block, check_extension, write_features, write_rows
 from pipeline.predict.images import Images, open_images
 from pipeline.predict.parts import (
@@ -161,7 +161,7 @@ def _make_parts(
     with ThreadPoolExecutor(num_cores(), "decode") as pool:
 
         def read(rows: I64Array) -> _Batch:
-            return _read(images, rows, predictor.info.read_size, predictor.info.interpolation, pool)
+            return _read(images, rows, predictor.info, pool)
 
         every = (
             np.arange(start, min(start + batch_size, len(images)))
@@ -181,19 +181,21 @@ def _make_parts(
     return paths
 
 
-def _read(images: Images, rows: I64Array, size: int, interpolation: Interpolation, pool: ThreadPoolExecutor) -> _Batch:
+def _read(images: Images, rows: I64Array, info: ModelInfo, pool: ThreadPoolExecutor) -> _Batch:
     """The images of some rows, without the bad ones."""
 
     def one(row: int) -> tuple[Pixels, Facts] | str:
         try:
-            return images.pixels(row, size, interpolation)
+            return images.pixels(row, *info.seen)
         except UserError as error:
             return str(error)
 
     names = [images.places[row].name for row in rows.tolist()]
     results = list(zip(names, pool.map(one, rows.tolist()), strict=True))
     good = [(name, *result) for name, result in results if not isinstance(result, str)]
-    pixels = np.stack([each[1] for each in good]) if good else np.zeros((1, size, size, 3), np.uint8)
+    pixels = (
+        np.stack([each[1] for each in good]) if good else np.zeros((1, info.read_size, info.read_size, 3), np.uint8)
+    )
     bad = {name: result for name, result in results if isinstance(result, str)}
     return _Batch([each[0] for each in good], pixels, [each[2] for each in good], bad)
 

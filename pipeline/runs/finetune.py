@@ -38,6 +38,7 @@ def finetuning(settings: Finetune, model: Path, recipe: Training) -> Training:
         mean=info.mean,
         std=info.std,
         crop_pct=info.crop_pct,
+        crop_mode=info.crop,
         interpolation=info.interpolation,
         weak=WeakView(crop="none", flip=recipe.weak.flip),
         strong=StrongView(num_ops=0),

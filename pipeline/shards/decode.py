@@ -13,7 +13,7 @@ import numpy.typing as npt
 from PIL import ExifTags, Image, UnidentifiedImageError
 from PIL.TiffImagePlugin import TiffImageFile
 
-from pipeline.config import Interpolation
+from pipeline.config import CropMode, Interpolation
 from pipeline.errors import UserError
 from pipeline.shards.jpeg import decode_plain
 from pipeline.shards.magic import HEAD, describe, image_kind
@@ -240,8 +240,12 @@ def content_hash(sample: Pixels | Vector) -> bytes:
 _FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 
 
-def resize_to(image: Pixels, size: int, interpolation: Interpolation = "bicubic") -> Pixels:
-    """Shorter side to `size`, then the centre square: uint8 [size, size, 3]. Pillow's filters, antialiased.
+def resize_to(
+    image: Pixels, size: int, interpolation: Interpolation = "bicubic", crop_mode: CropMode = "center"
+) -> Pixels:
+    """Shorter side to `size`, then the centre square; with `squash` both sides to `size`: uint8 [size, size, 3].
+
+    Pillow's filters, antialiased.
 
     Identity if the image fits.
     """
@@ -251,7 +255,7 @@ def resize_to(image: Pixels, size: int, interpolation: Interpolation = "bicubic"
     side = min(height, width)
     left, top = (width - side) / 2, (height - side) / 2
     # One call for both keeps the cost bounded: a 1 x 1,000,000 strip must not become 32 x 32,000,000.
-    box = (left, top, left + side, top + side)
+    box = (0, 0, width, height) if crop_mode == "squash" else (left, top, left + side, top + side)
     return np.asarray(Image.fromarray(image).resize((size, size), _FILTERS[interpolation], box=box))
 
 

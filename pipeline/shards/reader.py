@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.arrays import F32Array, I64Array
-from pipeline.config import Data, Interpolation
+from pipeline.config import CropMode, Data, Interpolation
 from pipeline.errors import UserError
 from pipeline.files import atomic_file
 from pipeline.shards.cache import CachedImages, open_cache, worth_of, write_cache
@@ -55,10 +55,11 @@ class Reader:
         data: Data,
         *,
         interpolation: Interpolation = "bicubic",
+        crop_mode: CropMode = "center",
         progress: Progress | None = None,
     ) -> None:
         self._dataset = dataset
-        self._size, self._interpolation = size, interpolation
+        self._size, self._interpolation, self._crop_mode = size, interpolation, crop_mode
         self._shape = (size, size, 3)
         self._pool = ThreadPoolExecutor(data.decode_workers or num_cores(), "decode")
         self._cached: list[CachedImages] | None = None
@@ -112,12 +113,12 @@ class Reader:
 
     def _fitted(self, data: bytes, name: str, _: int) -> Pixels:
         # Twice the target leaves the resize enough to antialias.
-        return resize_to(decode(data, name, at_least=2 * self._size), self._size, self._interpolation)
+        return resize_to(decode(data, name, at_least=2 * self._size), self._size, self._interpolation, self._crop_mode)
 
     # ------------------------------------------------------------------------------------------------------- the cache
 
     def _paths(self, folder: Path) -> list[Path]:
-        names = (_cache_name(shard, self._size, self._interpolation) for shard in self._dataset.shards)
+        names = (_cache_name(shard, self._size, self._interpolation, self._crop_mode) for shard in self._dataset.shards)
         return [folder / f"{name}.npy" for name in names]
 
     def _is_worth_it(self, folder: Path) -> bool:
@@ -202,12 +203,11 @@ def read_vectors(dataset: Dataset) -> F32Array:
     return np.stack(rows)
 
 
-def _cache_name(shard: Shard, size: int, interpolation: Interpolation) -> str:
+def _cache_name(shard: Shard, size: int, interpolation: Interpolation, crop_mode: CropMode) -> str:
     # The offsets tell which samples of the tar are used: skipping bad images changes them, not the tar.
     state = hashlib.blake2b(shard.index.offset.tobytes(), digest_size=16)
-    other = (
-        "" if interpolation == "bicubic" else f" {interpolation}"
-    )  # caches from before there was a choice stay valid
+    # Caches from before there was a choice stay valid.
+    other = "".join(f" {value}" for value in (interpolation, crop_mode) if value not in ("bicubic", "center"))
     state.update(f"{shard.sha256} {size} {DECODER_VERSION}{other}".encode())
     return f"{shard.sha256[:16]}-{size}-{state.hexdigest()}"
 

@@ -155,6 +155,7 @@ class Setup:
             std=job.training.std,
             crop_pct=job.training.crop_pct,
             interpolation=job.training.interpolation,
+            crop=job.training.crop_mode,
             metrics={},
             lineage={"role": role, **self.lineage, "round": job.round, "seed": job.seed},
         )
@@ -171,7 +172,9 @@ class Setup:
         training, data = self.job.training, self.job.data
         if training.weak.crop == "resized":  # which is cut from the stored images
             data = changed(data, cache="never")
-        return Reader(dataset, training.image_size, data, interpolation=training.interpolation)
+        return Reader(
+            dataset, training.image_size, data, interpolation=training.interpolation, crop_mode=training.crop_mode
+        )
 
     def _crops(self, num_views: int) -> ResizedCrops | None:
         """What cuts the images of the training, with a crop per view; None if they are read whole."""

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from pipeline.arrays import F32Array
+from pipeline.config import CropMode, Interpolation
 from pipeline.evaluate.judged import write_judged
 from pipeline.evaluate.metrics import compute_metrics
 from pipeline.evaluate.predictor import Predictor, predict, reader_of
@@ -26,7 +27,7 @@ class Validation:
     def __init__(self, setup: Setup) -> None:
         self.setup = setup
         self.val = open_split(setup.job.data, "val")
-        self._readers: dict[tuple[int, str], Reader] = {}
+        self._readers: dict[tuple[int, Interpolation, CropMode], Reader] = {}
 
     def evaluate(self, networks: Mapping[str, Network]) -> dict[str, float]:
         """The figures of the averaged weights, as columns of metrics.jsonl; after the first network only accuracies."""
@@ -52,7 +53,7 @@ class Validation:
     def _predict(self, model: nn.Module, info: ModelInfo) -> F32Array:
         """The log-probabilities of val, [N, C]."""
         job, accelerator = self.setup.job, self.setup.accelerator
-        seen = info.read_size, info.interpolation
+        seen = info.seen
         if seen not in self._readers:
             self._readers[seen] = reader_of(info, self.val, job.data)
         precision, flip = job.runtime.precision, job.evaluate.flip
