@@ -103,7 +103,8 @@ def _later_ones(images: Images, splits: U8Array) -> dict[int, int]:
     contents = images.contents[order]
     starts = np.flatnonzero(np.r_[True, contents[1:] != contents[:-1]])
     first = np.repeat(order[starts], np.diff(np.r_[starts, len(order)]))
-    return {int(row): int(one) for row, one in zip(order, first, strict=True) if row != one}
+    later = order != first
+    return dict(zip(order[later].tolist(), first[later].tolist(), strict=True))
 
 
 def _with_several_labels(images: Images, labeled: BoolArray) -> BoolArray:

@@ -100,7 +100,7 @@ def advice_for_table(source: Source, table: str, again: str) -> str:
         parsed = parse_table(table, source.read(table))
         columns = choose_columns(parsed, ImageNames(source.names), command)
     except UserError as error:
-        return f"labels are not read from {table} by itself ({error})"
+        return f"it is not clear how {table} has labels ({error})"
     label = "" if columns.label is None else f" --label-column {shlex.quote(columns.label)}"
     return f"read the labels in {table}:\n  {command} --image-column {shlex.quote(columns.image)}{label}"
 
