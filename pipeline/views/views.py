@@ -23,6 +23,7 @@ from pipeline.views.randaugment import RandAugment
 # Columns of the draws. Each number has its own column, so that turning one kind of noise off changes no other.
 _TOP, _LEFT, _FLIP, _, _, _CUT_TOP, _CUT_LEFT = range(7)
 _RANDAUGMENT = 8
+_CACHED_NUMBERS = 1 << 17
 
 Draws = F64Array
 
@@ -133,9 +134,19 @@ class Views:
         return crop(images, place[0], place[1] != 0, self._padding) if self._padding else mirror(images, *place)
 
     def _normalize(self, view: Tensor) -> Tensor:
+        flat = view.flatten(1)
+        floats = _empty(flat.shape, self._device)
+        # A host takes so few images at a time that they stay in its cache.
+        num = max(_CACHED_NUMBERS // flat.shape[1] if self._device.type == "cpu" else len(flat), 1)
         # Multiply and add stay apart: a fused one may round differently at the end of a batch than within it.
-        flat = view.flatten(1).float().mul_(self._scale).add_(self._shift)
-        return flat.view(view.shape).permute(0, 3, 1, 2)
+        for part, pixels in zip(floats.split(num), flat.split(num), strict=True):
+            part.copy_(pixels).mul_(self._scale).add_(self._shift)
+        return floats.view(view.shape).permute(0, 3, 1, 2)
+
+
+def _empty(shape: torch.Size, device: torch.device) -> Tensor:
+    """Uninitialized float32. On a host by numpy, which asks for huge pages: their first use takes half of the time."""
+    return torch.from_numpy(np.empty(shape, np.float32)) if device.type == "cpu" else torch.empty(shape, device=device)
 
 
 def _crop_of(images: Tensor, view: int) -> Tensor:
