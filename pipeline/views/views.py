@@ -17,12 +17,13 @@ from pipeline.arrays import F64Array, I32Array, U64Array
 from pipeline.config import StrongView, WeakView
 from pipeline.errors import UserError
 from pipeline.randomness import Purpose, key_of, uniforms
-from pipeline.views.geometry import crop, cut_out, fit
+from pipeline.views.geometry import crop, cut_out, fit, mirror
 from pipeline.views.randaugment import RandAugment
 
 # Columns of the draws. Each number has its own column, so that turning one kind of noise off changes no other.
 _TOP, _LEFT, _FLIP, _, _, _CUT_TOP, _CUT_LEFT = range(7)
 _RANDAUGMENT = 8
+_CACHED_NUMBERS = 1 << 17
 
 Draws = F64Array
 
@@ -93,8 +94,7 @@ class Views:
         """The weak view before normalization, uint8 [B, S, S, 3]."""
         images = _crop_of(images, 0)
         draws = self._draw(images, positions, purpose, _RANDAUGMENT)
-        place, flip = _upload(self._corners(draws), self._flip(draws), device=self._device)
-        return self._crop(images, place, flip)
+        return self._crop(images, *_upload(*self._place(draws), device=self._device))
 
     def strong_uint8(self, images: Tensor, positions: U64Array, purpose: Purpose = "strong") -> Tensor:
         """The strong view before normalization, uint8 [B, S, S, 3]."""
@@ -102,9 +102,9 @@ class Views:
         draws = self._draw(images, positions, purpose, _RANDAUGMENT + 2 * self._strong.num_ops)
         plan = self._randaugment.draw(draws[:, _RANDAUGMENT:])
         squares = (draws[:, [_CUT_TOP, _CUT_LEFT]] * self._size).astype(np.int32) - self._strong.cutout // 2
-        arrays = (self._corners(draws), self._flip(draws), plan.order, plan.parameters, squares)
-        place, flip, order, parameters, corners = _upload(*arrays, device=self._device)
-        view = self._crop(images, place, flip)
+        arrays = (*self._place(draws), plan.order, plan.parameters, squares)
+        *place, order, parameters, corners = _upload(*arrays, device=self._device)
+        view = self._crop(images, *place)
         if plan.counts and len(view):
             view = self._randaugment.apply(view, order, parameters, plan.counts)
         return cut_out(view, corners, self._strong.cutout) if self._strong.cutout else view
@@ -117,24 +117,36 @@ class Views:
             )
         return uniforms(key_of(self._seed, purpose, *self._coordinates), positions, num_draws)
 
-    def _flip(self, draws: Draws) -> I32Array:
-        return ((draws[:, _FLIP] < 0.5) & self._weak.flip).astype(np.int32)
-
-    def _corners(self, draws: Draws) -> I32Array:
-        """Where the weak view is cut from the padded image, [B, 2]."""
-        return (draws[:, [_TOP, _LEFT]] * (2 * self._padding + 1)).astype(np.int32)
+    def _place(self, draws: Draws) -> list[I32Array]:
+        """What `_crop` needs: the corners [B, 2] and flips [B] of crops, or the rows that are mirrored alone."""
+        flip = (draws[:, _FLIP] < 0.5) & self._weak.flip
+        if not self._padding:
+            return [np.flatnonzero(flip).astype(np.int32)]
+        corners = draws[:, [_TOP, _LEFT]] * (2 * self._padding + 1)
+        return [corners.astype(np.int32), flip.astype(np.int32)]
 
     @property
     def _padding(self) -> int:
         return self._weak.padding if self._weak.crop == "pad" else 0
 
-    def _crop(self, images: Tensor, corners: Tensor, flip: Tensor) -> Tensor:
-        return crop(fit(images, self._size), corners, flip != 0, self._padding)
+    def _crop(self, images: Tensor, *place: Tensor) -> Tensor:
+        images = fit(images, self._size)
+        return crop(images, place[0], place[1] != 0, self._padding) if self._padding else mirror(images, *place)
 
     def _normalize(self, view: Tensor) -> Tensor:
+        flat = view.flatten(1)
+        floats = _empty(flat.shape, self._device)
+        # A host takes so few images at a time that they stay in its cache.
+        num = max(_CACHED_NUMBERS // flat.shape[1] if self._device.type == "cpu" else len(flat), 1)
         # Multiply and add stay apart: a fused one may round differently at the end of a batch than within it.
-        flat = view.flatten(1).float().mul_(self._scale).add_(self._shift)
-        return flat.view(view.shape).permute(0, 3, 1, 2)
+        for part, pixels in zip(floats.split(num), flat.split(num), strict=True):
+            part.copy_(pixels).mul_(self._scale).add_(self._shift)
+        return floats.view(view.shape).permute(0, 3, 1, 2)
+
+
+def _empty(shape: torch.Size, device: torch.device) -> Tensor:
+    """Uninitialized float32. On a host by numpy, which asks for huge pages: their first use takes half of the time."""
+    return torch.from_numpy(np.empty(shape, np.float32)) if device.type == "cpu" else torch.empty(shape, device=device)
 
 
 def _crop_of(images: Tensor, view: int) -> Tensor:

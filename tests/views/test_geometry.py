@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from pipeline.views import OPS
-from pipeline.views.geometry import FILL, crop, cut_out, fit, resample
+from pipeline.views.geometry import FILL, crop, cut_out, fit, mirror, resample
 from pipeline.views.randaugment import GEOMETRIC, RandAugment, rotation
 
 Images = npt.NDArray[np.uint8]
@@ -143,3 +143,13 @@ def test_fit_is_the_identity_at_the_same_size_and_near_pils_bicubic_otherwise(la
     expected = np.stack([np.asarray(image)[:, 24:124] for image in scaled])
     difference = np.abs(fit(images[:, :150], 100).numpy().astype(int) - expected)
     assert difference.mean() < 0.2
+
+
+def test_mirror_is_a_crop_without_padding_and_leaves_its_input_alone() -> None:
+    images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (5, 8, 8, 3), np.uint8))
+    before, rows = images.clone(), torch.tensor([0, 3], dtype=torch.int32)
+    flips = torch.tensor([True, False, False, True, False])
+    expected = crop(images, torch.zeros(5, 2, dtype=torch.int32), flips, 0)
+    assert torch.equal(mirror(images, rows), expected)
+    assert torch.equal(images, before)
+    assert mirror(images, rows[:0]).data_ptr() != images.data_ptr()
