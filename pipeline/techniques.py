@@ -273,6 +273,9 @@ TECHNIQUES: dict[str, Technique] = {
             "Guo 2017, 4.2",
         ),
         Technique("threshold", "select", ("select.threshold",), 0.3, "pipeline.selection.rules:select", "Xie 2020, 2"),
+        Technique(
+            "share", "select", ("select.share",), 0.5, "pipeline.selection.rules:select", "Cascante-Bonilla 2021, 3"
+        ),
         Technique("per_class", "select", ("select.per_class",), 100, "pipeline.selection.rules:select", "Xie 2020, 2"),
         Technique(
             "align",

@@ -240,14 +240,15 @@ def calibration(names: Sequence[str], bins: Sequence[ReliabilityBins]) -> bytes:
     return drawing.png
 
 
-def confidence_histogram(histogram: Histogram, threshold: float) -> bytes:
-    """The histogram of the confidences of a round's pseudo-labels; a line shows the threshold."""
+def confidence_histogram(histogram: Histogram, *thresholds: float) -> bytes:
+    """The histogram of the confidences of a round's pseudo-labels; lines show the threshold, or those of classes."""
     with canvas(width=WIDTH_IN * 0.4, height=PAIR_HEIGHT_IN) as drawing:
         (ax,) = drawing.axes
         ax.stairs(histogram["all"], histogram["edges"], fill=True, color=PALE, label="all")
         ax.stairs(histogram["kept"], histogram["edges"], fill=True, color=ACCENT, label="kept")
-        if threshold > 0:
-            ax.axvline(threshold, color=SECOND, lw=1.6, label="threshold")
+        for number, at in enumerate(sorted({at for at in thresholds if at > 0})):
+            thin = 1.6 / len(thresholds) ** 0.5
+            ax.axvline(at, color=SECOND, lw=thin, label=None if number else "threshold")
         ax.set(xlabel="confidence", ylabel="images", xlim=(0, 1))
         ax.grid(axis="x", visible=False)
         _title(ax, "Confidence")

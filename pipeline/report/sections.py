@@ -55,11 +55,18 @@ class RoundSection:
     round: RoundRecord
     teachers: str
     summary: Summary
+    cuts: tuple[float, ...]
+    """The thresholds of the classes, [C], where these differ."""
     histogram: bytes
     bars: bytes
     inspected: PseudoLabels | None
     problem: str
     """The reason why images and truth are not shown; empty if they are."""
+
+    @property
+    def is_aligned(self) -> bool:
+        """Whether the labels were aligned."""
+        return any("weight" in c for c in self.summary["classes"])
 
 
 def sections(run: RunRecord) -> dict[str, Any]:
@@ -181,11 +188,13 @@ def _round_section(
         except UserError as error:
             problem = str(error)
     threshold = round_.select.record["config"].get("threshold", 0.0) if round_.select is not None else 0.0
+    cuts = tuple(c["cut"] for c in summary["classes"] if "cut" in c)
     return RoundSection(
         round=round_,
         teachers=", ".join(title_of(t) for t in teachers_of(round_, run)) or "a model from outside the run",
         summary=summary,
-        histogram=plots.confidence_histogram(summary["histogram"], threshold),
+        cuts=cuts,
+        histogram=plots.confidence_histogram(summary["histogram"], *(cuts or [threshold])),
         bars=plots.per_class(summary),
         inspected=inspected,
         problem=problem,

@@ -17,6 +17,7 @@ from pipeline.arrays import BoolArray, F32Array, F64Array, I32Array, I64Array, U
 from pipeline.config import Select
 from pipeline.errors import UserError
 from pipeline.randomness import key_of, uniforms
+from pipeline.selection.alignment import exact_units, from_units
 from pipeline.selection.selection import Selection
 from pipeline.selection.summary import Tally
 
@@ -37,9 +38,11 @@ def select(
     """Select among N rows, given as arrays [N] with unique `ids`; `labeled_prior` is [C].
 
     A row is kept if its confidence is at least the threshold and it is among the first of its predicted class, up to
-    the class's target. The order within a class is by log-odds (descending), then by id (ascending). A class below its
-    target is duplicated: with r = min(target / kept, max_copies), a row has floor(r) copies, and one more if a uniform
-    number keyed by (seed, id) is below the fraction of r.
+    the class's target. The threshold `adaptive` is the mean confidence of all rows of the predicted class, set once
+    from these labels. Of the rows of a class that pass, `share` are left, rounded up. The order within a class is by
+    log-odds (descending), then by id (ascending). A class below its target is duplicated: with
+    r = min(target / kept, max_copies), a row has floor(r) copies, and one more if a uniform number keyed by (seed, id)
+    is below the fraction of r.
 
     The targets depend on `balance`. With `off` they are `per_class` (0: no limit), and nothing is duplicated. With
     `uniform` they are `per_class` for every class (0: the size of the largest class). With `prior` they follow the
@@ -51,10 +54,14 @@ def select(
         UserError: a log-odds is NaN, a label is not a class, two ids are equal, or the prior does not fit the classes.
     """
     num_classes = len(classes)
-    threshold = np.float32(config.threshold)
-    predicted, passing = _count(label, confidence, log_odds, threshold, num_classes)
-    target = _targets(passing, config, labeled_prior)
-    keep = np.minimum(passing, target)
+    predicted, mean_confidence = _predicted(label, confidence, log_odds, num_classes)
+    fixed = 0.0 if config.threshold == "adaptive" else config.threshold
+    adaptive = mean_confidence if config.threshold == "adaptive" else None
+    threshold = np.full(num_classes, fixed, np.float32) if adaptive is None else adaptive
+    passing = _passing(label, confidence, threshold)
+    left = np.ceil(np.round(config.share * passing, 6)).astype(np.int64)  # 0.07 * 100 is a little more than 7
+    target = _targets(left, config, labeled_prior)
+    keep = np.minimum(left, target)
     keeps = _keep_rule(label, confidence, log_odds, ids, threshold, passing, keep)
     ratio = np.minimum(target / np.maximum(keep, 1), config.max_copies)
 
@@ -72,7 +79,13 @@ def select(
         rows[begin:end] = kept + part.start
         copies[begin:end] = copies_of(ratio, kept_label, ids[part][kept], key)
         tally.add(confidence[part], kept_label, kept_confidence, copies[begin:end])
-    return Selection(rows, copies, tally.summary(classes, predicted, labeled_prior))
+    summary = tally.summary(classes, predicted, labeled_prior)
+    if config.threshold != 0 or config.share < 1:
+        summary["num_left"] = int(left.sum())
+    if adaptive is not None:
+        for line, value in zip(summary["classes"], adaptive.tolist(), strict=True):
+            line["cut"] = value
+    return Selection(rows, copies, summary)
 
 
 def copies_of(ratio: F64Array, label: I32Array, ids: U64Array, key: int) -> F64Array:
@@ -89,11 +102,14 @@ def _chunks(length: int) -> Iterator[slice]:
     return (slice(start, min(start + _CHUNK, length)) for start in range(0, length, _CHUNK))
 
 
-def _count(
-    label: I32Array, confidence: F32Array, log_odds: F32Array, threshold: np.float32, num_classes: int
-) -> tuple[I64Array, I64Array]:
-    """The number of rows per predicted class, [C]: of all rows, and of those that pass the threshold."""
-    predicted, passing = np.zeros(num_classes, np.int64), np.zeros(num_classes, np.int64)
+def _predicted(
+    label: I32Array, confidence: F32Array, log_odds: F32Array, num_classes: int
+) -> tuple[I64Array, F32Array]:
+    """The number of rows per predicted class, and their mean confidence, [C]; 0 of a class without rows.
+
+    The mean is at most the largest confidence, because its sum is exact and rounded down.
+    """
+    predicted, units = np.zeros(num_classes, np.int64), np.zeros(num_classes, np.uint64)
     for part in _chunks(len(label)):
         if np.isnan(log_odds[part]).any() or np.isnan(confidence[part]).any():
             row = part.start + int(np.argmax(np.isnan(log_odds[part]) | np.isnan(confidence[part])))
@@ -103,8 +119,17 @@ def _count(
                 f"pseudo-labels must be in 0..{num_classes - 1}, found {label[part].min()}..{label[part].max()}"
             )
         predicted += np.bincount(label[part], minlength=num_classes)
-        passing += np.bincount(label[part][confidence[part] >= threshold], minlength=num_classes)
-    return predicted, passing
+        np.add.at(units, label[part], exact_units(confidence[part]))
+    return predicted, (from_units(units) / np.maximum(predicted, 1)).astype(np.float32)
+
+
+def _passing(label: I32Array, confidence: F32Array, threshold: F32Array) -> I64Array:
+    """The number of rows per predicted class that reach its threshold, [C]."""
+    passing = np.zeros(len(threshold), np.int64)
+    for part in _chunks(len(label)):
+        inside = label[part][confidence[part] >= threshold[label[part]]]
+        passing += np.bincount(inside, minlength=len(threshold))
+    return passing
 
 
 def _targets(passing: I64Array, config: Select, labeled_prior: F64Array) -> I64Array:
@@ -139,7 +164,7 @@ def _keep_rule(
     confidence: F32Array,
     log_odds: F32Array,
     ids: U64Array,
-    threshold: np.float32,
+    threshold: F32Array,
     passing: I64Array,
     keep: I64Array,
 ) -> Callable[[slice], BoolArray]:
@@ -150,7 +175,7 @@ def _keep_rule(
     """
 
     def passes(part: slice) -> BoolArray:
-        return confidence[part] >= threshold
+        return confidence[part] >= threshold[label[part]]
 
     # A last log-odds of NaN keeps nothing; -inf with the largest id keeps all.
     last_odds = np.where(keep > 0, -np.inf, np.nan).astype(np.float32)

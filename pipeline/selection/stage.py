@@ -14,7 +14,7 @@ from pipeline.labels.store import LabelStore
 from pipeline.selection.alignment import Aligned, Labels, alignment
 from pipeline.selection.rules import prior_of, select
 from pipeline.selection.selection import SELECTION_FILES, write_selection
-from pipeline.selection.summary import Summary, summary_table
+from pipeline.selection.summary import Notice, Summary, summary_table
 from pipeline.shards.dataset import Dataset, open_split
 from pipeline.stages.fingerprint import StageInputs
 from pipeline.stages.folder import stage_record
@@ -25,6 +25,9 @@ log = logging.getLogger("selftrain.select")
 
 GROSS_DEVIATION = 0.3
 """A warning is logged above this total variation between the predicted and the labeled prior."""
+FEW = 0.01
+"""A threshold or share that leaves less than this share of the pool is warned of."""
+TENTH = 0.1
 
 
 def select_inputs(job: SelectJob) -> StageInputs:
@@ -68,6 +71,10 @@ def run_select(job: SelectJob, stage: Stage) -> None:
             line["weight"] = weight
     output().print(summary_table(summary))
     check_summary(summary, job.select)
+    if notices := find_notices(summary, job.select):
+        summary["warnings"] = notices
+        for notice in notices:
+            log.warning("%s: %s", notice["name"], notice["text"])
     write_selection(job.out, selection)
     stage.finish(
         SELECTION_FILES,
@@ -118,6 +125,30 @@ def check_summary(summary: Summary, config: Select) -> None:
             100 * worst["predicted_prior"],
             100 * worst["labeled_prior"],
         )
+
+
+def find_notices(summary: Summary, config: Select) -> list[Notice]:
+    """What the log, the summary and the report warn of, with the fix: a filter that leaves next to nothing."""
+    left, rows = summary.get("num_left", summary["num_rows"]), summary["num_rows"]
+    if left >= FEW * rows:
+        return []
+    if config.share < 1:
+        key, fix = f"select.share {config.share:g}", "raise it, e.g. to 0.5"
+    else:
+        key = f"select.threshold {config.threshold}"
+        fix = f"lower it to {_threshold_for(summary, TENTH):.2f}, which leaves a tenth or more, set it to adaptive, or "
+        fix += "take select.share in its place"
+    text = (
+        f"{key} leaves {left:,} of {rows:,} unlabeled images ({left / rows:.2%}), so students learn nearly nothing new"
+    )
+    return [Notice(name="few-pseudo-labels", text=f"{text}; {fix}")]
+
+
+def _threshold_for(summary: Summary, share: float) -> float:
+    """The highest edge of the histogram above which at least this share of all images is."""
+    edges, counts = summary["histogram"]["edges"], summary["histogram"]["all"]
+    above = np.cumsum(counts[::-1])[::-1]
+    return max(edges[i] for i in range(len(counts)) if above[i] >= share * summary["num_rows"])
 
 
 def _prior_of(labeled: Dataset) -> F64Array:

@@ -36,6 +36,8 @@ class ClassSummary(TypedDict):
     """The lowest confidence that was kept; None if nothing was."""
     mean_confidence: float | None
     """The mean confidence of the kept images; None if there are none."""
+    cut: NotRequired[float]
+    """With `threshold: adaptive`, the threshold of the class."""
     weight: NotRequired[float]
     """With `align`, the factor that its probabilities were multiplied by, before they were renormalized."""
 
@@ -46,6 +48,13 @@ class Histogram(TypedDict):
     edges: list[float]
     all: list[int]
     kept: list[int]
+
+
+class Notice(TypedDict):
+    """Something about a selection that its reader should know."""
+
+    name: str
+    text: str
 
 
 class Summary(TypedDict):
@@ -61,6 +70,9 @@ class Summary(TypedDict):
     """The distance of the predicted from the labeled prior: 0 if they are equal, 1 if they are disjoint."""
     classes: list[ClassSummary]
     histogram: Histogram
+    num_left: NotRequired[int]
+    """With `threshold` or `share`, the images that these leave, before `per_class` and balance."""
+    warnings: NotRequired[list[Notice]]
 
 
 class Tally:
@@ -141,13 +153,14 @@ def summary_table(summary: Summary) -> Table:
         ordered = sorted(classes, key=lambda c: c["kept"])
         shown = ordered[: _TABLE_ROWS // 2] + ordered[-_TABLE_ROWS // 2 :]
         note = f"; {_TABLE_ROWS} of {len(classes)} classes shown, all are in selection.json"
+    lowest = "cut" if any("cut" in c for c in classes) else "lowest"
     caption = (
         f"{summary['num_selected']:,} of {summary['num_rows']:,} images selected, {summary['num_copies']:,} with "
-        f"copies, effective size {summary['effective_size']:,.0f}{note}; lowest and mean are confidences"
+        f"copies, effective size {summary['effective_size']:,.0f}{note}; {lowest} and mean are confidences"
     )
     table = Table(title="Selected pseudo-labels", caption=caption)
     table.add_column("class", no_wrap=True)
-    for heading in ("predicted", "share", "labeled", "kept", "copies", "lowest", "mean"):  # short, to fit 80 columns
+    for heading in ("predicted", "share", "labeled", "kept", "copies", lowest, "mean"):  # short, to fit 80 columns
         table.add_column(heading, justify="right", no_wrap=True)
     for c in shown:
         counts = f"{c['predicted']:,}", f"{c['predicted_prior']:.1%}", f"{c['labeled_prior']:.1%}"
@@ -156,7 +169,7 @@ def summary_table(summary: Summary) -> Table:
             *counts,
             f"{c['kept']:,}",
             f"{c['copied']:,}",
-            _fraction(c["threshold"]),
+            _fraction(c.get("cut", c["threshold"])),
             _fraction(c["mean_confidence"]),
         )
     return table

@@ -69,6 +69,23 @@ def test_pseudo_label_accuracy_is_that_of_the_truth(run: Path) -> None:
     assert f"<b>{percent(float(right))}</b> of all pseudo-labels are right" in text_of(run)
 
 
+def test_thresholds_alignment_and_warnings_of_a_selection_are_shown(run: Path) -> None:
+    path = next(run.glob("rounds/1/select-*")) / "selection.json"
+    assert 'class="warning"' not in text_of(run)
+
+    def of_classes(summary: dict) -> None:
+        summary["warnings"] = [{"name": "few-pseudo-labels", "text": "lower it <now>"}]
+        for i, line in enumerate(summary["classes"]):
+            line |= {"cut": 0.321 + i / 1000, "weight": 1.0 + i / 100}
+
+    edit(path, of_classes)
+    page = text_of(run)
+    assert '<p class="warning"><b>few-pseudo-labels</b>: lower it &lt;now&gt;</p>' in page
+    assert "after distribution alignment" in page
+    for shown in ("32.1%", "33.0%", "&times; 1.09"):
+        assert shown in page
+
+
 def test_looking_at_images_does_not_decode_the_whole_data_set(run: Path) -> None:
     cache = read_run(run).config.data.cache_dir
     assert cache is not None

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import logging
+import re
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from pipeline.files import read_json
 from pipeline.report.plots import per_class
 from pipeline.selection.rules import select
 from pipeline.selection.selection import Selection, read_selection, write_selection
-from pipeline.selection.stage import check_summary, select_inputs
+from pipeline.selection.stage import check_summary, find_notices, select_inputs
 from pipeline.selection.summary import summary_table
 from pipeline.shards.dataset import Dataset, open_split
 from pipeline.stages.fingerprint import fingerprint
@@ -204,6 +205,54 @@ def test_a_class_mix_unlike_the_labeled_one_is_warned_of(caplog: pytest.LogCaptu
         caplog.clear()
         check_summary(select_some([0, 1, 2], [0.9] * 3, Select()).summary, Select())
         assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    ("filter", "fix"),
+    [
+        ({"threshold": 0.95}, r"lower it to 0\.50, which leaves a tenth or more, set it to adaptive, or take"),
+        ({"share": 0.001}, r"raise it, e\.g\. to 0\.5"),
+    ],
+)
+def test_a_filter_that_leaves_next_to_nothing_is_a_named_warning(filter: dict[str, float], fix: str) -> None:
+    config = Select.model_validate(filter)
+    label, confidence = [0, 1, 2] * 400, [0.99] * 3 + [0.51] * 1197
+    (notice,) = find_notices(select_some(label, confidence, config).summary, config)
+    assert notice["name"] == "few-pseudo-labels"
+    assert re.search(r"leaves [36] of 1,200 unlabeled images \(0\.[25]", notice["text"])
+    assert re.search(fix, notice["text"])
+    per_class = Select(per_class=1)  # which is a size that somebody wants
+    assert not find_notices(select_some(label, confidence, per_class).summary, per_class)
+
+
+def test_the_warning_is_in_the_log_and_in_the_summary(
+    tmp_path: Path,
+    data: Data,
+    write_stage: WriteStage,
+    logits: F32Array,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("pipeline.selection.stage.FEW", 0.9)
+    labels = write_stage(logits)
+    run_stage(job_of(tmp_path, data, labels, Select(threshold=0.9)))
+    (notice,) = read_selection(tmp_path / "select").summary["warnings"]
+    assert f"few-pseudo-labels: {notice['text']}" in caplog.text
+    caplog.clear()
+    run_stage(job_of(tmp_path, data, labels, Select(), out="all"))
+    assert "warnings" not in read_selection(tmp_path / "all").summary
+    assert "num_left" not in read_selection(tmp_path / "all").summary
+
+
+def test_thresholds_per_class_are_in_the_table_and_the_summary() -> None:
+    selection = select_some([0, 0, 1, 1], [0.9, 0.7, 0.6, 0.5], Select(threshold="adaptive"), num_classes=2)
+    assert selection.rows.tolist() == [0, 2]
+    assert [c["cut"] for c in selection.summary["classes"]] == pytest.approx([0.8, 0.55])
+    console = Console(width=80)
+    with console.capture() as capture:
+        console.print(summary_table(selection.summary))
+    assert "0.8000" in capture.get()
+    assert "cut" in capture.get()
 
 
 def test_the_threshold_is_compared_in_float32() -> None:
