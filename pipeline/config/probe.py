@@ -18,6 +18,9 @@ class Probe(Section):
     from 1e-5 to 10 with which val is likeliest."""
     flip: bool = technique(False, off=False)
     """Whether features are the mean over an image and its mirror image, which doubles the time of the one pass."""
+    prior: Literal["labeled", "val"] = technique("labeled", off="labeled")
+    """The shares of the classes that its predictions assume. `val` corrects them from those of the images that it was
+    fitted on to those of val (Saerens 2002). Set it if labels were drawn evenly from uneven classes."""
     batch_size: Positive = 64
     """Images per forward pass of the encoder. It is part of the features' provenance. Lower it if they do not fit in
     memory."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -24,7 +25,7 @@ from pipeline.models.format import model_digest
 from pipeline.probe.logistic import GRID, Linear, fit_path
 from pipeline.probe.neighbors import vote
 from pipeline.selection.targets import Targets, open_selection
-from pipeline.shards.dataset import open_split
+from pipeline.shards.dataset import Dataset, open_split
 from pipeline.stages import progress
 from pipeline.stages.fingerprint import StageInputs, digest
 from pipeline.stages.folder import append_timing, stage_record
@@ -95,7 +96,9 @@ def run_probe(job: ProbeJob, stage: Stage) -> None:
     probe = probe_of(job.training)
     strengths = GRID if probe.c == "auto" else (probe.c,)
     tried: list[Tried] = []
-    for c, classifier in zip(strengths, fit_path(*rows, strengths), strict=False):
+    shift = _shift(rows, val) if probe.prior == "val" else None
+    for c, fitted in zip(strengths, fit_path(*rows, strengths), strict=False):
+        classifier = fitted if shift is None else replace(fitted, bias=fitted.bias + shift)
         stage.check_stop("between two strengths of the penalty; nothing is saved")
         log_probs = classifier.log_probs(held_out).float().numpy()
         tried.append(Tried(c, classifier, log_probs, compute_metrics(log_probs, val.labels)))
@@ -124,6 +127,16 @@ def run_probe(job: ProbeJob, stage: Stage) -> None:
     )
     append_timing(job.out, len(tried), time.monotonic() - started, len(rows.weights))
     stage.finish([*MODEL_FILES, PROBE_FILE], model_sha256=model_digest(job.out), c=best.c)
+
+
+def _shift(rows: Rows, val: Dataset) -> Tensor:
+    """What the logits of each class gain if classes are as frequent as among val images, float64 [C] (Saerens 2002).
+
+    One image more per class keeps a class that val lacks from minus infinity.
+    """
+    of_val = torch.bincount(torch.from_numpy(val.labels.astype(np.int64)), minlength=len(val.classes)).double() + 1
+    of_rows = (rows.targets.double() * rows.weights.double()[:, None]).sum(0)
+    return torch.log(of_val / of_val.sum()) - torch.log(of_rows / of_rows.sum())
 
 
 def _best_of(tried: Sequence[Tried]) -> Tried:

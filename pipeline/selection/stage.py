@@ -14,7 +14,7 @@ from pipeline.labels.store import LabelStore
 from pipeline.selection.alignment import Aligned, Labels, alignment
 from pipeline.selection.rules import prior_of, select
 from pipeline.selection.selection import SELECTION_FILES, write_selection
-from pipeline.selection.summary import Notice, Summary, summary_table
+from pipeline.selection.summary import LabelQuality, Notice, Summary, summary_table
 from pipeline.shards.dataset import Dataset, open_split
 from pipeline.stages.fingerprint import StageInputs
 from pipeline.stages.folder import stage_record
@@ -69,6 +69,8 @@ def run_select(job: SelectJob, stage: Stage) -> None:
     if weights is not None:
         for line, weight in zip(summary["classes"], weights.tolist(), strict=True):
             line["weight"] = weight
+    if quality := stage_record(job.labels)["outputs"].get("val"):
+        summary["on_val"] = {name: quality[name] for name in LabelQuality.__annotations__}
     output().print(summary_table(summary))
     check_summary(summary, job.select)
     if notices := find_notices(summary, job.select):

@@ -57,6 +57,17 @@ class Notice(TypedDict):
     text: str
 
 
+class LabelQuality(TypedDict):
+    """What a label stage measured of its labels on val, where it fits temperatures (`label.temperature`)."""
+
+    top1: float
+    ece: float
+    num_samples: int
+    temperatures: list[float]
+    """One per teacher, and that of their mean."""
+    teachers_top1: list[float]
+
+
 class Summary(TypedDict):
     """The content of `selection.json`."""
 
@@ -72,6 +83,8 @@ class Summary(TypedDict):
     histogram: Histogram
     num_left: NotRequired[int]
     """With `threshold` or `share`, the images that these leave, before `per_class` and balance."""
+    on_val: NotRequired[LabelQuality]
+    """With `label.temperature: auto`, what the stored labels are worth on val."""
     warnings: NotRequired[list[Notice]]
 
 
@@ -158,6 +171,8 @@ def summary_table(summary: Summary) -> Table:
         f"{summary['num_selected']:,} of {summary['num_rows']:,} images selected, {summary['num_copies']:,} with "
         f"copies, effective size {summary['effective_size']:,.0f}{note}; {lowest} and mean are confidences"
     )
+    if (on_val := summary.get("on_val")) is not None:
+        caption += f"; on val {on_val['top1']:.1%} of such labels are right, calibration error {on_val['ece']:.1%}"
     table = Table(title="Selected pseudo-labels", caption=caption)
     table.add_column("class", no_wrap=True)
     for heading in ("predicted", "share", "labeled", "kept", "copies", lowest, "mean"):  # short, to fit 80 columns

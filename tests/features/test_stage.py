@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from support.encoders import embed_job, probe_job, probing
-from support.processes import kill, label_job, outputs, run, start
+from support.processes import kill, label_job, outputs, run, select_job, start
 from support.spoilers import die_after_2_label_files
 from support.waiting import wait_for
 
@@ -126,6 +126,9 @@ def test_labels_of_several_teachers_are_calibrated_on_val(
     figures = read_json(stores[0].folder / "stage.json")["outputs"]["val"]
     assert len(figures["temperatures"]) == 3
     assert len(figures["teachers_top1"]) == 2
+    run(select_job(digits, tmp_path / "select", stores[0].folder))
+    on_val = read_json(tmp_path / "select" / "selection.json")["on_val"]
+    assert (on_val["ece"], on_val["temperatures"]) == (figures["ece"], figures["temperatures"])
     log_odds = [np.sort(store.log_odds) for store in stores]
     assert np.abs(log_odds[0] - log_odds[1]).max() > 0.1
     assert (stores[0].label == stores[1].label).mean() > 0.9
@@ -147,3 +150,21 @@ def test_a_network_whose_classifier_reads_something_else_is_refused(digits: Conf
     save_model(tmp_path / "m.safetensors", build("resnet9", 2, model_args=arguments).state_dict(), info)
     with pytest.raises(UserError, match="a probe cannot stand in for"):
         run(embed_job(digits, tmp_path / "embed", probing(tmp_path / "m.safetensors")))
+
+
+def test_the_prior_of_val_moves_logits_by_the_ratio_of_shares(
+    digits: Config, teacher: Path, features: Path, probe: Path, tmp_path: Path
+) -> None:
+    strength = read_json(probe / "probe.json")["c"]
+    plain, moved = (
+        run(probe_job(digits, tmp_path / f"probe-{prior}", probing(teacher, c=strength, prior=prior), features))
+        for prior in ("labeled", "val")
+    )
+    biases = [load_model(folder)[0].get_classifier().bias.detach().numpy() for folder in (plain, moved)]
+    of_labeled, of_val = (
+        np.bincount(open_split(digits.data, split).labels, minlength=10) + extra
+        for split, extra in (("labeled", 0), ("val", 1))
+    )
+    expected = np.log(of_val / of_val.sum()) - np.log(of_labeled / of_labeled.sum())
+    np.testing.assert_allclose(biases[1] - biases[0], expected, atol=1e-5)
+    assert np.abs(expected).max() > 0.01
