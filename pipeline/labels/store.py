@@ -154,8 +154,10 @@ def read_labels(path: Path, expected: Mapping[str, str] | None = None) -> LabelR
     """
     fix = "delete this file and run `selftrain label` again"
     schema, found, columns = read_table(path, fix)
-    for key, value in {"format": FORMAT, **(expected or {})}.items():
-        if found.get(key) != value:
+    # What a file says beyond what is expected makes it another one, too, such as a temperature.
+    unexpected = dict.fromkeys(found, "none") if expected is not None else {}
+    for key, value in {**unexpected, "format": FORMAT, **(expected or {})}.items():
+        if found.get(key, "none") != value:
             raise UserError(
                 f"{path} holds labels of another {key}: expected {value}, found {found.get(key, 'none')}; "
                 "run `selftrain label` into a new folder, or delete this file and run it again"

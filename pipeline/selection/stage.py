@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from typing import cast
 
 import numpy as np
 
@@ -70,7 +71,7 @@ def run_select(job: SelectJob, stage: Stage) -> None:
         for line, weight in zip(summary["classes"], weights.tolist(), strict=True):
             line["weight"] = weight
     if quality := stage_record(job.labels)["outputs"].get("val"):
-        summary["on_val"] = {name: quality[name] for name in LabelQuality.__annotations__}
+        summary["on_val"] = cast(LabelQuality, {name: quality[name] for name in LabelQuality.__annotations__})
     output().print(summary_table(summary))
     check_summary(summary, job.select)
     if notices := find_notices(summary, job.select):
