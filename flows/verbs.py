@@ -181,7 +181,8 @@ def summary(result: Mapping[str, Any]) -> Table:
     table = Table(caption=f"on test: {', '.join(tests)}" if tests else None, caption_justify="left")
     table.add_column("round", justify="right")
     table.add_column("model")
-    for column in ("val", "95% interval", "pseudo-labels"):  # short names, so that the table fits 80 columns
+    judged = any(entry.get("judged") is not None for entry in result["rounds"])  # the interval is that of top1
+    for column in ("val", "judged by" if judged else "95% interval", "pseudo-labels"):  # short, to fit 80 columns
         table.add_column(column, justify="right", no_wrap=True)
     for entry in result["rounds"]:
         low, high = entry["interval"]
@@ -190,7 +191,7 @@ def summary(result: Mapping[str, Any]) -> Table:
             str(entry["round"]),
             f"{entry['role']} {entry['model']}",
             f"{100 * entry['val_top1']:.2f}%{'*' if is_final else ' '}",
-            f"{100 * low:.2f}-{100 * high:.2f}%",
+            f"{100 * entry['judged']:.2f}%" if judged else f"{100 * low:.2f}-{100 * high:.2f}%",
             "-" if entry["num_selected"] is None else f"{entry['num_selected']:,}",
             style="bold" if is_final else "",
         )

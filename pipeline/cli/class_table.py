@@ -34,7 +34,7 @@ def class_table(found: Evaluation) -> Table:
             Text(found.classes[c]),
             f"{of.count[c]:,}",
             *("-" if np.isnan(value) else f"{value:.3f}" for value in figures),
-            Text(", ".join(f"{name} {count:,}" for name, count in others)),
+            Text(", ".join(f"{name} ({count:,})" for name, count in others)),
         )
     return table
 

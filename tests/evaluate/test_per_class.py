@@ -98,7 +98,7 @@ def test_the_least_recognized_classes_come_first_with_what_they_are_taken_for() 
     pred = np.array([0] * 8 + [0, 2] + [2] * 3 + [0])
     text = printed(evaluation(label, pred, ("cat", "dog", "[emu]", "fox")))
     assert text.index("dog") < text.index("[emu]") < text.index("0.800")
-    assert "cat 1, [emu] 1" in text
+    assert "cat (1), [emu] (1)" in text
     assert "1 of 4 classes have no images; balanced_accuracy and macro_f1 leave them out." in text
     assert "The classes are uneven (2 to 8 images)" in text
 

@@ -32,6 +32,14 @@ def test_the_table_fits_a_terminal_of_80_columns() -> None:
     assert sum("wide_resnet28_2" in line for line in lines) == 2
 
 
+def test_the_figure_that_models_were_chosen_by_is_in_the_table() -> None:
+    text = io.StringIO()
+    rounds = [{**entry, "judged": 0.6543} for entry in RESULT["rounds"]]
+    Console(file=text, width=80).print(verbs.summary({**RESULT, "rounds": rounds}))
+    assert "judged by" in text.getvalue()
+    assert "65.43%" in text.getvalue()
+
+
 def test_a_report_that_fails_is_a_warning_after_the_table(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
