@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image
+from support.command import selftrain
 
-from pipeline.config import Config, load_config, parse
+from pipeline.config import Config, changed, load_config, parse
 from pipeline.config.methods import METHOD_CONFIGS
 from pipeline.config.unread import unread_keys
 from pipeline.errors import UserError
@@ -20,7 +21,8 @@ from pipeline.models.format import ModelInfo, save_model
 from pipeline.models.registry import build
 from pipeline.packing.carve import Carve
 from pipeline.packing.pack import pack
-from pipeline.starter import photographs, scratch, speed
+from pipeline.stages.machine import resolve
+from pipeline.starter import photographs, plan, scratch, speed
 from pipeline.starter.plan import starting_config, threshold_for
 from pipeline.starter.recipe import recipe
 
@@ -110,10 +112,10 @@ def test_missing_splits_are_named_with_the_command_that_adds_them(tmp_path: Path
 @pytest.mark.parametrize("side", [8, 32, 64, 65, 300])
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_every_recipe_is_a_network_with_residual_paths_to_drop(side: int, device: str) -> None:
-    plan = recipe(side, device)
-    build(plan.model, 3, stochastic_depth=0.1, dropout=0.2, model_args=plan.model_args)
-    assert plan.teacher_steps[0] < plan.teacher_steps[1]
-    assert plan.image_size <= max(side, 8)
+    found = recipe(side, device)
+    build(found.model, 3, stochastic_depth=0.1, dropout=0.2, model_args=found.model_args)
+    assert found.teacher_steps[0] < found.teacher_steps[1]
+    assert found.image_size <= max(side, 8)
 
 
 def test_it_loads_as_the_file_that_users_write(tmp_path: Path) -> None:
@@ -162,6 +164,22 @@ def test_photographs_start_from_a_pretrained_encoder_without_a_network(
     assert "mean" not in config.teacher.model_fields_set  # that of the encoder is taken
 
 
+@pytest.mark.process
+def test_the_command_writes_a_config_for_photographs(photos: Path, tmp_path: Path) -> None:
+    """In a process of its own, which imports nothing beforehand."""
+    (tmp_path / "photos.yaml").write_text(selftrain("init", photos, "--minutes", "5", cwd=tmp_path))
+    assert load_config(tmp_path / "photos.yaml").teacher.start is not None
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_faster_precision_is_taken(precision: str, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    at_speed(monkeypatch, 100)
+    measured = {precision: 100.0}
+    monkeypatch.setattr(photographs, "training_speed", lambda *of: measured.get(of[-1].precision, 50.0))
+    monkeypatch.setattr(plan, "resolve", lambda runtime: changed(resolve(runtime), precision="bf16"))
+    assert config_of(photos)[0].runtime.precision == ("fp32" if precision == "fp32" else "auto")
+
+
 @pytest.mark.parametrize("method", METHOD_CONFIGS)
 @pytest.mark.parametrize("form", ["photos", "tiny"])
 def test_every_method_gets_a_config_that_it_takes_and_reads(
@@ -195,7 +213,7 @@ def test_steps_are_what_the_minutes_allow(
 def test_more_than_an_hour_is_said_first(photos: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     at_speed(monkeypatch, 5)
     assert "Note" not in starting_config(photos)
-    assert re.match(r"# Note: this takes about \d+ hours here; `selftrain init --minutes 30`", starting_config(tiny))
+    assert re.match(r"# Note: this takes about \d+ hours here; `--minutes 30` sizes it", starting_config(tiny))
     at_speed(monkeypatch, 0.5)
     assert re.match(r"# Note: this takes about \d+ hours here, not 30 minutes", starting_config(photos))
 

@@ -1,4 +1,4 @@
-"""The pretrained encoder that a starting config for photographs proposes, or that `--encoder` names."""
+"""Pretrained weights as a user names them, with the network that they are of and the images that they expect."""
 
 from __future__ import annotations
 
@@ -16,21 +16,14 @@ from pipeline.models.input import input_of
 from pipeline.models.registry import build, suggest
 from pipeline.models.weights import TIMM
 
-ENCODERS = (
-    "timm:tf_efficientnet_lite0.in1k",
-    "timm:convnext_nano.in12k_ft_in1k",
-    "timm:convnext_tiny.in12k_ft_in1k",
-    "timm:convnext_base.fb_in22k_ft_in1k",
-)
-"""What is proposed, the cheapest first: 0.4, 2.5, 4.5 and 15 billion multiplications per image. All are networks that
-take any size, have a free licence, and come from timm without an account."""
+_EXAMPLE = "timm:tf_efficientnet_lite0.in1k"
 _LARGE = 256
 """Above this side in pixels an encoder of a fixed size is asked to take `_SMALLER` images, if it can."""
 _SMALLER = 224
 
 
 @dataclass(frozen=True)
-class Encoder:
+class Pretrained:
     """Pretrained weights, and the network that they are of."""
 
     start: str
@@ -56,8 +49,8 @@ class Encoder:
         return bool(config and config.fixed_input_size)
 
 
-def find_encoder(text: str) -> Encoder:
-    """The encoder that `timm:NAME` or a path stands for. Nothing is downloaded.
+def find_pretrained(text: str) -> Pretrained:
+    """What `timm:NAME` or a path stands for. Nothing is downloaded.
 
     Raises:
         UserError: there is none, or a file does not say which network its weights are of.
@@ -66,25 +59,27 @@ def find_encoder(text: str) -> Encoder:
         return _of_timm(text.removeprefix(TIMM))
     path = Path(text)
     if not path.exists():
-        hint = f"did you mean `{TIMM}{text}`?" if timm.is_model(text) else f"give a file, or {ENCODERS[0]}"
+        hint = (
+            f"did you mean `{TIMM}{text}`?" if timm.is_model(text) else f"give a file, or timm:NAME, such as {_EXAMPLE}"
+        )
         raise UserError(f"--encoder {text} does not exist; {hint}")
     if has_info(path):
         info = read_info(path)
-        return Encoder(text, info.architecture, info.input_size[-1], info.model_args)
+        return Pretrained(text, info.architecture, info.input_size[-1], info.model_args)
     name = find_weights(path).stem
     if not timm.is_model(name):
         raise UserError(
             f"--encoder {text} does not say which network its weights are of; call the file as timm does, such as "
-            f"{ENCODERS[0].removeprefix(TIMM)}{path.suffix}"
+            f"{_EXAMPLE.removeprefix(TIMM)}{path.suffix}"
         )
     model = name.partition(".")[0]
     if name not in timm.list_pretrained(model):
-        return Encoder(text, model, _SMALLER)
+        return Pretrained(text, model, _SMALLER)
     found = _of_timm(name)
-    return Encoder(text, found.model, found.image_size, found.model_args)
+    return Pretrained(text, found.model, found.image_size, found.model_args)
 
 
-def _of_timm(name: str) -> Encoder:
+def _of_timm(name: str) -> Pretrained:
     if not timm.is_model(name):
         raise UserError(f"--encoder {TIMM}{name}: timm has no architecture of that name; {suggest(name)}")
     model, _, tag = name.partition(".")
@@ -95,7 +90,7 @@ def _of_timm(name: str) -> Encoder:
     config = timm.get_pretrained_cfg(name)
     size = int(input_of(Start(model=TIMM + name), model)["image_size"])
     fits = config.fixed_input_size and size > _LARGE
-    return Encoder(
+    return Pretrained(
         start=TIMM + name,
         model=model,
         image_size=_SMALLER if fits else size,
