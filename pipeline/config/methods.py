@@ -151,8 +151,7 @@ class MethodConfig:
     check: Callable[[Config], None] = _nothing  # type: ignore[assignment]
     """It raises ValueError if the method cannot train by the config; the message names key, value and fix."""
     passes: float = 1.0
-    """Passes through the student, forward and backward, that an unlabeled image of a step costs about, its teacher's
-    included: by this `selftrain init` estimates the time."""
+    """About how many passes of the student an unlabeled image of a step costs; `selftrain init` estimates by it."""
 
 
 _OF_PSEUDO_LABELS = ("targets", "target_temperature", "mixup", "cutmix")
