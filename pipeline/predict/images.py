@@ -109,8 +109,18 @@ def _add_source(images: Images, source: Source, prefix: str) -> None:
         kinds = ", ".join(f"{count} {kind}" for kind, count in Counter(source.ignored.values()).items())
         log.warning("%s: files that are no images are left out: %s", source.path, kinds)
     files = [source.path / name for name in source.names] if source.path.is_dir() else [source.path]
-    images.state += [(status.st_size, status.st_mtime_ns) for status in map(os.stat, files)]
+    if not os.path.lexists(files[0]):  # they are rows of tables
+        files = sorted(source.path.rglob("*.parquet"))
+    images.state += map(_state, files)
     images.places += [Place(prefix + name, partial(source.read, name)) for name in source.names]
+
+
+def _state(path: Path) -> tuple[int, int] | None:
+    try:
+        status = path.stat()
+    except OSError:  # such as a link to nothing, which is a bad image
+        return None
+    return status.st_size, status.st_mtime_ns
 
 
 def _add_split(images: Images, dataset: Dataset) -> None:

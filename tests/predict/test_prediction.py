@@ -185,13 +185,15 @@ def test_damaged_images_are_listed_or_stop_it(model: Path, tmp_path: Path) -> No
     """Also where a whole batch of four is damaged, and where all are."""
     broken = {f"cat/{number:04d}.png": b"no image" for number in range(8)}
     folder = write_files(tmp_path / "in", {**class_files(10), **broken})
+    broken["dog/gone.png"] = b""
+    (folder / "dog" / "gone.png").symlink_to(tmp_path / "nothing")
     done = predict(model, folder, tmp_path / "o.csv", features=tmp_path / "o.npy")
-    assert (done.num_rows, len(done.bad), len(rows(tmp_path / "o.csv"))) == (22, 8, 22)
+    assert (done.num_rows, len(done.bad), len(rows(tmp_path / "o.csv"))) == (22, 9, 22)
     assert np.load(tmp_path / "o.npy").shape == (22, 64)
     assert [row["image"] for row in rows(tmp_path / "o.csv.left_out.csv")] == sorted(broken)
     with pytest.raises(UserError, match=r"cat/0000.png is not a readable image.*5 more.*--bad-images skip"):
         predict(model, folder, tmp_path / "strict.csv", bad_images="error")
-    with pytest.raises(UserError, match=r"none of 8 images is readable"):
+    with pytest.raises(UserError, match=r"none of 9 images is readable"):
         predict(model, write_files(tmp_path / "all", broken), tmp_path / "none.csv")
 
 
