@@ -139,9 +139,8 @@ def table(args: argparse.Namespace) -> str:
         found = [json.loads(path.read_text()) for path in paths if path.exists()]
         if not found:
             continue
-        values = [
-            _mean([100 * f[key] for f in found if f[key]]) for key in ("val_top1", "test_top1", "control_test_top1")
-        ]
+        keys = ("val_top1", "test_top1", "control_test_top1")
+        values = [_mean([100 * f[key] for f in found if f[key]]) for key in keys]
         errors = [_mean([100 * f["label_error"][place] for f in found if f["label_error"]]) for place in (0, -1)]
         minutes = statistics.mean(f["minutes"] for f in found)
         lines.append(f"| {ARMS[name].title} | {' | '.join(values)} | {errors[0]}, {errors[1]} | {minutes:.1f} |")

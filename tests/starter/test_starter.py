@@ -13,7 +13,7 @@ import yaml
 from PIL import Image
 from support.command import selftrain
 
-from pipeline.config import Config, changed, load_config, parse
+from pipeline.config import Config, Probe, changed, load_config, parse
 from pipeline.config.methods import METHOD_CONFIGS
 from pipeline.config.unread import unread_keys
 from pipeline.errors import UserError
@@ -154,7 +154,7 @@ def test_photographs_start_from_a_pretrained_encoder_without_a_network(
     config, text = config_of(photos)
     assert config.teacher.start is not None
     assert (config.teacher.start.model, config.teacher.image_size) == ("timm:tf_efficientnet_lite0.in1k", 224)
-    assert config.teacher.probe == {}
+    assert config.teacher.probe == Probe()
     assert (config.rounds.on_features, config.rounds.num_rounds, config.rounds.start) == (3, 1, "init")
     student = config.student
     assert (student.model, student.start, student.image_size) == ("tf_efficientnet_lite0", None, 192)
