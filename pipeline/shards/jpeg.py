@@ -1,4 +1,4 @@
-"""Plain JPEG files by libjpeg-turbo without Pillow around it: three to six times as fast, and the same pixels.
+"""Plain JPEG files by libjpeg-turbo without Pillow around it: up to four times as fast, and the same pixels.
 
 A file is plain if two readers cannot understand it in two ways. All others are Pillow's: those with metadata of which
 more than EXIF may mean something, CMYK, and whatever libjpeg has an objection to, even one that it repairs.
