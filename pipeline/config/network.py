@@ -75,8 +75,8 @@ class Adaptation(Section):
     """Steps in which only the classifier trains, while all before it is frozen, in eval mode, as `frozen_layers` are.
     Then all trains, with an optimizer that begins anew. These steps cost about a third. 0 trains all from the start."""
     gradient_checkpointing: bool = operational(False)
-    """Whether activations are computed again in the backward pass instead of being kept. It saves most of the memory of
-    a step, takes about a third more time, and changes no result. Turn it on if a large network does not fit."""
+    """Whether activations are computed again in the backward pass instead of being kept. It saves up to most of the
+    memory of a step, takes a third to a half more time, and changes no result. Turn it on if a batch does not fit."""
 
 
 class NetworkSettings(Adaptation):

@@ -22,7 +22,8 @@ def test_paths_workers_and_intervals_are_operational() -> None:
         if isinstance(field.json_schema_extra, dict) and field.json_schema_extra.get("operational")
     }
     paths = {"root", "labeled", "unlabeled", "val", "test", "classes", "cache_dir"}
-    assert operational == paths | {"cache", "decode_workers", "log_every", "checkpoint_every", "keep_checkpoints"}
+    intervals = {"log_every", "checkpoint_every", "keep_checkpoints"}
+    assert operational == paths | intervals | {"cache", "decode_workers", "gradient_checkpointing"}
 
 
 def test_semantic_leaves_operational_fields_out_at_every_depth() -> None:
