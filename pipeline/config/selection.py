@@ -17,7 +17,7 @@ class Select(Section):
     `adaptive` sets a threshold per class and round: the mean confidence of the images that are taken for the class. It
     suits teachers that are surer of some classes than of others."""
     share: Annotated[float, Field(gt=0, le=1)] = technique(1.0, off=1.0)
-    """Keep this share of the images that are taken for each class, the surest first. Take it in place of `threshold` if
+    """Keep this share of the images that are taken for each class and reach `threshold`, the surest first. Set it if
     confidences are flat, so that no threshold fits all classes. 1 keeps all."""
     per_class: NonNegative = technique(0, off=0)
     """Keep at most this many images per class, the surest first. Set it to leave out the least sure ones of frequent
@@ -41,15 +41,6 @@ class Select(Section):
     among unlabeled images."""
 
     _off = field_validator("balance", mode="before")(off_is_a_word)
-
-    @model_validator(mode="after")
-    def _one_filter(self) -> Select:
-        if self.share < 1 and self.threshold != 0:
-            raise ValueError(
-                f"threshold is {self.threshold} and share is {self.share:g}, which are two ways to leave out unsure "
-                "images; drop one of them"
-            )
-        return self
 
     @model_validator(mode="after")
     def _nothing_is_ignored(self) -> Select:

@@ -135,10 +135,10 @@ def find_notices(summary: Summary, config: Select) -> list[Notice]:
     left, rows = summary.get("num_left", summary["num_rows"]), summary["num_rows"]
     if left >= FEW * rows:
         return []
-    if config.share < 1:
+    if not config.threshold:
         key, fix = f"select.share {config.share:g}", "raise it, e.g. to 0.5"
     else:
-        key = f"select.threshold {config.threshold}"
+        key = f"select.threshold {config.threshold}{f' with select.share {config.share:g}' if config.share < 1 else ''}"
         fix = f"lower it to {_threshold_for(summary, TENTH):.2f}, which leaves a tenth or more, set it to adaptive, or "
         fix += "take select.share in its place"
     text = (

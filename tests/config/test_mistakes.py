@@ -125,7 +125,6 @@ def test_a_boolean_is_no_number(tmp_path: Path, text: str) -> None:
         ("data: {labeled: 's3://bucket/{a,b}.tar'}", r"`data\.labeled`: s3://bucket/\{a,b\}\.tar is an address"),
         ("fixmatch: {clamp: 0.9}", r"`fixmatch\.clamp`: a list, \[a, b\] is needed \(got 0\.9\)"),
         ("student: {mixup: yes please}", r"`student\.mixup`: a section, \{key: value\} is needed"),
-        ("select: {threshold: adaptive, share: 0.5}", r"threshold is adaptive and share is 0\.5, .*drop one of them"),
         ("method: fixmatch\nfixmatch: {threshold: 1}", r"fixmatch\.threshold asks for a confidence of 1"),
         (
             "method: fixmatch\nfixmatch: {threshold: adaptive, clamp: [0.95, 1]}\nstudent: {label_smoothing: 0.2}",

@@ -17,7 +17,9 @@ from pipeline.selection import rules as select_module
 
 @st.composite
 def filters_per_class(draw: st.DrawFn) -> Select:
-    filters = st.sampled_from([{"threshold": "adaptive"}, {"share": 0.07}, {"share": 0.5}, {"share": 0.8}])
+    filters = st.sampled_from(
+        [{"threshold": "adaptive"}, {"share": 0.07}, {"share": 0.5}, {"share": 0.8, "threshold": 0.9}]
+    )
     balance = draw(st.sampled_from(["off", "uniform", "prior"]))
     return Select.model_validate({**draw(filters), "balance": balance, "per_class": draw(st.integers(0, 25))})
 
@@ -50,11 +52,11 @@ def test_an_adaptive_threshold_is_the_mean_confidence_of_its_class(rows: Rows) -
         assert len(kept) > 0 or not len(members), "the surest is never below the mean"
 
 
-@given(some_rows(), st.sampled_from([0.07, 0.3, 0.5, 0.8, 1.0]))
-def test_a_share_keeps_the_surest_of_each_class(rows: Rows, share: float) -> None:
-    selection = rows.select(Select(share=share, balance="off"))
+@given(some_rows(), st.sampled_from([0.07, 0.3, 0.5, 0.8, 1.0]), st.sampled_from([0.0, 0.9]))
+def test_a_share_keeps_the_surest_of_each_class(rows: Rows, share: float, threshold: float) -> None:
+    selection = rows.select(Select(share=share, threshold=threshold, balance="off"))
     for c in range(rows.num_classes):
-        expected = order_of(rows, c, 0.0)
+        expected = order_of(rows, c, threshold)
         expected = expected[: math.ceil(Fraction(str(share)) * len(expected))]
         kept = selection.rows[rows.label[selection.rows] == c]
         np.testing.assert_array_equal(kept, np.sort(expected))
