@@ -8,12 +8,12 @@ from typing import Any
 from torch import nn
 
 _WITH_BATCH_NORM: Mapping[str, Any] = {
-    "optimizer": {"name": "sgd", "lr": 0.002, "weight_decay": 5e-5},
+    "optimizer": {"name": "sgd", "lr": 0.005, "lr_batch_size": 64, "weight_decay": 5e-5},
     "freeze_norm": True,
     "layer_decay": 0.75,
 }
-"""For CNNs with BatchNorm. On clothing photographs with 300 labels a rate of 0.002 with BatchNorm frozen gained two
-points of val over the probe, and one of 0.01 with mixup lost one."""
+"""For CNNs with BatchNorm. On clothing photographs with 300 labels a rate of 0.005 for 64 images, with BatchNorm frozen,
+gained a point of val over the labels that it learned from, and one of 0.01 lost one."""
 _WITH_LAYER_NORM: Mapping[str, Any] = {
     "optimizer": {"name": "adamw", "lr": 5e-5, "weight_decay": 0.05},
     "layer_decay": 0.75,
