@@ -8,13 +8,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from pipeline.config import Config, load_config
+from pipeline.config import Config, load_config, parse
 from pipeline.errors import UserError
 from pipeline.evaluate.metrics import Metrics, MetricsJson
 from pipeline.evaluate.per_class import per_class
 from pipeline.evaluate.predictions import Predictions, read_predictions
 from pipeline.files import parse_line, read_as, read_lines
-from pipeline.models.format import ModelInfo, read_info
+from pipeline.models.format import ModelInfo
 from pipeline.runs.ledger import FILE as LEDGER
 from pipeline.runs.ledger import Entry, read_ledger
 from pipeline.runs.result import Result
@@ -90,7 +90,8 @@ class TrainRecord(StageRecord):
     @cached_property
     def info(self) -> ModelInfo | None:
         """Its model.json; None until the stage is finished."""
-        return read_info(self.path) if (self.path / "model.json").exists() else None
+        path = self.path / "model.json"
+        return parse(ModelInfo, read_output(path), str(path)) if path.exists() else None
 
     @property
     def classes(self) -> Sequence[str]:

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from support.encoders import embed_job, probe_job
 
 from pipeline.config import Config, Finetune, Section, Training, WeakView, changed, load_config, parse
 from pipeline.config.base import is_operational
@@ -54,6 +55,9 @@ def fingerprints() -> dict[str, str]:
     found = {}
     for name, config in {"default": Config(), **configs}.items():
         resolved = changed(config, runtime=changed(config.runtime, **MACHINE))
+        if resolved.teacher.probe is not None:
+            found[f"{name} embed"] = _fingerprint(embed_job(resolved, NOWHERE, resolved.teacher))
+            found[f"{name} probe"] = _fingerprint(probe_job(resolved, NOWHERE, resolved.teacher, NOWHERE))
         for role in ("teacher", "student") if METHODS[config.method].reads("select") else ("student",):
             found[f"{name} train {role}"] = _fingerprint(train_job(resolved, role))
         if METHODS[config.method].reads("label"):
@@ -83,14 +87,16 @@ def invented_data(monkeypatch: pytest.MonkeyPatch) -> None:
 def invent(setattr: Callable[..., object]) -> None:
     """Splits and finished stages whose fingerprints are their names."""
     model = SimpleNamespace(architecture="resnet9", model_args={}, mean=(0.5,) * 3, std=(0.2,) * 3)
-    model.crop_pct, model.interpolation = 1.0, "bicubic"
+    model.crop_pct, model.crop, model.interpolation = 1.0, "center", "bicubic"
     setattr("pipeline.runs.finetune.read_info", lambda path: model)
     for module in ("evaluate.stage", "models.weights"):
         setattr(f"pipeline.{module}.model_digest", lambda path: "model")
-    for module in ("train.stage", "labels.stage", "selection.stage", "evaluate.stage"):
+    stages = ("train.stage", "labels.stage", "selection.stage", "evaluate.stage", "features.stage", "probe.stage")
+    for module in stages:
         setattr(f"pipeline.{module}.open_split", lambda data, split: SimpleNamespace(fingerprint=split))
     for module in ("train.stage", "selection.stage"):
         setattr(f"pipeline.{module}.stage_record", lambda path: {"fingerprint": "stage"})
+    setattr("pipeline.probe.stage.stage_record", lambda path: {"outputs": {"provenance": {}}})
 
 
 @pytest.mark.usefixtures("invented_data")

@@ -5,14 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from support.encoders import embed_job, probe_job
 from support.processes import label_job, method_job, select_job, train_job
 
-from pipeline.config import Config, changed
+from pipeline.config import Config, Probe, Start, Training, changed
 from pipeline.errors import UserError
-from pipeline.stages.jobs import EvaluateJob, Job
+from pipeline.stages.jobs import EvaluateJob, Job, MergeJob
 from pipeline.stages.kinds import KINDS, kind_of, load_object, read_job
 from pipeline.stages.launch import run_job
 from pipeline.stages.progress import Progress
+
+PROBING = Training(model="resnet9", start=Start(model="timm:resnet9"), probe=Probe())
 
 
 def jobs(config: Config, folder: Path) -> dict[str, Job]:
@@ -23,7 +26,10 @@ def jobs(config: Config, folder: Path) -> dict[str, Job]:
         "student": train_job(config, out, selection=folder / "select"),
         "uda": method_job(uda, out),
         "meta": method_job(meta, out),
+        "embed": embed_job(config, out, PROBING),
+        "probe": probe_job(config, out, PROBING, folder / "embed"),
         "label": label_job(config, out, folder / "teacher"),
+        "merge": MergeJob.of(config, out, 1, folder / "label"),
         "select": select_job(config, out, folder / "label"),
         "evaluate": EvaluateJob.of(config, out, "test", {"final": folder / "train"}),
     }
@@ -40,7 +46,10 @@ def test_a_job_has_a_title_for_people() -> None:
         "student": "train student (round 1)",
         "uda": "train student (round 1)",
         "meta": "train teacher and student (round 1)",
+        "embed": "embed with resnet9",
+        "probe": "probe teacher (round 0)",
         "label": "label (round 1)",
+        "merge": "merge labels (round 1)",
         "select": "select (round 1)",
         "evaluate": "evaluate on test",
     }

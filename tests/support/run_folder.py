@@ -21,6 +21,7 @@ from pipeline.config import Config, Data, Evaluate, Rounds, Select, Training, du
 from pipeline.evaluate.metrics import compute_metrics
 from pipeline.files import read_json, write_json, write_sealed
 from pipeline.labels.store import LabelRows, label_path, label_provenance, summarize, write_labels
+from pipeline.models.format import ModelInfo
 from pipeline.packing.carve import Carve
 from pipeline.packing.pack import pack
 from pipeline.report.page import write_report
@@ -123,7 +124,18 @@ class Author:
         if finish:
             val = open_split(self.config.data, "val")
             self.answers(path, "evaluation-val.json", "predictions-val.npz", val, skill)
-            write_json(path / "model.json", {"architecture": "resnet_tiny", "classes": list(val.classes)})
+            info = ModelInfo(
+                schema=1,
+                architecture="resnet_tiny",
+                model_args={},
+                classes=val.classes,
+                input_size=(3, 8, 8),
+                mean=(0.5, 0.5, 0.5),
+                std=(0.5, 0.5, 0.5),
+                metrics={},
+                lineage={},
+            )
+            write_json(path / "model.json", info.model_dump(mode="json", by_alias=True))
             finish_folder(path, ["evaluation-val.json", "predictions-val.npz"], model_sha256=digest(folder))
         return path
 
