@@ -12,8 +12,8 @@ _WITH_BATCH_NORM: Mapping[str, Any] = {
     "freeze_norm": True,
     "layer_decay": 0.75,
 }
-"""For CNNs with BatchNorm. On clothing photographs with 300 labels a rate of 0.005 for 64 images, with BatchNorm frozen,
-gained a point of val over the labels that it learned from, and one of 0.01 lost one."""
+"""For CNNs with BatchNorm. On clothing photographs with 300 labels a rate of 0.005 for 64 images gained a point of val
+over the labels that it learned from, and one of 0.01 lost one, both with BatchNorm frozen."""
 _WITH_LAYER_NORM: Mapping[str, Any] = {
     "optimizer": {"name": "adamw", "lr": 5e-5, "weight_decay": 0.05},
     "layer_decay": 0.75,
