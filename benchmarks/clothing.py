@@ -21,7 +21,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 import yaml
 from safetensors.torch import save_file
@@ -29,6 +28,7 @@ from safetensors.torch import save_file
 from pipeline.config import Data
 from pipeline.files import read_json, write_json
 from pipeline.labels.store import LabelStore
+from pipeline.models import build
 from pipeline.shards.dataset import open_split
 
 HELP = "what self-training is worth on photographs with few labels"
@@ -182,7 +182,7 @@ def weights(name: str, folder: Path) -> Path:
         [member] = [inside for inside in archive.namelist() if inside.endswith(".pth")]
         with archive.open(member) as file:
             found = torch.load(file, map_location="cpu", weights_only=True)
-    own = timm.create_model(name.partition(".")[0]).state_dict()
+    own = build(name.partition(".")[0], 1000).state_dict()
     shapes = [[tuple(tensor.shape) for tensor in state.values()] for state in (own, found)]
     assert shapes[0] == shapes[1], f"{package} holds another network than {name}"
     save_file({key: tensor.contiguous() for key, tensor in zip(own, found.values(), strict=True)}, path)

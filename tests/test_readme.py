@@ -170,5 +170,5 @@ def test_the_snippet_that_uses_a_model_runs_and_gives_the_accuracy_of_evaluate(
     assert done.returncode == 0, done.stderr
     found = float(done.stdout.splitlines()[-1])
     how_measured = Evaluate(), resolve(Runtime(device="cpu", threads=1, precision="fp32"))
-    expected = evaluate_on(tmp_path / "birds.safetensors", tmp_path / "images", "val", *how_measured).top1
+    expected = evaluate_on(tmp_path / "birds.safetensors", tmp_path / "images", "val", *how_measured).metrics.top1
     assert found == expected > 0.5

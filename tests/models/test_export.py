@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from support.command import ROOT, environment
+from support.command import environment
 from typer.testing import CliRunner
 
 from pipeline.cli.app import app
@@ -52,14 +50,4 @@ def run_python(code: str, folder: Path) -> str:
 def test_what_export_prints_makes_the_model(tmp_path: Path, architecture: str, model_args: dict[str, float]) -> None:
     text, _ = exported(tmp_path, architecture, model_args)
     code = text.split("In Python:")[1]
-    assert "torch.Size([1, 2])" in run_python(code, tmp_path)
-
-
-@pytest.mark.process
-def test_the_code_of_the_readme_makes_the_model(tmp_path: Path) -> None:
-    _, out = exported(tmp_path, "wide_resnet10_1", {})
-    out.rename(tmp_path / "birds.safetensors")
-    out.with_suffix(".json").rename(tmp_path / "birds.json")
-    assert json.loads((tmp_path / "birds.json").read_text())["classes"] == ["cat", "it's"]
-    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
     assert "torch.Size([1, 2])" in run_python(code, tmp_path)

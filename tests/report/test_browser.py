@@ -71,7 +71,7 @@ def look(report: Path, folder: Path, width: int = 1200) -> dict[str, Any]:
 
 def test_every_image_and_table_renders(finished_run: Path, tmp_path: Path) -> None:
     seen = look(write_report(finished_run), tmp_path)
-    assert len(seen["images"]) == 3 + 2 * 2  # accuracy, curves, calibration; bars and histogram of two rounds
+    assert len(seen["images"]) == 4 + 2 * 2  # accuracy, curves, calibration, confusion; two of each round
     assert all(width > 300 for width in seen["images"])
     assert all(seen["alts"])
     assert len(seen["sprites"]) == 2 * 3

@@ -160,7 +160,7 @@ def test_what_rounds_override_is_shown_as_it_was(run: Path, monkeypatch: pytest.
     edit(next(run.glob("rounds/1/train-*")) / "stage.json", lambda r: r["config"]["training"].update(model="larger"))
     next(run.glob("rounds/1/train-*/model.json")).unlink()
     edit(next(run.glob("rounds/2/select-*")) / "stage.json", lambda r: r["config"].update(threshold=0.75))
-    (next(run.glob("control/train-*")) / "model.json").write_text('{"architecture": "another"}')
+    edit(next(run.glob("control/train-*")) / "model.json", lambda r: r.update(architecture="another"))
     page = text_of(run)
     assert shown == [0.5, 0.75]
     assert page.count("larger") == page.count("another") == 2, "in the table and in the lineage"
