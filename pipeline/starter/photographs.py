@@ -77,6 +77,7 @@ def _sized(given: Given, encoder: Pretrained) -> FineTuning:
         teacher_steps=(_LEAST_STEPS, _LEAST_STEPS),
         student_steps=(_LEAST_STEPS, _LEAST_STEPS),
         lr=optimizer["lr"],
+        lr_batch_size=optimizer.get("lr_batch_size", 256),
         weight_decay=f"{optimizer['weight_decay']:.7f}".rstrip("0"),
         optimizer=optimizer["name"],
         weak="{crop: resized, min_area: 0.35, flip: true}",

@@ -29,6 +29,8 @@ class Recipe:
     model_args: dict[str, Scalar] = field(default_factory=dict)
     weight_decay: str = "0.0005"
     optimizer: str = "sgd"
+    lr_batch_size: int = 256
+    """The images per step that `lr` is for."""
     dropout: float = 0.2
     stochastic_depth: float = 0.1
     adaptation: Mapping[str, Scalar] = field(default_factory=dict)

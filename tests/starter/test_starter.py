@@ -158,7 +158,8 @@ def test_photographs_start_from_a_pretrained_encoder_without_a_network(
     assert (config.rounds.on_features, config.rounds.num_rounds, config.rounds.start) == (3, 1, "init")
     student = config.student
     assert (student.model, student.start, student.image_size) == ("tf_efficientnet_lite0", None, 192)
-    assert (student.optimizer.lr, student.freeze_norm, student.layer_decay) == (0.005, True, 0.75)
+    assert (student.optimizer.lr, student.optimizer.lr_batch_size) == (0.005, 64)
+    assert (student.freeze_norm, student.layer_decay) == (True, 0.75)
     assert "4.7 million parameters" in text
     assert "downloads its weights (timm/tf_efficientnet_lite0.in1k, 19 MB)" in text
     assert "mean" not in config.teacher.model_fields_set  # that of the encoder is taken
