@@ -15,7 +15,7 @@ from pipeline.errors import UserError
 from pipeline.labels.scores import read_scores
 from pipeline.labels.store import LabelRows, LabelStore, label_path, read_labels, write_labels
 from pipeline.shards.dataset import Dataset, open_split
-from pipeline.stages.fingerprint import StageInputs, digest_once
+from pipeline.stages.fingerprint import StageInputs, digest, digest_once
 from pipeline.stages.folder import RECORD, stage_record
 from pipeline.stages.jobs import MergeJob
 from pipeline.stages.preamble import Stage
@@ -61,7 +61,7 @@ def run_merge(job: MergeJob, stage: Stage) -> None:
         mean = sum(weight * source(rows).astype(np.float64) for weight, source in zip(weights, sources, strict=True))
         write_labels(path, _summarize(dataset, rows, np.asarray(mean), job.label.top_k), expected)
     files = [label_path(job.out, shard.name).name for shard in dataset.shards]
-    stage.finish(files, provenance=provenance, num_samples=len(dataset))
+    stage.finish(files, provenance=provenance, classes=digest(dataset.classes), num_samples=len(dataset))
 
 
 def labels_fingerprint(path: Path) -> str:

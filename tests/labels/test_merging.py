@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 
@@ -57,6 +57,15 @@ def test_labels_are_the_weighted_mean_of_probabilities(
     np.testing.assert_allclose(found.confidence, expected.max(1), atol=1e-6)
     others = expected.sum(1) - expected.max(1)
     np.testing.assert_allclose(found.log_odds, np.log(expected.max(1) / others), atol=1e-4)
+
+
+def test_labels_of_another_order_of_classes_are_refused(
+    config: Config, unlabeled: Dataset, logits: np.ndarray, write_stage: WriteStage, tmp_path: Path
+) -> None:
+    out = merged(config, tmp_path / "merge", (write_stage(logits, "label-0"), 1.0))
+    other = replace(unlabeled, classes=unlabeled.classes[::-1])
+    with pytest.raises(UserError, match="other classes, or of these in another order"):
+        LabelStore(out, other)
 
 
 def test_scores_name_images_with_or_without_shard_folder_and_extension(unlabeled: Dataset, tmp_path: Path) -> None:
