@@ -18,6 +18,7 @@ import torch
 from support import command
 from support.command import ROOT
 from support.command import selftrain_here as selftrain
+from support.configs import write
 from support.fake_stages import with_section
 from support.images import digit_files, write_files
 from typer.core import TyperGroup
@@ -105,6 +106,16 @@ def test_train_refuses_what_only_a_run_trains(tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text("method: uda")
     with pytest.raises(UserError, match=r"`method: uda`, which `selftrain run` trains"):
         selftrain("train", tmp_path / "c.yaml", "--out", tmp_path / "out")
+
+
+def test_what_one_stage_does_not_know_of_its_run_is_refused(tmp_path: Path) -> None:
+    """Or else a student would start at random, and a committee would be left out, without a word."""
+    probe = "{probe: {}, start: {model: a.pth}}"
+    config = write(tmp_path, f"teacher: {probe}\ncommittee: [{probe}]\nrounds: {{start: init}}\n")
+    with pytest.raises(UserError, match=r"rounds\.start is init, so a student starts from its teacher"):
+        selftrain("train", config, "--selection", tmp_path, "--out", tmp_path / "out")
+    with pytest.raises(UserError, match="committee is set, but this verb takes one teacher"):
+        selftrain("label", config, "--teacher", tmp_path, "--out", tmp_path / "out")
 
 
 def test_labels_and_split_together_are_refused(tmp_path: Path) -> None:

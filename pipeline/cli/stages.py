@@ -52,6 +52,11 @@ def train(
     if start is not None:
         mode = training.start.mode if training.start else "init"
         training = training.model_copy(update={"start": Start(model=start, mode=mode)})
+    elif selection and settings.rounds.start == "init":
+        raise UserError(
+            "rounds.start is init, so a student starts from its teacher, which this verb does not know; name it with "
+            "--start, or pass --set rounds.start=scratch"
+        )
     if training.probe is not None:
         raise UserError(
             f"{role}.probe is set, and this verb trains a network; use selftrain run, or --set {role}.probe=null"
@@ -95,6 +100,10 @@ def label(
         raise UserError(
             f"label.ensemble is {ensemble}, but this verb takes one teacher; pass --set label.ensemble=1, or use "
             "selftrain run"
+        )
+    if settings.committee:
+        raise UserError(
+            "committee is set, but this verb takes one teacher; pass --set committee=[], or use selftrain run"
         )
     job = LabelJob.of(settings, out.absolute(), 1, [teacher.absolute()], accept_environment=accept_environment)
     _run(job)

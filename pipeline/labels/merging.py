@@ -11,10 +11,11 @@ import numpy.typing as npt
 
 from pipeline.arrays import F32Array, F64Array, I64Array
 from pipeline.config import semantic
+from pipeline.errors import UserError
 from pipeline.labels.scores import read_scores
 from pipeline.labels.store import LabelRows, LabelStore, label_path, read_labels, write_labels
 from pipeline.shards.dataset import Dataset, open_split
-from pipeline.stages.fingerprint import StageInputs, digest_once
+from pipeline.stages.fingerprint import StageInputs, digest, digest_once
 from pipeline.stages.folder import RECORD, stage_record
 from pipeline.stages.jobs import MergeJob
 from pipeline.stages.preamble import Stage
@@ -25,7 +26,7 @@ Probabilities = Callable[[npt.NDArray[np.integer]], F32Array]
 def merge_inputs(job: MergeJob) -> StageInputs:
     """The settings and inputs that the mean is a function of. Label stages must be finished."""
     config = {"weights": [one.weight for one in job.labels], "top_k": job.label.top_k, "data": semantic(job.data)}
-    inputs = {f"labels{i}": _fingerprint(one.labels) for i, one in enumerate(job.labels)}
+    inputs = {f"labels{i}": labels_fingerprint(one.labels) for i, one in enumerate(job.labels)}
     return StageInputs(config, {**inputs, "unlabeled": open_split(job.data, "unlabeled").fingerprint})
 
 
@@ -60,11 +61,17 @@ def run_merge(job: MergeJob, stage: Stage) -> None:
         mean = sum(weight * source(rows).astype(np.float64) for weight, source in zip(weights, sources, strict=True))
         write_labels(path, _summarize(dataset, rows, np.asarray(mean), job.label.top_k), expected)
     files = [label_path(job.out, shard.name).name for shard in dataset.shards]
-    stage.finish(files, provenance=provenance, num_samples=len(dataset))
+    stage.finish(files, provenance=provenance, classes=digest(dataset.classes), num_samples=len(dataset))
 
 
-def _fingerprint(path: Path) -> str:
-    return str(stage_record(path)["fingerprint"]) if (path / RECORD).exists() else digest_once(path)
+def labels_fingerprint(path: Path) -> str:
+    """The fingerprint of a finished label stage, or the digest of a table of scores. Raises UserError if it is none."""
+    if (path / RECORD).exists():
+        return str(stage_record(path)["fingerprint"])
+    if not path.is_file():
+        what = "a folder without a finished stage" if path.exists() else "no such file"
+        raise UserError(f"{path} is neither a label stage nor a table of scores: it is {what}; name one")
+    return digest_once(path)
 
 
 def _open(path: Path, dataset: Dataset) -> Probabilities:

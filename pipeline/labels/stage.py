@@ -82,7 +82,8 @@ def run_label(job: LabelJob, stage: Stage) -> None:
         append_timing(job.out, done, seconds, shard.num_rows)
         progress.report(job.out, done, sum(s.num_rows for s in mine), "images")
     files = [label_path(job.out, shard.name).name for shard in dataset.shards]
-    stage.finish(files, provenance=provenance, num_samples=len(dataset), **({"val": figures} if figures else {}))
+    outputs = {"provenance": provenance, "classes": digest(dataset.classes), "num_samples": len(dataset)}
+    stage.finish(files, **outputs, **({"val": figures} if figures else {}))
 
 
 def _siblings(folder: Path) -> Iterable[Path]:

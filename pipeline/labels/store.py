@@ -18,6 +18,7 @@ import pyarrow as pa
 from pipeline.arrays import F32Array, I32Array, U64Array
 from pipeline.errors import UserError
 from pipeline.shards.table import read_table, write_table
+from pipeline.stages.fingerprint import digest
 from pipeline.stages.folder import stage_record
 
 if TYPE_CHECKING:
@@ -182,8 +183,8 @@ class LabelStore:
     """The labels of a whole dataset, one row per row of it, from a finished label stage's folder.
 
     Raises:
-        UserError: the stage is no label stage or unfinished, or the label file of a shard is missing, damaged, or made
-            from other bytes, other images or by another teacher than the stage's.
+        UserError: the stage is no label stage, unfinished, or of other classes, or the label file of a shard is
+            missing, damaged, or made from other bytes, other images or by another teacher than the stage's.
     """
 
     def __init__(self, folder: Path, dataset: Dataset) -> None:
@@ -195,6 +196,11 @@ class LabelStore:
         self.folder = folder
         self.fingerprint: str = record["fingerprint"]
         self.num_classes = len(dataset.classes)
+        if record["outputs"].get("classes", digest(dataset.classes)) != digest(dataset.classes):
+            raise UserError(
+                f"{folder} holds labels of other classes, or of these in another order, than the data "
+                f"({', '.join(dataset.classes[:5])}, ...), so its class ids mean others here; label with these classes"
+            )
         expected = {**record["outputs"]["provenance"], "num_classes": str(self.num_classes)}
         self._parts: list[LabelRows] = []
         self._starts = dataset.shard_starts

@@ -68,7 +68,7 @@ def assign_splits(
     eligible = splits == _LABELED
     twins: dict[int, int] = {}
     if skip_duplicates:
-        twins = _later_ones(images, splits)
+        twins = _later_ones(images, splits, bare)
         mixed = _with_several_labels(images, eligible)
         eligible[list(twins)] = False
         if carve is not None:
@@ -78,7 +78,7 @@ def assign_splits(
         raise UserError("there is nothing to carve: no image of SOURCE is labeled and in no other split")
     if carve is not None:
         splits[eligible] = carve_splits(carve, images.labels[eligible], images.contents[eligible], classes)
-    later = {} if skip_duplicates else _later_ones(images, splits)
+    later = {} if skip_duplicates else _later_ones(images, splits, bare)
     twins |= {row: first for row, first in later.items() if splits[row] != splits[first]}
     equal = {row: first for row, first in later.items() if row not in twins}
     return Assigned(splits, carve, bare, twins, equal)
@@ -97,9 +97,9 @@ def _open_part(carve: Carve | None, own: set[Split | None]) -> Carve | None:
     return replace(carve, val_fraction=default) if carve.val_fraction is None else carve
 
 
-def _later_ones(images: Images, splits: U8Array) -> dict[int, int]:
-    """Row -> the row that stays, of all images that equal another one of SOURCE."""
-    order = np.lexsort((np.arange(len(splits)), _RANK[splits], images.contents))
+def _later_ones(images: Images, splits: U8Array, bare: BoolArray) -> dict[int, int]:
+    """Row -> the row that stays, of all images that equal another one of SOURCE. A bare one stays for no other."""
+    order = np.lexsort((np.arange(len(splits)), _RANK[splits], bare, images.contents))
     contents = images.contents[order]
     starts = np.flatnonzero(np.r_[True, contents[1:] != contents[:-1]])
     first = np.repeat(order[starts], np.diff(np.r_[starts, len(order)]))

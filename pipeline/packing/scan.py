@@ -177,5 +177,5 @@ def conflicting(images: Images) -> tuple[str, ...]:
     groups: defaultdict[bytes, list[Item]] = defaultdict(list)
     for content, item in zip(images.contents.tolist(), images.items, strict=True):
         groups[content].append(item)
-    mixed = [group for group in groups.values() if len({item.class_name for item in group}) > 1]
+    mixed = [group for group in groups.values() if len({item.class_name for item in group} - {None}) > 1]
     return tuple(" = ".join(item.name for item in group) for group in mixed)

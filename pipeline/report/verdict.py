@@ -72,9 +72,9 @@ def judge(run: RunRecord) -> Verdict:
     base = next((t for t in run.trainings if is_finetuned and final_model.starts_from(t)), final_model)
     if not base.saw_unlabeled:
         had_students = any(train.role == "student" for train in run.trainings)
-        what = "probe" if base.is_probe else "teacher"
-        name = f"the {what}, fine-tuned," if is_finetuned else f"the {what}"
-        why = f"No student beat the round 0 {what} on val, so {name} is the final model; it" if had_students else "It"
+        name = "the teacher, a probe of the labels alone," if base.is_probe else "the teacher"
+        name = "the teacher, fine-tuned," if is_finetuned else name
+        why = f"No student beat the round 0 teacher on val, so {name} is the final model; it" if had_students else "It"
         gains = {PROBE: _gain(PROBE, run, by)} if PROBE in run.test else {}
         said = (f"{why} is {head}.", *_beside_probe(gains, PROBE), *_of_uneven(run, by, ()))
         return Verdict(said, gains, finished=True)

@@ -44,9 +44,8 @@ def train_control(run: Run, method: Method, rounds: Sequence[Round], final: Roun
         base = students[0] if method.finetunes == "student" else best_of([r for r in rounds if r is not final])
     number = max(base.round, 1)
     training = method.control(run.config, rounds, base)
-    if training.probe is not None:
-        return rounds[0].train  # the same probe without pseudo-labels
-    control = run.train("control", number, training, "control")
+    is_probe = training.probe is not None  # without pseudo-labels it is the teacher
+    control = rounds[0].train if is_probe else run.train("control", number, training, "control")
     if final.role == "finetune" and run.config.finetune is not None:
         training = finetuning(run.config.finetune, control, method.recipe(run.config, number))
         return run.train("control", final.round, training, "control")

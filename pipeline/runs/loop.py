@@ -11,6 +11,7 @@ import numpy as np
 from pipeline.config import SPLITS, Config, Split, dump_yaml, semantic, unread_keys
 from pipeline.errors import UserError
 from pipeline.files import write_bytes, write_csv, write_sealed
+from pipeline.labels.merging import labels_fingerprint
 from pipeline.methods import METHODS
 from pipeline.methods.method import Method, OnRound, best_of
 from pipeline.runs.control import fit_probe, train_control
@@ -64,6 +65,8 @@ def run_loop(
         config = resolve_config(config, earlier)
         datasets = _check_data(config, method)
         check_networks(config, method, len(datasets["labeled"].classes))
+        for other in config.label.others if method.reads("label") else ():
+            labels_fingerprint(other.labels)  # now, and not after the teacher was trained
         data = {split: dataset.fingerprint for split, dataset in datasets.items()}
         if earlier is not None:
             set_aside(run_dir, earlier, config, digest(data))

@@ -163,6 +163,8 @@ def open_split(data: Data, split: Split, *, verify: bool = False, progress: Prog
         if bad or tar.moved:
             kept = np.setdiff1d(np.arange(len(index)), [*bad, *tar.moved])
             index = keep_rows(index, kept)
+        if not len(index):  # nothing to be labeled, embedded or cached
+            continue
         # Labels and caches are addressed by it, and hold the rows that are left.
         content = digest({"tar": index.sha256, "moved": tar.moved}) if tar.moved else index.sha256
         shards.append(Shard(tar.name, tar.path, content, start, len(index), index, tar.truth, kept))

@@ -33,6 +33,8 @@ class Outputs(TypedDict, total=False):
 
     labels: str
     provenance: dict[str, str]
+    classes: str
+    """The digest of the names that class ids in it stand for."""
     model_sha256: str
     num_samples: int
     num_selected: int

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
@@ -14,8 +16,9 @@ from pipeline.config import Config, Data, OtherLabels, changed
 from pipeline.errors import UserError
 from pipeline.labels.scores import read_scores
 from pipeline.labels.store import LabelStore
+from pipeline.runs.loop import run_loop
 from pipeline.shards.dataset import Dataset
-from pipeline.stages.jobs import MergeJob
+from pipeline.stages.jobs import Job, MergeJob
 from pipeline.stages.preamble import run_stage
 
 
@@ -56,6 +59,15 @@ def test_labels_are_the_weighted_mean_of_probabilities(
     np.testing.assert_allclose(found.log_odds, np.log(expected.max(1) / others), atol=1e-4)
 
 
+def test_labels_of_another_order_of_classes_are_refused(
+    config: Config, unlabeled: Dataset, logits: np.ndarray, write_stage: WriteStage, tmp_path: Path
+) -> None:
+    out = merged(config, tmp_path / "merge", (write_stage(logits, "label-0"), 1.0))
+    other = replace(unlabeled, classes=unlabeled.classes[::-1])
+    with pytest.raises(UserError, match="other classes, or of these in another order"):
+        LabelStore(out, other)
+
+
 def test_scores_name_images_with_or_without_shard_folder_and_extension(unlabeled: Dataset, tmp_path: Path) -> None:
     scores = np.random.default_rng(0).dirichlet(np.ones(len(unlabeled.classes)), len(unlabeled))
     keys = [unlabeled.key(row) for row in range(len(unlabeled))]
@@ -64,6 +76,61 @@ def test_scores_name_images_with_or_without_shard_folder_and_extension(unlabeled
     short = [f"{key.partition('/')[2]}.png" for key in keys]
     found = read_scores(write_scores(tmp_path / "b.csv", unlabeled, scores, short), unlabeled)
     np.testing.assert_array_equal(found, expected)
+
+
+@dataclass
+class Keys:
+    """A data set of two classes, of which its keys are known alone."""
+
+    keys: list[str]
+    classes: tuple[str, ...] = ("cat", "dog")
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def key(self, row: int) -> str:
+        return self.keys[row]
+
+
+def read_named(folder: Path, keys: list[str], names: list[str], score: str = "1") -> list[float]:
+    """The first class's score per key, of a table whose n-th name has the n-th multiple of 0.1."""
+    lines = [f"{name},{number / 10},{1 - number / 10}" for number, name in enumerate(names[:-1])]
+    path = folder / "scores.csv"
+    path.write_text("\n".join(["image,cat,dog", *lines, f"{names[-1]},{score},0"]) + "\n")
+    return [round(float(row[0]), 6) for row in read_scores(path, cast(Dataset, Keys(keys)))]
+
+
+def test_scores_find_names_with_dots_and_odd_letters(tmp_path: Path) -> None:
+    keys = [f"u/{key}" for key in ("img", "img%2E1", "img%2E2", "50%25 größe", "img.3")]
+    names = ["img", "img.1", "img.2.jpg", "50% größe.jpg", "img.3"]
+    assert read_named(tmp_path, keys, names) == [0, 0.1, 0.2, 0.3, 1]
+    assert read_named(tmp_path, keys, [*names[:-1], "", "img.3"]) == [0, 0.1, 0.2, 0.3, 1]
+
+
+def test_a_row_of_scores_that_may_mean_two_images_is_refused(tmp_path: Path) -> None:
+    keys = ["u/a/1", "u/b/1"]
+    assert read_named(tmp_path, keys, ["a/1.jpg", "b/1.jpg"]) == [0, 1]
+    with pytest.raises(UserError, match=r"1\.jpg may be 'u/a/1' or 'u/b/1'; write the path with its folder"):
+        read_named(tmp_path, keys, ["1.jpg"])
+
+
+def test_a_score_that_is_no_number_and_a_column_that_is_there_twice_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"scores\.csv: a score is no number"):
+        read_named(tmp_path, ["u/1"], ["1"], score="sure")
+    (tmp_path / "twice.csv").write_text("image,cat,dog,cat\n1,1,0,0\n")
+    with pytest.raises(UserError, match="has 2 columns 'cat'"):
+        read_scores(tmp_path / "twice.csv", cast(Dataset, Keys(["u/1"])))
+
+
+def test_labels_that_are_not_there_are_refused_before_the_teacher_is_trained(config: Config, tmp_path: Path) -> None:
+    def no_stage(job: Job, lock_fd: int) -> None:
+        pytest.fail(f"{job.kind} ran")
+
+    (tmp_path / "folder").mkdir()
+    for name, what in (("clip.csv", "no such file"), ("folder", "a folder without a finished stage")):
+        label = changed(config.label, others=(OtherLabels(labels=tmp_path / name),))
+        with pytest.raises(UserError, match=f"{name} is neither a label stage nor a table of scores: it is {what}"):
+            run_loop(changed(config, label=label), tmp_path / "run", run_stage=no_stage)
 
 
 def test_scores_that_do_not_sum_to_1_are_logits_and_that_is_said(

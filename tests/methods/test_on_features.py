@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import shutil
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.encoders import probing
 from support.processes import run
 
-from pipeline.config import Config, changed
+from pipeline.config import Config, Finetune, Start, Training, changed
 from pipeline.files import read_json
+from pipeline.methods import METHODS
 from pipeline.report.page import render
 from pipeline.report.record import read_run
+from pipeline.runs.control import train_control
+from pipeline.runs.ledger import Ledger
 from pipeline.runs.loop import run_loop
-from pipeline.stages.jobs import Job
+from pipeline.runs.run import Run
+from pipeline.stages.jobs import Job, Role
 
 pytestmark = pytest.mark.process
 
@@ -67,6 +74,29 @@ def test_the_same_command_runs_nothing_again(config: Config, finished: Path) -> 
         pytest.fail(f"{job.out} ran again")
 
     run_loop(config, finished, run_stage=no_stage)
+
+
+def test_the_control_of_a_finetuned_probe_is_the_finetuned_teacher(
+    config: Config, finished: Path, tmp_path: Path
+) -> None:
+    """Or else what the fine-tune brought would be taken for what unlabeled images brought."""
+    folder = shutil.copytree(finished, tmp_path / "run")
+    asked: list[tuple[str, Training]] = []
+
+    class Asked(Run):
+        def train(self, role: Role, round: int, training: Training, parent: str, **values: Any) -> Path:
+            asked.append((role, training))
+            return folder / parent
+
+    tuning = changed(config, finetune=Finetune(image_size=8, steps=5), rounds=changed(config.rounds, num_rounds=0))
+    run = Asked(tuning, folder, run_stage, 0, False, {}, Ledger(folder, ""))
+    entries = enumerate(read_json(folder / "result.json")["rounds"][:2])
+    teacher, student = (run.judge(entry["role"], number, folder / entry["train_dir"]) for number, entry in entries)
+    tuned = replace(student, round=3, role="finetune", val_top1=1.0)
+    assert train_control(run, METHODS["noisy_student"], [teacher, student, tuned], tuned) == folder / "control"
+    ((role, training),) = asked
+    assert (role, training.start) == ("control", Start(model=str(teacher.train), mode="init"))
+    assert train_control(run, METHODS["noisy_student"], [teacher, student], student) == teacher.train
 
 
 def test_the_report_shows_probe_student_and_control_with_their_cost(finished: Path) -> None:

@@ -112,6 +112,16 @@ def test_images_without_a_label_are_no_val_images(tmp_path: Path) -> None:
     check_disjoint({split: open_split(data, split) for split in ("labeled", "unlabeled", "val")})
 
 
+def test_of_equal_val_images_the_one_with_a_label_stays(tmp_path: Path) -> None:
+    images = {"a.png": IMAGES["images/0.png"], "b.png": IMAGES["images/0.png"], "c.png": IMAGES["images/1.png"]}
+    rows = [("image", "label"), ("b.png", "cat"), ("c.png", "dog")]
+    source = write_files(tmp_path / "in", {**images, "t.csv": table(rows)})
+    labeling = Labeling(table="t.csv")
+    report = pack(source, tmp_path / "out", split="val", labeling=labeling, skip_duplicates=True)
+    assert (report.num_samples, report.conflicts) == ({"val": 2}, ())
+    assert open_split(Data(root=report.out), "val").labels.tolist() == [0, 1]
+
+
 @pytest.mark.parametrize(
     ("files", "rows", "message"),
     [

@@ -91,6 +91,15 @@ def test_a_cut_tar_is_named_or_its_whole_samples_are_used(tmp_path: Path) -> Non
     assert (len(dataset), len(dataset.skipped)) == (1, 1)
 
 
+def test_a_tar_without_a_good_image_is_passed_over(tmp_path: Path) -> None:
+    """Nothing of it can be labeled, embedded or cached."""
+    foreign(tmp_path / "a.tar", {"a.png": b"hello", "a.cls": b"1"})
+    data = foreign(tmp_path / "b.tar", GOOD)
+    data = data.model_copy(update={"labeled": (tmp_path / "a.tar", tmp_path / "b.tar"), "bad_images": "skip"})
+    dataset = open_split(data, "labeled")
+    assert ([shard.path.name for shard in dataset.shards], len(dataset), len(dataset.skipped)) == (["b.tar"], 2, 1)
+
+
 def test_a_key_that_points_outside_is_refused_even_when_skipping(tmp_path: Path) -> None:
     data = foreign(tmp_path / "a.tar", {"../a.png": png(1), "../a.cls": b"0"})
     with pytest.raises(UserError, match="points outside"):
