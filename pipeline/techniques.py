@@ -294,6 +294,14 @@ TECHNIQUES: dict[str, Technique] = {
             "Xie 2020, 2",
         ),
         Technique(
+            "evaluation_size",
+            "evaluate",
+            ("training.evaluation_size",),
+            None,
+            "pipeline.models.format:ModelInfo",
+            "Touvron 2019, 3 and 4",
+        ),
+        Technique(
             "evaluate_flip",
             "evaluate",
             ("evaluate.flip",),

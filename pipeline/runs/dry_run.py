@@ -43,6 +43,8 @@ def check_training(
     if start is not None and is_used and tells_itself(start):
         info = read_info(Path(start.model))
         architecture, model_args, sizes = info.architecture, info.model_args, {"input_size": info.input_size[-1]}
+    elif training.evaluation_size:
+        sizes["evaluation_size"] = training.evaluation_size
     is_frozen = is_used or training.probe is not None
     images = [] if is_frozen else [(training.batch_size + training.unlabeled_batch_size) // training.accumulation]
     if finetune is not None:

@@ -145,12 +145,13 @@ class Setup:
                 )
             if start.mode == "use":
                 return info
+        side = job.training.evaluation_size or job.training.image_size
         return ModelInfo(
             schema=1,
             architecture=settings.model,
             model_args=settings.model_args,
             classes=classes,
-            input_size=(3, job.training.image_size, job.training.image_size),
+            input_size=(3, side, side),
             mean=job.training.mean,
             std=job.training.std,
             crop_pct=job.training.crop_pct,

@@ -28,7 +28,7 @@ from pipeline.views.crops import CROPS
 
 _KEPT = (
     *("optimizer.name", "frozen_layers", "freeze_norm", "layer_decay", "head_lr", "thaw_steps"),
-    *("image_size", "mean", "std", "crop_pct", "crop_mode", "interpolation"),
+    *("image_size", "evaluation_size", "mean", "std", "crop_pct", "crop_mode", "interpolation"),
 )
 """The keys that `start.mode: continue` cannot change. The first ones shape the optimizer's state, the others are the
 model's input. Another architecture shows in the weights."""
