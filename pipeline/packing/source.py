@@ -92,7 +92,7 @@ def _open_archive(path: Path, zip_encoding: str | None) -> contextlib.AbstractCo
     except tarfile.HeaderError as error:
         # An empty tar is zeros. Of a file that is called a tar, the reader of tars says what is wrong.
         if path.suffix.lower() != ".tar" and (head.strip(b"\0") or not head):
-            what = describe(head) if head else "empty"
+            what = "a single image" if image_kind(head) else describe(head) if head else "empty"
             raise UserError(
                 f"{path} is {what}; SOURCE must be a folder, .tar, .tgz, .zip or .parquet of images"
             ) from error

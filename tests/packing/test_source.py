@@ -189,6 +189,12 @@ def test_missing_empty_and_other_sources_are_named(tmp_path: Path) -> None:
         keys(tmp_path / "nothing")
 
 
+def test_an_image_that_is_given_alone_is_not_called_damaged(tmp_path: Path) -> None:
+    source = write_files(tmp_path, {"a.png": png(1)}) / "a.png"
+    with pytest.raises(UserError, match=r"a\.png is a single image; SOURCE must be a folder"), open_source(source):
+        pass
+
+
 def test_unreadable_files_and_folders_are_named(tmp_path: Path) -> None:
     path = write_files(tmp_path / "in", class_files(1))
     (path / "cat" / "0000.png").chmod(0)
