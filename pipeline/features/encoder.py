@@ -55,6 +55,7 @@ def build_encoder(
         UserError: there is no such start, it does not fit, or the network has no linear classifier.
     """
     with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)  # what `start.allow_random` leaves at random is the same to whoever builds the encoder
         model = build(training.model, len(classes), model_args=training.model_args)
     load_start(model, training)
     check_finite(model, training)

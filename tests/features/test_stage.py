@@ -8,14 +8,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from support.encoders import embed_job, probe_job, probing
 from support.processes import kill, label_job, outputs, run, select_job, start
 from support.spoilers import die_after_2_label_files
 from support.waiting import wait_for
 
-from pipeline.config import Config, changed
+from pipeline.config import Config, Start, changed
 from pipeline.errors import UserError
 from pipeline.evaluate.predictor import Predictor, reader_of
+from pipeline.features.encoder import build_encoder
 from pipeline.features.store import FeatureStore
 from pipeline.files import read_json
 from pipeline.labels.store import LabelStore
@@ -50,6 +52,20 @@ def test_features_are_what_the_last_layer_reads(digits: Config, teacher: Path, f
         found = model.get_classifier()(stored)
     np.testing.assert_allclose(found, expected, atol=0.02)  # fp16 has 11 bits
     assert expected.abs().max() > 1
+
+
+def test_what_an_encoder_has_at_random_is_the_same_in_every_stage(teacher: Path, tmp_path: Path) -> None:
+    """Or else a probe would be the classifier of other features than those that it was fitted on."""
+    state = load_file(teacher / "model.safetensors")
+    lost = next(name for name in state if name.endswith("conv2.weight"))
+    save_file({name: tensor for name, tensor in state.items() if name != lost}, tmp_path / "part.safetensors")
+    start = Start(model=str(tmp_path / "part.safetensors"), allow_random=True)
+    training = changed(probing(teacher), start=start)
+    states = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        states.append(build_encoder(training, tuple("0123456789"), {})[0].state_dict())
+    torch.testing.assert_close(states[0], states[1], rtol=0, atol=0)
 
 
 def test_a_killed_pass_ends_with_the_same_bytes(digits: Config, teacher: Path, features: Path, tmp_path: Path) -> None:
