@@ -103,5 +103,5 @@ def test_the_report_shows_probe_student_and_control_with_their_cost(finished: Pa
     page = render(read_run(finished))
     assert "Round 0 teacher (probe)" in page
     assert "Round 3 student" in page
-    assert "GFLOPs per image" in page
+    assert "GFLOPs&nbsp;per&nbsp;image" in page
     assert "probe" in page.split("</header>")[0]
