@@ -48,6 +48,10 @@ class Rounds(Section):
     """The figure on val that chooses models: which student becomes the next teacher, which model is the final one, and
     the best weights with `keep: best`. `top1` counts every image alike; `balanced_accuracy` and `macro_f1` count every
     class alike. Take one of these if classes are uneven and the small ones matter. All methods read it."""
+    judges: Positive = 1
+    """Number of students per round that are trained alike, each by a seed of its own. The mean of their figures on val
+    decides, and together they label for the next round; the first one is the round's model. It costs that many
+    trainings: set 2 or 3 if val has so few images that one student's luck would decide."""
     overrides: tuple[dict[str, Scalar], ...] = ()
     """Keys of label, select or student that differ between rounds, as `key.path: value`. The first entry holds for
     round 1, the second for round 2, and the last one for all later rounds."""

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
+
+import numpy as np
 
 from pipeline.config import Config, JudgeBy, NetworkSettings, Section, Split, Training, changed
 from pipeline.config.methods import METHOD_CONFIGS
@@ -24,6 +27,9 @@ from pipeline.stages.jobs import EmbedJob, Job, LabelJob, MergeJob, ProbeJob, Ro
 from pipeline.stages.kinds import load_object
 
 log = logging.getLogger("selftrain.loop")
+
+_NEXT_DRAW = 1_000_003
+"""Between the seeds of two draws, so that they are none of other runs that count from 0."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +50,9 @@ class Round:
     label: Path | None
     select: Path | None
     judged: float | None = None
-    """The figure on val that it is judged by, if that is not val_top1 (`rounds.judge_by`)."""
+    """The figure on val that it is judged by, if that is not val_top1 (`rounds.judge_by`, `rounds.judges`)."""
+    judges: tuple[Path, ...] = ()
+    """Students that were trained alike, by other seeds."""
 
     @property
     def score(self) -> float:
@@ -57,6 +65,7 @@ class Round:
         for name in ("train", "label", "select"):
             path: Path | None = entry.pop(name)
             entry[f"{name}_dir"] = str(path.relative_to(run_dir)) if path else None
+        entry["judges"] = [str(path.relative_to(run_dir)) for path in self.judges]
         return entry
 
 
@@ -98,12 +107,17 @@ class Stages(ABC):
         teacher: NetworkSettings | None = None,
         selection: Path | None = None,
         labels: Path | None = None,
+        draw: int = 0,
     ) -> Path:
-        """Train in RUN/parent by the method's learner, else on labels and pseudo-labels; returns the stage folder."""
+        """Train in RUN/parent by the method's learner, else on labels and pseudo-labels; returns the stage folder.
+
+        Draws from 1 on are the same training by seeds of their own.
+        """
         values: dict[str, Any] = {"teacher": teacher, "selection": selection, "labels": labels}
         if method is not None:
             values |= {"method": method.name, "learner": method.learner, "settings": method.settings(self.config)}
-        return self.stage(TrainJob.of(self.config, self.folder, role, round, training, **values), parent)
+        config = changed(self.config, seed=self.config.seed + _NEXT_DRAW * draw)
+        return self.stage(TrainJob.of(config, self.folder, role, round, training, **values), parent)
 
     def embed(self, training: Training, splits: Sequence[Split] = ("labeled", "unlabeled", "val")) -> Path:
         """Store the features of the encoder that a training with a probe describes; returns the folder."""
@@ -139,9 +153,15 @@ class Stages(ABC):
         return self.stage(SelectJob.of(self.config, self.folder, round, labels), f"rounds/{round}")
 
     def judge(
-        self, role: Role, round: int, train: Path, labels: Path | None = None, selection: Path | None = None
+        self,
+        role: Role,
+        round: int,
+        train: Path,
+        labels: Path | None = None,
+        selection: Path | None = None,
+        judges: Sequence[Path] = (),
     ) -> Round:
-        """The round of a finished training, with its figures on val."""
+        """The round of a finished training, with its figures on val; with those of its judges, their mean decides."""
         metrics = read_output(train / "evaluation-val.json", MetricsJson)
         low, high = metrics["interval"]
         outputs = stage_record(selection)["outputs"] if selection else {}
@@ -156,29 +176,46 @@ class Stages(ABC):
             train=train,
             label=labels,
             select=selection,
-            judged=_judged(train, self.config.rounds.judge_by),
+            judged=_judged((train, *judges), self.config.rounds.judge_by),
+            judges=tuple(judges),
         )
 
 
-def _judged(train: Path, by: JudgeBy) -> float | None:
-    """Another figure than val_top1. It follows from the answers, which stages of earlier versions have too."""
-    if by == "top1":
+def _judged(students: Sequence[Path], by: JudgeBy) -> float | None:
+    """The mean figure of several students, or another figure of one than val_top1. It follows from the answers, which
+    stages of earlier versions have too."""
+    if by == "top1" and len(students) == 1:
         return None
-    answers = read_predictions(train / "predictions-val.npz")
-    if answers is None:
-        raise UserError(
-            f"{train} has no predictions-val.npz, which rounds.judge_by {by} needs; delete {train} and type the same "
-            "command again"
-        )
-    return figure_of(answers.label, answers.pred, by)
+    figures = []
+    for train in students:
+        answers = read_predictions(train / "predictions-val.npz")
+        if answers is None:
+            raise UserError(
+                f"{train} has no predictions-val.npz, which rounds.judge_by {by} needs; delete {train} and type the "
+                "same command again"
+            )
+        figures.append(figure_of(answers.label, answers.pred, by))
+    return float(np.mean(figures))
 
 
 def is_surely_worse(student: Round, teacher: Round, by: JudgeBy) -> bool:
-    """Whether the student is worse on val than the teacher by more than chance, by a paired test at 95%."""
-    ours, theirs = (read_predictions(one.train / "predictions-val.npz") for one in (student, teacher))
-    if ours is None or theirs is None or len(ours.label) != len(theirs.label):
+    """Whether the student is worse on val than the teacher by more than chance, by a paired test at 95%.
+
+    Of several students the answers are compared one to one. As they are on the same images, the interval is that of as
+    many images as val has.
+    """
+    folders = (student.train, *student.judges), (teacher.train, *teacher.judges)
+    num = max(map(len, folders))
+    pairs = [tuple(read_predictions(of[k % len(of)] / "predictions-val.npz") for of in folders) for k in range(num)]
+    found = [(ours, theirs) for ours, theirs in pairs if ours is not None and theirs is not None]
+    if len(found) < num or any(len(ours.label) != len(theirs.label) for ours, theirs in found):
         return student.score < teacher.score
-    return compare(ours.label, ours.pred, theirs.pred, by)[2] < 0
+    label, pred, other = (
+        np.concatenate(arrays)
+        for arrays in zip(*((ours.label, ours.pred, theirs.pred) for ours, theirs in found), strict=True)
+    )
+    difference, _, high = compare(label, pred, other, by)
+    return difference + math.sqrt(num) * (high - difference) < 0
 
 
 @dataclass(frozen=True)

@@ -145,7 +145,8 @@ class RoundRecord:
     train: TrainRecord | None
     label: StageRecord | None
     select: StageRecord | None
-    committee: tuple[StageRecord, ...] = ()
+    others: tuple[StageRecord, ...] = ()
+    """The committee's probes, and students that judge along (`rounds.judges`)."""
 
     @cached_property
     def summary(self) -> Summary | None:
@@ -191,7 +192,7 @@ class RunRecord:
         """All stages that are there, by round; what reads features comes after them, control and evaluation last."""
         yield from self.features
         for round_ in self.rounds:
-            yield from (s for s in (round_.label, round_.select, *round_.committee, round_.train) if s is not None)
+            yield from (s for s in (round_.label, round_.select, *round_.others, round_.train) if s is not None)
         yield from (s for s in (self.control, self.probe, self.evaluation) if s is not None)
 
     def result_of(self, round_: int) -> Json:
@@ -278,11 +279,12 @@ def _rounds(path: Path, begun: Sequence[Entry]) -> Iterator[RoundRecord]:
     of_rounds = [entry for entry in begun if entry.round is not None and entry.role not in ("control", "probe")]
     for number in sorted({entry.round for entry in of_rounds if entry.round is not None}):
         entries = [entry for entry in of_rounds if entry.round == number]
-        of = {entry.kind: entry for entry in entries if entry.role != "committee"}
+        beside = [entry for entry in entries if entry.role in ("committee", "judge")]
+        of = {entry.kind: entry for entry in entries if entry not in beside}
         label, select = (_open(path / of[kind].folder) if kind in of else None for kind in ("label", "select"))
         trained = of.get("train") or of.get("probe")
-        committee = tuple(_open(path / entry.folder) for entry in entries if entry.role == "committee")
-        yield RoundRecord(number, _open_training(path, trained) if trained else None, label, select, committee)
+        others = tuple(_open(path / entry.folder) for entry in beside)
+        yield RoundRecord(number, _open_training(path, trained) if trained else None, label, select, others)
 
 
 def _open_training(path: Path, entry: Entry) -> TrainRecord:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -67,8 +67,14 @@ class Run(Stages):
         return cast(dict[str, Any], read_output(self.stage(job, ".") / f"{split}.json"))
 
     def judge(
-        self, role: Role, round: int, train: Path, labels: Path | None = None, selection: Path | None = None
+        self,
+        role: Role,
+        round: int,
+        train: Path,
+        labels: Path | None = None,
+        selection: Path | None = None,
+        judges: Sequence[Path] = (),
     ) -> Round:
         """The round of a finished training, with its figures on val; it is entered into the ledger."""
         self.ledger.add_model(train, role, round)
-        return super().judge(role, round, train, labels, selection)
+        return super().judge(role, round, train, labels, selection, judges)

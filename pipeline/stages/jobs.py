@@ -27,7 +27,7 @@ from pipeline.config.methods import sections
 from pipeline.errors import did_you_mean
 from pipeline.stages.plugins import digests
 
-Role = Literal["teacher", "student", "control", "finetune", "committee", "probe"]
+Role = Literal["teacher", "student", "control", "finetune", "committee", "judge", "probe"]
 
 
 class Job(Section):

@@ -29,10 +29,11 @@ def noisy_student(stages: Stages, on_round: OnRound) -> list[Round]:
     for numbers in (range(1, last + 1), range(last + 1, last + config.rounds.num_rounds + 1)):
         num_worse = 0
         for number in numbers:
-            labels = stages.label(number, [t.train for t in teachers], committee.members)
+            judges = [folder for t in teachers[: config.for_round(number).label.ensemble] for folder in t.judges]
+            labels = stages.label(number, [t.train for t in teachers], [*judges, *committee.members])
             selection = stages.select(number, labels)
-            folder = _train_student(stages, number, teachers[0], selection)
-            student = stages.judge("student", number, folder, labels, selection)
+            folder, *others = _train_students(stages, number, teachers[0], selection)
+            student = stages.judge("student", number, folder, labels, selection, others)
             kept = student.score >= teachers[0].score - config.rounds.tolerance
             student = replace(student, kept=kept)
             rounds.append(student)
@@ -97,15 +98,18 @@ def train_teacher(stages: Stages) -> Round:
     return teacher
 
 
-def _train_student(stages: Stages, number: int, teacher: Round, selection: Path) -> Path:
-    """Train the student of a round, or fit it on features; returns the stage folder."""
+def _train_students(stages: Stages, number: int, teacher: Round, selection: Path) -> list[Path]:
+    """Train the students of a round, or fit the one on features; returns their stage folders."""
     config, parent = stages.config, f"rounds/{number}"
     training = _recipe(config, number)
     if training.probe is not None:
-        return stages.probe("student", number, training, parent, stages.embed(training), selection)
+        return [stages.probe("student", number, training, parent, stages.embed(training), selection)]
     if config.rounds.start == "init":
         training = changed(training, start=Start(model=str(teacher.train), mode="init"))
-    return stages.train("student", number, training, parent, selection=selection)
+    return [
+        stages.train("judge" if draw else "student", number, training, parent, selection=selection, draw=draw)
+        for draw in range(config.rounds.judges)
+    ]
 
 
 def _recipe(config: Config, number: int) -> Training:
