@@ -144,6 +144,8 @@ class RoundRecord:
     number: int
     train: TrainRecord | None
     label: StageRecord | None
+    merge: StageRecord | None
+    """What averaged these labels with those of `label.others`, if there are some."""
     select: StageRecord | None
     committee: tuple[StageRecord, ...] = ()
 
@@ -191,7 +193,8 @@ class RunRecord:
         """All stages that are there, by round; what reads features comes after them, control and evaluation last."""
         yield from self.features
         for round_ in self.rounds:
-            yield from (s for s in (round_.label, round_.select, *round_.committee, round_.train) if s is not None)
+            labels = (round_.label, round_.merge, round_.select)
+            yield from (s for s in (*labels, *round_.committee, round_.train) if s is not None)
         yield from (s for s in (self.control, self.probe, self.evaluation) if s is not None)
 
     def result_of(self, round_: int) -> Json:
@@ -279,10 +282,11 @@ def _rounds(path: Path, begun: Sequence[Entry]) -> Iterator[RoundRecord]:
     for number in sorted({entry.round for entry in of_rounds if entry.round is not None}):
         entries = [entry for entry in of_rounds if entry.round == number]
         of = {entry.kind: entry for entry in entries if entry.role != "committee"}
-        label, select = (_open(path / of[kind].folder) if kind in of else None for kind in ("label", "select"))
+        kinds = ("label", "merge", "select")
+        label, merge, select = (_open(path / of[kind].folder) if kind in of else None for kind in kinds)
         trained = of.get("train") or of.get("probe")
         committee = tuple(_open(path / entry.folder) for entry in entries if entry.role == "committee")
-        yield RoundRecord(number, _open_training(path, trained) if trained else None, label, select, committee)
+        yield RoundRecord(number, _open_training(path, trained) if trained else None, label, merge, select, committee)
 
 
 def _open_training(path: Path, entry: Entry) -> TrainRecord:

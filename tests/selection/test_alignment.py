@@ -118,7 +118,7 @@ def test_a_selection_its_targets_and_its_pictures_see_aligned_labels(
     np.testing.assert_array_equal(hard.argmax(1), expected[selection.rows].argmax(1))
     truth = unlabeled.truth()
     assert truth is not None
-    shown = inspect_pseudo_labels(unlabeled, labels, folder, data, 8)
+    shown = inspect_pseudo_labels(unlabeled, folder, data, 8)
     assert shown.accuracy == (expected.argmax(1) == truth).mean()
     assert {path.name: path.read_bytes() for path in labels.iterdir()} == before, "labels stay as the teacher said them"
 
