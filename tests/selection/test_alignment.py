@@ -55,7 +55,7 @@ def test_labels_confidences_and_targets_are_those_of_the_definition(n: int, num_
     target = np.random.default_rng(seed + 1).dirichlet(np.ones(num_classes))
     expected = by_definition(labels.probs, target)
     found = Aligned(labels, alignment(labels, target))
-    np.testing.assert_allclose(found.probabilities(np.arange(n)), expected, rtol=1e-4, atol=1e-7)
+    np.testing.assert_allclose(found.probabilities(np.arange(n)), expected, rtol=1e-4, atol=1e-6)
     sure = np.sort(expected, 1)[:, -1] - np.sort(expected, 1)[:, -2] > 1e-6
     np.testing.assert_array_equal(found.label[sure], expected.argmax(1)[sure])
     np.testing.assert_allclose(found.confidence, expected.max(1), rtol=1e-4)
