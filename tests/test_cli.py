@@ -18,7 +18,6 @@ import torch
 from support import command
 from support.command import ROOT
 from support.command import selftrain_here as selftrain
-from support.configs import write
 from support.fake_stages import with_section
 from support.images import digit_files, write_files
 from typer.core import TyperGroup
@@ -26,7 +25,7 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 from flows.verbs import app
-from pipeline.config import Config, dump_yaml, load_config, parse
+from pipeline.config import Config, dump_yaml, load_config
 from pipeline.demos.digits import pack_digits
 from pipeline.errors import UserError
 
@@ -100,22 +99,6 @@ def test_a_wrong_split_is_refused_with_the_right_ones() -> None:
     assert done.exit_code == 2
     assert "did you mean" in done.output
     assert "test" in done.output
-
-
-def test_train_refuses_what_only_a_run_trains(tmp_path: Path) -> None:
-    (tmp_path / "c.yaml").write_text("method: uda")
-    with pytest.raises(UserError, match=r"`method: uda`, which `selftrain run` trains"):
-        selftrain("train", tmp_path / "c.yaml", "--out", tmp_path / "out")
-
-
-def test_what_one_stage_does_not_know_of_its_run_is_refused(tmp_path: Path) -> None:
-    """Or else a student would start at random, and a committee would be left out, without a word."""
-    probe = "{probe: {}, start: {model: a.pth}}"
-    config = write(tmp_path, f"teacher: {probe}\ncommittee: [{probe}]\nrounds: {{start: init}}\n")
-    with pytest.raises(UserError, match=r"rounds\.start is init, so a student starts from its teacher"):
-        selftrain("train", config, "--selection", tmp_path, "--out", tmp_path / "out")
-    with pytest.raises(UserError, match="committee is set, but this verb takes one teacher"):
-        selftrain("label", config, "--teacher", tmp_path, "--out", tmp_path / "out")
 
 
 def test_labels_and_split_together_are_refused(tmp_path: Path) -> None:
@@ -273,16 +256,6 @@ def test_a_read_of_test_that_cannot_be_logged_does_not_happen(digits: Config, te
     with pytest.raises(UserError, match=r"cannot be logged in .*test_reads\.jsonl: .*or evaluate on val"):
         selftrain("evaluate", run, digits.data.root, "--json")
     selftrain("evaluate", run, digits.data.root, "--split", "val", "--json")
-
-
-def test_stages_by_hand_are_those_of_round_1(digits: Config, teacher: Path, tmp_path: Path) -> None:
-    raw = digits.model_dump(mode="json")
-    raw["rounds"]["overrides"] = [{"label.flip": True}, {"label.flip": False}]
-    (tmp_path / "c.yaml").write_text(dump_yaml(parse(Config, raw, "tests")))
-    selftrain("label", tmp_path / "c.yaml", "--teacher", teacher, "--out", tmp_path / "labels")
-    assert json.loads((tmp_path / "labels" / "job.json").read_text())["label"]["flip"] is True
-    with pytest.raises(UserError, match=r"label\.ensemble is 2, but this verb takes one teacher"):
-        selftrain("label", tmp_path / "c.yaml", "--teacher", teacher, "--out", tmp_path / "x", "--set=label.ensemble=2")
 
 
 def test_unlabeled_images_cannot_be_evaluated_on(digits: Config, teacher: Path) -> None:

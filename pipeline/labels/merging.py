@@ -13,10 +13,10 @@ from pipeline.arrays import F32Array, F64Array, I64Array
 from pipeline.config import semantic
 from pipeline.errors import UserError
 from pipeline.labels.scores import read_scores
-from pipeline.labels.store import LabelRows, LabelStore, label_path, read_labels, write_labels
+from pipeline.labels.store import LabelRows, LabelStore, label_path, label_record, read_labels, write_labels
 from pipeline.shards.dataset import Dataset, open_split
 from pipeline.stages.fingerprint import StageInputs, digest, digest_once
-from pipeline.stages.folder import RECORD, stage_record
+from pipeline.stages.folder import RECORD
 from pipeline.stages.jobs import MergeJob
 from pipeline.stages.preamble import Stage
 
@@ -67,7 +67,7 @@ def run_merge(job: MergeJob, stage: Stage) -> None:
 def labels_fingerprint(path: Path) -> str:
     """The fingerprint of a finished label stage, or the digest of a table of scores. Raises UserError if it is none."""
     if (path / RECORD).exists():
-        return str(stage_record(path)["fingerprint"])
+        return str(label_record(path)["fingerprint"])
     if not path.is_file():
         what = "a folder without a finished stage" if path.exists() else "no such file"
         raise UserError(f"{path} is neither a label stage nor a table of scores: it is {what}; name one")

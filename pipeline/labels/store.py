@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from pipeline.arrays import F32Array, I32Array, U64Array
 from pipeline.errors import UserError
+from pipeline.files import Json
 from pipeline.shards.table import read_table, write_table
 from pipeline.stages.fingerprint import digest
 from pipeline.stages.folder import stage_record
@@ -179,6 +180,14 @@ def read_labels(path: Path, expected: Mapping[str, str] | None = None) -> LabelR
 # ------------------------------------------------------------------------------------------------------------ all files
 
 
+def label_record(folder: Path) -> dict[str, Json]:
+    """The record of a finished label stage. Raises UserError if the folder holds another, or an unfinished one."""
+    record = stage_record(folder)
+    if record["kind"] not in ("label", "merge"):
+        raise UserError(f"{folder} is a {record['kind']} stage, not a label stage; give one made by `selftrain label`")
+    return record
+
+
 class LabelStore:
     """The labels of a whole dataset, one row per row of it, from a finished label stage's folder.
 
@@ -188,11 +197,7 @@ class LabelStore:
     """
 
     def __init__(self, folder: Path, dataset: Dataset) -> None:
-        record = stage_record(folder)
-        if record["kind"] not in ("label", "merge"):
-            raise UserError(
-                f"{folder} is a {record['kind']} stage, not a label stage; give one made by `selftrain label`"
-            )
+        record = label_record(folder)
         self.folder = folder
         self.fingerprint: str = record["fingerprint"]
         self.num_classes = len(dataset.classes)

@@ -89,10 +89,11 @@ def absent(images: Images, splits: U8Array, names: Sequence[str], carve: Carve |
 
 
 def note_of_splits(images: Images, splits: U8Array) -> tuple[str, ...]:
-    """What SOURCE called the splits that were taken from it, and what became of each."""
+    """What SOURCE called the splits that were taken from it, and what became of each; len(SPLITS) is left out."""
+    names = (*SPLITS, "left out")
     told: dict[tuple[str, str], Counter[str]] = {}
     for item, split in zip(images.items, splits.tolist(), strict=True):
-        told.setdefault((item.split or "", item.origin), Counter())[SPLITS[split]] += 1
+        told.setdefault((item.split or "", item.origin), Counter())[names[split]] += 1
     if not {split for split, _ in told} - {"labeled", ""}:
         return ()
     lines = [

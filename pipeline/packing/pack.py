@@ -118,8 +118,10 @@ def pack(
         overlap = find_overlap(out, manifest, images, assigned)
         if not skip_duplicates:
             refuse_elsewhere(overlap, source, out, images, assigned, command=command, again=again)
-        added = ~overlap.present & ~assigned.bare
-        added[list(overlap.elsewhere)] = False
+        stays = ~assigned.bare
+        stays[list(overlap.elsewhere)] = False
+        added = ~overlap.present & stays
+        splits = np.where(stays, splits, np.uint8(len(SPLITS)))  # what is left out counts in none
         entries: list[ShardEntry] = []
         if added.any():
             record = None if carve is None else _carve_record(carve, source, splits)
@@ -142,6 +144,7 @@ def pack(
         equal = [
             (images.items[row].name, SPLITS[splits[row]], images.items[first].name)
             for row, first in assigned.equal.items()
+            if stays[row]
         ]
         duplicates = list_duplicates(out, source, equal) if changed else None
     labeled = images.labels[splits == SPLITS.index("labeled")]

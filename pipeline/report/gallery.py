@@ -14,9 +14,8 @@ from PIL import Image
 
 from pipeline.arrays import BoolArray, I32Array, U8Array
 from pipeline.config import Data, changed
-from pipeline.labels.store import LabelStore
-from pipeline.selection.alignment import Labels, as_selected
-from pipeline.selection.selection import read_selection
+from pipeline.selection.alignment import Labels
+from pipeline.selection.targets import open_selection
 from pipeline.shards.dataset import Dataset
 from pipeline.shards.reader import Reader
 
@@ -62,10 +61,10 @@ class PseudoLabels:
     """The share of right pseudo-labels among those; None if there are none."""
 
 
-def inspect_pseudo_labels(dataset: Dataset, labels: Path, selection: Path, data: Data, image_size: int) -> PseudoLabels:
-    """Read one round's pseudo-labels and the images that are worth a look."""
-    selected = read_selection(selection)
-    store, kept = as_selected(LabelStore(labels, dataset), selected.summary), selected.rows.astype(np.int64)
+def inspect_pseudo_labels(dataset: Dataset, selection: Path, data: Data, image_size: int) -> PseudoLabels:
+    """Read one round's pseudo-labels, as its selection saw them, and the images that are worth a look."""
+    selected, store = open_selection(selection, dataset)
+    kept = selected.rows.astype(np.int64)
     truth = dataset.truth()
     if truth is None:
         truth = np.full(len(dataset), -1, np.int32)

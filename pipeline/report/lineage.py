@@ -87,6 +87,12 @@ def teachers_of(round_: RoundRecord, run: RunRecord) -> list[TrainRecord]:
     return [t for t in run.trainings if round_.label is not None and round_.label.reads(t)]
 
 
+def labeled_by(round_: RoundRecord, run: RunRecord) -> str:
+    """Who labeled the images of a round, and whether other labels were averaged with theirs."""
+    names = ", ".join(title_of(t) for t in teachers_of(round_, run)) or "a model from outside the run"
+    return names if round_.merge is None else f"{names}, and label.others"
+
+
 def _start(source: int, row: int) -> str:
     """The arrow from a model's box to that of a later model, which started with its weights."""
     step = BOX_HEIGHT + GAP_Y

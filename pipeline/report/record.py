@@ -144,6 +144,8 @@ class RoundRecord:
     number: int
     train: TrainRecord | None
     label: StageRecord | None
+    merge: StageRecord | None
+    """What averaged these labels with those of `label.others`, if there are some."""
     select: StageRecord | None
     others: tuple[StageRecord, ...] = ()
     """The committee's probes, and students that judge along (`rounds.judges`)."""
@@ -192,7 +194,8 @@ class RunRecord:
         """All stages that are there, by round; what reads features comes after them, control and evaluation last."""
         yield from self.features
         for round_ in self.rounds:
-            yield from (s for s in (round_.label, round_.select, *round_.others, round_.train) if s is not None)
+            labels = (round_.label, round_.merge, round_.select)
+            yield from (s for s in (*labels, *round_.others, round_.train) if s is not None)
         yield from (s for s in (self.control, self.probe, self.evaluation) if s is not None)
 
     def result_of(self, round_: int) -> Json:
@@ -281,10 +284,11 @@ def _rounds(path: Path, begun: Sequence[Entry]) -> Iterator[RoundRecord]:
         entries = [entry for entry in of_rounds if entry.round == number]
         beside = [entry for entry in entries if entry.role in ("committee", "judge")]
         of = {entry.kind: entry for entry in entries if entry not in beside}
-        label, select = (_open(path / of[kind].folder) if kind in of else None for kind in ("label", "select"))
+        kinds = ("label", "merge", "select")
+        label, merge, select = (_open(path / of[kind].folder) if kind in of else None for kind in kinds)
         trained = of.get("train") or of.get("probe")
         others = tuple(_open(path / entry.folder) for entry in beside)
-        yield RoundRecord(number, _open_training(path, trained) if trained else None, label, select, others)
+        yield RoundRecord(number, _open_training(path, trained) if trained else None, label, merge, select, others)
 
 
 def _open_training(path: Path, entry: Entry) -> TrainRecord:

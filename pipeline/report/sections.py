@@ -14,7 +14,7 @@ from pipeline.models.registry import is_known
 from pipeline.report import plots
 from pipeline.report.confusion import class_section
 from pipeline.report.gallery import PseudoLabels, inspect_pseudo_labels
-from pipeline.report.lineage import Diagram, draw, teachers_of, title_of
+from pipeline.report.lineage import Diagram, draw, labeled_by, title_of
 from pipeline.report.panels import method_panels
 from pipeline.report.record import RoundRecord, RunRecord, StageRecord, TrainRecord, read_tests
 from pipeline.report.verdict import judge
@@ -181,17 +181,17 @@ def _round_section(
     run: RunRecord, round_: RoundRecord, summary: Summary, dataset: Dataset | None, problem: str
 ) -> RoundSection:
     data, inspected = run.config.data, None
-    if dataset is not None and round_.label is not None and round_.select is not None:
+    if dataset is not None and round_.select is not None:
         try:
             size = run.config.for_round(round_.number).student.image_size
-            inspected = inspect_pseudo_labels(dataset, round_.label.path, round_.select.path, data, size)
+            inspected = inspect_pseudo_labels(dataset, round_.select.path, data, size)
         except UserError as error:
             problem = str(error)
     threshold = round_.select.record["config"].get("threshold", 0.0) if round_.select is not None else 0.0
     cuts = tuple(c["cut"] for c in summary["classes"] if "cut" in c)
     return RoundSection(
         round=round_,
-        teachers=", ".join(title_of(t) for t in teachers_of(round_, run)) or "a model from outside the run",
+        teachers=labeled_by(round_, run),
         summary=summary,
         cuts=cuts,
         histogram=plots.confidence_histogram(summary["histogram"], *(cuts or [threshold])),
@@ -211,8 +211,7 @@ def _lineage(run: RunRecord) -> Diagram:
             kept, rows = round_.summary["num_selected"], round_.summary["num_rows"]
             details[round_.select.fingerprint] = f"{kept:,} of {rows:,} kept"
         if round_.label is not None:
-            names = ", ".join(title_of(t) for t in teachers_of(round_, run))
-            details[round_.label.fingerprint] = f"by {names.lower() or 'a model from outside the run'}"
+            details[round_.label.fingerprint] = f"by {labeled_by(round_, run).lower()}"
     for train in run.trainings:
         shown = f" \u00b7 val {100 * train.val.top1:.1f}%" if train.val else " \u00b7 unfinished"
         details[train.fingerprint] = train.architecture + shown

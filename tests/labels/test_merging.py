@@ -14,10 +14,13 @@ from support.labeled_digits import WriteStage
 
 from pipeline.config import Config, Data, OtherLabels, changed
 from pipeline.errors import UserError
+from pipeline.labels.merging import labels_fingerprint
 from pipeline.labels.scores import read_scores
 from pipeline.labels.store import LabelStore
 from pipeline.runs.loop import run_loop
 from pipeline.shards.dataset import Dataset
+from pipeline.stages.fingerprint import StageInputs
+from pipeline.stages.folder import finish_folder, open_folder
 from pipeline.stages.jobs import Job, MergeJob
 from pipeline.stages.preamble import run_stage
 
@@ -131,6 +134,10 @@ def test_labels_that_are_not_there_are_refused_before_the_teacher_is_trained(con
         label = changed(config.label, others=(OtherLabels(labels=tmp_path / name),))
         with pytest.raises(UserError, match=f"{name} is neither a label stage nor a table of scores: it is {what}"):
             run_loop(changed(config, label=label), tmp_path / "run", run_stage=no_stage)
+    open_folder(tmp_path / "train", "train", 1, StageInputs({}, {}), {})
+    finish_folder(tmp_path / "train", [])
+    with pytest.raises(UserError, match="train is a train stage, not a label stage"):
+        labels_fingerprint(tmp_path / "train")
 
 
 def test_scores_that_do_not_sum_to_1_are_logits_and_that_is_said(

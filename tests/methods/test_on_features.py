@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import csv
 import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from support.encoders import probing
 from support.processes import run
 
-from pipeline.config import Config, Finetune, Start, Training, changed
+from pipeline.config import Config, Finetune, OtherLabels, Start, Training, changed
 from pipeline.files import read_json
 from pipeline.methods import METHODS
 from pipeline.report.page import render
 from pipeline.report.record import read_run
+from pipeline.report.sections import sections
 from pipeline.runs.control import train_control
 from pipeline.runs.ledger import Ledger
 from pipeline.runs.loop import run_loop
 from pipeline.runs.run import Run
+from pipeline.shards.dataset import open_split
 from pipeline.stages.jobs import Job, Role
 
 pytestmark = pytest.mark.process
@@ -105,3 +109,22 @@ def test_the_report_shows_probe_student_and_control_with_their_cost(finished: Pa
     assert "Round 3 student" in page
     assert "GFLOPs&nbsp;per&nbsp;image" in page
     assert "probe" in page.split("</header>")[0]
+
+
+def test_the_report_shows_labels_as_they_were_merged(config: Config, finished: Path, tmp_path: Path) -> None:
+    run_dir = shutil.copytree(finished, tmp_path / "run")
+    unlabeled = open_split(config.data, "unlabeled")
+    truth = unlabeled.truth()
+    assert truth is not None
+    with open(tmp_path / "truth.csv", "w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["image", *unlabeled.classes])
+        table.writerows([unlabeled.key(row), *np.eye(10)[label]] for row, label in enumerate(truth))
+    label = changed(config.label, others=(OtherLabels(labels=tmp_path / "truth.csv", weight=100),))
+    rounds = changed(config.rounds, on_features=1, num_rounds=0)
+    run_loop(changed(config, label=label, rounds=rounds), run_dir, run_stage=run_stage)
+    seen = read_run(run_dir)
+    (section,) = sections(seen)["round_sections"]
+    assert section.inspected.accuracy == 1
+    assert section.teachers.endswith("and label.others")
+    assert [stage.record["kind"] for stage in seen.stages].count("merge") == 1

@@ -187,3 +187,14 @@ def test_a_carve_without_duplicates_has_as_many_labels_as_were_asked_for(tmp_pat
     assert report.num_samples == {"labeled": 9, "unlabeled": 15, "val": 6}
     assert report.conflicts
     assert len(left_out_of(tmp_path / "out")) == 31
+
+
+def test_images_that_are_left_out_count_in_no_split(tmp_path: Path) -> None:
+    """A class whose only val image is left out is absent from val, and that is told."""
+    files = {f"{split}/{name}/{number}.png": png(number) for split, name, number in (
+        ("train", "cat", 1), ("train", "dog", 2), ("train", "cat", 3), ("val", "cat", 4), ("val", "dog", 5),
+        ("test", "dog", 5), ("test", "cat", 6))}  # fmt: skip
+    report = pack(write_files(tmp_path / "in", files), tmp_path / "out", skip_duplicates=True)
+    assert report.num_samples == {"labeled": 3, "val": 1, "test": 2}
+    assert report.absent_classes == {"val": ("dog",)}
+    assert "val (1 val, 1 left out)" in report.notes[0]

@@ -120,6 +120,8 @@ def test_of_equal_val_images_the_one_with_a_label_stays(tmp_path: Path) -> None:
     report = pack(source, tmp_path / "out", split="val", labeling=labeling, skip_duplicates=True)
     assert (report.num_samples, report.conflicts) == ({"val": 2}, ())
     assert open_split(Data(root=report.out), "val").labels.tolist() == [0, 1]
+    report = pack(source, tmp_path / "all", split="val", labeling=labeling)
+    assert (report.num_samples, report.duplicates) == ({"val": 2}, None), "the other one is no image of the split"
 
 
 @pytest.mark.parametrize(

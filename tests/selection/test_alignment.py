@@ -55,13 +55,14 @@ def test_labels_confidences_and_targets_are_those_of_the_definition(n: int, num_
     target = np.random.default_rng(seed + 1).dirichlet(np.ones(num_classes))
     expected = by_definition(labels.probs, target)
     found = Aligned(labels, alignment(labels, target))
-    np.testing.assert_allclose(found.probabilities(np.arange(n)), expected, rtol=1e-4, atol=1e-7)
-    sure = np.sort(expected, 1)[:, -1] - np.sort(expected, 1)[:, -2] > 1e-6
+    rtol = 5e-4  # means are in units of 2^-32, which is 2e-4 of the floor of a millionth
+    np.testing.assert_allclose(found.probabilities(np.arange(n)), expected, rtol=rtol)
+    sure = np.sort(expected, 1)[:, -1] - np.sort(expected, 1)[:, -2] > rtol
     np.testing.assert_array_equal(found.label[sure], expected.argmax(1)[sure])
-    np.testing.assert_allclose(found.confidence, expected.max(1), rtol=1e-4)
+    np.testing.assert_allclose(found.confidence, expected.max(1), rtol=rtol)
     others = np.sort(expected, axis=1)[:, :-1].sum(axis=1)
     with np.errstate(divide="ignore"):
-        np.testing.assert_allclose(found.log_odds, np.log(expected.max(1) / others), rtol=1e-3, atol=1e-4)
+        np.testing.assert_allclose(found.log_odds, np.log(expected.max(1) / others), rtol=1e-3, atol=1e-3)
 
 
 @given(st.integers(1, 60), st.integers(0, 2**32))
@@ -118,7 +119,7 @@ def test_a_selection_its_targets_and_its_pictures_see_aligned_labels(
     np.testing.assert_array_equal(hard.argmax(1), expected[selection.rows].argmax(1))
     truth = unlabeled.truth()
     assert truth is not None
-    shown = inspect_pseudo_labels(unlabeled, labels, folder, data, 8)
+    shown = inspect_pseudo_labels(unlabeled, folder, data, 8)
     assert shown.accuracy == (expected.argmax(1) == truth).mean()
     assert {path.name: path.read_bytes() for path in labels.iterdir()} == before, "labels stay as the teacher said them"
 
