@@ -176,8 +176,9 @@ def summary(result: Mapping[str, Any]) -> Table:
     from rich.table import Table
 
     final = result["final"]
-    named = (("final model", "test_top1"), ("round-0 teacher", "teacher_test_top1"), ("control", "control_test_top1"))
-    tests = [f"{name} {100 * final[key]:.2f}%" for name, key in named if final[key] is not None]
+    named = {"final model": "", "round-0 teacher": "teacher_", "control": "control_", "probe": "probe_"}
+    found = {name: final.get(f"{key}test_top1") for name, key in named.items()}
+    tests = [f"{name} {100 * top1:.2f}%" for name, top1 in found.items() if top1 is not None]
     table = Table(caption=f"on test: {', '.join(tests)}" if tests else None, caption_justify="left")
     table.add_column("round", justify="right")
     table.add_column("model")

@@ -19,7 +19,13 @@ RESULT: dict[str, Any] = {
         ROUND | {"round": 0, "role": "teacher", "num_selected": None},
         ROUND | {"round": 1, "num_selected": 41_000},
     ],
-    "final": {"round": 1, "test_top1": 0.91, "teacher_test_top1": 0.85, "control_test_top1": 0.88},
+    "final": {
+        "round": 1,
+        "test_top1": 0.91,
+        "teacher_test_top1": 0.85,
+        "control_test_top1": 0.88,
+        "probe_test_top1": 0.92,
+    },
 }
 
 
@@ -30,6 +36,7 @@ def test_the_table_fits_a_terminal_of_80_columns() -> None:
     assert max(map(len, lines)) <= 80
     assert any("student wide_resnet28_2 " in line and "88.50-91.25%" in line and "41,000" in line for line in lines)
     assert sum("wide_resnet28_2" in line for line in lines) == 2
+    assert "control 88.00%, probe 92.00%" in " ".join(text.getvalue().split())
 
 
 def test_the_figure_that_models_were_chosen_by_is_in_the_table() -> None:

@@ -6,7 +6,7 @@ import csv
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -16,6 +16,8 @@ from support.processes import run
 from pipeline.config import Config, Finetune, OtherLabels, Start, Training, changed
 from pipeline.files import read_json
 from pipeline.methods import METHODS
+from pipeline.methods.method import Round, Stages
+from pipeline.methods.noisy_student.rounds import noisy_student
 from pipeline.report.page import render
 from pipeline.report.record import read_run
 from pipeline.report.sections import sections
@@ -128,3 +130,33 @@ def test_the_report_shows_labels_as_they_were_merged(config: Config, finished: P
     assert section.inspected.accuracy == 1
     assert section.teachers.endswith("and label.others")
     assert [stage.record["kind"] for stage in seen.stages].count("merge") == 1
+
+
+class Invented:
+    """Stages that make nothing; the model of each round has the accuracy on val that is given."""
+
+    num_classes = 10
+
+    def __init__(self, config: Config, *val: float) -> None:
+        self.config, self.val = config, val
+
+    def _path(self, *_: object, **__: object) -> Path:
+        return Path("nowhere")
+
+    embed = probe = label = select = train = _path
+
+    def judge(self, role: Role, number: int, train: Path, *_: object) -> Round:
+        val = self.val[number]
+        return Round(number, role, "model", val, (val, val), None, True, train, None, None)
+
+
+def test_a_round_on_features_that_would_be_the_same_again_is_not_made(
+    config: Config, caplog: pytest.LogCaptureFixture
+) -> None:
+    rounds = changed(config.rounds, on_features=3, num_rounds=0, tolerance=0, patience=2)
+    stages = Invented(changed(config, rounds=rounds), 0.8, 0.7, 0.9, 0.9)
+    assert len(noisy_student(cast(Stages, stages), lambda _: None)) == 2
+    assert "rounds on features ended after round 1: the next one would be the same" in caplog.text
+    other = changed(rounds, overrides=({"select.threshold": 0.9}, {"select.threshold": 0.5}))
+    stages = Invented(changed(config, rounds=other), 0.8, 0.7, 0.9, 0.9)
+    assert len(noisy_student(cast(Stages, stages), lambda _: None)) == 4

@@ -51,11 +51,19 @@ def noisy_student(stages: Stages, on_round: OnRound) -> list[Round]:
                 num_worse += 1
                 log.warning("round %d: the student is worse on val than its teacher, which stays", number)
                 if num_worse >= config.rounds.patience:
-                    log.warning("stopped after round %d: rounds.patience is %d", number, config.rounds.patience)
+                    what = "stopped" if number > last else "rounds on features ended"
+                    log.warning("%s after round %d: rounds.patience is %d", what, number, config.rounds.patience)
                     break
-            if number < last and not kept:
-                break  # the next round on features would be this one again
+            if number < last and not kept and _is_repeated(config, number):
+                log.warning("rounds on features ended after round %d: the next one would be the same", number)
+                break
     return rounds
+
+
+def _is_repeated(config: Config, number: int) -> bool:
+    """Whether the next round on features labels and selects by the same settings, so with the same teacher the same."""
+    this, following = config.for_round(number), config.for_round(number + 1)
+    return this.label == following.label and this.select == following.select
 
 
 class _Committee:
