@@ -172,6 +172,11 @@ def _check_noisy_student(config: Config) -> None:
     if config.teacher.probe is None and (config.rounds.on_features or config.committee):
         key = "rounds.on_features" if config.rounds.on_features else "committee"
         raise ValueError(f"{key} is set, but the teacher is no probe; set teacher.probe to {{}}, or drop {key}")
+    if config.teacher.probe is not None and config.teacher.probe.flip != config.evaluate.flip:
+        raise ValueError(
+            f"teacher.probe.flip is {config.teacher.probe.flip} and evaluate.flip {config.evaluate.flip}, so a probe "
+            "would be judged on val otherwise than on test, and than its students; set both alike"
+        )
     for number, member in enumerate(config.committee):
         if member.probe is None:
             raise ValueError(f"committee.{number} is no probe; set its probe to {{}}")

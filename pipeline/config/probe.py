@@ -17,7 +17,8 @@ class Probe(Section):
     """Inverse strength of the L2 penalty, as in scikit-learn, on features of unit variance. `auto` takes that of a grid
     from 1e-5 to 10 with which val is likeliest."""
     flip: bool = technique(False, off=False)
-    """Whether features are the mean over an image and its mirror image, which doubles the time of the one pass."""
+    """Whether features are the mean over an image and its mirror image, which doubles the time of the one pass. The
+    teacher's must be that of `evaluate.flip`."""
     prior: Literal["labeled", "val"] = technique("labeled", off="labeled")
     """The shares of the classes that its predictions assume. `val` corrects them from those of the images that it was
     fitted on to those of val (Saerens 2002). Set it if labels were drawn evenly from uneven classes."""

@@ -28,7 +28,7 @@ def fit_probe(run: Run, method: Method, final: Round) -> Path | None:
     trained = next((r for r in recipes if r.start is not None and r.start.mode == "init"), None)
     if not config.evaluate.probe or trained is None or any(recipe.probe is not None for recipe in recipes):
         return None
-    training = changed(trained, probe=Probe())
+    training = changed(trained, probe=Probe(flip=config.evaluate.flip))
     try:
         return run.probe("probe", 0, training, "control", run.embed(training, ("labeled", "val")))
     except UserError as error:

@@ -140,3 +140,10 @@ def test_a_boolean_is_no_number(tmp_path: Path, text: str) -> None:
 def test_what_could_not_work_is_an_error_by_its_key(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         load_config(write(tmp_path, text))
+
+
+def test_a_probe_is_judged_as_it_is_tested(tmp_path: Path) -> None:
+    teacher = "teacher: {start: {model: 'timm:x'}, probe: {flip: true}}"
+    with pytest.raises(UserError, match=r"teacher\.probe\.flip is True and evaluate\.flip False"):
+        load_config(write(tmp_path, teacher))
+    assert load_config(write(tmp_path, f"{teacher}\nevaluate: {{flip: true}}")).evaluate.flip
