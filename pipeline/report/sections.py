@@ -134,8 +134,14 @@ def _num_selected(run: RunRecord, train: TrainRecord) -> int | None:
 
 
 def _accuracy_plot(run: RunRecord) -> bytes | None:
-    shown = [plots.Point(title_of(t), t.val, _standing(run, t)) for t in run.trainings if t.val is not None]
+    shown = [plots.Point(_in_two_lines(t), t.val, _standing(run, t)) for t in run.trainings if t.val is not None]
     return plots.accuracy_by_round(shown) if len(shown) > 1 else None
+
+
+def _in_two_lines(train: TrainRecord) -> str:
+    """The name of a training below its point, where names stand side by side."""
+    round_ = "" if train.round is None else f"Round {train.round} "
+    return title_of(train).replace(round_, f"{round_.strip()}\n", 1) if round_ else title_of(train)
 
 
 def _standing(run: RunRecord, train: TrainRecord) -> plots.Standing:

@@ -86,8 +86,6 @@ def judge(run: RunRecord) -> Verdict:
     shown = [f"{_say(gain)} {names[name]}" for name, gain in gains.items()]
     leads = " and ".join([", ".join(shown[:-1]), shown[-1]] if len(shown) > 1 else shown)
     sentences = [f"The final model, of round {round_}, is {head}{': ' if leads else ''}{leads}."]
-    if is_probe or PROBE in gains:
-        sentences += _beside_probe(gains, TEACHER if is_probe else PROBE)
     if CONTROL in gains:
         sentences.append(_conclude(gains[CONTROL]))
     elif final_model.is_probe and TEACHER in gains:
@@ -98,6 +96,7 @@ def judge(run: RunRecord) -> Verdict:
             missing = "No control was trained (evaluate.control is off)"
         gain = "the gain may come from longer training alone"
         sentences.append(f"{missing}: {gain if gains else 'what the unlabeled images were worth is not known'}.")
+    sentences += _beside_probe(gains, TEACHER if is_probe else PROBE)
     return Verdict((*sentences, *_of_uneven(run, by, others)), gains, finished=True)
 
 
@@ -157,8 +156,8 @@ def _beside_probe(gains: Mapping[str, Gain], name: str) -> tuple[str, ...]:
     if gain is None or (gain.points > 0 and gain.certain):
         return ()
     if gain.points >= 0 or not gain.certain:
-        return ("Test does not show that the final model is better than a probe of the labels alone.",)
-    return ("The final model does not reach a probe of the labels alone, which takes seconds: prefer that.",)
+        return ("But test does not show that the final model is better than a probe of the labels alone.",)
+    return ("But the final model does not reach a probe of the labels alone, which takes seconds: prefer that.",)
 
 
 def _conclude(gain: Gain, control: str = "control") -> str:
