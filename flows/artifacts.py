@@ -28,7 +28,7 @@ from pipeline.stages.progress import Progress
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from pipeline.methods.method import Round
+    from pipeline.methods.round import Round
 
 UPDATE_S = 5.0
 _logger = logging.getLogger("selftrain.flows")

@@ -18,7 +18,7 @@ from pipeline.ablation.ablate import run_ablation
 from pipeline.ablation.cells import Mode
 from pipeline.ablation.rows import table
 from pipeline.config import Config
-from pipeline.methods.method import Round
+from pipeline.methods.round import Round
 from pipeline.runs.loop import run_loop
 from pipeline.stages.jobs import Job
 from pipeline.stages.launch import run_job

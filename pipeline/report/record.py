@@ -96,7 +96,7 @@ class TrainRecord(StageRecord):
     @property
     def classes(self) -> Sequence[str]:
         """The names of the classes of its model. The stage must be finished."""
-        return tuple(read_output(self.path / "model.json")["classes"])
+        return self.info.classes if self.info is not None else ()
 
     @property
     def loss(self) -> str:
@@ -217,8 +217,7 @@ def read_run(path: Path) -> RunRecord:
         )
     if not (path / LEDGER).is_file():
         raise UserError(
-            f"{path} has no {LEDGER}: it was deleted, or an older version of selftrain made this run; type the command "
-            "of the run again"
+            f"{path} has no {LEDGER}: it was deleted, or an older version made this run; type the command of the run again"
         )
     result: Json | None = read_as(Result, path / "result.json") if (path / "result.json").exists() else None
     entries = read_ledger(path)
@@ -284,10 +283,10 @@ def _rounds(path: Path, begun: Sequence[Entry]) -> Iterator[RoundRecord]:
         entries = [entry for entry in of_rounds if entry.round == number]
         beside = [entry for entry in entries if entry.role in ("committee", "judge")]
         of = {entry.kind: entry for entry in entries if entry not in beside}
-        kinds = ("label", "merge", "select")
-        label, merge, select = (_open(path / of[kind].folder) if kind in of else None for kind in kinds)
-        trained = of.get("train") or of.get("probe")
-        others = tuple(_open(path / entry.folder) for entry in beside)
+        label, merge, select = (
+            _open(path / of[kind].folder) if kind in of else None for kind in ("label", "merge", "select")
+        )
+        trained, others = of.get("train") or of.get("probe"), tuple(_open(path / entry.folder) for entry in beside)
         yield RoundRecord(number, _open_training(path, trained) if trained else None, label, merge, select, others)
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from pipeline.config import Probe, changed
 from pipeline.errors import UserError
-from pipeline.methods.method import Method, Round, best_of
+from pipeline.methods.method import Method
+from pipeline.methods.round import Round, best_of
 from pipeline.runs.finetune import finetuning
 from pipeline.runs.run import Run
 

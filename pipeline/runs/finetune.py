@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.config import Finetune, Start, StrongView, Training, WeakView
-from pipeline.methods.method import Method, OnRound, Round, best_of
+from pipeline.methods.method import Method, OnRound
+from pipeline.methods.round import Round, best_of
 from pipeline.models.format import read_info
 from pipeline.runs.run import Run
 

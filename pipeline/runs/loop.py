@@ -13,7 +13,8 @@ from pipeline.errors import UserError
 from pipeline.files import write_bytes, write_csv, write_sealed
 from pipeline.labels.merging import labels_fingerprint
 from pipeline.methods import METHODS
-from pipeline.methods.method import Method, OnRound, best_of
+from pipeline.methods.method import Method, OnRound
+from pipeline.methods.round import best_of
 from pipeline.runs.control import fit_probe, train_control
 from pipeline.runs.dry_run import check_networks
 from pipeline.runs.finetune import finetune

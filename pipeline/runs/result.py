@@ -12,7 +12,7 @@ from typing import (
 from typing_extensions import TypedDict
 
 from pipeline.evaluate.metrics import MetricsJson
-from pipeline.methods.method import Round
+from pipeline.methods.round import Round
 from pipeline.runs.run import Run
 from pipeline.stages.fingerprint import digest
 from pipeline.stages.plugins import digests

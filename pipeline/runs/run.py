@@ -10,7 +10,8 @@ from typing import Any, cast
 
 from pipeline.config import Split, changed
 from pipeline.errors import UserError
-from pipeline.methods.method import Round, Stages
+from pipeline.methods.method import Stages
+from pipeline.methods.round import Round
 from pipeline.runs.ledger import Ledger
 from pipeline.shards.dataset import open_split
 from pipeline.stages.folder import is_finished, read_output

@@ -22,7 +22,7 @@ from support.encoders import embed_job, probe_job
 from pipeline.config import Config, Finetune, Section, Training, WeakView, changed, load_config, parse
 from pipeline.config.base import is_operational
 from pipeline.methods import METHODS
-from pipeline.methods.method import Round
+from pipeline.methods.round import Round
 from pipeline.runs.finetune import finetuning
 from pipeline.stages.fingerprint import StageInputs, fingerprint
 from pipeline.stages.jobs import EvaluateJob, LabelJob, SelectJob, TrainJob

@@ -16,8 +16,9 @@ from support.processes import run
 from pipeline.config import Config, Finetune, OtherLabels, Start, Training, changed
 from pipeline.files import read_json
 from pipeline.methods import METHODS
-from pipeline.methods.method import Round, Stages
+from pipeline.methods.method import Stages
 from pipeline.methods.noisy_student.rounds import noisy_student
+from pipeline.methods.round import Round
 from pipeline.report.page import render
 from pipeline.report.record import read_run
 from pipeline.report.sections import sections

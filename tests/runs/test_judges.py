@@ -9,7 +9,7 @@ from support.fake_stages import FakeStages, with_section
 
 from pipeline.config import Config, NetworkSettings
 from pipeline.files import read_json
-from pipeline.methods.method import Round, is_surely_worse
+from pipeline.methods.round import Round, is_surely_worse
 from pipeline.runs.loop import run_loop
 from pipeline.stages.jobs import LabelJob, TrainJob
 

@@ -11,7 +11,7 @@ from support.fake_stages import FakeStages, with_section
 from pipeline.config import Config, Finetune, WeakView, changed, load_config
 from pipeline.demos.digits import pack_digits
 from pipeline.files import read_json
-from pipeline.methods.method import Round
+from pipeline.methods.round import Round
 from pipeline.runs.loop import run_loop
 
 

@@ -36,7 +36,7 @@ def fake_loop(
     on_round: Callable[[Any], None] | None = None,
     accept_environment: bool = False,
 ) -> dict[str, Any]:
-    from pipeline.methods.method import Round
+    from pipeline.methods.round import Round
     from pipeline.stages.lock import run_lock
 
     if config.seed == 13:

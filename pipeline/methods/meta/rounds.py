@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pipeline.config import Config, NetworkSettings, Training, changed
-from pipeline.methods.method import Method, OnRound, Round, Stages, fix_of, supervised, warn_of_chance
+from pipeline.methods.method import Method, OnRound, Stages, fix_of, supervised, warn_of_chance
 from pipeline.methods.noisy_student.rounds import train_teacher
+from pipeline.methods.round import Round
 
 
 def meta_pseudo_labels(stages: Stages, on_round: OnRound) -> list[Round]:

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from pipeline.config import Config, Start, Training, changed
 from pipeline.errors import UserError
-from pipeline.methods.method import Method, OnRound, Round, Stages, fix_of, is_surely_worse, supervised, warn_of_chance
+from pipeline.methods.method import Method, OnRound, Stages, fix_of, supervised, warn_of_chance
+from pipeline.methods.round import Round, is_surely_worse
 
 log = logging.getLogger("selftrain.loop")
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from pipeline.methods.method import Method, OnRound, Round, Stages, one_training, supervised
+from pipeline.methods.method import Method, OnRound, Stages, one_training, supervised
+from pipeline.methods.round import Round
 
 
 def uda(stages: Stages, on_round: OnRound) -> list[Round]:
