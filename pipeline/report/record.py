@@ -217,7 +217,7 @@ def read_run(path: Path) -> RunRecord:
         )
     if not (path / LEDGER).is_file():
         raise UserError(
-            f"{path} has no {LEDGER}: it was deleted, or an older version made this run; type the command of the run again"
+            f"{path} has no {LEDGER}: deleted, or an older version made this run; type the command of the run again"
         )
     result: Json | None = read_as(Result, path / "result.json") if (path / "result.json").exists() else None
     entries = read_ledger(path)
