@@ -67,6 +67,7 @@ def test_resume_is_bit_exact_with(tuned: Tuned, changes: dict[str, object], at: 
     assert outputs(run(cut)) == outputs(run(whole))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("accumulation", [1, 2])
 def test_two_ranks_thaw_as_one_process_does(digits: Config, tmp_path: Path, accumulation: int) -> None:
     """DDP must not wait for gradients that frozen layers do not get, and must share them from the thaw on."""
@@ -92,6 +93,7 @@ def test_only_the_runs_whose_frozen_layers_dropped_paths_have_other_fingerprints
 GENTLE = {"thaw_steps": 2, "layer_decay": 0.7, "head_lr": 5.0, "freeze_norm": True, "stochastic_depth": 0.3}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "variant", ["student", "uda", "uda, weak views apart", "fixmatch", "meta, exact", "meta, adjuster"]
 )
@@ -114,6 +116,7 @@ def test_the_learner_of_every_method_trains_gently(
             assert moved == ({"fc"} if step < 2 else layers)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", ["student", "uda, weak views apart", "fixmatch", "meta, exact"])
 def test_gradient_checkpointing_changes_no_bit_of_any_method(
     digits: Config, labels: Path, selection: Path, tmp_path: Path, variant: str

@@ -77,6 +77,7 @@ def test_it_stops_where_val_stalls_with_the_lines_and_the_best_weights_until_the
     assert "stopped_early" not in read_json(whole / "stage.json")["outputs"]
 
 
+@pytest.mark.slow
 def test_it_stops_at_the_same_step_after_kills_and_in_two_ranks(digits: Config, tmp_path: Path) -> None:
     whole, cut = (make(digits, tmp_path / name, early_stop=PATIENCE) for name in ("whole", "cut"))
     end = read_json(run(whole) / "stage.json")["outputs"]["steps"]
@@ -96,6 +97,7 @@ def test_evaluations_before_a_thaw_do_not_count(digits: Config, tmp_path: Path, 
     assert read_json(run(job) / "stage.json")["outputs"]["steps"] == {0: 9, 30: 36}[thaw_steps]
 
 
+@pytest.mark.slow
 def test_a_continued_training_counts_from_its_own_beginning(digits: Config, whole: Path, tmp_path: Path) -> None:
     """The evaluations of the training that it continues are not its own, but their best one is to be beaten."""
     more = {"steps": 240, "evaluations": 80, "early_stop": PATIENCE}
@@ -106,6 +108,7 @@ def test_a_continued_training_counts_from_its_own_beginning(digits: Config, whol
     assert steps == first_stall([line for line in lines(job.out) if "val_top1" in line], best)
 
 
+@pytest.mark.slow
 def test_operations_are_those_of_the_steps_that_were_taken(digits: Config, tmp_path: Path) -> None:
     """Before a thaw there is no backward pass through the network, which is two thirds of a step."""
     plain, thawing = make(digits, tmp_path / "a"), make(digits, tmp_path / "b", thaw_steps=30)
