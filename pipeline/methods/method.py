@@ -105,6 +105,10 @@ class Stages(ABC):
         """Choose pseudo-labels; returns the folder of the selection."""
         return self.stage(SelectJob.of(self.config, self.folder, round, labels), f"rounds/{round}")
 
+    @abstractmethod
+    def enter(self, train: Path, role: Role, round: int) -> None:
+        """Note a model as one of the run, such as a teacher that a stage left beside its own model."""
+
     def judge(
         self,
         role: Role,
@@ -115,6 +119,7 @@ class Stages(ABC):
         judges: Sequence[Path] = (),
     ) -> Round:
         """The round of a finished training, with its figures on val; with those of its judges, their mean decides."""
+        self.enter(train, role, round)
         metrics = read_output(train / "evaluation-val.json", MetricsJson)
         low, high = metrics["interval"]
         outputs = stage_record(selection)["outputs"] if selection else {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -11,7 +11,6 @@ from typing import Any, cast
 from pipeline.config import Split, changed
 from pipeline.errors import UserError
 from pipeline.methods.method import Stages
-from pipeline.methods.round import Round
 from pipeline.runs.ledger import Ledger
 from pipeline.shards.dataset import open_split
 from pipeline.stages.folder import is_finished, read_output
@@ -67,15 +66,6 @@ class Run(Stages):
         self._check_unchanged(split, open_split(self.config.data, split).fingerprint)
         return cast(dict[str, Any], read_output(self.stage(job, ".") / f"{split}.json"))
 
-    def judge(
-        self,
-        role: Role,
-        round: int,
-        train: Path,
-        labels: Path | None = None,
-        selection: Path | None = None,
-        judges: Sequence[Path] = (),
-    ) -> Round:
-        """The round of a finished training, with its figures on val; it is entered into the ledger."""
+    def enter(self, train: Path, role: Role, round: int) -> None:
+        """Enter a model into the ledger, if the stage that left it is not there for it."""
         self.ledger.add_model(train, role, round)
-        return super().judge(role, round, train, labels, selection, judges)
