@@ -4,7 +4,7 @@ Documentation, tests and ablations read the table; nothing dispatches by it. In 
 at its seam.
 """
 
-from pipeline.techniques.table import PLUMBING, TECHNIQUES, register_technique
+from pipeline.techniques.catalog import PLUMBING, TECHNIQUES, register_technique
 from pipeline.techniques.technique import Technique, field_of
 
 __all__ = ["PLUMBING", "TECHNIQUES", "Technique", "field_of", "register_technique"]
