@@ -154,6 +154,11 @@ class Training(NetworkSettings):
         return self
 
     @property
+    def seen_size(self) -> int:
+        """The side of the square that the model sees in labeling and evaluation."""
+        return self.evaluation_size or self.image_size
+
+    @property
     def unlabeled_batch_size(self) -> int:
         """Unlabeled images per step."""
         return round(self.batch_size * self.unlabeled_ratio)

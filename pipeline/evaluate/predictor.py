@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 import numpy as np
@@ -74,6 +74,11 @@ class Predictor:
             return images
         first = round((read - size) / 2)
         return images[:, first : first + size, first : first + size]
+
+
+def batches_of(rows: I64Array, batch_size: int) -> Iterator[I64Array]:
+    """Yield rows [N] in their order, in batches; the last one may be smaller."""
+    return (rows[start : start + batch_size] for start in range(0, len(rows), batch_size))
 
 
 def mean_logits(logits: Sequence[Tensor]) -> Tensor:

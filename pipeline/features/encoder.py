@@ -33,7 +33,7 @@ def encoder_settings(training: Training) -> dict[str, Any]:
     named = ("model", "model_args", "start", *plugins_of(training.model))
     return {
         **{name: settings[name] for name in named},
-        "image_size": training.image_size,
+        "image_size": training.seen_size,
         "mean": training.mean,
         "std": training.std,
         "crop_pct": training.crop_pct,
@@ -60,21 +60,7 @@ def build_encoder(
     load_start(model, training)
     check_finite(model, training)
     linear_classifier(model, training.model)
-    info = ModelInfo(
-        schema=1,
-        architecture=training.model,
-        model_args=training.model_args,
-        classes=classes,
-        input_size=(3, training.image_size, training.image_size),
-        mean=training.mean,
-        std=training.std,
-        crop_pct=training.crop_pct,
-        interpolation=training.interpolation,
-        crop=training.crop_mode,
-        metrics={},
-        lineage=dict(lineage),
-    )
-    return model, info
+    return model, ModelInfo.of(training, training, classes, dict(lineage))
 
 
 def linear_classifier(model: nn.Module, name: str) -> nn.Linear:

@@ -10,7 +10,7 @@ import numpy as np
 
 from pipeline.arrays import F32Array
 from pipeline.config import semantic
-from pipeline.evaluate.predictor import reader_of
+from pipeline.evaluate.predictor import batches_of, reader_of
 from pipeline.features.encoder import Encoder, build_encoder, encoder_settings, probe_of
 from pipeline.features.store import feature_path, read_features, write_features
 from pipeline.models.weights import start_inputs
@@ -80,7 +80,6 @@ def run_embed(job: EmbedJob, stage: Stage) -> None:
 def _embed_shard(stage: Stage, encoder: Encoder, shard: Shard, reader: Reader, batch_size: int) -> Iterator[F32Array]:
     """Yield the features [B, D] of a shard's images, batch after batch."""
     rows = np.arange(shard.start, shard.start + shard.num_rows, dtype=np.int64)
-    batches = (rows[start : start + batch_size] for start in range(0, len(rows), batch_size))
-    for _, images in read_ahead(batches, partial(encoder.read, reader)):
+    for _, images in read_ahead(batches_of(rows, batch_size), partial(encoder.read, reader)):
         stage.check_stop(f"in shard {shard.name}; the shards before it are stored")
         yield encoder.features(images).cpu().numpy()

@@ -17,7 +17,7 @@ import pyarrow as pa
 from pipeline.arrays import F32Array, U64Array
 from pipeline.config import Split
 from pipeline.errors import UserError
-from pipeline.shards.table import read_table, write_table
+from pipeline.shards.table import other_key, read_table, write_table
 from pipeline.stages.folder import stage_record
 
 if TYPE_CHECKING:
@@ -57,9 +57,10 @@ def read_features(path: Path, expected: Mapping[str, str]) -> tuple[U64Array, Ha
     """
     fix = "delete this file and type the command of the run again"
     schema, found, columns = read_table(path, fix)
-    for key, value in {"format": FORMAT, **expected}.items():
-        if found.get(key) != value:
-            raise UserError(f"{path} holds features of another {key}: expected {value}, found {found.get(key)}; {fix}")
+    wanted = {**expected, "format": FORMAT}
+    if (key := other_key(found, wanted)) is not None:
+        values = f"expected {wanted.get(key, 'none')}, found {found.get(key, 'none')}"
+        raise UserError(f"{path} holds features of another {key}: {values}; {fix}")
     if schema.names != ["id", "features"]:
         raise UserError(f"{path} is damaged (its columns are {schema.names}); {fix}")
     return columns[0], columns[1]

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from pipeline.config import semantic
+from pipeline.evaluate.predictor import batches_of
 from pipeline.labels.store import LabelRows, label_path, label_provenance, read_labels, summarize, write_labels
 from pipeline.labels.teachers import Committee, calibrate, open_teachers
 from pipeline.models.format import model_digest
@@ -96,8 +97,7 @@ def _siblings(folder: Path) -> Iterable[Path]:
 def _label_shard(job: LabelJob, stage: Stage, dataset: Dataset, shard: Shard, committee: Committee) -> LabelRows:
     summaries: list[dict[str, Tensor]] = []
     rows = np.arange(shard.start, shard.start + shard.num_rows, dtype=np.int64)
-    batches = (rows[start : start + job.label.batch_size] for start in range(0, len(rows), job.label.batch_size))
-    for _, seen in read_ahead(batches, committee.read):
+    for _, seen in read_ahead(batches_of(rows, job.label.batch_size), committee.read):
         stage.check_stop(f"in shard {shard.name}; the shards before it are labeled")
         summaries.append(summarize(committee.logits(seen), job.label.top_k))
     # This is the only host sync per shard; until here a GPU has work queued.

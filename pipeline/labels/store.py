@@ -18,7 +18,7 @@ import pyarrow as pa
 from pipeline.arrays import F32Array, I32Array, U64Array
 from pipeline.errors import UserError
 from pipeline.files import Json
-from pipeline.shards.table import read_table, write_table
+from pipeline.shards.table import other_key, read_table, write_table
 from pipeline.stages.fingerprint import digest
 from pipeline.stages.folder import stage_record
 
@@ -156,14 +156,13 @@ def read_labels(path: Path, expected: Mapping[str, str] | None = None) -> LabelR
     """
     fix = "delete this file and run `selftrain label` again"
     schema, found, columns = read_table(path, fix)
-    # What a file says beyond what is expected makes it another one, too, such as a temperature.
-    unexpected = dict.fromkeys(found, "none") if expected is not None else {}
-    for key, value in {**unexpected, "format": FORMAT, **(expected or {})}.items():
-        if found.get(key, "none") != value:
-            raise UserError(
-                f"{path} holds labels of another {key}: expected {value}, found {found.get(key, 'none')}; "
-                "run `selftrain label` into a new folder, or delete this file and run it again"
-            )
+    wanted = {**(found if expected is None else expected), "format": FORMAT}
+    if (key := other_key(found, wanted)) is not None:
+        values = f"expected {wanted.get(key, 'none')}, found {found.get(key, 'none')}"
+        raise UserError(
+            f"{path} holds labels of another {key}: {values}; run `selftrain label` into a new folder, or delete this "
+            "file and run it again"
+        )
     try:
         num_classes, sound = int(found["num_classes"]), schema.equals(_schema(found))
     except (KeyError, ValueError):

@@ -19,7 +19,7 @@ from pipeline.config import CropMode, Interpolation
 from pipeline.errors import UserError
 from pipeline.evaluate.calibration import fit_temperature
 from pipeline.evaluate.metrics import compute_metrics
-from pipeline.evaluate.predictor import Predictor, mean_logits, reader_of
+from pipeline.evaluate.predictor import Predictor, batches_of, mean_logits, reader_of
 from pipeline.features.encoder import linear_classifier
 from pipeline.features.store import FeatureStore
 from pipeline.models.format import load_model
@@ -133,9 +133,8 @@ def calibrate(
     def predict(teacher: Teacher) -> F32Array:
         committee = Committee([teacher], val, job, [])
         rows = np.arange(len(val), dtype=np.int64)
-        batches = (rows[start : start + job.label.batch_size] for start in range(0, len(rows), job.label.batch_size))
         parts = []
-        for _, seen in read_ahead(batches, committee.read):
+        for _, seen in read_ahead(batches_of(rows, job.label.batch_size), committee.read):
             check_stop()
             parts.append(torch.log_softmax(committee.logits(seen), dim=1).cpu().numpy())
         return np.concatenate(parts)

@@ -21,7 +21,16 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from typing_extensions import TypedDict  # pydantic takes typing's from Python 3.12 on
 
-from pipeline.config import CropMode, Interpolation, Scalar, Section, changed, parse
+from pipeline.config import (
+    CropMode,
+    Interpolation,
+    NetworkSettings,
+    Scalar,
+    Section,
+    Training,
+    changed,
+    parse,
+)
 from pipeline.errors import UserError
 from pipeline.files import check_shape, read_as, read_json, write_bytes, write_json
 from pipeline.models.checkpoints import read_checkpoint
@@ -54,6 +63,26 @@ class ModelInfo(Section):
     interpolation: Interpolation = "bicubic"
     metrics: dict[str, Any]
     lineage: dict[str, Any]
+
+    @classmethod
+    def of(
+        cls, network: NetworkSettings, training: Training, classes: tuple[str, ...], lineage: dict[str, Any]
+    ) -> ModelInfo:
+        """The description of a network that sees what a training says."""
+        return cls(
+            schema=1,
+            architecture=network.model,
+            model_args=network.model_args,
+            classes=classes,
+            input_size=(3, training.seen_size, training.seen_size),
+            mean=training.mean,
+            std=training.std,
+            crop=training.crop_mode,
+            crop_pct=training.crop_pct,
+            interpolation=training.interpolation,
+            metrics={},
+            lineage=lineage,
+        )
 
     @property
     def read_size(self) -> int:

@@ -106,6 +106,14 @@ def read_table(path: Path, fix: str) -> Table:
     return Table(batch.schema, {k.decode(errors="replace"): v.decode(errors="replace") for k, v in metadata}, columns)
 
 
+def other_key(found: Mapping[str, str], expected: Mapping[str, str]) -> str | None:
+    """The first key in which a table's metadata differ from what is expected; what they have beyond it differs, too.
+
+    None if they are equal.
+    """
+    return next((key for key in {**expected, **found} if found.get(key) != expected.get(key)), None)
+
+
 def _to_arrow(values: Sequence[str] | npt.NDArray[Any], kind: pa.DataType) -> pa.Array:
     if pa.types.is_fixed_size_list(kind):
         return pa.FixedSizeListArray.from_arrays(pa.array(np.ravel(values), kind.value_type), type=kind)

@@ -145,21 +145,8 @@ class Setup:
                 )
             if start.mode == "use":
                 return info
-        side = job.training.evaluation_size or job.training.image_size
-        return ModelInfo(
-            schema=1,
-            architecture=settings.model,
-            model_args=settings.model_args,
-            classes=classes,
-            input_size=(3, side, side),
-            mean=job.training.mean,
-            std=job.training.std,
-            crop_pct=job.training.crop_pct,
-            interpolation=job.training.interpolation,
-            crop=job.training.crop_mode,
-            metrics={},
-            lineage={"role": role, **self.lineage, "round": job.round, "seed": job.seed},
-        )
+        lineage = {"role": role, **self.lineage, "round": job.round, "seed": job.seed}
+        return ModelInfo.of(settings, job.training, classes, lineage)
 
     def _first_images(self, info: ModelInfo) -> Tensor:
         """Labeled images from all over the data set, normalized, [N, 3, S, S], for data-dependent initialization."""
