@@ -84,6 +84,12 @@ def test_one_file_is_a_source_and_a_split_that_is_typed_wins(tmp_path: Path) -> 
     assert report.num_samples == {"labeled": 8}
 
 
+@pytest.mark.parametrize("name", ["photos", "photos.pq", "photos.PARQUET"])
+def test_a_file_is_known_by_its_bytes_whatever_it_is_called(tmp_path: Path, name: str) -> None:
+    path = write_parquet(tmp_path / name, range(8), features={"image": IMAGE, "label": LABEL})
+    assert pack(path, tmp_path / "out").num_samples == {"labeled": 8}
+
+
 def test_numbers_without_names_are_refused_and_take_those_of_a_classes_file(tmp_path: Path) -> None:
     path = write_parquet(tmp_path / "in.parquet", range(6))
     with pytest.raises(UserError, match=r"column label holds the number 0, and there are no names .* as --classes"):
