@@ -78,7 +78,8 @@ def choose_columns(
         again = f"{again} --image-column {shlex.quote(image)}"
     if label is not None:
         return Columns(image, table.column(label, "--label-column"), split)
-    others = [column for column in table.columns if column not in (image, split, split_like(table))]
+    no_labels = {image, split, split_like(table)}
+    others = [column for column in table.columns if column not in no_labels]
     known = [column for column in others if column.lower() in _LABEL_COLUMNS]
     if len(known) == 1 or len(others) == 1:
         return Columns(image, (known or others)[0], split)
