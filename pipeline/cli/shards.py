@@ -113,7 +113,7 @@ def pack(
         report = pack_images(
             source,
             out,
-            split=as_split(split) if split else None,
+            split=as_split(split),
             shard_size=shard_size,
             classes=classes,
             carve=carve,

@@ -135,18 +135,10 @@ def merge(
     others = []
     for text in labels:
         path, _, weight = text.rpartition("=") if "=" in text and not Path(text).exists() else (text, "", "1")
-        others.append(parse(OtherLabels, {"labels": str(Path(path).absolute()), "weight": _number(weight)}, "--labels"))
+        others.append(parse(OtherLabels, {"labels": str(Path(path).absolute()), "weight": weight}, "--labels"))
     settings = changed(settings, label=changed(settings.label, others=(*others, *settings.label.others)))
     _run(MergeJob.of(settings, out.absolute(), 1, accept_environment=accept_environment))
     console.print(f"{out}: labels of {stage_record(out)['outputs']['num_samples']} images")
-
-
-def _number(text: str) -> float | str:
-    """A number, or the text, which is then refused where its key is known."""
-    try:
-        return float(text)
-    except ValueError:
-        return text
 
 
 @app.command()

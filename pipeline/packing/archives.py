@@ -111,13 +111,14 @@ def open_compressed_tar(path: Path) -> Iterator[Files]:
                 shutil.copyfileobj(source, target, 1 << 20)
         except tarfile.HeaderError as error:
             raise UserError(f"{path} is compressed and no tar inside; decompress it first") from error
-        except (EOFError, lzma.LZMAError, zlib.error, gzip.BadGzipFile) as error:
+        except (EOFError, OSError, lzma.LZMAError, zlib.error) as error:
+            if isinstance(error, OSError) and error.errno is not None:
+                raise UserError(
+                    f"{path} cannot be decompressed into {folder}: {error.strerror}; set TMPDIR to a folder with room "
+                    "for all of it, or decompress it yourself and give the tar"
+                ) from error
+            # gzip and bz2 tell of damage by an OSError without a number
             raise UserError(f"{path} is damaged: {error}; copy it again") from error
-        except OSError as error:
-            raise UserError(
-                f"{path} cannot be decompressed into {folder}: {error.strerror or error}; set TMPDIR to a folder with "
-                "room for all of it, or decompress it yourself and give the tar"
-            ) from error
         try:
             with open_tar(tar) as files:
                 yield files

@@ -65,15 +65,15 @@ def label_by_table(
             f"no row of {table.name} names an image of {source.path}: its column {columns.image} has {value!r}, and an "
             f"image is called {source.names[0]}; name another column with --image-column"
         )
-    labeled = [_with_row(item, *found[item.name]) if item.name in found else item for item in items]
+    labeled = [_with_row(item, table.name, *found[item.name]) if item.name in found else item for item in items]
     return Told(labeled, {**read, **absent}, tuple(_notes(table, columns, len(items) - len(found), len(absent))))
 
 
-def _with_row(item: Item, row: Row, label: str | None, split: str) -> Item:
+def _with_row(item: Item, table: str, row: Row, label: str | None, split: str) -> Item:
     if split and split.lower() not in SPLIT_WORDS:
         raise UserError(
-            f"--split-column: line {row.line} has the split {split!r} ({did_you_mean(split.lower(), SPLIT_WORDS)}); "
-            "write train, val, test, unlabeled or nothing"
+            f"--split-column: {table}, line {row.line} has the split {split!r} "
+            f"({did_you_mean(split.lower(), SPLIT_WORDS)}); write train, val, test, unlabeled or nothing"
         )
     return replace(item, class_name=label, split=SPLIT_WORDS.get(split.lower()), origin=split.lower())
 

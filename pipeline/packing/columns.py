@@ -71,11 +71,15 @@ def choose_columns(
         UserError: they are in doubt; the message has the columns and a command that names them.
     """
     split = table.column(split, "--split-column") if split else None
-    given = "" if image is None else None
-    image = _image_column(table, names, again) if image is None else table.column(image, "--image-column")
+    if image is not None:
+        image = table.column(image, "--image-column")
+    else:
+        image = _image_column(table, names, again)
+        again = f"{again} --image-column {shlex.quote(image)}"
     if label is not None:
         return Columns(image, table.column(label, "--label-column"), split)
-    others = [column for column in table.columns if column not in (image, split, split_like(table))]
+    no_labels = {image, split, split_like(table)}
+    others = [column for column in table.columns if column not in no_labels]
     known = [column for column in others if column.lower() in _LABEL_COLUMNS]
     if len(known) == 1 or len(others) == 1:
         return Columns(image, (known or others)[0], split)
@@ -85,10 +89,9 @@ def choose_columns(
         raise UserError(f"{table.name} has no column of labels beside {image}; write one")
     kinds = {column: len({row.values.get(column, "") for row in table.rows}) for column in known or others}
     likely = min((column for column in kinds if kinds[column] > 1), key=lambda one: kinds[one], default=others[0])
-    given = "" if given is None else f" --image-column {shlex.quote(image)}"
     raise UserError(
         f"{table.name} has the columns {', '.join(table.columns)}, and it is not clear which has the labels; say it, "
-        f"such as\n  {again}{given} --label-column {shlex.quote(likely)}"
+        f"such as\n  {again} --label-column {shlex.quote(likely)}"
     )
 
 

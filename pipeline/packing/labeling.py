@@ -90,40 +90,34 @@ def tell_apart(
     Raises:
         UserError: labels cannot be read, or are none or of one class.
     """
-    labeled = split != "unlabeled"
-    if labeling.table is None and source.parquet is not None:
-        items = arrange(source, labeled=False, known=known, command=command)
-        numbered = known if trusted else ()
-        told = (
-            label_by_parquet(source.parquet, items, labeling.label_column, numbered, again) if labeled else Told(items)
-        )
-    elif labeling.table is None:
-        if labeling.label_column is not None:
-            raise UserError(f"--label-column {labeling.label_column} is one of a table; name that with --labels-csv")
-        items = arrange(
-            source,
-            labeled=labeled,
-            known=known,
-            command=command,
-            again=again,
-            trusted=trusted,
-            own_splits=split is None,
-        )
-        told = Told(items)
-    else:
-        table = find_table(source, labeling.table)
-        items = arrange(source, labeled=False, known=known, command=command)
+    by_folders = labeling.table is None and source.parquet is None
+    if by_folders and labeling.label_column is not None:
+        raise UserError(f"--label-column {labeling.label_column} is one of a table; name that with --labels-csv")
+    items = arrange(
+        source,
+        labeled=by_folders and split != "unlabeled",
+        known=known,
+        command=command,
+        again=again,
+        trusted=trusted,
+        own_splits=split is None,
+    )
+    if split == "unlabeled":
+        return Told(items)
+    if labeling.table is not None:
         told = label_by_table(
             source,
             items,
-            table,
+            find_table(source, labeling.table),
             again,
             image=labeling.image_column,
             label=labeling.label_column,
             split=labeling.split_column,
         )
-    if not labeled:
-        return told
+    elif source.parquet is not None:
+        told = label_by_parquet(source.parquet, items, labeling.label_column, known if trusted else (), again)
+    else:
+        told = Told(items)
     check_printable(source.path, {item.class_name for item in told.items})
     chosen = choose_classes(told.items, labeling, known)
     classes = {item.class_name for item in chosen.items} - {None}

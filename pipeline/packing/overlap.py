@@ -45,19 +45,15 @@ def find_overlap(out: Path, manifest: Manifest | None, images: Images, assigned:
     for split in SPLITS:
         entries = manifest.of_split(split) if manifest else ()
         indexes = {entry.name: load_index(out / f"{entry.name}.tar") for entry in entries}
-        for entry in entries:
-            if entry.moved:
-                kept = np.setdiff1d(np.arange(entry.num_samples), entry.moved)
-                indexes[entry.name] = keep_rows(indexes[entry.name], kept)
+        kept = {entry.name: np.setdiff1d(np.arange(entry.num_samples), entry.moved) for entry in entries}
+        indexes |= {entry.name: keep_rows(indexes[entry.name], kept[entry.name]) for entry in entries if entry.moved}
         held = np.concatenate([np.empty(0, "S16"), *(index.content for index in indexes.values())])
         found, here = np.isin(images.contents, held) & counts, splits == SPLITS.index(split)
         present |= found & here
         if split == "unlabeled":
             labeled = images.contents[found & ~here]
-            for entry in entries:
-                kept = np.setdiff1d(np.arange(entry.num_samples), entry.moved)
-                gone = kept[np.isin(indexes[entry.name].content, labeled)]
-                moved |= {entry.name: tuple(gone.tolist())} if len(gone) else {}
+            gone = {name: rows[np.isin(indexes[name].content, labeled)] for name, rows in kept.items()}
+            moved = {name: tuple(rows.tolist()) for name, rows in gone.items() if len(rows)}
             continue
         rows, order = np.flatnonzero(found & ~here), np.argsort(held, kind="stable")
         places = order[np.searchsorted(held, images.contents[rows], sorter=order)]

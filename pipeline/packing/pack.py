@@ -205,7 +205,7 @@ def _again(source: Path, out: Path, split: Split | None, carve: Carve | None, op
             "test-fraction": carve.test_fraction or None,
             "seed": carve.seed or None,
         }
-        typed += "".join(f" --{option} {value:g}" for option, value in given.items() if value is not None)
+        typed += "".join(f" --{option} {value}" for option, value in given.items() if value is not None)
     return f"selftrain pack {shlex.quote(str(source))} --out {shlex.quote(str(out))}{typed}{options}"
 
 

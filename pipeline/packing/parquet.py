@@ -28,7 +28,7 @@ _LABEL_COLUMNS = ("label", "labels", "class", "fine_label")
 
 
 class ParquetImages:
-    """The rows of Parquet files as files of a SOURCE, called `FILE/ROW`.
+    """The rows of Parquet files as files of a SOURCE, called `FILE/ROW`, without `.parquet`.
 
     Raises:
         UserError: a file is damaged, or it is not clear which column has the images.
@@ -39,6 +39,7 @@ class ParquetImages:
         from pyarrow.parquet import ParquetFile
 
         self._root, self._files = root, tuple(sorted(names))
+        self._called = {name.removesuffix(PARQUET): name for name in self._files}
         self._tables: dict[str, Any] = {}
         self._held: OrderedDict[tuple[str, int], Any] = OrderedDict()
         self._lock = threading.Lock()
@@ -66,13 +67,18 @@ class ParquetImages:
 
     def names(self) -> Iterator[str]:
         """The images, in the order of files and rows."""
-        for name, starts in self._starts.items():
-            yield from (f"{name.removesuffix(PARQUET)}/{row:07d}" for row in range(starts[-1]))
+        for called, name in self._called.items():
+            yield from (f"{called}/{row:07d}" for row in range(self._starts[name][-1]))
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """The files, in order."""
+        return tuple(self._root / name for name in self._files)
 
     def read(self, name: str, limit: int, *, cut: bool = False) -> bytes:
         """The bytes of an image. As `archives.Read`."""
-        file, _, text = name.rpartition("/")
-        file, row = f"{file}{PARQUET}", int(text)
+        called, _, text = name.rpartition("/")
+        file, row = self._called[called], int(text)
         group = bisect.bisect_right(self._starts[file], row) - 1
         value = self._group(file, group)[row - self._starts[file][group]].as_py()
         data = value.get("bytes") if isinstance(value, dict) else value

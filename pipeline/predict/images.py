@@ -108,9 +108,12 @@ def _add_source(images: Images, source: Source, prefix: str) -> None:
     if source.ignored:
         kinds = ", ".join(f"{count} {kind}" for kind, count in Counter(source.ignored.values()).items())
         log.warning("%s: files that are no images are left out: %s", source.path, kinds)
-    files = [source.path / name for name in source.names] if source.path.is_dir() else [source.path]
-    if not os.path.lexists(files[0]):  # they are rows of tables
-        files = sorted(source.path.rglob("*.parquet"))
+    if source.parquet is not None:
+        files = source.parquet.paths
+    elif source.path.is_dir():
+        files = tuple(source.path / name for name in source.names)
+    else:
+        files = (source.path,)
     images.state += map(_state, files)
     images.places += [Place(prefix + name, partial(source.read, name)) for name in source.names]
 

@@ -236,7 +236,7 @@ def _checked(survey: Survey, part: Part, images: Images, wanted: Wanted) -> Surv
     """The survey with that of another part. Raises UserError when the images so far are not to be used."""
     bad = {**images.bad, **part.bad}
     if bad and wanted.bad_images == "error":
-        some = "; ".join(f"{why}" for why in list(bad.values())[:3])
+        some = "; ".join(list(bad.values())[:3])
         more = f" (and {len(bad) - 3} more)" if len(bad) > 3 else ""
         raise UserError(f"{some}{more}; repair them, or take --bad-images skip")
     merged = merge([survey, part.survey])
@@ -250,15 +250,15 @@ def _checked(survey: Survey, part: Part, images: Images, wanted: Wanted) -> Surv
 
 def _join(paths: list[Path], classes: tuple[str, ...], images: Images, wanted: Wanted) -> Done:
     """Write the files that were asked for, of all parts."""
-    shapes = [_shape(read_part(path)) for path in paths]
-    num_rows = sum(shape[0] for shape in shapes)
-    bad = dict(images.bad)
-    for path in paths:
-        bad |= read_part(path).bad
+    num_rows, width, bad = 0, 0, dict(images.bad)
+    for part in map(read_part, paths):
+        num_rows += len(part.names)
+        bad |= part.bad
+        width = 0 if part.features is None else part.features.shape[1]
     if not num_rows:
         raise UserError(f"none of {len(bad)} images is readable, e.g. {next(iter(bad.values()))}")
     if wanted.features is not None:
-        write_features(wanted.features, (num_rows, shapes[0][1]), _features(paths))
+        write_features(wanted.features, (num_rows, width), _features(paths))
     listed = wanted.out.with_name(f"{wanted.out.name}.left_out.csv")
     if bad:
         write_csv(listed, ("image", "why"), bad.items())
@@ -266,10 +266,6 @@ def _join(paths: list[Path], classes: tuple[str, ...], images: Images, wanted: W
         listed.unlink()  # that of an earlier prediction, whose table is replaced
     write_rows(wanted.out, (_block(read_part(path), classes) for path in paths))
     return Done(num_rows, bad, listed if bad else None)
-
-
-def _shape(part: Part) -> tuple[int, int]:
-    return len(part.names), 0 if part.features is None else part.features.shape[1]
 
 
 def _features(paths: list[Path]) -> Iterator[np.ndarray]:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from pipeline.arrays import I64Array
-from pipeline.config import SPLITS, Config, Data, Precision, Runtime, Split
+from pipeline.config import SPLITS, Config, Data, Runtime, Split
 from pipeline.config.methods import METHOD_CONFIGS
 from pipeline.errors import UserError, did_you_mean
 from pipeline.shards.dataset import Dataset, open_split
@@ -19,7 +19,7 @@ from pipeline.shards.manifest import Manifest, read_manifest
 from pipeline.stages.machine import resolve
 from pipeline.starter.given import Given, Lengths
 from pipeline.starter.photographs import MINUTES, fine_tuning
-from pipeline.starter.recipe import SMALL, Recipe
+from pipeline.starter.recipe import SMALL
 from pipeline.starter.render import render
 from pipeline.starter.scratch import from_scratch
 
@@ -83,7 +83,6 @@ def starting_config(
             encoder=None,
             probe=False,
             evaluation_batch=512,
-            precision=_precision(small.recipe, machine),
         )
     large = fine_tuning(given, encoder)
     return render(
@@ -94,15 +93,9 @@ def starting_config(
         encoder=large.encoder,
         probe=given.has_rounds,
         evaluation_batch=64,
-        precision=_precision(large.recipe, machine),
         parameters=f"{large.num_parameters / 1e6:.1f} million",
         megabytes=f"{4 * large.num_parameters / 1e6:.0f} MB",
     )
-
-
-def _precision(plan: Recipe, machine: Runtime) -> Precision:
-    """What a recipe's precision is on this machine."""
-    return machine.precision if plan.precision == "auto" else plan.precision
 
 
 def _times(lengths: Lengths, minutes: float | None) -> dict[str, object]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from pipeline.config import Scalar
+from pipeline.config import Precision, Runtime, Scalar
 
 TINY, SMALL = 16, 64
 """Sides in pixels. Images of up to SMALL keep their size (but at least 8) and get networks for small images."""
@@ -37,6 +37,10 @@ class Recipe:
     """Keys that say how the network departs from the weights that it starts from."""
     precision: Literal["auto", "fp32"] = "auto"
     threads: int = 0
+
+    def precision_on(self, machine: Runtime) -> Precision:
+        """What the precision is on a machine."""
+        return machine.precision if self.precision == "auto" else self.precision
 
 
 def recipe(side: int, device: str) -> Recipe:

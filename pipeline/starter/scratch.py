@@ -33,11 +33,12 @@ def from_scratch(given: Given) -> FromScratch:
     num_rounds = (2 if given.on_cpu else 3) if given.has_rounds else 1
     images = given.some_images(plan.image_size, _NUM_IMAGES)
     per_step = batch_size * (1 + plan.ratio)
-    precision = given.machine.precision if plan.precision == "auto" else plan.precision
     speed = given.processes * training_speed(
         Network(plan.model, plan.model_args, given.num_classes),
         images[: 32 if given.on_cpu else per_step],
-        changed(given.machine, precision=precision, threads=plan.threads or given.machine.threads),
+        changed(
+            given.machine, precision=plan.precision_on(given.machine), threads=plan.threads or given.machine.threads
+        ),
     )
     of_student = num_rounds * batch_size * (1 + plan.ratio * given.asks.passes) + per_step  # with that of the control
     of_teacher = batch_size if given.has_rounds else 0

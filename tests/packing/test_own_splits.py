@@ -122,6 +122,14 @@ def test_a_split_that_was_typed_is_not_mixed_with_those_of_the_source(tmp_path: 
         pack(source, tmp_path / "out", split="labeled")
 
 
+def test_a_command_repeats_the_carve_to_its_last_digit(tmp_path: Path) -> None:
+    source = write_files(
+        tmp_path / "in", {**below("train", 4, 0), **below("test", 2, 5000), "train/cat/x.png": png(5000)}
+    )
+    with pytest.raises(UserError, match=r"--labels 4 --val-fraction 0\.1234567 --seed 20261126 --skip-duplicates"):
+        pack(source, tmp_path / "out", carve=Carve(num_labeled=4, val_fraction=0.1234567, seed=20_261_126))
+
+
 def test_an_image_in_two_of_the_splits_stays_in_the_one_that_is_measured(tmp_path: Path) -> None:
     """Labeled wins over unlabeled, and what is measured over what is trained on."""
     files = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import json
 import lzma
@@ -84,6 +85,12 @@ def test_one_file_is_a_source_and_a_split_that_is_typed_wins(tmp_path: Path) -> 
     assert report.num_samples == {"labeled": 8}
 
 
+@pytest.mark.parametrize("name", ["photos", "photos.pq", "photos.PARQUET"])
+def test_a_file_is_known_by_its_bytes_whatever_it_is_called(tmp_path: Path, name: str) -> None:
+    path = write_parquet(tmp_path / name, range(8), features={"image": IMAGE, "label": LABEL})
+    assert pack(path, tmp_path / "out").num_samples == {"labeled": 8}
+
+
 def test_numbers_without_names_are_refused_and_take_those_of_a_classes_file(tmp_path: Path) -> None:
     path = write_parquet(tmp_path / "in.parquet", range(6))
     with pytest.raises(UserError, match=r"column label holds the number 0, and there are no names .* as --classes"):
@@ -148,11 +155,11 @@ def test_damaged_files_and_absent_images_are_named(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------------------------ compressed tars
 
 
-@pytest.mark.parametrize("suffix", [".tgz", ".tar.gz", ".tar.xz", ""])
+@pytest.mark.parametrize("suffix", [".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ""])
 def test_a_compressed_tar_is_read(tmp_path: Path, suffix: str) -> None:
     tar = write_raw_tar(tmp_path / "in.tar", class_files(3)).read_bytes()
     path = tmp_path / f"photos{suffix}"
-    path.write_bytes((lzma if "xz" in suffix else gzip).compress(tar))
+    path.write_bytes({".tar.bz2": bz2, ".tar.xz": lzma}.get(suffix, gzip).compress(tar))
     assert pack(path, tmp_path / "out", split="labeled").num_samples == {"labeled": 9}
     assert verify(tmp_path / "out").problems == ()
 
@@ -163,6 +170,12 @@ def test_a_compressed_tar_that_is_damaged_or_none_is_named(tmp_path: Path) -> No
     (tmp_path / "cut.tgz").write_bytes(data[:-100])
     with pytest.raises(UserError, match=r"cut\.tgz is damaged: .*copy it again"):
         pack(tmp_path / "cut.tgz", tmp_path / "out")
+    for name, module in (("flipped.tgz", gzip), ("flipped.tar.bz2", bz2), ("flipped.tar.xz", lzma)):
+        flipped = bytearray(module.compress(tar))
+        flipped[len(flipped) // 2] ^= 0xFF
+        (tmp_path / name).write_bytes(flipped)
+        with pytest.raises(UserError, match=rf"{name} is damaged: .*copy it again"):
+            pack(tmp_path / name, tmp_path / "out")
     (tmp_path / "text.gz").write_bytes(gzip.compress(b"text" * 1000))
     with pytest.raises(UserError, match=r"text\.gz is compressed and no tar inside"):
         pack(tmp_path / "text.gz", tmp_path / "out")

@@ -254,7 +254,7 @@ def test_splits_that_are_not_clear_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="leave --split labeled out"):
         pack(source, tmp_path / "out", labeling=labeling, split="labeled")
     write_files(source, {"labels.csv": table([*SPLITS[:-1], ("79", "cat", "fold3")])})
-    with pytest.raises(UserError, match="line 81 has the split 'fold3'"):
+    with pytest.raises(UserError, match=r"labels\.csv, line 81 has the split 'fold3'"):
         pack(source, tmp_path / "out", labeling=labeling)
 
 
