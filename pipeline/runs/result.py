@@ -54,6 +54,12 @@ class Result(TypedDict):
     plugins: NotRequired[dict[str, str]]
 
 
+def score_of(entry: Mapping[str, Any]) -> float:
+    """The figure on val that an entry of a result's rounds is judged by, as `Round.score` is of a round."""
+    judged = entry.get("judged")
+    return float(entry["val_top1"] if judged is None else judged)
+
+
 def models_of(rounds: Sequence[Round], final: Round, control: Path | None, probe: Path | None) -> dict[str, Path]:
     """Name -> folder of the models to measure on test: final model, and where there are such, the round-0 teacher, the
     control and the probe."""
