@@ -77,7 +77,7 @@ class PerClass:
 
 
 def per_class(label: Ids, pred: Ids, num_classes: int | None = None) -> PerClass:
-    """The figures of each class, of labels [N] and answers [N]; by default of the classes up to the last that occurs."""
+    """The figures of each class, of labels [N] and answers [N], by default up to the last class that occurs."""
     num_classes = 1 + int(max(label.max(), pred.max())) if num_classes is None else num_classes
     counts = [np.bincount(ids, minlength=num_classes).astype(np.int64) for ids in (label, pred, label[label == pred])]
     return PerClass(*counts)

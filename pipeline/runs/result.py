@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import (
-    Any,
-    NotRequired,  # pydantic takes typing's from Python 3.12 on
-)
+from typing import Any, NotRequired
 
-from typing_extensions import TypedDict
+from typing_extensions import TypedDict  # pydantic takes typing's from Python 3.12 on
 
 from pipeline.evaluate.metrics import MetricsJson
 from pipeline.methods.round import Round
