@@ -175,6 +175,8 @@ def summary(result: Mapping[str, Any]) -> Table:
     """The run as a table with one line per round, a star at the final model, and the test accuracies below."""
     from rich.table import Table
 
+    from pipeline.runs.result import score_of
+
     final = result["final"]
     named = {"final model": "", "round-0 teacher": "teacher_", "control": "control_", "probe": "probe_"}
     found = {name: final.get(f"{key}test_top1") for name, key in named.items()}
@@ -188,12 +190,11 @@ def summary(result: Mapping[str, Any]) -> Table:
     for entry in result["rounds"]:
         low, high = entry["interval"]
         is_final = entry["round"] == final["round"]
-        score = entry["val_top1"] if entry.get("judged") is None else entry["judged"]
         table.add_row(
             str(entry["round"]),
             f"{entry['role']} {entry['model']}",
             f"{100 * entry['val_top1']:.2f}%{'*' if is_final else ' '}",
-            f"{100 * score:.2f}%" if judged else f"{100 * low:.2f}-{100 * high:.2f}%",
+            f"{100 * score_of(entry):.2f}%" if judged else f"{100 * low:.2f}-{100 * high:.2f}%",
             "-" if entry["num_selected"] is None else f"{entry['num_selected']:,}",
             style="bold" if is_final else "",
         )

@@ -18,6 +18,7 @@ from pipeline.evaluate.metrics import MetricsJson
 from pipeline.files import read_json, read_lines, write_bytes, write_json
 from pipeline.runs.inputs import with_inputs
 from pipeline.runs.loop import run_loop
+from pipeline.runs.result import score_of
 from pipeline.runs.run import RunStage
 from pipeline.stages.fingerprint import digest_file
 from pipeline.stages.folder import is_finished, read_output, read_record
@@ -169,12 +170,6 @@ def judged_of(result: Mapping[str, Any]) -> dict[str, Any]:
     """
     rounds: list[dict[str, Any]] = result["rounds"]
     return max([entry for entry in rounds if entry["role"] != "teacher"] or rounds, key=score_of)
-
-
-def score_of(entry: Mapping[str, Any]) -> float:
-    """The figure on val that an entry of a result's rounds is judged by (`rounds.judge_by`)."""
-    judged = entry.get("judged")
-    return float(entry["val_top1"] if judged is None else judged)
 
 
 def _cost(folder: Path, result: Mapping[str, Any]) -> tuple[float, float]:

@@ -19,15 +19,14 @@ NUM_TAKEN_FOR = 2
 def class_table(found: Evaluation) -> Table:
     """One line per class that has images, the least recognized first; of many classes only those."""
     of = found.of_classes
-    present = np.flatnonzero(of.present)
-    order = present[np.argsort(of.recall[present], kind="stable")][:MAX_ROWS]
-    caption = f"the {MAX_ROWS} of {len(present)} classes with the lowest recall" if len(present) > MAX_ROWS else None
+    order = of.least_recognized
+    caption = f"the {MAX_ROWS} of {len(order)} classes with the lowest recall" if len(order) > MAX_ROWS else None
     table = Table(title="Classes", caption=caption)
     table.add_column("class", max_width=MAX_NAME, no_wrap=True, overflow="ellipsis")
     for heading in ("images", "precision", "recall", "f1"):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("mostly taken for", max_width=MAX_NAME, no_wrap=True, overflow="ellipsis")
-    for c in order:
+    for c in order[:MAX_ROWS]:
         others = islice(found.taken_for(int(c)).items(), NUM_TAKEN_FOR)
         figures = (of.precision[c], of.recall[c], of.f1[c])
         table.add_row(

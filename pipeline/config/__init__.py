@@ -22,8 +22,8 @@ from pipeline.config.config import Config, Rounds
 from pipeline.config.data import SPLITS, Data, Split
 from pipeline.config.evaluate import Evaluate
 from pipeline.config.label import Label, OtherLabels
+from pipeline.config.learners import Adjuster, FixMatch, Meta, Uda
 from pipeline.config.load import load, load_config
-from pipeline.config.methods import Adjuster, Meta, Uda
 from pipeline.config.mixing import Cutmix, Mixup
 from pipeline.config.network import Adaptation, NetworkSettings, Optimizer, Start
 from pipeline.config.probe import Probe
@@ -43,6 +43,7 @@ __all__ = [
     "Data",
     "Evaluate",
     "Finetune",
+    "FixMatch",
     "Interpolation",
     "JudgeBy",
     "Label",

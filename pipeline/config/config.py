@@ -20,7 +20,8 @@ from pipeline.config.base import Fraction, JudgeBy, NonNegative, Positive, Scala
 from pipeline.config.data import Data
 from pipeline.config.evaluate import Evaluate
 from pipeline.config.label import Label
-from pipeline.config.methods import METHOD_CONFIGS, MethodSections, sections
+from pipeline.config.learners import MethodSections
+from pipeline.config.methods import METHOD_CONFIGS, sections
 from pipeline.config.runtime import Runtime
 from pipeline.config.selection import Select
 from pipeline.config.training import Finetune, Training

@@ -16,20 +16,15 @@ EVERY_METHOD_READS = ("seed", "method", "data", "evaluate", "runtime", "finetune
 
 def unread_keys(config: Config) -> list[str]:
     """The keys, such as `select.threshold`, that differ from their defaults but that the method does not read."""
-    asked = METHOD_CONFIGS[config.method]
-    read, unread = [*EVERY_METHOD_READS, *asked.reads], list(asked.unread(config))
     defaults = type(config).model_validate({"method": config.method, **{name: {} for name in config.model_extra or ()}})
-    changed = _changed(semantic(config), semantic(defaults))
-    return [key for key in changed if not _is_below(key, read) or _is_below(key, unread)]
+    return [key for key in _changed(semantic(config), semantic(defaults)) if not _reads(config, key)]
 
 
 def is_read(method: str, key: str) -> bool:
     """Whether a method reads a section, or a key below one, if all else has its default."""
     from pipeline.config.config import Config
 
-    asked = METHOD_CONFIGS[method]
-    unread = asked.unread(Config(method=method))
-    return key.split(".")[0] in (*EVERY_METHOD_READS, *asked.reads) and not _is_below(key, unread)
+    return _reads(Config(method=method), key)
 
 
 def settings_of(config: Config) -> dict[str, Section]:
@@ -43,6 +38,11 @@ def settings_of(config: Config) -> dict[str, Section]:
         read = {key: value for key, value in dict(given).items() if not _is_below(f"{name}.{key}", unread)}
         result[name] = section.model_validate(read)
     return result
+
+
+def _reads(config: Config, key: str) -> bool:
+    asked = METHOD_CONFIGS[config.method]
+    return _is_below(key, (*EVERY_METHOD_READS, *asked.reads)) and not _is_below(key, asked.unread(config))
 
 
 def _is_below(key: str, sections: Iterable[str]) -> bool:

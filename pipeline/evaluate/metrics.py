@@ -8,17 +8,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
-from typing import (
-    Annotated,
-    Any,
-    NotRequired,  # pydantic takes typing's from Python 3.12 on
-)
+from typing import Annotated, Any, NotRequired
 
 import numpy as np
 import numpy.typing as npt
 from annotated_types import Len
 from pydantic import ConfigDict
-from typing_extensions import TypedDict
+from typing_extensions import TypedDict  # pydantic takes typing's from Python 3.12 on
 
 from pipeline.errors import UserError
 from pipeline.evaluate.per_class import per_class

@@ -49,6 +49,12 @@ class PerClass:
         return self.count > 0
 
     @property
+    def least_recognized(self) -> I64Array:
+        """The classes that have images, that of the lowest recall first."""
+        present = np.flatnonzero(self.present)
+        return present[np.argsort(self.recall[present], kind="stable")]
+
+    @property
     def balanced_accuracy(self) -> float:
         """The mean recall of the classes that have images (Brodersen 2010)."""
         return float(self.recall[self.present].mean())
@@ -70,8 +76,9 @@ class PerClass:
         return self.imbalance > UNEVEN
 
 
-def per_class(label: Ids, pred: Ids, num_classes: int) -> PerClass:
-    """The figures of each class, of labels [N] and answers [N]."""
+def per_class(label: Ids, pred: Ids, num_classes: int | None = None) -> PerClass:
+    """The figures of each class, of labels [N] and answers [N], by default up to the last class that occurs."""
+    num_classes = 1 + int(max(label.max(), pred.max())) if num_classes is None else num_classes
     counts = [np.bincount(ids, minlength=num_classes).astype(np.int64) for ids in (label, pred, label[label == pred])]
     return PerClass(*counts)
 

@@ -82,14 +82,16 @@ def _of_timm(name: str) -> dict[str, Any]:
         raise UserError(f"`start.model`: {error} timm.list_pretrained() names all that have weights") from error
     if expected is None:
         return {}
-    if expected.crop_mode not in get_args(CropMode):
-        log.warning("%s was evaluated with images cropped by %r; here the centre is taken", name, expected.crop_mode)
+    crop_mode = expected.crop_mode
+    if crop_mode not in get_args(CropMode):
+        log.warning("%s was evaluated with images cropped by %r; here the centre is taken", name, crop_mode)
+        crop_mode = "center"
     return {
         "image_size": expected.input_size[-1],
         "mean": expected.mean,
         "std": expected.std,
         "crop_pct": expected.crop_pct,
-        "crop_mode": expected.crop_mode if expected.crop_mode in get_args(CropMode) else "center",
+        "crop_mode": crop_mode,
         "interpolation": expected.interpolation,
     }
 

@@ -71,7 +71,8 @@ def lr_scales(model: nn.Module, layer_decay: float, head_lr: float) -> dict[str,
     scales = {name: 1.0 for name, _ in model.named_parameters()}
     if layer_decay != 1:
         of = depths(model, "layer_decay", "1")
-        scales = {name: layer_decay ** (max(of.values()) - depth) for name, depth in of.items()}
+        last = max(of.values())
+        scales = {name: layer_decay ** (last - depth) for name, depth in of.items()}
     if head_lr != 1:
         for name in of_classifier(model, "head_lr", "1"):
             scales[name] *= head_lr

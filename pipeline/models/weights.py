@@ -31,7 +31,7 @@ def semantic_settings(settings: NetworkSettings) -> dict[str, Any]:
     an architecture from a plugin adds the plugin's digest."""
     values, start = {**semantic(settings), **plugins_of(settings.model)}, settings.start
     if settings.frozen_layers and (settings.stochastic_depth or any("drop" in name for name in settings.model_args)):
-        values["frozen_layers_drop"] = False  # they did in version 0.2, which therefore has other fingerprints
+        values["frozen_layers_drop"] = False  # they did in earlier versions, whose fingerprints are others
     if start is not None:
         is_file = not start.model.startswith(TIMM)
         values["start"] = {"mode": start.mode, "model": model_digest(Path(start.model)) if is_file else start.model}

@@ -65,12 +65,10 @@ def class_section(run: RunRecord) -> ClassSection | None:
         return None
     model, split, answers, classes = found
     figures = per_class(answers.label, answers.pred, len(classes))
-    present = np.flatnonzero(figures.present)
-    order = present[np.argsort(figures.recall[present], kind="stable")]
-    rows = [_row(int(c), figures, answers, classes) for c in order]
+    rows = [_row(int(c), figures, answers, classes) for c in figures.least_recognized]
     matrix = confusion_matrix(answers.label, answers.pred, len(classes)) if len(classes) <= MAX_DRAWN else None
     drawn = draw_confusion(matrix, classes) if matrix is not None else None
-    return ClassSection(model, split, tuple(rows), len(classes) - len(present), figures, drawn)
+    return ClassSection(model, split, tuple(rows), len(classes) - len(rows), figures, drawn)
 
 
 def _newest(run: RunRecord) -> tuple[str, str, Predictions, Sequence[str]] | None:

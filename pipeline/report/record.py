@@ -267,8 +267,7 @@ def completed(metrics: M, predictions: Predictions | None) -> M:
     """The figures with those that files of earlier versions lack, which follow from the answers."""
     if metrics is None or metrics.balanced_accuracy is not None or predictions is None:
         return metrics
-    num_classes = 1 + int(max(predictions.label.max(), predictions.pred.max()))
-    found = per_class(predictions.label, predictions.pred, num_classes)
+    found = per_class(predictions.label, predictions.pred)
     return replace(metrics, balanced_accuracy=found.balanced_accuracy, macro_f1=found.macro_f1)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -140,8 +141,7 @@ def _accuracy_plot(run: RunRecord) -> bytes | None:
 
 def _in_two_lines(train: TrainRecord) -> str:
     """The name of a training below its point, where names stand side by side."""
-    round_ = "" if train.round is None else f"Round {train.round} "
-    return title_of(train).replace(round_, f"{round_.strip()}\n", 1) if round_ else title_of(train)
+    return re.sub(r"^(Round \d+) ", r"\1\n", title_of(train))
 
 
 def _standing(run: RunRecord, train: TrainRecord) -> plots.Standing:

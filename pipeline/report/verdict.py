@@ -12,8 +12,7 @@ from pipeline.config import Data, JudgeBy
 from pipeline.errors import UserError
 from pipeline.evaluate.judging import TITLES, compare
 from pipeline.evaluate.metrics import Metrics
-from pipeline.evaluate.per_class import PerClass, per_class
-from pipeline.evaluate.predictions import Predictions
+from pipeline.evaluate.per_class import per_class
 from pipeline.report.record import RunRecord, StageRecord
 from pipeline.runs.result import CONTROL, FINAL, PROBE, TEACHER
 from pipeline.shards.dataset import has_test
@@ -120,21 +119,17 @@ def _right_on(value: float, by: JudgeBy, of: str, on: str) -> str:
 def _of_uneven(run: RunRecord, by: JudgeBy, others: Sequence[str]) -> tuple[str, ...]:
     """What accuracy hides if the classes of test are uneven; nothing if they are even, or judged alike already."""
     answers = run.test_predictions.get(FINAL)
-    if by != "top1" or answers is None or not _classes(answers).is_uneven:
+    found = per_class(answers.label, answers.pred) if by == "top1" and answers is not None else None
+    if found is None or not found.is_uneven:
         return ()
     gains = {name: _gain(name, run, "balanced_accuracy") for name in others}
     leads = " and ".join(
         f"{_say(gain)} {_NAMES[name]}{'' if gain.certain else ' (within chance)'}" for name, gain in gains.items()
     )
-    found = _classes(answers)
     return (
         f"The classes are uneven ({found.count[found.present].min():,} to {found.count.max():,} test images); counting "
         f"each alike, its balanced accuracy is {100 * found.balanced_accuracy:.1f}%{': ' if leads else ''}{leads}.",
     )
-
-
-def _classes(answers: Predictions) -> PerClass:
-    return per_class(answers.label, answers.pred, 1 + int(max(answers.label.max(), answers.pred.max())))
 
 
 def _gain(over: str, run: RunRecord, by: JudgeBy) -> Gain:

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import (
-    Any,
-    NotRequired,  # pydantic takes typing's from Python 3.12 on
-)
+from typing import Any, NotRequired
 
-from typing_extensions import TypedDict
+from typing_extensions import TypedDict  # pydantic takes typing's from Python 3.12 on
 
 from pipeline.evaluate.metrics import MetricsJson
 from pipeline.methods.round import Round
@@ -52,6 +49,12 @@ class Result(TypedDict):
     final: ResultFinal
     data: NotRequired[str]
     plugins: NotRequired[dict[str, str]]
+
+
+def score_of(entry: Mapping[str, Any]) -> float:
+    """The figure on val that an entry of a result's rounds is judged by, as `Round.score` is of a round."""
+    judged = entry.get("judged")
+    return float(entry["val_top1"] if judged is None else judged)
 
 
 def models_of(rounds: Sequence[Round], final: Round, control: Path | None, probe: Path | None) -> dict[str, Path]:

@@ -105,7 +105,7 @@ def alignment(labels: Labels, target: F64Array) -> F64Array:
     units = np.zeros(labels.num_classes, np.uint64)
     for rows in _chunks(len(labels), labels.num_classes):
         units += exact_units(labels.probabilities(rows)).sum(axis=0, dtype=np.uint64)
-    mean = units / (_UNITS * max(len(labels), 1))
+    mean = from_units(units) / max(len(labels), 1)
     return np.asarray((target + _FLOOR) / (mean + _FLOOR))
 
 

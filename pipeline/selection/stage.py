@@ -104,11 +104,7 @@ def check_summary(summary: Summary, config: Select) -> None:
             f"select.threshold {config.threshold} leaves none of {summary['num_rows']} pseudo-labels (the surest has a "
             f"confidence of at least {surest:.2f}); lower select.threshold or train a better teacher"
         )
-    unwanted = (
-        {i for i, share in enumerate(config.prior) if share == 0}
-        if config.balance == "prior" or config.align
-        else set()
-    )
+    unwanted = {i for i, share in enumerate(config.prior) if share == 0}
     lost = [c for i, c in enumerate(classes) if not c["kept"] and i not in unwanted]
     if lost and not config.allow_empty_classes:
         names = ", ".join(f"`{c['name']}` ({c['predicted']} predicted)" for c in lost[:5])

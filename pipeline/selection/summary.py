@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import (
-    TYPE_CHECKING,
-    NotRequired,  # pydantic takes typing's from Python 3.12 on
-)
+from typing import TYPE_CHECKING, NotRequired
 
 import numpy as np
 import numpy.typing as npt
-from typing_extensions import TypedDict
+from typing_extensions import TypedDict  # pydantic takes typing's from Python 3.12 on
 
 from pipeline.arrays import F32Array, F64Array, I32Array, I64Array
 

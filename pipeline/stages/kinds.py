@@ -9,13 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import (
-    TYPE_CHECKING,
-    Any,
-    NotRequired,  # pydantic takes typing's from Python 3.12 on
-)
+from typing import TYPE_CHECKING, Any, NotRequired
 
-from typing_extensions import TypedDict
+from typing_extensions import TypedDict  # pydantic takes typing's from Python 3.12 on
 
 from pipeline.config import parse
 from pipeline.errors import UserError, did_you_mean

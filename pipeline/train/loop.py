@@ -34,7 +34,8 @@ class Loop:
         job: What to train.
         learner: The learner that takes the steps.
         checkpoints: The folder in which states are kept.
-        evaluate: Evaluates the averaged weights on val and returns {"val_top1": ..., "val_nll": ...}.
+        evaluate: Evaluates the averaged weights on val and returns the figures of a line of metrics.jsonl, `val_top1`
+            and the one of `job.best_by` among them.
     """
 
     def __init__(
@@ -77,14 +78,14 @@ class Loop:
             self.step = step + 1
 
             if self.step % runtime.log_every == 0 or self.step == training.steps:
-                self._log(step, time.monotonic() - started, num_images)  # host sync
+                self._log(step, started, num_images)
                 started, num_images = time.monotonic(), 0
             if self.step in self.evaluate_at:
                 before = time.monotonic()
                 self._evaluate()
                 started += time.monotonic() - before  # the time of an evaluation is not that of steps
             if (ends := self.has_stalled()) and num_images:
-                self._log(step, time.monotonic() - started, num_images)
+                self._log(step, started, num_images)
             stopping = self.ranks.any(self.stage.stop.requested)
             if stopping or ends or self.step % runtime.checkpoint_every == 0 or self.step == training.steps:
                 self._checkpoint()
@@ -149,8 +150,9 @@ class Loop:
                 self.checkpoints.save_best(self.step, {**weights, "info": self._info()})
         self._append("metrics.jsonl", {"step": self.step, **values})
 
-    def _log(self, step: int, seconds: float, num_images: int) -> None:
-        self._stop_if_not_finite()
+    def _log(self, step: int, started: float, num_images: int) -> None:
+        self._stop_if_not_finite()  # host sync: from here on the steps since `started` are done
+        seconds = time.monotonic() - started
         line = {"step": step + 1, **self.learner.rates(step), **self.learner.meter.take()}
         self._append("metrics.jsonl", line)
         text = f"loss {line['loss']:.3f}  val {self.best[0]:.1%}" if self.best[1] else f"loss {line['loss']:.3f}"

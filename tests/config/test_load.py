@@ -25,7 +25,7 @@ from pipeline.config import (
     unread_keys,
 )
 from pipeline.config.methods import METHOD_CONFIGS, MethodConfig
-from pipeline.config.unread import settings_of
+from pipeline.config.unread import is_read, settings_of
 from pipeline.demos.moons.config import TwoMoons
 from pipeline.errors import UserError
 
@@ -128,6 +128,12 @@ def test_what_is_off_may_stay_beside_what_would_ignore_it(tmp_path: Path) -> Non
 )
 def test_keys_that_a_method_does_not_read_are_known(tmp_path: Path, text: str, unread: list[str]) -> None:
     assert unread_keys(load_config(write(tmp_path, text))) == unread
+
+
+def test_a_method_without_rounds_reads_the_figure_that_judges_and_nothing_else_of_them() -> None:
+    assert is_read("uda", "rounds.judge_by")
+    assert not is_read("uda", "rounds.patience")
+    assert not is_read("uda", "rounds"), "a section of which it reads a key is not proposed"
 
 
 def test_a_section_that_the_learner_does_not_read_is_no_part_of_its_settings(tmp_path: Path) -> None:

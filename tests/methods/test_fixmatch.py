@@ -13,8 +13,7 @@ from support.processes import method_job, outputs, run, signal_at
 from support.ranks import in_two, run_ranks
 from torch.nn import functional as F
 
-from pipeline.config import Config, parse
-from pipeline.config.methods import FixMatch
+from pipeline.config import Config, FixMatch, parse
 from pipeline.errors import UserError
 from pipeline.methods.fixmatch.learner import FixMatchLearner, Thresholds
 from pipeline.runs.loop import run_loop

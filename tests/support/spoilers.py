@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import time
 from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,11 +18,13 @@ from accelerate.optimizer import AcceleratedOptimizer
 from pipeline.labels import stage as labels_stage
 from pipeline.methods.meta import learner
 from pipeline.methods.meta.step import MetaBatch
+from pipeline.train.meter import Meter
 from pipeline.train.network import Network
 from support.ranks import become_rank
 from support.tiny_net import register
 
 BAD_STEP = 7
+LAG_S = 0.2
 
 
 def spoil_a_gradient() -> None:
@@ -45,6 +48,17 @@ def skip_first_steps() -> None:
         return left[0] >= 0
 
     AcceleratedOptimizer.step_was_skipped = property(skipped)
+
+
+def lag_behind() -> None:
+    """As a GPU that is still at work when the host asks what it found."""
+    bad_step = Meter.bad_step
+
+    def late(self: Meter) -> int | None:
+        time.sleep(LAG_S)
+        return bad_step(self)
+
+    Meter.bad_step = late  # type: ignore[method-assign]
 
 
 def watch_the_disk() -> None:

@@ -12,7 +12,7 @@ import torch
 from accelerate import Accelerator
 from support.fake_stages import with_section
 from support.processes import run, train_job
-from support.spoilers import BAD_STEP, skip_first_steps, spoil_a_gradient, watch_the_disk
+from support.spoilers import BAD_STEP, LAG_S, lag_behind, skip_first_steps, spoil_a_gradient, watch_the_disk
 
 from pipeline.config import Config, changed
 from pipeline.errors import UserError
@@ -74,6 +74,15 @@ def test_the_figure_that_judges_repeats_no_training_that_chooses_nothing(digits:
         training = changed(digits.teacher, keep=keep)
         jobs = [train_job(config, tmp_path, training=training) for config in (digits, judged)]
         assert (fingerprint_of(jobs[0]) == fingerprint_of(jobs[1])) is same
+
+
+@pytest.mark.process
+def test_the_time_of_steps_lasts_until_the_device_has_taken_them(digits: Config, tmp_path: Path) -> None:
+    training = changed(digits.teacher, steps=4, warmup_steps=0, evaluations=1)
+    folder = run(train_job(digits, tmp_path / "train", training=training), lag_behind)
+    timing = [json.loads(line) for line in (folder / "timing.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in timing] == [4]
+    assert all(line["seconds"] > LAG_S for line in timing)
 
 
 def test_the_norm_of_the_gradient_is_measured_without_clipping(teacher: Path, student: Path) -> None:

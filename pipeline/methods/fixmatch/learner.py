@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipeline.config.methods import FixMatch
+from pipeline.config import FixMatch
 from pipeline.models.checkpoints import State
 from pipeline.randomness import key_of
 from pipeline.stages.ranks import Ranks
