@@ -28,6 +28,7 @@ from pipeline.config.mixing import Cutmix, Mixup
 from pipeline.config.network import Adaptation, NetworkSettings, Optimizer, Start
 from pipeline.config.probe import Probe
 from pipeline.config.runtime import Runtime
+from pipeline.config.schedule import Schedule
 from pipeline.config.selection import Select
 from pipeline.config.training import Finetune, Training
 from pipeline.config.unread import unread_keys
@@ -57,6 +58,7 @@ __all__ = [
     "Rounds",
     "Runtime",
     "Scalar",
+    "Schedule",
     "Section",
     "Select",
     "Split",

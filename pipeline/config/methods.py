@@ -120,6 +120,7 @@ def _check_meta(config: Config) -> None:
             f"meta.student_wait ({config.meta.student_wait}) and student.warmup_steps ({config.student.warmup_steps}) "
             f"leave nothing of student.steps ({config.student.steps}); lower them"
         )
+    _check_schedules_of_meta(config)
     if config.meta.teacher == "adjuster":
         _check_supervised_teacher(config)
     else:
@@ -132,6 +133,23 @@ def _check_meta(config: Config) -> None:
                     f"teacher.{key} is {value}, not below student.steps ({config.student.steps}), which are the "
                     "teacher's too; lower it"
                 )
+
+
+def _check_schedules_of_meta(config: Config) -> None:
+    """Check the schedules of both networks: the student's covers the steps after its wait, and both end together."""
+    student, steps = config.student, config.student.steps
+    whose = {"student.": (student, steps - config.meta.student_wait)}
+    if config.meta.teacher == "network":
+        whose["teacher."] = (config.teacher, steps)
+        if config.teacher.schedule is not None and config.teacher.schedule.name == "plateau":
+            raise ValueError(
+                "teacher.schedule.name is plateau, but with method meta val judges the student; set it to step, or "
+                "drop the section"
+            )
+    for section, (network, length) in whose.items():
+        if network.schedule is not None:
+            warmup = network.warmup_steps
+            network.schedule.check(steps=length, warmup_steps=warmup, evaluations=student.evaluations, section=section)
 
 
 def _check_supervised_teacher(config: Config) -> None:

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from pipeline.config.base import NonNegative, Positive, Probability, Scalar, Section, operational, technique
+from pipeline.config.schedule import AnySchedule
 
 _OF_THEIR_OWN: dict[str, dict[str, float]] = {
     "rmsproptf": {"lr": 0.016, "weight_decay": 1e-5},  # Tan and Le 2019 (EfficientNet), section 5.2: 0.256 for 4096
@@ -109,6 +110,8 @@ class NetworkSettings(Adaptation):
     warmup_steps: NonNegative = technique(0, off=0)
     """Steps over which the learning rate rises linearly from 0; then it falls to 0 as half a cosine. A twentieth of the
     steps is usual. 0 turns warm-up off."""
+    schedule: AnySchedule = technique(None)
+    """How the learning rate falls after the warm-up. Without this section it falls to 0 as half a cosine."""
     clip_norm: Annotated[float, Field(ge=0)] = technique(0.0, off=0.0)
     """Largest global norm of the gradient; larger ones are clipped to it. Set it to 5 if losses jump or stop being
     finite. 0 turns clipping off."""
