@@ -13,6 +13,7 @@ from pipeline.config.schedule import AnySchedule
 _OF_THEIR_OWN: dict[str, dict[str, float]] = {
     "rmsproptf": {"lr": 0.016, "weight_decay": 1e-5},  # Tan and Le 2019 (EfficientNet), section 5.2: 0.256 for 4096
     "adamw": {"lr": 2.5e-4, "weight_decay": 0.05},  # Touvron 2021 (DeiT), table 9: 5e-4 for 512
+    "alexnet": {"lr": 0.02, "weight_decay": 5e-4},  # Krizhevsky 2012, section 5: 0.01 for 128
     "lamb": {"lr": 6.25e-4, "weight_decay": 0.02},  # Wightman 2021 (ResNet strikes back), table 2, A2: 5e-3 for 2048
 }
 """What optimizers take in place of sgd's learning rate and weight decay, which would be far too large or too small."""
@@ -20,18 +21,28 @@ _OF_THEIR_OWN: dict[str, dict[str, float]] = {
 
 class Optimizer(Section):
     """The optimizer and its learning rate. Without `lr` and `weight_decay` an optimizer has those of its paper: adamw
-    2.5e-4 and 0.05, lamb 6.25e-4 and 0.02, rmsproptf 0.016 and 1e-5."""
+    2.5e-4 and 0.05, lamb 6.25e-4 and 0.02, rmsproptf 0.016 and 1e-5, alexnet 0.02 and 5e-4."""
 
-    name: Literal["sgd", "rmsproptf", "adamw", "lamb"] = "sgd"
+    name: Literal["sgd", "rmsproptf", "adamw", "lamb", "alexnet"] = "sgd"
     """The update rule. `sgd` has Nesterov momentum. `rmsproptf` is TensorFlow's RMSProp (eps inside the root), as in
-    EfficientNet. `adamw` suits transformers."""
+    EfficientNet. `adamw` suits transformers. `alexnet` is sgd whose momentum remembers each step at its own rate."""
     lr: Annotated[float, Field(gt=0)] = 0.1
     """Peak learning rate for `lr_batch_size` images. It is scaled linearly with the images of a step (Goyal 2017): all
     of them, or only the labeled ones with `loss_normalization: labeled`."""
     lr_batch_size: Positive = 256
     """Number of images per step that `lr` is meant for. Change it if a recipe states its rate for another number."""
     momentum: Probability = technique(0.9, off=0.0)
-    """Momentum of sgd and rmsproptf, and beta1 of adamw and lamb. 0.9 is nearly always right. 0 turns it off."""
+    """Momentum of sgd, rmsproptf and alexnet, and beta1 of adamw and lamb. 0.9 is nearly always right. 0 turns it
+    off."""
+    nesterov: bool = technique(True, off=True)
+    """Whether the momentum of sgd is Nesterov's, which takes the gradient at the point that momentum leads to. Set it
+    to false for the classical momentum of most papers before 2015."""
+    eps: Annotated[float, Field(gt=0)] | None = technique(None)
+    """What rmsproptf adds to the mean square of the gradient before its root, and adamw and lamb to the root. Without
+    it they have 1e-3, 1e-8 and 1e-6. 1, as in PolyNet, makes rmsproptf nearly sgd."""
+    decay: Probability | None = technique(None)
+    """What remains per step of the mean square of the gradient: beta2 of adamw and lamb, and the decay of rmsproptf.
+    Without it they have 0.999 and 0.9."""
     weight_decay: Annotated[float, Field(ge=0)] = technique(5e-4, off=0.0)
     """Weight decay. Biases and normalization parameters never decay (Bag of Tricks 3.1). 1e-4 to 5e-4 is usual with
     sgd, 0.05 with adamw. 0 turns it off."""
@@ -40,6 +51,19 @@ class Optimizer(Section):
     @classmethod
     def _defaults_of_the_optimizer(cls, raw: Any) -> Any:
         return {**_OF_THEIR_OWN.get(raw.get("name", "sgd"), {}), **raw} if isinstance(raw, Mapping) else raw
+
+    @model_validator(mode="after")
+    def _keys_are_read(self) -> Optimizer:
+        if not self.nesterov and self.name != "sgd":
+            raise ValueError(
+                f"nesterov is false, but {self.name} has no Nesterov momentum; drop it, or set name to sgd"
+            )
+        for key in ("eps", "decay"):
+            if self.name in ("sgd", "alexnet") and (value := getattr(self, key)) is not None:
+                raise ValueError(
+                    f"{key} is {value:g}, which {self.name} does not read; drop it, or set name to rmsproptf"
+                )
+        return self
 
     def beside(self, given: Mapping[str, Any]) -> Mapping[str, Any]:
         """The values of a default beside given ones: those of one optimizer are none for another."""

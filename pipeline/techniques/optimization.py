@@ -6,6 +6,22 @@ from pipeline.techniques.technique import Technique
 
 OPTIMIZATION: tuple[Technique, ...] = (
     Technique(
+        "classical_momentum",
+        "optimizer",
+        ("training.optimizer.nesterov",),
+        False,
+        "pipeline.train.optimizer:make_optimizer",
+        "Polyak 1964; Sutskever 2013, 2",
+    ),
+    Technique(
+        "eps",
+        "optimizer",
+        ("training.optimizer.eps", "training.optimizer.decay"),
+        None,
+        "pipeline.train.optimizer:make_optimizer",
+        "Tieleman and Hinton 2012; Zhang 2017 (PolyNet)",
+    ),
+    Technique(
         "schedule",
         "optimizer",
         ("training.schedule",),

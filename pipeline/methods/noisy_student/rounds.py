@@ -138,7 +138,7 @@ def _control(config: Config, rounds: Sequence[Round], final: Round) -> Training:
     if student.probe is not None:  # the control is the probe of labels alone, which there is
         return student
     # With sgd the control's larger rate makes up for its smaller gradient (`loss_normalization`), so it is not held.
-    held = student.loss_normalization == "labeled" and student.optimizer.name != "sgd"
+    held = student.loss_normalization == "labeled" and student.optimizer.name not in ("sgd", "alexnet")
     training = supervised(student, by_labels=held)
     if config.rounds.start == "scratch":
         return training
