@@ -21,6 +21,7 @@ from pipeline.config.base import (
 from pipeline.config.config import Config, Rounds
 from pipeline.config.data import SPLITS, Data, Split
 from pipeline.config.evaluate import Evaluate
+from pipeline.config.init import Init
 from pipeline.config.label import Label, OtherLabels
 from pipeline.config.learners import Adjuster, FixMatch, Meta, Uda
 from pipeline.config.load import load, load_config
@@ -45,6 +46,7 @@ __all__ = [
     "Evaluate",
     "Finetune",
     "FixMatch",
+    "Init",
     "Interpolation",
     "JudgeBy",
     "Label",

@@ -76,6 +76,12 @@ def _check_noisy_student(config: Config) -> None:
             f"student.start is {config.student.start.model}, but with rounds.start: init students start from their "
             "teacher; drop student.start, or set rounds.start to scratch"
         )
+    for key in ("init", "zero_gamma"):
+        if config.rounds.start == "init" and getattr(config.student, key) is not None:
+            raise ValueError(
+                f"student.{key} is set, but with rounds.start: init students start from their teacher; drop it, or set "
+                "rounds.start to scratch"
+            )
 
 
 def _of_uda(config: Config) -> Iterable[str]:

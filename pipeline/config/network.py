@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from pipeline.config.base import NonNegative, Positive, Probability, Scalar, Section, operational, technique
+from pipeline.config.init import AnyInit
 from pipeline.config.schedule import AnySchedule
 
 _OF_THEIR_OWN: dict[str, dict[str, float]] = {
@@ -114,6 +115,12 @@ class NetworkSettings(Adaptation):
     """More arguments for timm.create_model, such as `bn_momentum: 0.1`."""
     start: Start | None = technique(None)
     """Weights to start from. Without it they are random."""
+    init: AnyInit = technique(None)
+    """The random weights that the network begins with, such as `kaiming`. Without it they are the architecture's
+    own."""
+    zero_gamma: bool | None = technique(None)
+    """Whether residual branches begin at 0: the gamma of their last normalization, or the convolution that they end
+    with. Without it that is as the architecture has it: true for timm's ResNets, false for ours."""
     dropout: Probability = technique(0.0, off=0.0)
     """Probability of dropping a feature before the last layer. Noisy Student takes 0.5 for large networks. 0 turns
     dropout off."""
@@ -142,3 +149,11 @@ class NetworkSettings(Adaptation):
     ema_decay: Probability = technique(0.999, off=0.0)
     """Decay of the weight average (EMA). The averaged weights are evaluated and produce labels. The decay is warmed up
     as min(decay, (1 + n) / (10 + n)). Lower it for trainings of under 10,000 steps. 0 turns the average off."""
+
+    @model_validator(mode="after")
+    def _begins_in_one_way(self) -> NetworkSettings:
+        for key in ("init", "zero_gamma") if self.start is not None else ():
+            if (value := getattr(self, key)) is not None:
+                shown = str(getattr(value, "name", value)).lower()
+                raise ValueError(f"{key} is {shown}, but start gives the network its weights; drop one of the two")
+        return self

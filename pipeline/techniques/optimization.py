@@ -6,6 +6,22 @@ from pipeline.techniques.technique import Technique
 
 OPTIMIZATION: tuple[Technique, ...] = (
     Technique(
+        "init",
+        "init",
+        ("training.init",),
+        {"name": "kaiming"},
+        "pipeline.models.initialization:draw_weights",
+        "Glorot 2010, eq. 16; He 2015, eq. 10 and 14; Krizhevsky 2012, 5",
+    ),
+    Technique(
+        "zero_gamma",
+        "init",
+        ("training.zero_gamma",),
+        True,
+        "pipeline.models.initialization:zero_gamma",
+        "Goyal 2017, 5.1; He 2019 (Bag of Tricks), 3.1",
+    ),
+    Technique(
         "classical_momentum",
         "optimizer",
         ("training.optimizer.nesterov",),

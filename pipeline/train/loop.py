@@ -213,6 +213,8 @@ class Loop:
         elif good is not None and job.selection is None:
             mode = "continue" if job.role == "teacher" else "init"
             way, values = "go on from it", {"start.model": str(good), "start.mode": mode, **values}
+        if "start.model" in values:  # which gives the weights
+            values |= {key: "null" for key in ("init", "zero_gamma") if getattr(job.training, key) is not None}
         options = [f"--set {shlex.quote(f'{job.role}.{key}={value}')}" for key, value in values.items()]
         return f"; to {way}, add to the command: {' '.join(options)}"
 
