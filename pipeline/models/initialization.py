@@ -13,7 +13,6 @@ from pipeline.config import Init, NetworkSettings
 from pipeline.errors import UserError
 
 Layer = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear
-_ALEXNET = ("convolutions", 5), ("linear layers", 3)
 _ALEXNET_STD = 0.01
 
 

@@ -76,6 +76,23 @@ def test_through_many_layers_the_variance_stays_as_glorot_and_he_derive_it() -> 
     assert float(relu(x).square().mean()) < 1e-6
 
 
+@pytest.mark.parametrize("name", ["zero", "constant"])
+def test_with_weights_that_are_alike_features_stay_alike(name: Any) -> None:
+    """The experiment on why random weights are needed: all features of a layer have one gradient (CS231n)."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3))
+    x, labels = torch.randn(8, 6), torch.arange(8) % 3
+    for init, alike in ((Init(name=name), True), (Init(name="xavier"), False)):
+        draw_weights(model, init)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+        for _ in range(5):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(x), labels).backward()
+            optimizer.step()
+        features = model[0](x)
+        assert torch.allclose(features, features[:, :1].expand_as(features), atol=1e-6) == alike
+
+
 def test_in_groups_a_layer_has_the_fans_of_its_group() -> None:
     """A depthwise convolution of 3 x 3 sums over 9 inputs, and each input is part of 9 outputs."""
     assert fans(nn.Conv2d(12, 12, 3, groups=12)) == (9, 9)
