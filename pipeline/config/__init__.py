@@ -21,6 +21,7 @@ from pipeline.config.base import (
 from pipeline.config.config import Config, Rounds
 from pipeline.config.data import SPLITS, Data, Split
 from pipeline.config.evaluate import Evaluate
+from pipeline.config.init import Init
 from pipeline.config.label import Label, OtherLabels
 from pipeline.config.learners import Adjuster, FixMatch, Meta, Uda
 from pipeline.config.load import load, load_config
@@ -28,6 +29,7 @@ from pipeline.config.mixing import Cutmix, Mixup
 from pipeline.config.network import Adaptation, NetworkSettings, Optimizer, Start
 from pipeline.config.probe import Probe
 from pipeline.config.runtime import Runtime
+from pipeline.config.schedule import Schedule
 from pipeline.config.selection import Select
 from pipeline.config.training import Finetune, Training
 from pipeline.config.unread import unread_keys
@@ -44,6 +46,7 @@ __all__ = [
     "Evaluate",
     "Finetune",
     "FixMatch",
+    "Init",
     "Interpolation",
     "JudgeBy",
     "Label",
@@ -57,6 +60,7 @@ __all__ = [
     "Rounds",
     "Runtime",
     "Scalar",
+    "Schedule",
     "Section",
     "Select",
     "Split",

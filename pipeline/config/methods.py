@@ -76,6 +76,12 @@ def _check_noisy_student(config: Config) -> None:
             f"student.start is {config.student.start.model}, but with rounds.start: init students start from their "
             "teacher; drop student.start, or set rounds.start to scratch"
         )
+    for key in ("init", "zero_gamma"):
+        if config.rounds.start == "init" and getattr(config.student, key) is not None:
+            raise ValueError(
+                f"student.{key} is set, but with rounds.start: init students start from their teacher; drop it, or set "
+                "rounds.start to scratch"
+            )
 
 
 def _of_uda(config: Config) -> Iterable[str]:
@@ -120,6 +126,7 @@ def _check_meta(config: Config) -> None:
             f"meta.student_wait ({config.meta.student_wait}) and student.warmup_steps ({config.student.warmup_steps}) "
             f"leave nothing of student.steps ({config.student.steps}); lower them"
         )
+    _check_schedules_of_meta(config)
     if config.meta.teacher == "adjuster":
         _check_supervised_teacher(config)
     else:
@@ -132,6 +139,23 @@ def _check_meta(config: Config) -> None:
                     f"teacher.{key} is {value}, not below student.steps ({config.student.steps}), which are the "
                     "teacher's too; lower it"
                 )
+
+
+def _check_schedules_of_meta(config: Config) -> None:
+    """Check the schedules of both networks: the student's covers the steps after its wait, and both end together."""
+    student, steps = config.student, config.student.steps
+    whose = {"student.": (student, steps - config.meta.student_wait)}
+    if config.meta.teacher == "network":
+        whose["teacher."] = (config.teacher, steps)
+        if config.teacher.schedule is not None and config.teacher.schedule.name == "plateau":
+            raise ValueError(
+                "teacher.schedule.name is plateau, but with method meta val judges the student; set it to step, or "
+                "drop the section"
+            )
+    for section, (network, length) in whose.items():
+        if network.schedule is not None:
+            warmup = network.warmup_steps
+            network.schedule.check(steps=length, warmup_steps=warmup, evaluations=student.evaluations, section=section)
 
 
 def _check_supervised_teacher(config: Config) -> None:

@@ -8,10 +8,13 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from pipeline.config.base import NonNegative, Positive, Probability, Scalar, Section, operational, technique
+from pipeline.config.init import AnyInit
+from pipeline.config.schedule import AnySchedule
 
 _OF_THEIR_OWN: dict[str, dict[str, float]] = {
     "rmsproptf": {"lr": 0.016, "weight_decay": 1e-5},  # Tan and Le 2019 (EfficientNet), section 5.2: 0.256 for 4096
     "adamw": {"lr": 2.5e-4, "weight_decay": 0.05},  # Touvron 2021 (DeiT), table 9: 5e-4 for 512
+    "alexnet": {"lr": 0.02, "weight_decay": 5e-4},  # Krizhevsky 2012, section 5: 0.01 for 128
     "lamb": {"lr": 6.25e-4, "weight_decay": 0.02},  # Wightman 2021 (ResNet strikes back), table 2, A2: 5e-3 for 2048
 }
 """What optimizers take in place of sgd's learning rate and weight decay, which would be far too large or too small."""
@@ -19,18 +22,28 @@ _OF_THEIR_OWN: dict[str, dict[str, float]] = {
 
 class Optimizer(Section):
     """The optimizer and its learning rate. Without `lr` and `weight_decay` an optimizer has those of its paper: adamw
-    2.5e-4 and 0.05, lamb 6.25e-4 and 0.02, rmsproptf 0.016 and 1e-5."""
+    2.5e-4 and 0.05, lamb 6.25e-4 and 0.02, rmsproptf 0.016 and 1e-5, alexnet 0.02 and 5e-4."""
 
-    name: Literal["sgd", "rmsproptf", "adamw", "lamb"] = "sgd"
+    name: Literal["sgd", "rmsproptf", "adamw", "lamb", "alexnet"] = "sgd"
     """The update rule. `sgd` has Nesterov momentum. `rmsproptf` is TensorFlow's RMSProp (eps inside the root), as in
-    EfficientNet. `adamw` suits transformers."""
+    EfficientNet. `adamw` suits transformers. `alexnet` is sgd whose momentum remembers each step at its own rate."""
     lr: Annotated[float, Field(gt=0)] = 0.1
     """Peak learning rate for `lr_batch_size` images. It is scaled linearly with the images of a step (Goyal 2017): all
     of them, or only the labeled ones with `loss_normalization: labeled`."""
     lr_batch_size: Positive = 256
     """Number of images per step that `lr` is meant for. Change it if a recipe states its rate for another number."""
     momentum: Probability = technique(0.9, off=0.0)
-    """Momentum of sgd and rmsproptf, and beta1 of adamw and lamb. 0.9 is nearly always right. 0 turns it off."""
+    """Momentum of sgd, rmsproptf and alexnet, and beta1 of adamw and lamb. 0.9 is nearly always right. 0 turns it
+    off."""
+    nesterov: bool = technique(True, off=True)
+    """Whether the momentum of sgd is Nesterov's, which takes the gradient at the point that momentum leads to. Set it
+    to false for the classical momentum of most papers before 2015."""
+    eps: Annotated[float, Field(gt=0)] | None = technique(None)
+    """What rmsproptf adds to the mean square of the gradient before its root, and adamw and lamb to the root. Without
+    it they have 1e-3, 1e-8 and 1e-6. 1, as in PolyNet, makes rmsproptf nearly sgd."""
+    decay: Probability | None = technique(None)
+    """What remains per step of the mean square of the gradient: beta2 of adamw and lamb, and the decay of rmsproptf.
+    Without it they have 0.999 and 0.9."""
     weight_decay: Annotated[float, Field(ge=0)] = technique(5e-4, off=0.0)
     """Weight decay. Biases and normalization parameters never decay (Bag of Tricks 3.1). 1e-4 to 5e-4 is usual with
     sgd, 0.05 with adamw. 0 turns it off."""
@@ -39,6 +52,19 @@ class Optimizer(Section):
     @classmethod
     def _defaults_of_the_optimizer(cls, raw: Any) -> Any:
         return {**_OF_THEIR_OWN.get(raw.get("name", "sgd"), {}), **raw} if isinstance(raw, Mapping) else raw
+
+    @model_validator(mode="after")
+    def _keys_are_read(self) -> Optimizer:
+        if not self.nesterov and self.name != "sgd":
+            raise ValueError(
+                f"nesterov is false, but {self.name} has no Nesterov momentum; drop it, or set name to sgd"
+            )
+        for key in ("eps", "decay"):
+            if self.name in ("sgd", "alexnet") and (value := getattr(self, key)) is not None:
+                raise ValueError(
+                    f"{key} is {value:g}, which {self.name} does not read; drop it, or set name to rmsproptf"
+                )
+        return self
 
     def beside(self, given: Mapping[str, Any]) -> Mapping[str, Any]:
         """The values of a default beside given ones: those of one optimizer are none for another."""
@@ -89,6 +115,12 @@ class NetworkSettings(Adaptation):
     """More arguments for timm.create_model, such as `bn_momentum: 0.1`."""
     start: Start | None = technique(None)
     """Weights to start from. Without it they are random."""
+    init: AnyInit = technique(None)
+    """The random weights that the network begins with, such as `kaiming`. Without it they are the architecture's
+    own."""
+    zero_gamma: bool | None = technique(None)
+    """Whether residual branches begin at 0: the gamma of their last normalization, or the convolution that they end
+    with. Without it that is as the architecture has it: true for timm's ResNets, false for ours."""
     dropout: Probability = technique(0.0, off=0.0)
     """Probability of dropping a feature before the last layer. Noisy Student takes 0.5 for large networks. 0 turns
     dropout off."""
@@ -109,9 +141,19 @@ class NetworkSettings(Adaptation):
     warmup_steps: NonNegative = technique(0, off=0)
     """Steps over which the learning rate rises linearly from 0; then it falls to 0 as half a cosine. A twentieth of the
     steps is usual. 0 turns warm-up off."""
+    schedule: AnySchedule = technique(None)
+    """How the learning rate falls after the warm-up. Without this section it falls to 0 as half a cosine."""
     clip_norm: Annotated[float, Field(ge=0)] = technique(0.0, off=0.0)
     """Largest global norm of the gradient; larger ones are clipped to it. Set it to 5 if losses jump or stop being
     finite. 0 turns clipping off."""
     ema_decay: Probability = technique(0.999, off=0.0)
     """Decay of the weight average (EMA). The averaged weights are evaluated and produce labels. The decay is warmed up
     as min(decay, (1 + n) / (10 + n)). Lower it for trainings of under 10,000 steps. 0 turns the average off."""
+
+    @model_validator(mode="after")
+    def _begins_in_one_way(self) -> NetworkSettings:
+        for key in ("init", "zero_gamma") if self.start is not None else ():
+            if (value := getattr(self, key)) is not None:
+                shown = str(getattr(value, "name", value)).lower()
+                raise ValueError(f"{key} is {shown}, but start gives the network its weights; drop one of the two")
+        return self

@@ -10,6 +10,7 @@ from pipeline.config.base import CropMode, Interpolation, NonNegative, Positive,
 from pipeline.config.mixing import Cutmix, Mixup
 from pipeline.config.network import Adaptation, NetworkSettings, Optimizer
 from pipeline.config.probe import Probe
+from pipeline.config.schedule import AnySchedule
 from pipeline.config.views import StrongView, WeakView
 
 Deviation = Annotated[float, Field(gt=0)]
@@ -113,6 +114,17 @@ class Training(NetworkSettings):
         return self
 
     @model_validator(mode="after")
+    def _learning_rate_can_fall(self) -> Training:
+        if self.schedule is not None:
+            self.schedule.check(
+                steps=self.steps,
+                warmup_steps=self.warmup_steps,
+                evaluations=self.evaluations,
+                early_stop=self.early_stop,
+            )
+        return self
+
+    @model_validator(mode="after")
     def _strong_view_is_used(self) -> Training:
         is_set = self.strong != StrongView() and (self.strong.num_ops or self.strong.cutout)
         if is_set and not self.noise_labeled and not self.unlabeled_ratio:
@@ -189,6 +201,8 @@ class Finetune(Adaptation):
     """The optimizer and its learning rate, which should be as low as at the end of a training."""
     warmup_steps: NonNegative = 0
     """Steps over which the learning rate rises linearly from 0. After them it falls as a cosine to 0."""
+    schedule: AnySchedule = technique(None)
+    """How the learning rate falls after the warm-up. Without this section it falls to 0 as half a cosine."""
     label_smoothing: Probability = 0.1
     """Probability that targets spread evenly over all classes. 0 turns label smoothing off."""
     ema_decay: Probability = 0.99
@@ -197,3 +211,10 @@ class Finetune(Adaptation):
     """Freeze the stem and this many blocks, in eval mode. 0 freezes nothing."""
 
     _lengths_fit = model_validator(mode="after")(_check_lengths)
+
+    @model_validator(mode="after")
+    def _learning_rate_can_fall(self) -> Finetune:
+        if self.schedule is not None:
+            evaluations = Training.model_fields["evaluations"].default  # which a fine-tune takes
+            self.schedule.check(steps=self.steps, warmup_steps=self.warmup_steps, evaluations=evaluations)
+        return self

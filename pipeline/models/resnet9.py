@@ -28,6 +28,10 @@ class Block(nn.Module):
         self.norm2 = nn.BatchNorm2d(channels, momentum=bn_momentum)
         self.drop_path = DropPath(drop_path)
 
+    def zero_init_last(self) -> None:
+        """Set the gamma of the normalization in the residual branch to 0; the activation after it maps 0 to 0."""
+        nn.init.zeros_(self.norm2.weight)
+
     def forward(self, x: Tensor) -> Tensor:
         """Features [B, C, H, W] -> [B, C', H/2, W/2]."""
         x = F.silu(self.norm1(F.max_pool2d(self.conv1(x), 2)), inplace=True)

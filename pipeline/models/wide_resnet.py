@@ -27,6 +27,10 @@ class Block(nn.Module):
         self.shortcut = None if matches else nn.Conv2d(in_channels, channels, 1, stride, bias=False)
         self.drop_path = DropPath(drop_path)
 
+    def zero_init_last(self) -> None:
+        """Set the convolution that the residual branch ends with to 0."""
+        nn.init.zeros_(self.conv2.weight)
+
     def forward(self, x: Tensor) -> Tensor:
         """Features [B, C, H, W] -> [B, C', H/stride, W/stride]."""
         active = F.leaky_relu(self.norm1(x), 0.2, inplace=True)

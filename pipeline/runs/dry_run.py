@@ -12,6 +12,7 @@ from pipeline.methods.method import Method
 from pipeline.models import build
 from pipeline.models.format import read_info
 from pipeline.models.forward import check_forward
+from pipeline.models.initialization import initialize
 from pipeline.models.weights import tells_itself
 from pipeline.train.network import adapt
 
@@ -66,6 +67,8 @@ def check_training(
 
 
 def _check_adaptation(training: Training, num_classes: int) -> None:
-    """Try what is frozen, thawed and computed again on a network without values."""
+    """Try how it begins, and what is frozen, thawed and computed again, on a network without values."""
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
-        adapt(build(training.model, num_classes, model_args=training.model_args), training)
+        model = build(training.model, num_classes, model_args=training.model_args)
+        initialize(model, training)
+        adapt(model, training)

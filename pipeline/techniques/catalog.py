@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from pipeline.config.base import is_technique
 from pipeline.errors import UserError
+from pipeline.techniques.optimization import OPTIMIZATION
 from pipeline.techniques.technique import Technique, field_of
 
 TECHNIQUES: dict[str, Technique] = {
@@ -260,6 +261,7 @@ TECHNIQUES: dict[str, Technique] = {
             "pipeline.evaluate.predictor:Predictor.logits",
             "Simonyan 2015, 3.2",
         ),
+        *OPTIMIZATION,
     )
 }
 """Name -> row."""

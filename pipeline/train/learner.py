@@ -37,6 +37,8 @@ class Learner(ABC):
         self.training = setup.job.training
         self.accelerator = setup.accelerator
         self.meter = Meter(setup.accelerator, self.metrics)
+        self.falls: list[int] = []
+        """The steps from which on a plateau of val has lowered the learning rate. The loop adds and saves them."""
 
     @property
     def model(self) -> Network:
@@ -47,6 +49,11 @@ class Learner(ABC):
     def waits(self) -> int:
         """The steps before the stage's model learns as a whole, in which an early stop would be too early."""
         return self.training.thaw_steps
+
+    @property
+    def rises(self) -> int:
+        """The steps before the learning rate of the stage's model is at its peak, which no plateau lowers yet."""
+        return max(self.waits, self.training.warmup_steps)
 
     @abstractmethod
     def update(self, step: int, batches: Iterable[Batch]) -> int:
@@ -68,7 +75,8 @@ class Learner(ABC):
 
     def lr(self, step: int) -> float:
         """The learning rate of the stage's model at a step."""
-        return lr_at(step, self.training, steps=self.training.steps, num_images=self.training.peak_images)
+        training = self.training
+        return lr_at(step, training, steps=training.steps, num_images=training.peak_images, falls=self.falls)
 
     def reseed(self, step: int, micro: int = 0) -> None:
         """Make torch's draws in a forward pass (dropout, stochastic depth) a function of step, micro-step and rank."""

@@ -99,9 +99,20 @@ class Loop:
 
         It is a function of what checkpoints hold, so a training that is resumed stops at the same step.
         """
-        patience = self.job.training.early_stop
-        since = max(self.best[1], self.begun, self.learner.waits)
-        return 0 < patience <= sum(since < step <= self.step for step in self.evaluate_at)
+        return 0 < self.job.training.early_stop <= self._num_evaluations_since(self.learner.waits)
+
+    def _is_on_plateau(self) -> bool:
+        """Whether `schedule.patience` evaluations have come since the best one, since the learning rate fell last, or
+        since it was at its peak. Like an early stop, this is the same on all ranks and after a resume."""
+        schedule = self.job.training.schedule
+        if schedule is None or schedule.name != "plateau":
+            return False
+        return schedule.patience <= self._num_evaluations_since(self.learner.rises, *self.learner.falls)
+
+    def _num_evaluations_since(self, *steps: int) -> int:
+        """The number of evaluations after the best one, after the beginning, and after all of these steps."""
+        since = max(self.best[1], self.begun, *steps)
+        return sum(since < step <= self.step for step in self.evaluate_at)
 
     def resume(self) -> None:
         """Go on from the newest checkpoint, if there is one, and cut metrics.jsonl back to its step.
@@ -131,6 +142,7 @@ class Loop:
             self.learner.accelerator.scaler.load_state_dict(state["scaler"])
         self.step = state["step"]
         self.best = (state["best_top1"], state["best_step"])
+        self.learner.falls = list(state.get("falls", ()))
         self.learner.meter.load(state["meter"])
         self.learner.load_extra(state)
 
@@ -148,6 +160,8 @@ class Loop:
             if self.ranks.is_main:
                 weights = {"ema": self.learner.model.ema.model.state_dict()}
                 self.checkpoints.save_best(self.step, {**weights, "info": self._info()})
+        if self._is_on_plateau():
+            self.learner.falls.append(self.step)
         self._append("metrics.jsonl", {"step": self.step, **values})
 
     def _log(self, step: int, started: float, num_images: int) -> None:
@@ -199,6 +213,8 @@ class Loop:
         elif good is not None and job.selection is None:
             mode = "continue" if job.role == "teacher" else "init"
             way, values = "go on from it", {"start.model": str(good), "start.mode": mode, **values}
+        if "start.model" in values:  # which gives the weights
+            values |= {key: "null" for key in ("init", "zero_gamma") if getattr(job.training, key) is not None}
         options = [f"--set {shlex.quote(f'{job.role}.{key}={value}')}" for key, value in values.items()]
         return f"; to {way}, add to the command: {' '.join(options)}"
 
@@ -218,6 +234,7 @@ class Loop:
             "scaler": scaler.state_dict() if scaler is not None else None,
             "best_top1": self.best[0],
             "best_step": self.best[1],
+            "falls": self.learner.falls,
             "meter": self.learner.meter.state(),
             **self.learner.extra(),
             "info": self._info(),

@@ -1,4 +1,4 @@
-"""The optimizers, from timm's factory; biases and normalization parameters get no weight decay."""
+"""The optimizers, from timm's factory, and AlexNet's; biases and normalization parameters get no weight decay."""
 
 from __future__ import annotations
 
@@ -6,13 +6,16 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
-from timm.optim import create_optimizer_v2, param_groups_weight_decay
 from torch import nn
 
+import pipeline.models  # noqa: F401 - it lets timm be imported
 from pipeline.config import Optimizer
+from pipeline.train.alexnet_update import AlexNetUpdate
+
+from timm.optim import create_optimizer_v2, param_groups_weight_decay  # isort: skip - after pipeline.models
 
 _ARGUMENTS: dict[str, dict[str, Any]] = {
-    "sgd": {},  # timm's sgd has Nesterov momentum
+    "sgd": {},
     "rmsproptf": {"eps": 1e-3},  # inside the root, as in EfficientNet; timm's default is 1e-10
     "adamw": {},
     "lamb": {"max_grad_norm": None},  # timm's lamb would clip to 1; only clip_norm clips here
@@ -27,19 +30,38 @@ def make_optimizer(
     With `lr_scales`, parameter -> factor on its learning rate, parameters of one factor share a group. A step of many
     groups takes longer than one of two, by some milliseconds.
     """
-    extra = _ARGUMENTS[config.name] | ({"betas": (config.momentum, 0.999)} if config.name in ("adamw", "lamb") else {})
-    # Vectors do not decay (Bag of Tricks, section 3.1). Groups are made with a decay of 1, so any decay has the same.
+    # Vectors do not decay (Bag of Tricks, section 3.1). So it is with AlexNet's rule: its paper decays "w", and its
+    # author's cuda-convnet no biases. Groups are made with a decay of 1, so any decay has the same.
     groups = param_groups_weight_decay(model, 1.0, no_weight_decay_list=getattr(model, "no_weight_decay", set)())
     for group in groups:
         group["weight_decay"] *= config.weight_decay
     if lr_scales:
         groups = list(_split(groups, {parameter: lr_scales[name] for name, parameter in model.named_parameters()}))
-    # timm's sgd has Nesterov momentum, which must be above 0; its `momentum` is plain sgd.
-    name = "momentum" if config.name == "sgd" and config.momentum == 0 else config.name
+    if config.name == "alexnet":
+        return AlexNetUpdate(groups, lr=config.lr, momentum=config.momentum)
+    # timm's sgd has Nesterov momentum, which must be above 0; its `momentum` has the classical one, which may be 0.
+    plain = config.name == "sgd" and (config.momentum == 0 or not config.nesterov)
     optimizer: torch.optim.Optimizer = create_optimizer_v2(
-        groups, opt=name, lr=config.lr, weight_decay=0.0, momentum=config.momentum, **extra
+        groups,
+        opt="momentum" if plain else config.name,
+        lr=config.lr,
+        weight_decay=0.0,
+        momentum=config.momentum,
+        **_arguments(config),
     )
     return optimizer
+
+
+def _arguments(config: Optimizer) -> dict[str, Any]:
+    """What timm's factory is told beside rate, decay and momentum."""
+    arguments = dict(_ARGUMENTS[config.name])
+    if config.name in ("adamw", "lamb"):
+        arguments["betas"] = (config.momentum, 0.999 if config.decay is None else config.decay)
+    elif config.decay is not None:
+        arguments["alpha"] = config.decay
+    if config.eps is not None:
+        arguments["eps"] = config.eps
+    return arguments
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:

@@ -15,6 +15,7 @@ from pipeline.config import NetworkSettings, Runtime, StrongView, WeakView, chan
 from pipeline.errors import UserError
 from pipeline.models import build
 from pipeline.models.format import ModelInfo, read_info
+from pipeline.models.initialization import initialize
 from pipeline.models.memory_format import channels_last
 from pipeline.models.weights import check_finite, load_start, tells_itself
 from pipeline.randomness import key_of, reseed_torch
@@ -80,8 +81,9 @@ class Setup:
             stochastic_depth=settings.stochastic_depth,
             model_args=info.model_args,
         )
+        initialize(built, settings)  # on the CPU, so that the draws are the same on every device
         model = channels_last(built, self.accelerator.device)
-        if hasattr(model, "init_from_images"):
+        if settings.init is None and hasattr(model, "init_from_images"):
             model.init_from_images(self._first_images(info))  # type: ignore[operator]
         load_start(model, settings, info.classes)
         check_finite(model, settings)

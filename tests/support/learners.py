@@ -40,6 +40,7 @@ VARIANTS: dict[str, Variant] = {
     "student, adamw": Variant("noisy_student", student={"optimizer": {"name": "adamw", "lr": 0.01}}),
     "student, lamb": Variant("noisy_student", student={"optimizer": {"name": "lamb", "lr": 0.01}}),
     "student, rmsproptf": Variant("noisy_student", student={"optimizer": {"name": "rmsproptf", "lr": 0.01}}),
+    "student, alexnet": Variant("noisy_student", student={"optimizer": {"name": "alexnet", "lr": 0.05}}),
     "uda": Variant("uda"),
     "uda, weak views apart": Variant("uda", {"uda": {"joint_batch": False}}),
     "fixmatch": Variant("fixmatch", {"fixmatch": {"threshold": 0.2}}),

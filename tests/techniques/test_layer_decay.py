@@ -42,7 +42,7 @@ def test_rates_and_weight_decay_are_those_of_timms_groups(name: str) -> None:
     assert len({scale for scale, _ in expected.values()}) > 4
 
 
-@pytest.mark.parametrize("name", ["sgd", "rmsproptf", "adamw", "lamb"])
+@pytest.mark.parametrize("name", ["sgd", "rmsproptf", "adamw", "lamb", "alexnet"])
 def test_a_step_of_every_optimizer_is_scaled(name: str) -> None:
     """Two steps are those of as many optimizers as there are factors, each with its own learning rate."""
     torch.manual_seed(0)

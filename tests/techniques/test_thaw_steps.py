@@ -65,7 +65,7 @@ def test_before_the_thaw_a_step_is_that_of_the_classifier_on_stored_features(ima
             assert torch.equal(value, encoder.state_dict()[name]), name
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "rmsproptf", "adamw", "lamb"])
+@pytest.mark.parametrize("optimizer", ["sgd", "rmsproptf", "adamw", "lamb", "alexnet"])
 def test_from_the_thaw_on_all_trains_as_if_it_began_there(images: Tensor, optimizer: str) -> None:
     """With every optimizer: the steps of the classifier alone count for none of them."""
     network = thawing(optimizer)

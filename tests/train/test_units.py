@@ -137,7 +137,7 @@ def test_the_average_is_a_copy_in_eval_mode_without_gradients() -> None:
 # ----------------------------------------------------------------------------------------------------------- optimizer
 
 
-@pytest.mark.parametrize("name", ["sgd", "rmsproptf", "adamw", "lamb"])
+@pytest.mark.parametrize("name", ["sgd", "rmsproptf", "adamw", "lamb", "alexnet"])
 def test_weight_decay_spares_biases_and_normalization(name: str) -> None:
     model = build("wide_resnet10_1", 10)
     optimizer = make_optimizer(model, Optimizer(name=name, weight_decay=0.3))  # type: ignore[arg-type]

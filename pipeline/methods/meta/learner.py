@@ -50,6 +50,11 @@ class MetaLearner(Learner):
         """The steps in which the student waits, too."""
         return max(super().waits, self.meta.student_wait)
 
+    @property
+    def rises(self) -> int:
+        """The steps of the wait and of the student's warm-up after it."""
+        return max(super().rises, self.meta.student_wait + self.training.warmup_steps)
+
     def update(self, step: int, batches: Iterable[Batch]) -> int:
         """Train both networks on the one batch of a step."""
         (batch,) = batches
@@ -77,12 +82,13 @@ class MetaLearner(Learner):
         wait, training = self.meta.student_wait, self.training
         if step < wait:
             return 0.0
-        return lr_at(step - wait, training, steps=training.steps - wait, num_images=training.peak_images)
+        falls = [fall - wait for fall in self.falls]
+        return lr_at(step - wait, training, steps=training.steps - wait, num_images=training.peak_images, falls=falls)
 
     def teacher_lr(self, step: int) -> float:
         """The teacher's learning rate, for the number of images of the student's stream."""
-        training = self.training
-        return lr_at(step, self.teacher.settings, steps=training.steps, num_images=training.peak_images)
+        training, settings = self.training, self.teacher.settings
+        return lr_at(step, settings, steps=training.steps, num_images=training.peak_images, falls=self.falls)
 
     def extra(self) -> State:
         """The baseline of the feedback; None before the first feedback."""
@@ -118,9 +124,8 @@ def _teacher(setup: Setup, meta: Meta) -> Network:
     reseed_torch(key_of(setup.job.seed, "init", setup.job.round, "adjuster"))
     model = Adjuster(len(setup.labeled.classes), meta.adjuster.hidden).to(setup.accelerator.device)
     student = setup.job.training
-    settings = NetworkSettings(
-        optimizer=meta.adjuster.optimizer, warmup_steps=student.warmup_steps, ema_decay=student.ema_decay
-    )
+    as_student = {name: getattr(student, name) for name in ("warmup_steps", "schedule", "ema_decay")}
+    settings = NetworkSettings(optimizer=meta.adjuster.optimizer, **as_student)
     return prepare(model, settings, setup.accelerator, setup.ranks)
 
 

@@ -130,20 +130,21 @@ def _control(config: Config, rounds: Sequence[Round], final: Round) -> Training:
 
     If students start from their teacher's weights, the final one profits from the steps of all students before it. The
     control then starts from the round-0 teacher and takes as many steps. With `early_stop` it may stop as the student
-    may, after as many steps without a new best: its evaluations are as far apart.
+    may, after as many steps without a new best: its evaluations are as far apart. So they are if a plateau lowers the
+    learning rate.
     """
     last = max(final.round, 1)
     student = _recipe(config, last)
     if student.probe is not None:  # the control is the probe of labels alone, which there is
         return student
     # With sgd the control's larger rate makes up for its smaller gradient (`loss_normalization`), so it is not held.
-    held = student.loss_normalization == "labeled" and student.optimizer.name != "sgd"
+    held = student.loss_normalization == "labeled" and student.optimizer.name not in ("sgd", "alexnet")
     training = supervised(student, by_labels=held)
     if config.rounds.start == "scratch":
         return training
     ancestors = [_recipe(config, r.round) for r in rounds if r.role == "student" and r.kept and r.round < last]
     steps = student.steps + sum(training.steps for training in ancestors if training.probe is None)
-    if student.early_stop:
+    if student.early_stop or (student.schedule is not None and student.schedule.name == "plateau"):
         training = changed(training, evaluations=student.evaluations * steps // student.steps)
     return changed(training, steps=steps, start=Start(model=str(rounds[0].train), mode="init"))
 
