@@ -9,6 +9,8 @@ from pydantic import Field, model_validator
 
 from pipeline.config.base import NonNegative, Positive, Probability, Scalar, Section, operational, technique
 
+ActivationName = Literal["sigmoid", "tanh", "relu", "leaky_relu", "prelu", "elu", "selu", "gelu", "silu"]
+
 _OF_THEIR_OWN: dict[str, dict[str, float]] = {
     "rmsproptf": {"lr": 0.016, "weight_decay": 1e-5},  # Tan and Le 2019 (EfficientNet), section 5.2: 0.256 for 4096
     "adamw": {"lr": 2.5e-4, "weight_decay": 0.05},  # Touvron 2021 (DeiT), table 9: 5e-4 for 512
@@ -87,6 +89,9 @@ class NetworkSettings(Adaptation):
     resnet9."""
     model_args: dict[str, Scalar] = Field(default_factory=dict)
     """More arguments for timm.create_model, such as `bn_momentum: 0.1`."""
+    activation: ActivationName | None = technique(None)
+    """The activation between layers, in place of the architecture's own, which null keeps. Change it to compare
+    activations; weights that were trained with another one fit it badly."""
     start: Start | None = technique(None)
     """Weights to start from. Without it they are random."""
     dropout: Probability = technique(0.0, off=0.0)
@@ -115,3 +120,9 @@ class NetworkSettings(Adaptation):
     ema_decay: Probability = technique(0.999, off=0.0)
     """Decay of the weight average (EMA). The averaged weights are evaluated and produce labels. The decay is warmed up
     as min(decay, (1 + n) / (10 + n)). Lower it for trainings of under 10,000 steps. 0 turns the average off."""
+
+    @property
+    def built_with(self) -> dict[str, Scalar]:
+        """All arguments that the network is built with, and that its model.json must have: `model_args` and what this
+        config changes in the function of the architecture."""
+        return {**self.model_args, **({"activation": self.activation} if self.activation else {})}

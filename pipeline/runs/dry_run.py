@@ -37,7 +37,7 @@ def check_training(
     section: str, training: Training, num_classes: int, processes: int, finetune: Finetune | None = None
 ) -> None:
     """Try the network of one training, and of the fine-tune that may follow it. Raises UserError as above."""
-    architecture, model_args, sizes = training.model, training.model_args, {"image_size": training.image_size}
+    architecture, model_args, sizes = training.model, training.built_with, {"image_size": training.image_size}
     start = training.start
     is_used = start is not None and start.mode == "use"
     if start is not None and is_used and tells_itself(start):
@@ -68,4 +68,4 @@ def check_training(
 def _check_adaptation(training: Training, num_classes: int) -> None:
     """Try what is frozen, thawed and computed again on a network without values."""
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
-        adapt(build(training.model, num_classes, model_args=training.model_args), training)
+        adapt(build(training.model, num_classes, model_args=training.built_with), training)

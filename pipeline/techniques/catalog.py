@@ -1,4 +1,4 @@
-"""The table of techniques: one row per refinement.
+"""The table of techniques: one row per refinement. The file is long because there are many.
 
 Tests hold it in both directions: each row has keys, code and a card, and each semantic key of a training, a labeling or
 a selection belongs to a row or to PLUMBING.
@@ -58,6 +58,14 @@ TECHNIQUES: dict[str, Technique] = {
             10,
             "pipeline.train.class_sizes:balanced_copies",
             "Shen 2016, 3.2; Kang 2020, 3",
+        ),
+        Technique(
+            "activation",
+            "network",
+            ("training.activation",),
+            "relu",
+            "pipeline.models.activations:with_activation",
+            "Krizhevsky 2012, 3.1; He 2015, 2.1; CS231n, training neural networks",
         ),
         Technique(
             "dropout", "network", ("training.dropout",), 0.2, "pipeline.models.registry:build", "Srivastava 2014"
