@@ -169,6 +169,18 @@ def learning_curves(losses: Sequence[Curve], accuracies: Sequence[Curve]) -> byt
     return drawing.png
 
 
+def dead_units(curves: Sequence[Curve]) -> bytes:
+    """The share of units that are dead over steps, one line per training."""
+    with canvas(height=2.9) as drawing:
+        (ax,) = drawing.axes
+        for i, (name, x, y) in enumerate(curves):
+            ax.plot(x, 100 * y, "o-", ms=3.5, color=color_of(i), label=name)
+        ax.set(title="Dead units (zero for every image of val)", xlabel="step", ylabel="share (%)", xlim=(0, None))
+        ax.set_ylim(0, None)
+        _legends(drawing.axes)
+    return drawing.png
+
+
 def feedback_curves(curves: Mapping[str, Curve], unit: str) -> bytes:
     """A student's feedback to its teacher: the feedback with its baseline, the cosine of the two gradients, and the
     feedback's gradient relative to that of the consistency loss.
