@@ -17,14 +17,14 @@ from pipeline.models import build
 from pipeline.models.format import read_state
 from pipeline.stages.ranks import Ranks
 
-HUGE = 1e9
+HUGE = 1e6
 
 
-def biased(layer: nn.Conv2d | nn.Linear, num_dead: int) -> nn.Module:
+def biased(layer: nn.Conv2d | nn.Linear, num_dead: int, huge: float = HUGE) -> nn.Module:
     """The layer with a huge bias: negative in the first `num_dead` units, positive in the others."""
     with torch.no_grad():
-        layer.bias.fill_(HUGE)  # type: ignore[union-attr]
-        layer.bias[:num_dead] = -HUGE  # type: ignore[index]
+        layer.bias.fill_(huge)  # type: ignore[union-attr]
+        layer.bias[:num_dead] = -huge  # type: ignore[index]
     return layer
 
 
@@ -37,7 +37,7 @@ def share(model: nn.Module, *batches: Tensor) -> float | None:
 
 def test_a_huge_negative_bias_kills_exactly_those_units() -> None:
     convs = nn.Sequential(biased(nn.Conv2d(3, 8, 3), 3), nn.ReLU(), nn.Flatten())
-    linear = nn.Sequential(biased(nn.Linear(8 * 36, 20), 5), nn.ReLU(inplace=True), nn.Linear(20, 2))
+    linear = nn.Sequential(biased(nn.Linear(8 * 36, 20), 5, HUGE**2), nn.ReLU(inplace=True), nn.Linear(20, 2))
     assert share(nn.Sequential(convs, linear), torch.randn(4, 3, 8, 8)) == pytest.approx((3 + 5) / (8 + 20))
 
 
