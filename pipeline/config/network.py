@@ -86,7 +86,7 @@ class NetworkSettings(Adaptation):
 
     model: str = "wide_resnet28_2"
     """The architecture: any of `timm.list_models()`, or one of ours: wide_resnet28_2, wide_resnet16_2, wide_resnet10_1,
-    resnet9, resnet50_a to resnet50_d (depths 18 to 152)."""
+    resnet9, mlp10, resnet50_a to resnet50_d (depths 18 to 152)."""
     model_args: dict[str, Scalar] = Field(default_factory=dict)
     """More arguments for timm.create_model, such as `bn_momentum: 0.1`."""
     activation: ActivationName | None = technique(None)
@@ -94,9 +94,21 @@ class NetworkSettings(Adaptation):
     activations; weights that were trained with another one fit it badly."""
     start: Start | None = technique(None)
     """Weights to start from. Without it they are random."""
+    fractional_pooling: Annotated[float, Field(gt=0.5, lt=1)] | None = technique(None)
+    """Replace each max pooling with stride 2 by fractional max pooling, which shrinks maps to this share of their side,
+    at random places. 0.7 is usual; maps are larger then, and steps slower. Null keeps the architecture's own."""
     dropout: Probability = technique(0.0, off=0.0)
     """Probability of dropping a feature before the last layer. Noisy Student takes 0.5 for large networks. 0 turns
     dropout off."""
+    block_dropout: Probability = technique(0.0, off=0.0)
+    """Probability of dropping a value before the last layer of each residual branch, as in wide residual networks. 0.3
+    is usual. 0 turns it off."""
+    dropout_at: dict[str, Probability] = technique({}, off={})
+    """Dropout at any places: name of a module, with * for any part of it -> probability of dropping a value of what it
+    gives, such as `{stages.1: 0.1, stages.2: 0.2}`. Without any it is off."""
+    drop_connect: Probability = technique(0.0, off=0.0)
+    """Probability of dropping a weight of the classifier, others for each image (DropConnect). 0.5 is usual. It holds
+    the classifier's weights once per image of the batch. 0 turns it off."""
     stochastic_depth: Probability = technique(0.0, off=0.0)
     """Probability of dropping the last residual block. It is lower, linearly, for the blocks before (Huang 2016). Noisy
     Student takes 0.2. 0 turns stochastic depth off."""
@@ -125,4 +137,8 @@ class NetworkSettings(Adaptation):
     def built_with(self) -> dict[str, Scalar]:
         """All arguments that the network is built with, and that its model.json must have: `model_args` and what this
         config changes in the function of the architecture."""
-        return {**self.model_args, **({"activation": self.activation} if self.activation else {})}
+        altered: dict[str, Scalar | None] = {
+            "activation": self.activation,
+            "fractional_pooling": self.fractional_pooling,
+        }
+        return {**self.model_args, **{name: value for name, value in altered.items() if value is not None}}

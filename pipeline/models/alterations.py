@@ -16,11 +16,17 @@ from torch.overrides import TorchFunctionMode
 
 from pipeline.config import Scalar
 from pipeline.errors import UserError
-from pipeline.models.activations import FUNCTIONS, with_activation
+from pipeline.models import activations, pooling
 
-ALTERATIONS: Mapping[str, Callable[[nn.Module, Any], list[nn.Module]]] = {"activation": with_activation}
+ALTERATIONS: Mapping[str, Callable[[nn.Module, Any], list[nn.Module]]] = {
+    "activation": activations.with_activation,
+    "fractional_pooling": pooling.with_fractional_pooling,
+}
 """Argument -> what changes a model in place, and returns the modules that it put there."""
-_ESCAPES: Mapping[str, frozenset[str]] = {"activation": FUNCTIONS}
+_ESCAPES: Mapping[str, frozenset[str]] = {
+    "activation": activations.FUNCTIONS,
+    "fractional_pooling": pooling.FUNCTIONS,
+}
 """Argument -> the functions that do, without a module, what it would have replaced."""
 
 

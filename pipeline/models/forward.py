@@ -130,6 +130,7 @@ def _fix(
     arguments: dict[str, dict[str, Scalar]] = {
         f"add img_size: {sizes[key]} to model_args": {**given, "img_size": sizes[key]},
         "add dynamic_img_size: true to model_args": {**given, "dynamic_img_size": True},
+        **{f"set {name} to null": {k: v for k, v in given.items() if k != name} for name in split_args(given)[1]},
         "drop model_args": {},
     }
     for fix, values in arguments.items():

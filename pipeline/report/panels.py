@@ -38,7 +38,16 @@ def panels_of(run: RunRecord) -> list[Panel]:
 def dead_units(run: RunRecord) -> Panel | None:
     """The share of dead units of each training; None if it was not counted (`evaluate.dead_units`)."""
     curves = _not_empty([plots.curve(title_of(train), train.evaluations, "dead_units") for train in run.trainings])
-    return Panel(plots.dead_units(curves)) if curves else None
+    if not curves:
+        return None
+    with plots.canvas(height=2.9) as drawing:
+        (ax,) = drawing.axes
+        for i, (name, x, y) in enumerate(curves):
+            ax.plot(x, 100 * y, "o-", ms=3.5, color=plots.color_of(i), label=name)
+        ax.set(title="Dead units (zero for every image of val)", xlabel="step", ylabel="share (%)", xlim=(0, None))
+        ax.set_ylim(0, None)
+        ax.legend(fontsize=8.5)
+    return Panel(drawing.png)
 
 
 def feedback(run: RunRecord) -> Panel | None:

@@ -10,6 +10,7 @@ from pipeline.config import Adaptation, Config, Finetune, Training
 from pipeline.errors import UserError
 from pipeline.methods.method import Method
 from pipeline.models import build
+from pipeline.models.dropping import add_dropping
 from pipeline.models.format import read_info
 from pipeline.models.forward import check_forward
 from pipeline.models.weights import tells_itself
@@ -66,6 +67,7 @@ def check_training(
 
 
 def _check_adaptation(training: Training, num_classes: int) -> None:
-    """Try what is frozen, thawed and computed again on a network without values."""
+    """Try what is dropped, frozen, thawed and computed again on a network without values."""
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
-        adapt(build(training.model, num_classes, model_args=training.built_with), training)
+        model = build(training.model, num_classes, model_args=training.built_with)
+        adapt(add_dropping(model, training), training)

@@ -71,6 +71,38 @@ TECHNIQUES: dict[str, Technique] = {
             "dropout", "network", ("training.dropout",), 0.2, "pipeline.models.registry:build", "Srivastava 2014"
         ),
         Technique(
+            "block_dropout",
+            "network",
+            ("training.block_dropout",),
+            0.3,
+            "pipeline.models.dropping:drop_in_blocks",
+            "Zagoruyko 2016, 2.4",
+        ),
+        Technique(
+            "dropout_at",
+            "network",
+            ("training.dropout_at",),
+            None,
+            "pipeline.models.dropping:drop_at",
+            "Srivastava 2014; CS231n, training neural networks",
+        ),
+        Technique(
+            "drop_connect",
+            "network",
+            ("training.drop_connect",),
+            0.5,
+            "pipeline.models.dropping:DropConnect",
+            "Wan 2013, 3.1",
+        ),
+        Technique(
+            "fractional_pooling",
+            "network",
+            ("training.fractional_pooling",),
+            0.7,
+            "pipeline.models.pooling:FractionalMaxPool",
+            "Graham 2014, 2",
+        ),
+        Technique(
             "stochastic_depth",
             "network",
             ("training.stochastic_depth",),
