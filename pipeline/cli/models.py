@@ -61,6 +61,7 @@ def export(
 
     [bold]Example[/bold]: selftrain export runs/birds --out birds.safetensors
     """
+    from pipeline.models.alterations import split_args
     from pipeline.models.compat import ops_were_missing
     from pipeline.models.format import export_model
     from pipeline.models.registry import import_of, is_known
@@ -74,6 +75,14 @@ def export(
     elif ops_were_missing():
         why = "lets timm import torchvision beside this build of torch"
         console.print(f"import pipeline.models  # {why}", soft_wrap=True)
+    if altered := list(split_args(info.model_args)[1]):
+        why = f"timm has no argument for {', '.join(altered)}"
+        call = f"load_model(Path({str(out)!r}))"
+        lines = (
+            f"from pathlib import Path\nfrom pipeline.models.format import load_model  # {why}\nmodel, info = {call}"
+        )
+        console.print(lines, soft_wrap=True)
+        return
     arguments = "".join(f", {k}={v!r}" for k, v in info.model_args.items())
     call = f"{info.architecture!r}, num_classes={len(info.classes)}, checkpoint_path={str(out)!r}{arguments}"
     console.print(f"import timm\nmodel = timm.create_model({call}).eval()", soft_wrap=True)

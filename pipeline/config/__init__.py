@@ -26,7 +26,7 @@ from pipeline.config.label import Label, OtherLabels
 from pipeline.config.learners import Adjuster, FixMatch, Meta, Uda
 from pipeline.config.load import load, load_config
 from pipeline.config.mixing import Cutmix, Mixup
-from pipeline.config.network import Adaptation, NetworkSettings, Optimizer, Start
+from pipeline.config.network import ActivationName, Adaptation, NetworkSettings, Optimizer, Start
 from pipeline.config.probe import Probe
 from pipeline.config.runtime import Runtime
 from pipeline.config.schedule import Schedule
@@ -37,6 +37,7 @@ from pipeline.config.views import StrongView, WeakView
 
 __all__ = [
     "SPLITS",
+    "ActivationName",
     "Adaptation",
     "Adjuster",
     "Config",

@@ -12,6 +12,10 @@ class Evaluate(Section):
     """Images per forward pass. Lower it if they do not fit in memory."""
     flip: bool = technique(False, off=False)
     """Average the probabilities of each image and its mirror image, in all figures of the run, on val too."""
+    dead_units: bool = operational(False)
+    """Whether to count, in every evaluation of a training, the units that give zero for every image of val, as
+    `dead_units` in its metrics. It takes one comparison per value. Turn it on if a network with ReLU learns nothing, or
+    stops learning early after high learning rates."""
     probe: bool = operational(True)
     """Whether to fit a probe on the encoder that a network starts from, to report beside the final model: what labels
     give without training. With `teacher.probe` the teacher is that probe already. Turn it off to save the pass over

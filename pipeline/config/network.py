@@ -11,6 +11,8 @@ from pipeline.config.base import NonNegative, Positive, Probability, Scalar, Sec
 from pipeline.config.init import AnyInit
 from pipeline.config.schedule import AnySchedule
 
+ActivationName = Literal["sigmoid", "tanh", "relu", "leaky_relu", "prelu", "elu", "selu", "gelu", "silu"]
+
 _OF_THEIR_OWN: dict[str, dict[str, float]] = {
     "rmsproptf": {"lr": 0.016, "weight_decay": 1e-5},  # Tan and Le 2019 (EfficientNet), section 5.2: 0.256 for 4096
     "adamw": {"lr": 2.5e-4, "weight_decay": 0.05},  # Touvron 2021 (DeiT), table 9: 5e-4 for 512
@@ -110,9 +112,12 @@ class NetworkSettings(Adaptation):
 
     model: str = "wide_resnet28_2"
     """The architecture: any of `timm.list_models()`, or one of ours: wide_resnet28_2, wide_resnet16_2, wide_resnet10_1,
-    resnet9."""
+    resnet9, mlp10, resnet50_a to resnet50_d (depths 18 to 152)."""
     model_args: dict[str, Scalar] = Field(default_factory=dict)
     """More arguments for timm.create_model, such as `bn_momentum: 0.1`."""
+    activation: ActivationName | None = technique(None)
+    """The activation between layers, in place of the architecture's own, which null keeps. Change it to compare
+    activations; weights that were trained with another one fit it badly."""
     start: Start | None = technique(None)
     """Weights to start from. Without it they are random."""
     init: AnyInit = technique(None)
@@ -121,9 +126,21 @@ class NetworkSettings(Adaptation):
     zero_gamma: bool | None = technique(None)
     """Whether residual branches begin at 0: the gamma of their last normalization, or the convolution that they end
     with. Without it that is as the architecture has it: true for timm's ResNets, false for ours."""
+    fractional_pooling: Annotated[float, Field(gt=0.5, lt=1)] | None = technique(None)
+    """Replace each max pooling with stride 2 by fractional max pooling, which shrinks maps to this share of their side,
+    at random places. 0.7 is usual; maps are larger then, and steps slower. Null keeps the architecture's own."""
     dropout: Probability = technique(0.0, off=0.0)
     """Probability of dropping a feature before the last layer. Noisy Student takes 0.5 for large networks. 0 turns
     dropout off."""
+    block_dropout: Probability = technique(0.0, off=0.0)
+    """Probability of dropping a value before the last layer of each residual branch, as in wide residual networks. 0.3
+    is usual. 0 turns it off."""
+    dropout_at: dict[str, Probability] = technique({}, off={})
+    """Dropout at any places: name of a module, with * for any part of it -> probability of dropping a value of what it
+    gives, such as `{stages.1: 0.1, stages.2: 0.2}`. Without any it is off."""
+    drop_connect: Probability = technique(0.0, off=0.0)
+    """Probability of dropping a weight of the classifier, others for each image (DropConnect). 0.5 is usual. It holds
+    the classifier's weights once per image of the batch. 0 turns it off."""
     stochastic_depth: Probability = technique(0.0, off=0.0)
     """Probability of dropping the last residual block. It is lower, linearly, for the blocks before (Huang 2016). Noisy
     Student takes 0.2. 0 turns stochastic depth off."""
@@ -157,3 +174,13 @@ class NetworkSettings(Adaptation):
                 shown = str(getattr(value, "name", value)).lower()
                 raise ValueError(f"{key} is {shown}, but start gives the network its weights; drop one of the two")
         return self
+
+    @property
+    def built_with(self) -> dict[str, Scalar]:
+        """All arguments that the network is built with, and that its model.json must have: `model_args` and what this
+        config changes in the function of the architecture."""
+        altered: dict[str, Scalar | None] = {
+            "activation": self.activation,
+            "fractional_pooling": self.fractional_pooling,
+        }
+        return {**self.model_args, **{name: value for name, value in altered.items() if value is not None}}

@@ -15,6 +15,7 @@ from pipeline.config import Probe, Training
 from pipeline.errors import UserError
 from pipeline.evaluate.predictor import Predictor
 from pipeline.models import build
+from pipeline.models.alterations import ALTERATIONS
 from pipeline.models.format import ModelInfo
 from pipeline.models.forward import predict_features
 from pipeline.models.registry import plugins_of
@@ -30,7 +31,8 @@ def probe_of(training: Training) -> Probe:
 def encoder_settings(training: Training) -> dict[str, Any]:
     """All that features depend on beside the images and the machine: the network, its start, and what it sees."""
     settings, probe = semantic_settings(training), probe_of(training)
-    named = ("model", "model_args", "start", *plugins_of(training.model))
+    altered = (name for name in ALTERATIONS if name in settings)
+    named = ("model", "model_args", *altered, "start", *plugins_of(training.model))
     return {
         **{name: settings[name] for name in named},
         "image_size": training.seen_size,
@@ -56,7 +58,7 @@ def build_encoder(
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # what `start.allow_random` leaves at random is the same to whoever builds the encoder
-        model = build(training.model, len(classes), model_args=training.model_args)
+        model = build(training.model, len(classes), model_args=training.built_with)
     load_start(model, training)
     check_finite(model, training)
     linear_classifier(model, training.model)

@@ -72,7 +72,7 @@ class ModelInfo(Section):
         return cls(
             schema=1,
             architecture=network.model,
-            model_args=network.model_args,
+            model_args=network.built_with,
             classes=classes,
             input_size=(3, training.seen_size, training.seen_size),
             mean=training.mean,

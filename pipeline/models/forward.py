@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from pipeline.config import Scalar
 from pipeline.errors import UserError
+from pipeline.models.alterations import refusing_escapes, split_args
 from pipeline.models.registry import build
 
 SIZES = (32, 64, 96, 128, 160, 192, 224, 240, 256, 288, 299, 320, 384, 448, 512)
@@ -129,6 +130,7 @@ def _fix(
     arguments: dict[str, dict[str, Scalar]] = {
         f"add img_size: {sizes[key]} to model_args": {**given, "img_size": sizes[key]},
         "add dynamic_img_size: true to model_args": {**given, "dynamic_img_size": True},
+        **{f"set {name} to null": {k: v for k, v in given.items() if k != name} for name in split_args(given)[1]},
         "drop model_args": {},
     }
     for fix, values in arguments.items():
@@ -172,7 +174,9 @@ def _dry_run(
     """The first problem of a model on a device; None without one. Raises UserError if it cannot be built."""
     with torch.random.fork_rng(devices=[]), torch.device(on):
         model = build(architecture, num_classes, model_args=dict(model_args))
-        return _try(model.to(memory_format=torch.channels_last), num_classes, size, batch_size)  # type: ignore[call-overload]
+        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        with refusing_escapes(model, split_args(dict(model_args))[1]):
+            return _try(model, num_classes, size, batch_size)
 
 
 def _try(model: nn.Module, num_classes: int, size: int, batch_size: int) -> str | None:

@@ -11,6 +11,7 @@ from torch import nn
 
 from pipeline.config import Scalar
 from pipeline.errors import UserError, did_you_mean
+from pipeline.models.alterations import alter, split_args
 from pipeline.stages.plugins import sources_of
 
 M = TypeVar("M")
@@ -34,13 +35,15 @@ def build(
 ) -> nn.Module:
     """A model with random weights that maps images [B, 3, S, S] to logits [B, num_classes].
 
+    `model_args` are arguments of the architecture, and alterations of it (models/alterations.py).
+
     Raises:
         UserError: the architecture is unknown (with the nearest name), or refuses an argument.
     """
     if not timm.is_model(architecture):
         known = suggest(architecture)
         raise UserError(f"`model`: timm has no architecture {architecture!r}, {known}; a plugin's needs its --plugin")
-    arguments: dict[str, Scalar] = {**(model_args or {})}
+    arguments, alterations = split_args(model_args or {})
     if taken := sorted(_NOT_OF_A_NETWORK & arguments.keys()):
         raise UserError(
             f"`model_args`: {taken[0]} is no argument of a network that classifies images; {_NOT_OF_A_NETWORK_FIX}"
@@ -57,6 +60,7 @@ def build(
         raise UserError(f"`model`: {architecture} cannot be built with {arguments}: {error}") from error
     if stochastic_depth and not any("DropPath" in type(m).__name__ for m in model.modules()):
         raise UserError(f"`stochastic_depth`: {architecture} has no residual paths to drop; set it to 0")
+    alter(model, alterations)
     return model
 
 

@@ -23,9 +23,12 @@ class Block(nn.Module):
     def __init__(self, in_channels: int, channels: int, drop_path: float, bn_momentum: float) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(in_channels, channels, 3, 1, 1, bias=False)
+        self.pool = nn.MaxPool2d(2)
         self.norm1 = nn.BatchNorm2d(channels, momentum=bn_momentum)
+        self.act1 = nn.SiLU(inplace=True)
         self.conv2 = nn.Conv2d(channels, channels, 3, 1, 1, bias=False)
         self.norm2 = nn.BatchNorm2d(channels, momentum=bn_momentum)
+        self.act2 = nn.SiLU(inplace=True)
         self.drop_path = DropPath(drop_path)
 
     def zero_init_last(self) -> None:
@@ -34,8 +37,8 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Features [B, C, H, W] -> [B, C', H/2, W/2]."""
-        x = F.silu(self.norm1(F.max_pool2d(self.conv1(x), 2)), inplace=True)
-        residual: Tensor = self.drop_path(F.silu(self.norm2(self.conv2(x)), inplace=True))
+        x = self.act1(self.norm1(self.pool(self.conv1(x))))
+        residual: Tensor = self.drop_path(self.act2(self.norm2(self.conv2(x))))
         return x + residual
 
 
@@ -59,6 +62,7 @@ class ResNet9(nn.Module):
         self.num_features = 4 * width
         self.drop_rate = drop_rate
         self.stem = nn.Conv2d(in_chans, 24, 2, 1, 0)
+        self.stem_act = nn.SiLU(inplace=True)
         self.stages = nn.ModuleList()
         channels = 24
         for index in range(3):
@@ -69,7 +73,7 @@ class ResNet9(nn.Module):
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Images [B, 3, H, W] -> features [B, 4 width, H/8, W/8]."""
-        x = F.silu(self.stem(F.pad(x, (0, 1, 0, 1))), inplace=True)
+        x = self.stem_act(self.stem(F.pad(x, (0, 1, 0, 1))))
         for stage in self.stages:
             x = stage(x)
         return x

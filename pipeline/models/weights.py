@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from pipeline.config import NetworkSettings, Start, semantic
 from pipeline.errors import UserError
+from pipeline.models.alterations import ALTERATIONS, split_args
 from pipeline.models.format import has_info, model_digest, read_info, read_state
 from pipeline.models.layers import classifiers
 from pipeline.models.registry import module_of, plugins_of, suggest
@@ -55,6 +56,7 @@ def load_start(model: nn.Module, settings: NetworkSettings, classes: Sequence[st
     source = settings.start.model
     state = adapted(start_state(source), model, settings)
     if settings.start.mode == "init":
+        _tell_of_another_function(settings, settings.start)
         if classes and tells_itself(settings.start):
             state = with_classes(model, state, source, read_info(Path(source)).classes, classes)
         init_from(model, state, source, allow_random=settings.start.allow_random)
@@ -66,6 +68,16 @@ def load_start(model: nn.Module, settings: NetworkSettings, classes: Sequence[st
             f"`start.model`: {source} does not fit {settings.model} {settings.model_args or ''} of "
             f"{model.num_classes} classes; set model and model_args to what it was trained as, or use mode: init"
         ) from error
+
+
+def _tell_of_another_function(settings: NetworkSettings, start: Start) -> None:
+    """Warn if weights were trained with another activation or pooling than they meet here. timm's had the
+    architecture's own."""
+    theirs = read_info(Path(start.model)).model_args if tells_itself(start) else {}
+    for name in ALTERATIONS:
+        here, there = (values.get(name, "the architecture's own") for values in (settings.built_with, theirs))
+        if here != there:
+            log.warning("start.model: %s was trained with %s %s, and here it is %s", start.model, name, there, here)
 
 
 def tells_itself(start: Start) -> bool:
@@ -132,7 +144,7 @@ def _filter_of(settings: NetworkSettings) -> Callable[..., Mapping[str, Tensor]]
         found.append(given["filter_fn"])
 
     with mock.patch.object(timm.models._builder, "load_pretrained", listen), torch.device("meta"):
-        timm.create_model(settings.model, pretrained=True, **settings.model_args)
+        timm.create_model(settings.model, pretrained=True, **split_args(settings.model_args)[0])
     return found[0]
 
 
@@ -209,11 +221,13 @@ def check_finite(model: nn.Module, settings: NetworkSettings) -> None:
 def _random_of(model: nn.Module, state: Mapping[str, Tensor]) -> list[str]:
     """The weights and statistics of a model that a state has nothing for, without the classifier."""
     own, heads = model.state_dict(), classifiers(model)
+    slopes = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.PReLU)}
     return [
         name
         for name, tensor in own.items()
         if (name not in state or state[name].shape != tensor.shape)
         and tensor.is_floating_point()
+        and name not in slopes  # which begin as He 2015 says, not at random
         and name.rpartition(".")[0] not in heads
         and not _has_other_classes(model, tensor, state.get(name))
     ]

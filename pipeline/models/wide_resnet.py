@@ -20,8 +20,10 @@ class Block(nn.Module):
     def __init__(self, in_channels: int, channels: int, stride: int, drop_path: float, bn: dict[str, float]) -> None:
         super().__init__()
         self.norm1 = nn.BatchNorm2d(in_channels, **bn)  # type: ignore[arg-type]
+        self.act1 = nn.LeakyReLU(0.2, inplace=True)
         self.conv1 = nn.Conv2d(in_channels, channels, 3, stride, 1, bias=False)
         self.norm2 = nn.BatchNorm2d(channels, **bn)  # type: ignore[arg-type]
+        self.act2 = nn.LeakyReLU(0.2, inplace=True)
         self.conv2 = nn.Conv2d(channels, channels, 3, 1, 1, bias=False)
         matches = in_channels == channels and stride == 1
         self.shortcut = None if matches else nn.Conv2d(in_channels, channels, 1, stride, bias=False)
@@ -33,8 +35,8 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Features [B, C, H, W] -> [B, C', H/stride, W/stride]."""
-        active = F.leaky_relu(self.norm1(x), 0.2, inplace=True)
-        out = self.conv2(F.leaky_relu(self.norm2(self.conv1(active)), 0.2, inplace=True))
+        active = self.act1(self.norm1(x))
+        out = self.conv2(self.act2(self.norm2(self.conv1(active))))
         # A projected shortcut starts from the activated input, an identity shortcut from x itself (He 2016).
         residual: Tensor = self.drop_path(out)
         return (x if self.shortcut is None else self.shortcut(active)) + residual
@@ -79,6 +81,7 @@ class WideResNet(nn.Module):
                 channels = 16 * 2**stage * width
         self.blocks = nn.ModuleList(blocks)
         self.norm = nn.BatchNorm2d(channels, **bn)  # type: ignore[arg-type]
+        self.act = nn.LeakyReLU(0.2, inplace=True)
         self.fc = nn.Linear(channels, num_classes)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
@@ -91,7 +94,8 @@ class WideResNet(nn.Module):
         x = self.stem(x)
         for block in self.blocks:
             x = block(x)
-        return F.leaky_relu(self.norm(x), 0.2, inplace=True)
+        active: Tensor = self.act(self.norm(x))
+        return active
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Features [B, C, H, W] -> logits [B, num_classes], or what the last layer reads, [B, C]."""

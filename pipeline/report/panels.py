@@ -1,4 +1,4 @@
-"""The plots of what some methods alone measure. A method names its panels in its row."""
+"""The plots of what only some runs measure. A method names its panels in its row."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 
 from pipeline.methods import METHODS
 from pipeline.report import plots
+from pipeline.report.lineage import title_of
 from pipeline.report.record import RunRecord, TrainRecord
 from pipeline.stages.kinds import load_object
 
@@ -27,10 +28,26 @@ class Panel:
     caption: str = ""
 
 
-def method_panels(run: RunRecord) -> list[Panel]:
-    """The plots of the run's method that have something to show already."""
+def panels_of(run: RunRecord) -> list[Panel]:
+    """The plots of the run's method, and of what its config measures beside, that have something to show already."""
     drawn: list[Panel | None] = [load_object(name)(run) for name in METHODS[run.config.method].panels]
+    drawn.append(dead_units(run))
     return [panel for panel in drawn if panel is not None]
+
+
+def dead_units(run: RunRecord) -> Panel | None:
+    """The share of dead units of each training; None if it was not counted (`evaluate.dead_units`)."""
+    curves = _not_empty([plots.curve(title_of(train), train.evaluations, "dead_units") for train in run.trainings])
+    if not curves:
+        return None
+    with plots.canvas(height=2.9) as drawing:
+        (ax,) = drawing.axes
+        for i, (name, x, y) in enumerate(curves):
+            ax.plot(x, 100 * y, "o-", ms=3.5, color=plots.color_of(i), label=name)
+        ax.set(title="Dead units (zero for every image of val)", xlabel="step", ylabel="share (%)", xlim=(0, None))
+        ax.set_ylim(0, None)
+        ax.legend(fontsize=8.5)
+    return Panel(drawing.png)
 
 
 def feedback(run: RunRecord) -> Panel | None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -61,9 +61,9 @@ _STYLE: Any = {
 class Canvas:
     """A figure in the report's style, and its PNG once it is drawn."""
 
-    def __init__(self, figure: Figure, axes: Sequence[Axes]) -> None:
+    def __init__(self, figure: Figure, axes: Iterable[Axes]) -> None:
         self.figure = figure
-        self.axes = axes
+        self.axes = list(axes)
         self.png = b""
 
 
@@ -71,12 +71,13 @@ class Canvas:
 def canvas(
     columns: int = 1,
     *,
+    rows: int = 1,
     width: float = WIDTH_IN,
     height: float = 3.2,
     ratios: Sequence[float] = (),
     transparent: bool = True,
 ) -> Iterator[Canvas]:
-    """Open a row of axes; their PNG is there when the block ends. It is transparent for a page, white for a file."""
+    """Open rows of axes; their PNG is there when the block ends. It is transparent for a page, white for a file."""
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -84,8 +85,9 @@ def canvas(
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
         FigureCanvasAgg(figure)
-        axes = figure.subplots(1, columns, squeeze=False, width_ratios=ratios or [1] * columns)[0]
-        drawing = Canvas(figure, list(axes))
+        drawing = Canvas(
+            figure, figure.subplots(rows, columns, squeeze=False, width_ratios=ratios or [1] * columns).flat
+        )
         yield drawing
         buffer = io.BytesIO()
         with warnings.catch_warnings():

@@ -16,7 +16,7 @@ from pipeline.report import plots
 from pipeline.report.confusion import class_section
 from pipeline.report.gallery import PseudoLabels, inspect_pseudo_labels
 from pipeline.report.lineage import Diagram, draw, labeled_by, title_of
-from pipeline.report.panels import method_panels
+from pipeline.report.panels import panels_of
 from pipeline.report.record import RoundRecord, RunRecord, StageRecord, TrainRecord, read_tests
 from pipeline.report.verdict import judge
 from pipeline.runs.result import CONTROL, FINAL, PROBE, TEACHER
@@ -84,7 +84,7 @@ def sections(run: RunRecord) -> dict[str, Any]:
         ],
         "accuracy_plot": _accuracy_plot(run),
         "curves_plot": _curves_plot(run),
-        "panels": method_panels(run),
+        "panels": panels_of(run),
         "title": METHODS[run.config.method].title,
         "calibration_plot": _calibration_plot(run),
         "classes": class_section(run),

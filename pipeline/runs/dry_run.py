@@ -10,6 +10,7 @@ from pipeline.config import Adaptation, Config, Finetune, Training
 from pipeline.errors import UserError
 from pipeline.methods.method import Method
 from pipeline.models import build
+from pipeline.models.dropping import add_dropping
 from pipeline.models.format import read_info
 from pipeline.models.forward import check_forward
 from pipeline.models.initialization import initialize
@@ -38,7 +39,7 @@ def check_training(
     section: str, training: Training, num_classes: int, processes: int, finetune: Finetune | None = None
 ) -> None:
     """Try the network of one training, and of the fine-tune that may follow it. Raises UserError as above."""
-    architecture, model_args, sizes = training.model, training.model_args, {"image_size": training.image_size}
+    architecture, model_args, sizes = training.model, training.built_with, {"image_size": training.image_size}
     start = training.start
     is_used = start is not None and start.mode == "use"
     if start is not None and is_used and tells_itself(start):
@@ -67,8 +68,8 @@ def check_training(
 
 
 def _check_adaptation(training: Training, num_classes: int) -> None:
-    """Try how it begins, and what is frozen, thawed and computed again, on a network without values."""
+    """Try how it begins, and what is dropped, frozen, thawed and computed again, on a network without values."""
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
-        model = build(training.model, num_classes, model_args=training.model_args)
+        model = build(training.model, num_classes, model_args=training.built_with)
         initialize(model, training)
-        adapt(model, training)
+        adapt(add_dropping(model, training), training)

@@ -6,11 +6,13 @@ import contextlib
 import datetime
 import os
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from torch import Tensor
     from torch.distributed import ProcessGroup
+
+T = TypeVar("T")
 
 WAIT = datetime.timedelta(days=7)
 """The limit of a wait for other ranks. One rank may decode or label for hours while others wait, and a wait that ends
@@ -88,6 +90,16 @@ class Ranks:
         vote = torch.tensor(int(flag))
         distributed.all_reduce(vote, distributed.ReduceOp.MAX, group=self._hosts)
         return bool(vote.item())
+
+    def gather(self, value: T) -> list[T]:
+        """The values of all ranks, small ones on the host, in the order of the ranks. All ranks must call this."""
+        if self._hosts is None:
+            return [value]
+        from torch import distributed
+
+        values: list[Any] = [None] * self.number
+        distributed.all_gather_object(values, value, group=self._hosts)
+        return values
 
     def average(self, tensors: Sequence[Tensor]) -> None:
         """Replace tensors, of any shapes but on one device, by their means over ranks, in one all-reduce."""

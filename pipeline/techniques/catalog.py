@@ -1,4 +1,4 @@
-"""The table of techniques: one row per refinement.
+"""The table of techniques: one row per refinement. The file is long because there are many.
 
 Tests hold it in both directions: each row has keys, code and a card, and each semantic key of a training, a labeling or
 a selection belongs to a row or to PLUMBING.
@@ -61,7 +61,47 @@ TECHNIQUES: dict[str, Technique] = {
             "Shen 2016, 3.2; Kang 2020, 3",
         ),
         Technique(
+            "activation",
+            "network",
+            ("training.activation",),
+            "relu",
+            "pipeline.models.activations:with_activation",
+            "Krizhevsky 2012, 3.1; He 2015, 2.1; CS231n, training neural networks",
+        ),
+        Technique(
             "dropout", "network", ("training.dropout",), 0.2, "pipeline.models.registry:build", "Srivastava 2014"
+        ),
+        Technique(
+            "block_dropout",
+            "network",
+            ("training.block_dropout",),
+            0.3,
+            "pipeline.models.dropping:drop_in_blocks",
+            "Zagoruyko 2016, 2.4",
+        ),
+        Technique(
+            "dropout_at",
+            "network",
+            ("training.dropout_at",),
+            None,
+            "pipeline.models.dropping:drop_at",
+            "Srivastava 2014; CS231n, training neural networks",
+        ),
+        Technique(
+            "drop_connect",
+            "network",
+            ("training.drop_connect",),
+            0.5,
+            "pipeline.models.dropping:DropConnect",
+            "Wan 2013, 3.1",
+        ),
+        Technique(
+            "fractional_pooling",
+            "network",
+            ("training.fractional_pooling",),
+            0.7,
+            "pipeline.models.pooling:FractionalMaxPool",
+            "Graham 2014, 2",
         ),
         Technique(
             "stochastic_depth",

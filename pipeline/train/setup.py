@@ -14,6 +14,7 @@ from torch import Tensor
 from pipeline.config import NetworkSettings, Runtime, StrongView, WeakView, changed
 from pipeline.errors import UserError
 from pipeline.models import build
+from pipeline.models.dropping import add_dropping
 from pipeline.models.format import ModelInfo, read_info
 from pipeline.models.initialization import initialize
 from pipeline.models.memory_format import channels_last
@@ -82,9 +83,9 @@ class Setup:
             model_args=info.model_args,
         )
         initialize(built, settings)  # on the CPU, so that the draws are the same on every device
-        model = channels_last(built, self.accelerator.device)
+        model = channels_last(add_dropping(built, settings), self.accelerator.device)
         if settings.init is None and hasattr(model, "init_from_images"):
-            model.init_from_images(self._first_images(info))  # type: ignore[operator]
+            model.init_from_images(self.first_images(info)[0])  # type: ignore[operator]
         load_start(model, settings, info.classes)
         check_finite(model, settings)
         made = prepare(model, settings, self.accelerator, self.ranks, info=info, compiled=self.job.runtime.compile)
@@ -135,6 +136,16 @@ class Setup:
             pin=self.accelerator.device.type == "cuda",
         )
 
+    def first_images(self, info: ModelInfo) -> tuple[Tensor, Tensor]:
+        """Labeled images from all over the data set, normalized, [N, 3, S, S], and their labels [N]: for initialization
+        that depends on the data, and for inspection."""
+        training, device, num = self.job.training, self.job.runtime.device, len(self.labeled)
+        rows = np.linspace(0, num - 1, min(num, NUM_FIRST_IMAGES)).astype(np.int64)  # rows may be sorted by class
+        images = torch.from_numpy(self._reader(self.labeled).read(rows)).to(device)
+        size = training.image_size
+        views = Views(WeakView(), StrongView(), size, mean=info.mean, std=info.std, device=device)
+        return views.center(images), torch.from_numpy(self.labeled.labels[rows]).long().to(device)
+
     def _info(self, settings: NetworkSettings, role: str) -> ModelInfo:
         """The model.json that a network is saved with: its own, or that of the model that it continues."""
         job, classes, start = self.job, self.labeled.classes, settings.start
@@ -149,14 +160,6 @@ class Setup:
                 return info
         lineage = {"role": role, **self.lineage, "round": job.round, "seed": job.seed}
         return ModelInfo.of(settings, job.training, classes, lineage)
-
-    def _first_images(self, info: ModelInfo) -> Tensor:
-        """Labeled images from all over the data set, normalized, [N, 3, S, S], for data-dependent initialization."""
-        training, device, num = self.job.training, self.job.runtime.device, len(self.labeled)
-        rows = np.linspace(0, num - 1, min(num, NUM_FIRST_IMAGES)).astype(np.int64)  # rows may be sorted by class
-        images = torch.from_numpy(self._reader(self.labeled).read(rows)).to(device)
-        size = training.image_size
-        return Views(WeakView(), StrongView(), size, mean=info.mean, std=info.std, device=device).center(images)
 
     def _reader(self, dataset: Dataset) -> Reader:
         training, data = self.job.training, self.job.data

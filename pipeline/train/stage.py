@@ -27,11 +27,12 @@ from pipeline.train.validation import Validation
 from pipeline.views.crops import CROPS
 
 _KEPT = (
+    *("activation", "fractional_pooling"),
     *("optimizer.name", "frozen_layers", "freeze_norm", "layer_decay", "head_lr", "thaw_steps"),
     *("image_size", "evaluation_size", "mean", "std", "crop_pct", "crop_mode", "interpolation"),
 )
-"""The keys that `start.mode: continue` cannot change. The first ones shape the optimizer's state, the others are the
-model's input. Another architecture shows in the weights."""
+"""The keys that `start.mode: continue` cannot change. The first ones are the model's function, the next ones
+shape the optimizer's state, the others are the model's input. Another architecture shows in the weights."""
 
 
 def train_inputs(job: TrainJob) -> StageInputs:

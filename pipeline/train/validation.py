@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import cast
 
@@ -11,6 +13,7 @@ from torch import nn
 
 from pipeline.arrays import F32Array
 from pipeline.config import CropMode, Interpolation
+from pipeline.evaluate.dead_units import DeadUnits
 from pipeline.evaluate.judged import write_judged
 from pipeline.evaluate.metrics import compute_metrics
 from pipeline.evaluate.predictor import Predictor, predict, reader_of
@@ -19,6 +22,8 @@ from pipeline.shards.dataset import open_split
 from pipeline.shards.reader import Reader
 from pipeline.train.network import Network
 from pipeline.train.setup import Setup
+
+log = logging.getLogger("selftrain.train")
 
 
 class Validation:
@@ -35,13 +40,26 @@ class Validation:
         for number, (name, network) in enumerate(networks.items()):
             if network.info is None:
                 continue
-            metrics = compute_metrics(self._predict(network.ema.model, network.info), self.val.labels)
+            counts = self.setup.job.evaluate.dead_units and not number
+            with DeadUnits(network.ema.model) if counts else nullcontext() as dead:
+                log_probs = self._predict(network.ema.model, network.info)
+            if dead is not None:
+                values |= self._share_of(dead, network.info.architecture)
+            metrics = compute_metrics(log_probs, self.val.labels)
             if number:
                 values[f"{name}_val_top1"] = metrics.top1
                 continue
             by = self.setup.job.best_by
             values |= {"val_top1": metrics.top1, "val_nll": metrics.nll, f"val_{by}": metrics.to_json()[by]}
         return values
+
+    def _share_of(self, dead: DeadUnits, architecture: str) -> dict[str, float]:
+        share = dead.share(self.setup.ranks)
+        if share is None:
+            log.warning(
+                "evaluate.dead_units: %s has no activation whose units could be dead; set it to false", architecture
+            )
+        return {} if share is None else {"dead_units": share}
 
     def write(self, out: Path, model: nn.Module, info: ModelInfo) -> None:
         """Evaluate a model and write it into a stage folder. Every rank takes part; the main rank writes."""

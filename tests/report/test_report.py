@@ -16,6 +16,7 @@ from pipeline.report import plots
 from pipeline.report.gallery import make_sprite, spread_over_classes
 from pipeline.report.lineage import draw, teachers_of
 from pipeline.report.page import number, percent, points, write_report
+from pipeline.report.panels import dead_units
 from pipeline.report.record import read_run
 
 # --------------------------------------------------------------------------------------------------------- the page
@@ -227,3 +228,13 @@ def test_plots_survive_runs_of_any_length() -> None:
 
 def test_differences_have_a_sign_unless_they_are_nothing() -> None:
     assert [points(v) for v in (0.0441, -0.0441, 0.0, -0.0001)] == ["+4.4", "\u22124.4", "0.0", "0.0"]
+
+
+def test_dead_units_are_drawn_where_they_were_counted(run: Path) -> None:
+    assert dead_units(read_run(run)) is None
+    metrics = next(run.glob("rounds/1/train-*")) / "metrics.jsonl"
+    lines = [json.loads(line) for line in metrics.read_text().splitlines()]
+    counted = [{**line, "dead_units": 0.25} if "val_top1" in line else line for line in lines]
+    metrics.write_text("".join(json.dumps(line) + "\n" for line in counted))
+    edit(metrics.parent / "stage.json", lambda stage: stage["digests"].pop("metrics.jsonl", None))
+    assert dead_units(read_run(run)) is not None

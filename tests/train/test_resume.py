@@ -126,6 +126,8 @@ def test_resume_is_bit_exact_in_bf16(job: TrainJob, tmp_path: Path) -> None:
         {"accumulation": 4, "keep": "best"},
         {"noise_labeled": False, "optimizer": {"name": "rmsproptf", "lr": 0.01}},
         {"schedule": {"name": "step"}, "optimizer": {"name": "alexnet", "lr": 0.1}},
+        {"activation": "prelu", "block_dropout": 0.2, "dropout_at": {"blocks.1": 0.1}, "drop_connect": 0.3},
+        {"model": "resnet9", "model_args": {"width": 8}, "fractional_pooling": 0.7},
         {"frozen_layers": 1, "optimizer": {"name": "lamb", "lr": 0.01}, "loss_normalization": "labeled"},
     ],
 )

@@ -1,0 +1,133 @@
+"""Dropout at several places of a network, and DropConnect. They act in training only, so model.json knows nothing of
+them. Their draws come from torch's generators, which are reseeded for each forward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from fnmatch import fnmatchcase
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pipeline.config import NetworkSettings
+from pipeline.errors import UserError, did_you_mean
+from pipeline.models.layers import classifiers
+
+_LAST_OF_BRANCH = ("conv3", "conv2", "conv_pwl", "fc2")
+"""The names of the last layer of a residual branch: of bottlenecks, of blocks with two convolutions (ours, too), of
+inverted residuals, of the MLPs of transformers. The first that a block has counts."""
+
+
+def add_dropping(model: nn.Module, settings: NetworkSettings) -> nn.Module:
+    """Let a network drop what its settings say; returns it. Names and values of its weights stay as they are.
+
+    Raises:
+        UserError: the network has no such place.
+    """
+    if settings.block_dropout:
+        drop_in_blocks(model, settings.block_dropout)
+    drop_at(model, settings.dropout_at)
+    if settings.drop_connect:
+        drop_connections(model, settings.drop_connect)
+    return model
+
+
+def drop_in_blocks(model: nn.Module, rate: float) -> None:
+    """Drop values before the last layer of each residual branch, as in wide residual networks (Zagoruyko 2016, 2.4).
+
+    Raises:
+        UserError: the network has no residual branch that is known here.
+    """
+    found = [layer for block in model.modules() if (layer := _last_of_branch(block)) is not None]
+    if not found:
+        raise UserError(
+            f"`block_dropout`: {type(model).__name__} has no residual branches that are known here; set it to 0, or "
+            "name the places in dropout_at"
+        )
+    for layer in found:
+        layer.register_forward_pre_hook(partial(_drop_input, rate))
+
+
+def _last_of_branch(block: nn.Module) -> nn.Module | None:
+    children = dict(block.named_children())
+    name = next((name for name in _LAST_OF_BRANCH if isinstance(children.get(name), nn.Conv2d | nn.Linear)), None)
+    is_residual = "drop_path" in children or hasattr(block, "drop_path") or hasattr(block, "shortcut")
+    if name is None or not (is_residual or isinstance(children[name], nn.Linear)):  # an MLP's shortcut is outside of it
+        return None
+    return children[name]
+
+
+def drop_at(model: nn.Module, places: Mapping[str, float]) -> None:
+    """Drop values of what modules give, with a probability per pattern of their names, such as `layer3.*.act1`.
+
+    A module that several patterns name has the probability of the last one.
+
+    Raises:
+        UserError: no module has such a name.
+    """
+    rates: dict[str, float] = {}
+    names = [name for name, _ in model.named_modules() if name]
+    for pattern, rate in places.items():
+        matching = [name for name in names if fnmatchcase(name, pattern)]
+        if not matching:
+            hint = did_you_mean(pattern, names)
+            shown = hint if hint.startswith("did you mean") else f"there are {', '.join(names[:5])} and others"
+            raise UserError(f"`dropout_at`: {type(model).__name__} has no module {pattern!r}, {shown}")
+        rates |= dict.fromkeys(matching, rate)
+    for name, rate in rates.items():
+        model.get_submodule(name).register_forward_hook(partial(_drop_output, rate))
+
+
+def _drop_input(rate: float, module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+    return (F.dropout(inputs[0], rate), *inputs[1:]) if module.training else None
+
+
+def _drop_output(rate: float, module: nn.Module, _: Any, output: Tensor) -> Tensor | None:
+    return F.dropout(output, rate) if module.training else None
+
+
+class DropConnect(nn.Linear):
+    """A linear layer that drops single weights and biases in training, others for each image (Wan 2013, section 3.1).
+
+    What stays is divided by the probability that it does, so that in evaluation it is the linear layer itself: the
+    output with the mean weights. Wan (section 3.2) draws outputs from a normal distribution of the same mean and
+    averages what an activation makes of them; before a softmax, of which the surest class is taken, the mean is left.
+    """
+
+    rate: float
+
+    @classmethod
+    def of(cls, layer: nn.Linear, rate: float) -> DropConnect:
+        """A layer with the same weights."""
+        new = cls(layer.in_features, layer.out_features, bias=layer.bias is not None, device="meta")
+        new.weight, new.bias, new.rate = layer.weight, layer.bias, rate
+        return new
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Features [B, D] -> outputs [B, C]. In training it holds B C D masked weights."""
+        if not self.training:
+            return super().forward(input)
+        rows = input.shape[:-1]
+        weights = F.dropout(self.weight.expand(*rows, *self.weight.shape), self.rate)
+        outputs = torch.einsum("...d,...cd->...c", input, weights)
+        return outputs if self.bias is None else outputs + F.dropout(self.bias.expand(*rows, -1), self.rate)
+
+
+def drop_connections(model: nn.Module, rate: float) -> None:
+    """Let the classifier of a network drop weights.
+
+    Raises:
+        UserError: its classifier is no plain linear layer.
+    """
+    linear = [name for name in classifiers(model) if type(model.get_submodule(name)) is nn.Linear]
+    if not linear:
+        raise UserError(
+            f"`drop_connect`: {type(model).__name__} has no classifier of one linear layer; set it to 0, or choose "
+            "another model"
+        )
+    for name in linear:
+        parent, _, attribute = name.rpartition(".")
+        setattr(model.get_submodule(parent), attribute, DropConnect.of(model.get_submodule(name), rate))  # type: ignore[arg-type]
