@@ -250,7 +250,7 @@ TECHNIQUES: dict[str, Technique] = {
             ("rounds.grow", "rounds.grow_image_size"),
             1.0,
             "pipeline.config.growth:grown",
-            "Xie 2020, 2",
+            "Xie 2020, 2 and 3.1; Tan 2019, eq. 3",
         ),
         Technique(
             "evaluation_size",
