@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from support.command import ROOT
 
-from pipeline.config import NetworkSettings, Scalar, Training
+from pipeline.config import NetworkSettings, Scalar, Start, Training
 from pipeline.config.growth import ALPHA, BETA, GAMMA, scaled_side
 from pipeline.errors import UserError
 from pipeline.models import build
@@ -18,6 +19,7 @@ from pipeline.models.compound_scaling import PUBLISHED
 from pipeline.models.cost import cost_at
 from pipeline.models.format import ModelInfo, load_model, save_model
 from pipeline.models.sizes import main, scaled
+from pipeline.models.weights import load_start
 
 import timm  # isort: skip - after pipeline.models, which lets it be imported beside a CPU-only torch
 
@@ -88,6 +90,19 @@ def test_logits_are_those_of_timm_with_the_same_weights() -> None:
         assert torch.equal(model(images), theirs(images))
 
 
+def test_weights_of_timm_start_it_with_other_classes(tmp_path: Path) -> None:
+    theirs = timm.create_model("efficientnet_b0", num_classes=7).state_dict()
+    save_file(theirs, tmp_path / "b0.safetensors")
+    settings = NetworkSettings(model="efficientnet", start=Start(model=str(tmp_path / "b0.safetensors")))
+    model = build("efficientnet", 3)
+    load_start(model, settings)
+    found = model.state_dict()
+    assert [key for key in found if not torch.equal(found[key], theirs[key])] == [
+        "classifier.weight",
+        "classifier.bias",
+    ]
+
+
 # ------------------------------------------------------------------------------------------------------- any other size
 
 
@@ -140,7 +155,7 @@ def test_small_images_keep_their_features_by_fewer_strides(reduction: int, side:
         ({"reduction": 5}, r"cannot be built with \{'reduction': 5\}: reduction is 5; set it to 32, 16, 8 or 4"),
         ({"width": 0.0}, "width 0.0 and depth 1.0 must be above 0"),
         ({"depth": -1.0}, "width 1.0 and depth -1.0 must be above 0"),
-        ({"widht": 2.0}, r"cannot be built with \{'widht': 2.0\}"),
+        ({"height": 2.0}, r"cannot be built with \{'height': 2.0\}"),
     ],
 )
 def test_what_has_no_size_is_explained(arguments: dict[str, Scalar], message: str) -> None:
