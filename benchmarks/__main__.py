@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from benchmarks import clothing
+from benchmarks import architectures, clothing
 from benchmarks.gpu import run as gpu
 from pipeline.errors import EXIT_USER_ERROR, UserError
 
@@ -15,6 +15,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="NAME")
     gpu.add_options(commands.add_parser("gpu", help=gpu.HELP, description=gpu.__doc__))
+    architectures.add_options(
+        commands.add_parser("architectures", help=architectures.HELP, description=architectures.__doc__)
+    )
     clothing.add_options(commands.add_parser("clothing", help=clothing.HELP, description=clothing.__doc__))
     args = parser.parse_args()
     try:

@@ -7,12 +7,18 @@ import runpy
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from support.command import ROOT
 from support.imports import sources
 
-from pipeline.config import load_config
+from pipeline.config import Config, load_config
+from pipeline.models.cost import cost_at
+from pipeline.runs.dry_run import check_training
+from pipeline.stages.jobs import TrainJob
+
+architectures = SimpleNamespace(**runpy.run_path(str(ROOT / "benchmarks" / "architectures.py")))
 
 
 @pytest.mark.parametrize("path", list(sources("benchmarks")), ids=lambda path: path.name)
@@ -29,3 +35,27 @@ def test_the_configs_of_the_comparison_of_methods_parse() -> None:
     comparison = runpy.run_path(str(ROOT / "benchmarks" / "compare_methods.py"))
     for method in comparison["METHODS"].values():
         load_config(comparison["CONFIGS"] / method.config, ["data.root=shards/cifar10_4k", *method.overrides])
+
+
+def test_the_networks_of_the_benchmark_of_architectures_can_be_trained() -> None:
+    """Each takes a step without values, at its size; those of one family grow in operations."""
+    costs: dict[str, list[int]] = {}
+    for name, network in architectures.NETWORKS.items():
+        job = architectures.job_of(name, 0, 300, Path("shards"), Path("out"))
+        check_training("teacher", job.training, 10, 1)
+        side = (3, network.image_size, network.image_size)
+        cost = cost_at(network.model, 10, side, tuple(network.model_args.items()))
+        costs.setdefault(network.family, []).append(cost.flops)
+    assert all(found == sorted(found) for found in costs.values())
+    folders = {architectures.job_of("resnet9", seed, 300, Path("shards"), Path("out")).out for seed in (0, 1)}
+    assert len(folders) == 2, "a seed has a folder of its own"
+
+
+def test_a_finished_training_becomes_a_row_a_table_and_a_plot(teacher: Path, digits: Config) -> None:
+    job = TrainJob.of(digits, teacher, "teacher", 0, digits.teacher)
+    row = architectures.row_of("resnet9", job, teacher.parent)
+    assert row.last_loss < row.first_loss
+    assert row.steps == digits.teacher.steps
+    assert row.interval[0] < row.val_top1 < row.interval[1]
+    assert "| resnet9 | 0 | 8 | 0.08M |" in architectures.table([row])
+    assert architectures.draw([row], teacher.parent).startswith(b"\x89PNG")

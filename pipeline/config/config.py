@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
@@ -19,6 +19,7 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 from pipeline.config.base import Fraction, JudgeBy, NonNegative, Positive, Scalar, Section, parse, set_key, technique
 from pipeline.config.data import Data
 from pipeline.config.evaluate import Evaluate
+from pipeline.config.growth import grown
 from pipeline.config.label import Label
 from pipeline.config.learners import MethodSections
 from pipeline.config.methods import METHOD_CONFIGS, sections
@@ -56,6 +57,24 @@ class Rounds(Section):
     overrides: tuple[dict[str, Scalar], ...] = ()
     """Keys of label, select or student that differ between rounds, as `key.path: value`. The first entry holds for
     round 1, the second for round 2, and the last one for all later rounds."""
+    grow: Annotated[float, Field(ge=0)] = technique(0.0, off=0.0)
+    """Each student after the first one is larger than the one before by this compound coefficient, which is added to
+    `student.model_args.phi`: with `model: efficientnet`, 1 makes it 1.2 times as deep and 1.1 times as wide. A key that
+    `overrides` sets wins. 0 leaves all students alike."""
+    grow_image_size: bool = technique(False, off=False)
+    """Whether the images of a student grow with it, by 1.15 per coefficient of `grow`, so that its operations about
+    double (Tan 2019, eq. 3)."""
+
+    @model_validator(mode="after")
+    def _what_grows_is_clear(self) -> Rounds:
+        if self.grow_image_size and not self.grow:
+            raise ValueError("grow_image_size is true, but grow is 0; set grow to 1, or drop grow_image_size")
+        if self.grow and self.start == "init":
+            raise ValueError(
+                f"grow is {self.grow:g}, but with start: init a student takes the weights of its teacher, which is "
+                "smaller; set start to scratch, or grow to 0"
+            )
+        return self
 
 
 def _offer_methods(schema: dict[str, Any]) -> None:
@@ -101,15 +120,18 @@ class Config(MethodSections):
     """The machine that the run uses."""
 
     def for_round(self, number: int) -> Config:
-        """The config with the overrides of a round; round 1 is that of the first student."""
-        overrides = self.rounds.overrides
-        if not overrides:
+        """The config of a round, with its growth and its overrides; round 1 is that of the first student."""
+        overrides, rounds = self.rounds.overrides, self.rounds
+        if not overrides and not rounds.grow:
             return self
         raw = self.model_dump(mode="json")
-        raw["rounds"]["overrides"] = []
-        for key, value in overrides[min(number, len(overrides)) - 1].items():
+        raw["rounds"] |= {"overrides": [], "grow": 0.0, "grow_image_size": False}
+        if rounds.grow:
+            phi = rounds.grow * max(number - rounds.on_features - 1, 0)
+            raw["student"] |= grown(raw["student"], phi, image_size=rounds.grow_image_size)
+        for key, value in (overrides[min(number, len(overrides)) - 1] if overrides else {}).items():
             set_key(raw, key, value, "rounds.overrides")
-        return parse(Config, raw, f"rounds.overrides of round {number}")
+        return parse(Config, raw, f"the config of round {number}")
 
     @classmethod
     def known_keys(cls) -> dict[str, type[Section] | None]:
@@ -179,6 +201,13 @@ class Config(MethodSections):
     @model_validator(mode="after")
     def _method_can_train_so(self) -> Config:
         METHOD_CONFIGS[self.method].check(self)
+        phi = self.student.model_args.get("phi")
+        if self.rounds.grow and (isinstance(phi, bool | str) or phi is None):
+            raise ValueError(
+                f"rounds.grow ({self.rounds.grow:g}) is added to student.model_args.phi, but that is {phi}; set it to "
+                "the size of the first student, e.g. to 0 with student.model: efficientnet, or name the model of each "
+                "round in rounds.overrides"
+            )
         for number in range(1, len(self.rounds.overrides) + 1):
             self.for_round(number)  # so a wrong key or value shows before the first round
         return self

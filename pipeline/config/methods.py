@@ -169,8 +169,9 @@ def _check_joint_training(config: Config) -> None:
     _check_start("student", student)
     if student.probe is not None:
         raise ValueError(f"student.probe is set, but method {config.method} trains its student; drop it")
-    if config.rounds.overrides:
-        raise ValueError(f"rounds.overrides is set, but method {config.method} has no rounds; drop it")
+    for key in ("overrides", "grow"):
+        if getattr(config.rounds, key):
+            raise ValueError(f"rounds.{key} is set, but method {config.method} has no rounds; drop it")
     if student.accumulation > 1:
         raise ValueError(
             f"student.accumulation is {student.accumulation}, but method {config.method} needs whole batches; set it "

@@ -112,7 +112,8 @@ class NetworkSettings(Adaptation):
 
     model: str = "wide_resnet28_2"
     """The architecture: any of `timm.list_models()`, or one of ours: wide_resnet28_2, wide_resnet16_2, wide_resnet10_1,
-    resnet9, mlp10, resnet50_a to resnet50_d (depths 18 to 152)."""
+    resnet9, mlp10, alexnet, resnet50_a to resnet50_d (depths 18 to 152), and efficientnet, whose size `model_args`
+    set."""
     model_args: dict[str, Scalar] = Field(default_factory=dict)
     """More arguments for timm.create_model, such as `bn_momentum: 0.1`."""
     activation: ActivationName | None = technique(None)

@@ -24,13 +24,14 @@ class Cost(NamedTuple):
 
 def cost_of(info: ModelInfo) -> Cost:
     """The cost of the model that a model.json describes. It takes no weights."""
-    return _cost(info.architecture, len(info.classes), info.input_size, tuple(info.model_args.items()))
+    return cost_at(info.architecture, len(info.classes), info.input_size, tuple(info.model_args.items()))
 
 
 @functools.cache
-def _cost(
+def cost_at(
     architecture: str, num_classes: int, input_size: tuple[int, int, int], model_args: tuple[tuple[str, Scalar], ...]
 ) -> Cost:
+    """The cost of a network on images of a size: channels, height and width. It takes no weights."""
     try:
         return _count(architecture, num_classes, input_size, dict(model_args), "meta")
     except (RuntimeError, NotImplementedError):  # code that looks at values cannot run on the meta device

@@ -1,6 +1,7 @@
 """The report's plots as PNG bytes, in one style. The colors of Okabe and Ito (2008) can be told apart by all eyes.
 
-The background is transparent, so that the page decides its color; in dark mode the page inverts the plots.
+The background is transparent, so that the page decides its color; in dark mode the page inverts the plots. The file is
+long because all plots of the page are here.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The table of techniques: one row per refinement. The file is long because there are many.
+"""The table of techniques: one row per refinement; it is long because it is one table.
 
 Tests hold it in both directions: each row has keys, code and a card, and each semantic key of a training, a labeling or
 a selection belongs to a row or to PLUMBING.
@@ -284,6 +284,14 @@ TECHNIQUES: dict[str, Technique] = {
             "uniform",
             "pipeline.selection.rules:select",
             "Xie 2020, 2",
+        ),
+        Technique(
+            "grow",
+            "rounds",
+            ("rounds.grow", "rounds.grow_image_size"),
+            1.0,
+            "pipeline.config.growth:grown",
+            "Xie 2020, 2 and 3.1; Tan 2019, eq. 3",
         ),
         Technique(
             "evaluation_size",
