@@ -84,7 +84,7 @@ class NetworkSettings(Adaptation):
 
     model: str = "wide_resnet28_2"
     """The architecture: any of `timm.list_models()`, or one of ours: wide_resnet28_2, wide_resnet16_2, wide_resnet10_1,
-    resnet9."""
+    resnet9, polynet, polynet_small."""
     model_args: dict[str, Scalar] = Field(default_factory=dict)
     """More arguments for timm.create_model, such as `bn_momentum: 0.1`."""
     start: Start | None = technique(None)

@@ -7,8 +7,8 @@ from pipeline.models.compat import declare_missing_ops
 
 declare_missing_ops()  # must run before anything imports timm, which imports torchvision
 
-from pipeline.models import resnet9, wide_resnet  # noqa: E402 - register their architectures
+from pipeline.models import polynet, resnet9, wide_resnet  # noqa: E402 - register their architectures
 from pipeline.models.layers import num_frozen, set_trainable  # noqa: E402
 from pipeline.models.registry import build, list_own_models  # noqa: E402
 
-__all__ = ["build", "list_own_models", "num_frozen", "resnet9", "set_trainable", "wide_resnet"]
+__all__ = ["build", "list_own_models", "num_frozen", "polynet", "resnet9", "set_trainable", "wide_resnet"]

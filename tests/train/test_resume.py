@@ -126,6 +126,11 @@ def test_resume_is_bit_exact_in_bf16(job: TrainJob, tmp_path: Path) -> None:
         {"accumulation": 4, "keep": "best"},
         {"noise_labeled": False, "optimizer": {"name": "rmsproptf", "lr": 0.01}},
         {"frozen_layers": 1, "optimizer": {"name": "lamb", "lr": 0.01}, "loss_normalization": "labeled"},
+        {
+            "model": "polynet_small",
+            "model_args": {"stage_b": "mpoly-3", "width": 0.05, "stem_stride": 1},
+            "stochastic_depth": 0.25,
+        },
     ],
 )
 def test_resume_is_bit_exact_with(job: TrainJob, tmp_path: Path, changes: dict[str, object]) -> None:
