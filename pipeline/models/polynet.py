@@ -212,7 +212,7 @@ def polynet(pretrained: bool = False, **kwargs: Any) -> PolyNet:
 
 @register_model
 def polynet_small(pretrained: bool = False, **kwargs: Any) -> PolyNet:
-    """PolyNet 2-4-2 of the same mixture, with a quarter of the width and a stem for 32 to 64 pixels: 1.5M parameters."""
+    """PolyNet 2-4-2 of the same mixture, with a quarter of the width and a stem for 32 to 64 pixels: 1.5M weights."""
     return create(PolyNet, pretrained, {**_SMALL, **kwargs})
 
 

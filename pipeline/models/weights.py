@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from pipeline.config import NetworkSettings, Start, semantic
 from pipeline.errors import UserError
 from pipeline.models.format import has_info, model_digest, read_info, read_state
+from pipeline.models.insertion import insert
 from pipeline.models.layers import classifiers
 from pipeline.models.registry import module_of, plugins_of, suggest
 
@@ -53,10 +54,14 @@ def load_start(model: nn.Module, settings: NetworkSettings, classes: Sequence[st
     if settings.start is None:
         return
     source = settings.start.model
-    state = adapted(start_state(source), model, settings)
-    if settings.start.mode == "init":
-        if classes and tells_itself(settings.start):
-            state = with_classes(model, state, source, read_info(Path(source)).classes, classes)
+    info = read_info(Path(source)) if tells_itself(settings.start) else None
+    if settings.start.mode == "insert":
+        state: Mapping[str, Tensor] = insert(model, start_state(source), info, source)
+    else:
+        state = adapted(start_state(source), model, settings)
+    if settings.start.begins_anew:
+        if classes and info is not None:
+            state = with_classes(model, state, source, info.classes, classes)
         init_from(model, state, source, allow_random=settings.start.allow_random)
         return
     try:
