@@ -10,11 +10,15 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 from support.command import ROOT
 from support.imports import sources
 
 from pipeline.config import Config, load_config
+from pipeline.models import build
 from pipeline.models.cost import cost_at
+from pipeline.models.poly_inception import Inception
+from pipeline.models.polynet import PolyNet
 from pipeline.runs.dry_run import check_training
 from pipeline.stages.jobs import TrainJob
 
@@ -59,3 +63,26 @@ def test_a_finished_training_becomes_a_row_a_table_and_a_plot(teacher: Path, dig
     assert row.interval[0] < row.val_top1 < row.interval[1]
     assert "| resnet9 | 0 | 8 | 0.08M |" in architectures.table([row])
     assert architectures.draw([row], teacher.parent).startswith(b"\x89PNG")
+
+
+def test_the_variants_of_polynet_are_those_of_the_paper() -> None:
+    """IR 3-6-3 with one stage replaced by each of six kinds, and the mixture in stage B of IR 6-12-6."""
+    rows = list(runpy.run_path(str(ROOT / "benchmarks" / "polynet_variants.py"))["variants"]())
+    assert len({name for name, _, _ in rows}) == len(rows) == 1 + 3 * 6 + 2
+    blocks = {"poly-2": 1, "poly-3": 1, "mpoly-2": 2, "mpoly-3": 3, "2-way": 2, "3-way": 3}
+    for name, model, args in rows[:-2]:
+        expected = [3, 6, 3]
+        stage, _, kind = name.partition("-")
+        if stage in "abc":
+            expected["abc".index(stage)] *= blocks[kind]
+        assert _blocks(model, args) == expected, name
+    assert [_blocks(model, args) for _, model, args in rows[-2:]] == [[6, 12, 6], [6, 4 * (3 + 3 + 1), 6]]
+
+
+def _blocks(model: str, args: dict[str, object]) -> list[int]:
+    """The Inception blocks with weights of their own in each stage of a PolyNet, which takes images of 32 pixels."""
+    with torch.device("meta"):
+        net = build(model, 10, model_args=args)  # type: ignore[arg-type]
+        assert isinstance(net, PolyNet)
+        assert net(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
+    return [sum(isinstance(part, Inception) for part in stage.modules()) for stage in net.stages]

@@ -187,8 +187,8 @@ def _check_joint_training(config: Config) -> None:
 
 
 def _check_start(name: str, settings: NetworkSettings) -> None:
-    if settings.start is not None and settings.start.mode != "init":
-        raise ValueError(f"{name}.start.mode is {settings.start.mode}, but here it can be init only")
+    if settings.start is not None and not settings.start.begins_anew:
+        raise ValueError(f"{name}.start.mode is {settings.start.mode}, but here it can be init or insert only")
 
 
 METHOD_CONFIGS: dict[str, MethodConfig] = {

@@ -79,12 +79,18 @@ class Start(Section):
     model: str
     """A run folder, a stage folder, an exported .safetensors file, a checkpoint (checkpoints/step-N.pt of a stage), or
     `timm:NAME` for timm's pretrained weights."""
-    mode: Literal["use", "continue", "init"] = "init"
+    mode: Literal["use", "continue", "init", "insert"] = "init"
     """`use` takes the model as it is. `continue` goes on with its training up to `steps`; optimizer, size and
-    normalization must be the same. `init` begins a new training with its weights."""
+    normalization must be the same. `init` begins a new training with its weights. `insert` does so with a deeper
+    PolyNet, whose new modules and paths change nothing at first."""
     allow_random: bool = operational(False)
     """Whether weights before the classifier may stay random with `init` because the start has none for them. If not,
     that is an error. Set it to true if you take a part of another architecture on purpose."""
+
+    @property
+    def begins_anew(self) -> bool:
+        """Whether a new training begins with the weights, which is not so of `use` and `continue`."""
+        return self.mode in ("init", "insert")
 
 
 class Adaptation(Section):
@@ -112,8 +118,8 @@ class NetworkSettings(Adaptation):
 
     model: str = "wide_resnet28_2"
     """The architecture: any of `timm.list_models()`, or one of ours: wide_resnet28_2, wide_resnet16_2, wide_resnet10_1,
-    resnet9, mlp10, alexnet, resnet50_a to resnet50_d (depths 18 to 152), and efficientnet, whose size `model_args`
-    set."""
+    resnet9, mlp10, alexnet, resnet50_a to resnet50_d (depths 18 to 152), polynet, polynet_small, and efficientnet,
+    whose size `model_args` set."""
     model_args: dict[str, Scalar] = Field(default_factory=dict)
     """More arguments for timm.create_model, such as `bn_momentum: 0.1`."""
     activation: ActivationName | None = technique(None)

@@ -18,6 +18,7 @@ from pipeline.config import NetworkSettings, Start, semantic
 from pipeline.errors import UserError
 from pipeline.models.alterations import ALTERATIONS, split_args
 from pipeline.models.format import has_info, model_digest, read_info, read_state
+from pipeline.models.insertion import insert
 from pipeline.models.layers import classifiers
 from pipeline.models.registry import module_of, plugins_of, suggest
 
@@ -54,11 +55,15 @@ def load_start(model: nn.Module, settings: NetworkSettings, classes: Sequence[st
     if settings.start is None:
         return
     source = settings.start.model
-    state = adapted(start_state(source), model, settings)
-    if settings.start.mode == "init":
+    info = read_info(Path(source)) if tells_itself(settings.start) else None
+    if settings.start.mode == "insert":
+        state: Mapping[str, Tensor] = insert(model, start_state(source), info, source)
+    else:
+        state = adapted(start_state(source), model, settings)
+    if settings.start.begins_anew:
         _tell_of_another_function(settings, settings.start)
-        if classes and tells_itself(settings.start):
-            state = with_classes(model, state, source, read_info(Path(source)).classes, classes)
+        if classes and info is not None:
+            state = with_classes(model, state, source, info.classes, classes)
         init_from(model, state, source, allow_random=settings.start.allow_random)
         return
     try:

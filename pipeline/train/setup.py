@@ -149,7 +149,7 @@ class Setup:
     def _info(self, settings: NetworkSettings, role: str) -> ModelInfo:
         """The model.json that a network is saved with: its own, or that of the model that it continues."""
         job, classes, start = self.job, self.labeled.classes, settings.start
-        if start is not None and start.mode != "init" and tells_itself(start):
+        if start is not None and not start.begins_anew and tells_itself(start):
             info = read_info(Path(start.model))
             if info.classes != classes:
                 raise UserError(

@@ -29,7 +29,13 @@ import timm  # isort: skip - after pipeline.models, which lets it be imported be
 
 @pytest.mark.parametrize(
     ("name", "size", "millions"),
-    [("wide_resnet10_1", 8, 0.08), ("wide_resnet16_2", 32, 0.69), ("wide_resnet28_2", 32, 1.47), ("resnet9", 32, 1.16)],
+    [
+        ("wide_resnet10_1", 8, 0.08),
+        ("wide_resnet16_2", 32, 0.69),
+        ("wide_resnet28_2", 32, 1.47),
+        ("resnet9", 32, 1.16),
+        ("polynet_small", 32, 1.51),
+    ],
 )
 def test_our_architectures_come_from_timm_in_their_sizes(name: str, size: int, millions: float) -> None:
     model = timm.create_model(name, num_classes=7).eval()
@@ -82,7 +88,7 @@ def test_what_cannot_be_built_is_explained(arguments: dict[str, object], message
 # ------------------------------------------------------------------------------------------------------------ freezing
 
 
-@pytest.mark.parametrize("name", ["wide_resnet10_1", "resnet9", "resnet10t"])
+@pytest.mark.parametrize("name", ["wide_resnet10_1", "resnet9", "polynet_small", "resnet10t"])
 def test_frozen_layers_get_no_gradient_and_their_batchnorm_no_update(name: str) -> None:
     model = build(name, 10).train()
     set_trainable(model, 1)
@@ -139,15 +145,20 @@ def test_missing_operators_of_torchvision_are_declared_once(monkeypatch: pytest.
 
 @pytest.mark.process
 @pytest.mark.parametrize(
-    ("architecture", "first_line"), [("wide_resnet10_1", "import pipeline.models"), ("resnet10t", "")]
+    ("architecture", "model_args", "first_line"),
+    [
+        ("wide_resnet10_1", {}, "import pipeline.models"),
+        ("polynet_small", {"stage_b": "poly-2 mpoly-2", "width": 0.05}, "import pipeline.models"),
+        ("resnet10t", {}, ""),
+    ],
 )
 def test_an_exported_file_gives_the_same_logits_in_timm(
-    digits: Config, tmp_path: Path, architecture: str, first_line: str
+    digits: Config, tmp_path: Path, architecture: str, model_args: dict[str, object], first_line: str
 ) -> None:
     """timm's architectures need nothing of ours; ours need one import."""
     short = {
         "model": architecture,
-        "model_args": {},
+        "model_args": model_args,
         "image_size": 32,
         "steps": 2,
         "warmup_steps": 0,

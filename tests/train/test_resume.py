@@ -129,6 +129,11 @@ def test_resume_is_bit_exact_in_bf16(job: TrainJob, tmp_path: Path) -> None:
         {"activation": "prelu", "block_dropout": 0.2, "dropout_at": {"blocks.1": 0.1}, "drop_connect": 0.3},
         {"model": "resnet9", "model_args": {"width": 8}, "fractional_pooling": 0.7},
         {"frozen_layers": 1, "optimizer": {"name": "lamb", "lr": 0.01}, "loss_normalization": "labeled"},
+        {
+            "model": "polynet_small",
+            "model_args": {"stage_b": "mpoly-3", "width": 0.05, "stem_stride": 1},
+            "stochastic_depth": 0.25,
+        },
     ],
 )
 def test_resume_is_bit_exact_with(job: TrainJob, tmp_path: Path, changes: dict[str, object]) -> None:
