@@ -53,7 +53,7 @@ class Arm:
     """The arm whose final model its student starts from."""
 
 
-_JOINT = ("student.loss_normalization=labeled", "student.steps=200")
+_JOINT = ("student.loss_normalization=labeled", "student.steps=240")
 ARMS = {
     "probe": Arm("probe", ("committee=[]", "rounds.on_features=0", "rounds.num_rounds=0")),
     "features": Arm("self-training on features", ("committee=[]", "rounds.num_rounds=0")),
