@@ -40,9 +40,9 @@ def assign_splits(
 ) -> Assigned:
     """Give every image a split.
 
-    Images without a label are unlabeled, but those of val or test, be it typed or SOURCE's own, are left out: in the pool
-    a test image would be seen before the test. A SOURCE with train images and others but without val has val carved
-    from its train images. Of SOURCE's own val and test nothing is carved.
+    Images without a label are unlabeled, but those of val or test, be it typed or SOURCE's own, are left out: in the
+    pool a test image would be seen before the test. A SOURCE with train images and others but without val has val
+    carved from its train images. Of SOURCE's own val and test nothing is carved.
 
     Raises:
         UserError: SOURCE says otherwise than what was typed, or the carve cannot be.
