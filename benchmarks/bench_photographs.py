@@ -1,12 +1,12 @@
-"""Photographs: random crops for a training beside the loaders of torchvision and webdataset, and labeling.
+"""Photographs: random crops for a training beside the loaders of torchvision and webdataset, and passes of a network.
 
-    python benchmarks/bench_photographs.py IMAGES [--size 224] [--workers 1] [--repeats 5] [--only loading]
+    python benchmarks/bench_photographs.py IMAGES [--size 224] [--workers 1] [--repeats 5] [--only embedding]
 
 IMAGES is a folder of JPEGs in one folder per class, whose shorter side is about 256. It is packed here; all three
 loaders read these files, and make the same of them: batches of random resized crops, mirrored at random, normalized,
 float32. They take turns in one process. A core's work is CPU time, that of worker processes included, because the wall
-clock of a busy machine says little. Labeling is the real stage, without a cache, against forward passes on a resident
-batch, by a model with random weights.
+clock of a busy machine says little. Labeling and embedding are the real stages, without a cache, against forward passes
+on a resident batch, by a model with random weights.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 import pipeline.models  # noqa: F401  (cures torchvision beside a torch without CUDA, before it is imported)
-from pipeline.config import Config, changed, parse
+from pipeline.config import Config, Probe, Start, changed, parse
 from pipeline.models import build
 from pipeline.models.format import ModelInfo, save_model
 from pipeline.models.memory_format import channels_last
 from pipeline.packing.pack import pack
 from pipeline.shards.dataset import open_split
-from pipeline.stages.jobs import LabelJob, TrainJob
+from pipeline.stages.jobs import EmbedJob, Job, LabelJob, TrainJob
 from pipeline.stages.machine import resolve
 from pipeline.stages.preamble import run_stage
 from pipeline.stages.ranks import Ranks
@@ -63,17 +63,17 @@ def main() -> None:
     parser.add_argument("--model", default="tf_efficientnet_lite0")
     parser.add_argument("--threads", type=int, default=0, help="of the labeling")
     parser.add_argument("--precision", default="auto")
-    parser.add_argument("--only", choices=("loading", "labeling"))
+    parser.add_argument("--only", choices=("loading", "labeling", "embedding"))
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="selftrain-bench-") as name:
         folder = Path(name)
         pack(args.images, folder / "packed", split="labeled", shard_size=SHARD_SIZE)
         pack(args.images, folder / "unlabeled", split="unlabeled", shard_size=SHARD_SIZE)
         config = make_config(args, folder)
-        if args.only != "labeling":
+        if args.only in (None, "loading"):
             loading(config, args)
-        if args.only != "loading":
-            labeling(config, args, folder)
+        if args.only in (None, "labeling", "embedding"):
+            passes(config, args, folder)
 
 
 def make_config(args: argparse.Namespace, folder: Path) -> Config:
@@ -187,10 +187,10 @@ def of_webdataset(config: Config, args: argparse.Namespace) -> Callable[[], Iter
     return load
 
 
-# ------------------------------------------------------------------------------------------------------------ labeling
+# ------------------------------------------------------------------------------------------- labeling and embedding
 
 
-def labeling(config: Config, args: argparse.Namespace, folder: Path) -> None:
+def passes(config: Config, args: argparse.Namespace, folder: Path) -> None:
     torch.set_num_threads(config.runtime.threads)
     unlabeled, classes = open_split(config.data, "unlabeled"), open_split(config.data, "labeled").classes
     model = build(args.model, len(classes))
@@ -198,18 +198,28 @@ def labeling(config: Config, args: argparse.Namespace, folder: Path) -> None:
     info = ModelInfo(architecture=args.model, model_args={}, classes=classes, **crop, metrics={}, lineage={})
     (folder / "teacher").mkdir()
     save_model(folder / "teacher" / "model.safetensors", model.state_dict(), info)
-    bare = bare_labeling(config, channels_last(model, torch.device("cpu")).eval(), args, len(unlabeled))
-    pairs: list[tuple[Time, Time]] = []
+    start = Start(model=str(folder / "teacher"), mode="init")
+    encoder = changed(config.teacher, start=start, probe=Probe(batch_size=args.batch), crop_pct=0.875)
+    jobs: dict[str, Callable[[Path], Job]] = {
+        "labeling": lambda out: LabelJob.of(config, out / "labels", 1, [folder / "teacher"]),
+        "embedding": lambda out: EmbedJob.of_run(config, out=out / "features", training=encoder, splits=("unlabeled",)),
+    }
+    jobs = {name: job for name, job in jobs.items() if args.only in (None, name)}
+    bare = bare_passes(config, channels_last(model, torch.device("cpu")).eval(), args, len(unlabeled))
+    bare()  # the first one warms up
+    pairs: dict[str, list[tuple[Time, Time]]] = {name: [] for name in jobs}
     for repeat in range(args.repeats):
-        job = LabelJob.of(config, folder / f"labels-{repeat}" / "labels", 1, [folder / "teacher"])
-        pairs.append((timed(lambda job=job: run_stage(job))[0], timed(bare)[0]))  # type: ignore[misc]
-        print(f"labeling of {len(unlabeled)}: ours {pairs[-1][0]}, forward {pairs[-1][1]}", flush=True)
-    for kind in Time._fields:
-        ratios = sorted(getattr(forward, kind) / getattr(ours, kind) for ours, forward in pairs)
-        print(f"labeling does {statistics.median(ratios):.3f} of forward-only by {kind} time (pairs {ratios})")
+        for name, job in jobs.items():
+            out = folder / f"{name}-{repeat}"
+            pairs[name].append((timed(lambda job=job, out=out: run_stage(job(out)))[0], timed(bare)[0]))  # type: ignore[misc]
+            print(f"{name} of {len(unlabeled)}: ours {pairs[name][-1][0]}, forward {pairs[name][-1][1]}", flush=True)
+    for name, each in pairs.items():
+        for kind in Time._fields:
+            ratios = sorted(getattr(forward, kind) / getattr(ours, kind) for ours, forward in each)
+            print(f"{name} does {statistics.median(ratios):.3f} of forward-only by {kind} time (pairs {ratios})")
 
 
-def bare_labeling(config: Config, model: torch.nn.Module, args: argparse.Namespace, num: int) -> Callable[[], None]:
+def bare_passes(config: Config, model: torch.nn.Module, args: argparse.Namespace, num: int) -> Callable[[], None]:
     """Forward passes of as many images on a resident batch."""
     images = torch.randn(args.batch, 3, args.size, args.size).contiguous(memory_format=torch.channels_last)
     bf16 = config.runtime.precision == "bf16"

@@ -108,7 +108,7 @@ def test_labels_and_split_together_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("options", [["--seed", "0"], ["--proportional"]])
 def test_options_of_a_carve_are_refused_without_one(tmp_path: Path, options: list[str]) -> None:
-    with pytest.raises(UserError, match=rf"{' '.join(options)}: without --labels N nothing is carved"):
+    with pytest.raises(UserError, match=rf"{' '.join(options)} is of a carve, which --labels N asks for"):
         selftrain("pack", tmp_path, "--out", tmp_path / "out", *options)
 
 

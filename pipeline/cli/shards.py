@@ -99,7 +99,7 @@ def pack(
         )
     elif seed is not None or proportional:
         option = f"--seed {seed}" if seed is not None else "--proportional"
-        raise UserError(f"{option}: without --labels N nothing is carved; add it, or leave this out")
+        raise UserError(f"{option} is of a carve, which --labels N asks for; add it, or leave this out")
     labeling = Labeling(
         table=labels_csv,
         image_column=image_column,

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from pipeline.arrays import F32Array, F64Array, I64Array
 from pipeline.config import semantic
 from pipeline.errors import UserError
-from pipeline.labels.scores import read_scores
+from pipeline.labels.scores import ScoresQuality, read_calibrated, read_scores
 from pipeline.labels.store import LabelRows, LabelStore, label_path, label_record, read_labels, write_labels
 from pipeline.shards.dataset import Dataset, open_split
 from pipeline.stages.fingerprint import StageInputs, digest, digest_once
@@ -24,9 +24,13 @@ Probabilities = Callable[[npt.NDArray[np.integer]], F32Array]
 
 
 def merge_inputs(job: MergeJob) -> StageInputs:
-    """The settings and inputs that the mean is a function of. Label stages must be finished."""
+    """The settings and inputs that the mean is a function of. Label stages must be finished. Val is one of them if the
+    temperature of a table is fitted on it."""
     config = {"weights": [one.weight for one in job.labels], "top_k": job.label.top_k, "data": semantic(job.data)}
     inputs = {f"labels{i}": labels_fingerprint(one.labels) for i, one in enumerate(job.labels)}
+    if _fits(job):
+        config["temperature"] = job.label.temperature
+        inputs["val"] = open_split(job.data, "val").fingerprint
     return StageInputs(config, {**inputs, "unlabeled": open_split(job.data, "unlabeled").fingerprint})
 
 
@@ -34,14 +38,16 @@ def run_merge(job: MergeJob, stage: Stage) -> None:
     """Write the label files of the weighted mean, one per shard.
 
     Stored probabilities beyond the first `label.top_k` are spread evenly over the other classes before they are
-    averaged.
+    averaged. With `label.temperature: auto` a table's temperature is fitted before that, if it has all val images.
 
     Raises:
         UserError: labels or scores are missing, damaged, or of other images.
         Interrupted: a signal stopped it between two shards.
     """
     dataset = open_split(job.data, "unlabeled")
-    sources = [_open(one.labels, dataset) for one in job.labels]
+    val = open_split(job.data, "val") if _fits(job) else None
+    qualities: list[ScoresQuality] = []
+    sources = [_open(one.labels, dataset, val, qualities) for one in job.labels]
     weights = np.array([one.weight for one in job.labels], np.float64)
     weights /= weights.sum()
     inputs = ",".join(stage.inputs.inputs[f"labels{i}"] for i in range(len(sources)))
@@ -50,6 +56,7 @@ def run_merge(job: MergeJob, stage: Stage) -> None:
         "weights": ",".join(map(repr, weights.tolist())),
         "top_k": str(job.label.top_k),
         "num_classes": str(len(dataset.classes)),
+        **({"val": stage.inputs.inputs["val"]} if val is not None else {}),
     }
     for shard in dataset.shards:
         stage.check_stop(f"before shard {shard.name}; the shards before it are merged")
@@ -61,7 +68,13 @@ def run_merge(job: MergeJob, stage: Stage) -> None:
         mean = sum(weight * source(rows).astype(np.float64) for weight, source in zip(weights, sources, strict=True))
         write_labels(path, _summarize(dataset, rows, np.asarray(mean), job.label.top_k), expected)
     files = [label_path(job.out, shard.name).name for shard in dataset.shards]
-    stage.finish(files, provenance=provenance, classes=digest(dataset.classes), num_samples=len(dataset))
+    outputs = {"provenance": provenance, "classes": digest(dataset.classes), "num_samples": len(dataset)}
+    stage.finish(files, **outputs, **({"scores": qualities} if qualities else {}))
+
+
+def _fits(job: MergeJob) -> bool:
+    """Whether the temperature of a table is fitted on val."""
+    return job.label.temperature == "auto" and any(one.labels.is_file() for one in job.labels)
 
 
 def labels_fingerprint(path: Path) -> str:
@@ -74,11 +87,16 @@ def labels_fingerprint(path: Path) -> str:
     return digest_once(path)
 
 
-def _open(path: Path, dataset: Dataset) -> Probabilities:
-    """What gives the probabilities of rows: a label stage, or a table of scores."""
+def _open(path: Path, dataset: Dataset, val: Dataset | None, qualities: list[ScoresQuality]) -> Probabilities:
+    """What gives the probabilities of rows: a label stage, or a table of scores, whose quality on val is noted."""
     if path.is_dir():
         return LabelStore(path, dataset).probabilities
-    return partial(np.take, read_scores(path, dataset), axis=0)
+    if val is None:
+        return partial(np.take, read_scores(path, dataset).probabilities, axis=0)
+    probabilities, quality = read_calibrated(path, dataset, val)
+    if quality is not None:
+        qualities.append(quality)
+    return partial(np.take, probabilities, axis=0)
 
 
 def _summarize(dataset: Dataset, rows: I64Array, probabilities: F64Array, top_k: int) -> LabelRows:

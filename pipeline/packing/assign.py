@@ -40,8 +40,9 @@ def assign_splits(
 ) -> Assigned:
     """Give every image a split.
 
-    Images without a label are unlabeled, or are left out where val or test was typed. A SOURCE with train images and
-    others but without val has val carved from its train images. Of SOURCE's own val and test nothing is carved.
+    Images without a label are unlabeled, but those of val or test, be it typed or SOURCE's own, are left out: in the
+    pool a test image would be seen before the test. A SOURCE with train images and others but without val has val
+    carved from its train images. Of SOURCE's own val and test nothing is carved.
 
     Raises:
         UserError: SOURCE says otherwise than what was typed, or the carve cannot be.
@@ -54,16 +55,10 @@ def assign_splits(
         raise UserError(
             f"SOURCE has splits of its own ({', '.join(words[:6])}); leave --split {split} out to take them"
         )
-    bare = np.zeros(len(own), bool)
-    if split is not None:
-        splits = np.full(len(own), SPLITS.index(split), np.uint8)
-        if split == "labeled":
-            splits[images.labels < 0] = _UNLABELED
-        elif split != "unlabeled":
-            bare = images.labels < 0
-    else:
-        splits = np.array([SPLITS.index(one or "labeled") for one in own], np.uint8)
-        splits[images.labels < 0] = _UNLABELED
+    splits = np.array([SPLITS.index(split or one or "labeled") for one in own], np.uint8)
+    bare = (images.labels < 0) & ~np.isin(splits, (_LABELED, _UNLABELED))
+    splits[(images.labels < 0) & (splits == _LABELED)] = _UNLABELED
+    if split is None:
         carve = _open_part(carve, set(own))
     eligible = splits == _LABELED
     twins: dict[int, int] = {}

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.arrays import U8Array
+from pipeline.arrays import BoolArray, U8Array
 from pipeline.config import SPLITS, Split
 from pipeline.packing.carve import Carve
 from pipeline.packing.scan import Images
@@ -86,6 +86,12 @@ def absent(images: Images, splits: U8Array, names: Sequence[str], carve: Carve |
             seen = set(images.labels[splits == number].tolist())
             found[split] = tuple(name for class_id, name in enumerate(names) if class_id not in seen)
     return {split: classes for split, classes in found.items() if classes}
+
+
+def note_of_bare(bare: BoolArray) -> tuple[str, ...]:
+    """That images of val or test are left out, because they have no label."""
+    num = int(bare.sum())
+    return (f"{num:,} images of val or test have no label, so they are left out and listed",) if num else ()
 
 
 def note_of_splits(images: Images, splits: U8Array) -> tuple[str, ...]:

@@ -20,7 +20,7 @@ from pipeline.packing.item import Item, look_alikes
 from pipeline.packing.labeling import BY_FOLDERS, Labeling, tell_apart
 from pipeline.packing.layout import Command
 from pipeline.packing.left_out import list_duplicates, list_left_out
-from pipeline.packing.outcome import PackReport, absent, count, note_of_splits
+from pipeline.packing.outcome import PackReport, absent, count, note_of_bare, note_of_splits
 from pipeline.packing.overlap import find_overlap, refuse_elsewhere
 from pipeline.packing.scan import Images, check_images, conflicting
 from pipeline.packing.source import open_source
@@ -166,7 +166,7 @@ def pack(
         elsewhere=elsewhere,
         duplicates=duplicates,
         left_out=listed,
-        notes=(*told.notes, *note_of_splits(images, splits)),
+        notes=(*told.notes, *note_of_splits(images, splits), *note_of_bare(assigned.bare)),
         empty_folders=files.empty_folders,
         look_alikes=look_alikes(names),
         value_range=images.scaling.range,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -17,7 +17,7 @@ from pipeline.arrays import F32Array
 from pipeline.config import semantic
 from pipeline.errors import UserError
 from pipeline.evaluate.judged import MODEL_FILES, write_judged
-from pipeline.evaluate.metrics import Metrics, compute_metrics
+from pipeline.evaluate.metrics import IntArray, Metrics, compute_metrics
 from pipeline.features.encoder import build_encoder, linear_classifier, probe_of
 from pipeline.features.store import FeatureStore
 from pipeline.files import write_json
@@ -25,7 +25,7 @@ from pipeline.models.format import model_digest
 from pipeline.probe.logistic import GRID, Linear, fit_path
 from pipeline.probe.neighbors import vote
 from pipeline.selection.targets import Targets, open_selection
-from pipeline.shards.dataset import Dataset, open_split
+from pipeline.shards.dataset import open_split
 from pipeline.stages import progress
 from pipeline.stages.fingerprint import StageInputs, digest
 from pipeline.stages.folder import append_timing, stage_record
@@ -96,16 +96,11 @@ def run_probe(job: ProbeJob, stage: Stage) -> None:
     probe = probe_of(job.training)
     strengths = GRID if probe.c == "auto" else (probe.c,)
     tried: list[Tried] = []
-    shift = _shift(rows, val) if probe.prior == "val" else None
-    for c, fitted in zip(strengths, fit_path(*rows, strengths), strict=False):
-        classifier = fitted if shift is None else replace(fitted, bias=fitted.bias + shift)
+    for one in try_strengths(rows, held_out, val.labels, strengths, prior_of_val=probe.prior == "val"):
         stage.check_stop("between two strengths of the penalty; nothing is saved")
-        log_probs = classifier.log_probs(held_out).float().numpy()
-        tried.append(Tried(c, classifier, log_probs, compute_metrics(log_probs, val.labels)))
+        tried.append(one)
         progress.report(job.out, len(tried), len(strengths), "strengths")
-        if tried.index(_best_of(tried)) < len(tried) - PATIENCE:
-            break
-    best = _best_of(tried)
+    best = best_of(tried)
     if len(tried) > 1 and best in (tried[0], tried[-1]):
         log.warning("the best c of the probe is %g, at an end of the grid; set probe.c beyond it", best.c)
     lineage = {"role": job.role, **stage.inputs.inputs, "round": job.round}
@@ -129,19 +124,42 @@ def run_probe(job: ProbeJob, stage: Stage) -> None:
     stage.finish([*MODEL_FILES, PROBE_FILE], model_sha256=model_digest(job.out), c=best.c)
 
 
-def _shift(rows: Rows, val: Dataset) -> Tensor:
+def try_strengths(
+    rows: Rows, held_out: Tensor, labels: IntArray, strengths: Sequence[float], *, prior_of_val: bool = False
+) -> Iterator[Tried]:
+    """Fit one classifier per strength, from strong penalties to weak ones, until none has been better for PATIENCE.
+
+    Args:
+        rows: What they are fitted on.
+        held_out: The features of val [M, D].
+        labels: The classes of val [M].
+        strengths: The inverse strengths c, from small to large.
+        prior_of_val: Whether predictions assume that classes are as frequent as in val.
+    """
+    tried: list[Tried] = []
+    shift = _shift(rows, labels) if prior_of_val else None
+    for c, fitted in zip(strengths, fit_path(*rows, strengths), strict=False):
+        classifier = fitted if shift is None else replace(fitted, bias=fitted.bias + shift)
+        log_probs = classifier.log_probs(held_out).float().numpy()
+        tried.append(Tried(c, classifier, log_probs, compute_metrics(log_probs, labels)))
+        yield tried[-1]
+        if tried.index(best_of(tried)) < len(tried) - PATIENCE:
+            return
+
+
+def best_of(tried: Sequence[Tried]) -> Tried:
+    """The one with the best likelihood: of a few hundred images it tells more than the accuracy, which jumps."""
+    return min(tried, key=lambda one: one.metrics.nll)
+
+
+def _shift(rows: Rows, labels: IntArray) -> Tensor:
     """What the logits of each class gain if classes are as frequent as among val images, float64 [C] (Saerens 2002).
 
     One image more per class keeps a class that val lacks from minus infinity.
     """
-    of_val = torch.bincount(torch.from_numpy(val.labels.astype(np.int64)), minlength=len(val.classes)).double() + 1
     of_rows = (rows.targets.double() * rows.weights.double()[:, None]).sum(0)
+    of_val = torch.bincount(torch.from_numpy(labels.astype(np.int64)), minlength=len(of_rows)).double() + 1
     return torch.log(of_val / of_val.sum()) - torch.log(of_rows / of_rows.sum())
-
-
-def _best_of(tried: Sequence[Tried]) -> Tried:
-    """The one with the best likelihood: of a few hundred images it tells more than the accuracy, which jumps."""
-    return min(tried, key=lambda one: one.metrics.nll)
 
 
 def _rows(job: ProbeJob) -> Rows:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -93,18 +94,21 @@ def absolute_data(data: Data) -> Data:
     return changed(data, **update)
 
 
-def set_aside(run_dir: Path, earlier: Config, config: Config, data: str) -> None:
-    """Move results from before a change of config, data or plugins into RUN/earlier; stage folders stay in place.
+def set_aside(run_dir: Path, earlier: Config, config: Config, data: str, files: dict[str, str]) -> None:
+    """Move results from before a change of config, data, other files or plugins into RUN/earlier; stage folders stay in
+    place. `files` is what lies at the paths of the config now, of which a result of an earlier version says nothing.
 
     Raises:
         UserError: a plugin that the results were made with is not here.
     """
     result = run_dir / "result.json"
-    made = read_as(Result, result) if result.exists() else {"data": data, "plugins": digests()}
+    made: Mapping[str, Any] = read_as(Result, result) if result.exists() else {"data": data, "plugins": digests()}
     earlier_data, earlier_plugins = made.get("data"), made.get("plugins", {})
+    earlier_files: dict[str, str] = made.get("files", files)
     changes = {
         "config": semantic(earlier) != semantic(config),
         "data": earlier_data != data,
+        "file of " + ", ".join(k for k in files if earlier_files.get(k) != files[k]): earlier_files != files,
         "plugins": earlier_plugins != digests(),
     }
     if missing := sorted(set(earlier_plugins) - set(digests())):
@@ -112,7 +116,8 @@ def set_aside(run_dir: Path, earlier: Config, config: Config, data: str) -> None
     what = " and ".join(name for name, is_changed in changes.items() if is_changed)
     if not what:
         return
-    folder = run_dir / "earlier" / digest([semantic(earlier), earlier_data, earlier_plugins])[:8]
+    told_apart = [semantic(earlier), earlier_data, earlier_plugins, *([earlier_files] if earlier_files else [])]
+    folder = run_dir / "earlier" / digest(told_apart)[:8]
     folder.mkdir(parents=True, exist_ok=True)
     for file in ("result.json", "report.html", "config.yaml"):  # the config last, so that after a kill this is repeated
         if (run_dir / file).exists():

@@ -1,10 +1,12 @@
-"""What the models of a run see, where the config leaves it to the weights that they start from."""
+"""What a run reads beside its data, and what its models see, where the config leaves it to such weights."""
 
 from __future__ import annotations
 
-from pipeline.config import Config, changed
+from pipeline.config import Config, Training, changed
 from pipeline.config.methods import METHOD_CONFIGS
+from pipeline.labels.merging import labels_fingerprint
 from pipeline.models.input import with_input_of, with_input_of_training
+from pipeline.models.weights import start_inputs
 
 
 def with_inputs(config: Config) -> Config:
@@ -26,3 +28,18 @@ def with_inputs(config: Config) -> Config:
         with_input_of(member.start, member, f"committee.{number}") for number, member in enumerate(config.committee)
     )
     return changed(config, teacher=teacher, student=student, committee=committee)
+
+
+def files_of(config: Config) -> dict[str, str]:
+    """Config key -> digest of what lies there, of all that the run reads beside its data: starts and others' labels.
+
+    Raises:
+        UserError: it is not there, or no such thing.
+    """
+    reads = METHOD_CONFIGS[config.method].reads
+    trainings: dict[str, Training] = {name: getattr(config, name) for name in ("teacher", "student") if name in reads}
+    if "committee" in reads:
+        trainings |= {f"committee.{number}": member for number, member in enumerate(config.committee)}
+    found = {f"{name}.start.model": sha for name, one in trainings.items() for sha in start_inputs(one).values()}
+    others = enumerate(config.label.others) if "label" in reads else ()
+    return found | {f"label.others.{number}": labels_fingerprint(one.labels) for number, one in others}

@@ -11,7 +11,6 @@ import numpy as np
 from pipeline.config import SPLITS, Config, Split, dump_yaml, semantic, unread_keys
 from pipeline.errors import UserError
 from pipeline.files import write_bytes, write_csv, write_sealed
-from pipeline.labels.merging import labels_fingerprint
 from pipeline.methods import METHODS
 from pipeline.methods.method import Method, OnRound
 from pipeline.methods.round import best_of
@@ -19,6 +18,7 @@ from pipeline.runs.control import fit_probe, train_control
 from pipeline.runs.dry_run import check_networks
 from pipeline.runs.finetune import finetune
 from pipeline.runs.folder import check_run_folder, earlier_config, resolve_config, set_aside
+from pipeline.runs.inputs import files_of
 from pipeline.runs.ledger import Ledger
 from pipeline.runs.result import models_of, result_of
 from pipeline.runs.run import Run, RunStage
@@ -66,17 +66,16 @@ def run_loop(
         config = resolve_config(config, earlier)
         datasets = _check_data(config, method)
         check_networks(config, method, len(datasets["labeled"].classes))
-        for other in config.label.others if method.reads("label") else ():
-            labels_fingerprint(other.labels)  # now, and not after the teacher was trained
+        files = files_of(config)  # what is missing is told now, and not after the teacher was trained
         data = {split: dataset.fingerprint for split, dataset in datasets.items()}
         if earlier is not None:
-            set_aside(run_dir, earlier, config, digest(data))
+            set_aside(run_dir, earlier, config, digest(data), files)
         versions = {name: kind.version for name, kind in KINDS.items()}
         ledger = Ledger(run_dir, digest([semantic(config), data, versions]))
         write_bytes(run_dir / "config.yaml", dump_yaml(config).encode())  # after the ledger
         _list_left_out(run_dir, datasets)
 
-        run = Run(config, run_dir, run_stage, lock_fd, accept_environment, data, ledger)
+        run = Run(config, run_dir, run_stage, lock_fd, accept_environment, data, files, ledger)
         rounds = finetune(run, method, method.run_rounds(run, on_round), on_round)
         final = best_of(rounds)
         skipped: dict[str, int] = {split: len(d.skipped) for split, d in datasets.items() if d.skipped}

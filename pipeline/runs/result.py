@@ -48,6 +48,7 @@ class Result(TypedDict):
     rounds: list[ResultRound]
     final: ResultFinal
     data: NotRequired[str]
+    files: NotRequired[dict[str, str]]
     plugins: NotRequired[dict[str, str]]
 
 
@@ -86,6 +87,7 @@ def result_of(
         "schema": SCHEMA,
         "method": run.config.method,
         "data": digest(run.data),
+        "files": run.files,
         "plugins": digests(),
         "rounds": [r.to_json(run.folder) for r in rounds],
         "final": {

@@ -32,6 +32,8 @@ class Run(Stages):
     accept_environment: bool
     data: dict[Split, str]
     """Split -> its fingerprint when the run began."""
+    files: dict[str, str]
+    """Config key -> digest of what the run reads there beside its data."""
     ledger: Ledger
 
     def stage(self, job: Job, parent: str) -> Path:

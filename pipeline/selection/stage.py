@@ -70,7 +70,10 @@ def run_select(job: SelectJob, stage: Stage) -> None:
     if weights is not None:
         for line, weight in zip(summary["classes"], weights.tolist(), strict=True):
             line["weight"] = weight
-    if quality := stage_record(job.labels)["outputs"].get("val"):
+    outputs = stage_record(job.labels)["outputs"]
+    if scores := outputs.get("scores"):
+        summary["scores_on_val"] = scores
+    if quality := outputs.get("val"):
         summary["on_val"] = cast(LabelQuality, {name: quality[name] for name in LabelQuality.__annotations__})
     output().print(summary_table(summary))
     check_summary(summary, job.select)

@@ -10,6 +10,7 @@ import numpy.typing as npt
 from typing_extensions import TypedDict  # pydantic takes typing's from Python 3.12 on
 
 from pipeline.arrays import F32Array, F64Array, I32Array, I64Array
+from pipeline.labels.scores import ScoresQuality
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -81,7 +82,9 @@ class Summary(TypedDict):
     num_left: NotRequired[int]
     """With `threshold` or `share`, the images that these leave, before `per_class` and balance."""
     on_val: NotRequired[LabelQuality]
-    """With `label.temperature: auto`, what the stored labels are worth on val."""
+    """With `label.temperature: auto`, what the stored labels are worth on val, before `align`."""
+    scores_on_val: NotRequired[list[ScoresQuality]]
+    """The same of each table of scores in `label.others` that has the val images, before it is averaged."""
     warnings: NotRequired[list[Notice]]
 
 
@@ -169,7 +172,12 @@ def summary_table(summary: Summary) -> Table:
         f"copies, effective size {summary['effective_size']:,.0f}{note}; {lowest} and mean are confidences"
     )
     if (on_val := summary.get("on_val")) is not None:
-        caption += f"; on val {on_val['top1']:.1%} of such labels are right, calibration error {on_val['ece']:.1%}"
+        which = "labels before alignment" if any("weight" in c for c in classes) else "such labels"
+        caption += f"; on val {on_val['top1']:.1%} of {which} are right, calibration error {on_val['ece']:.1%}"
+    for scores in summary.get("scores_on_val", ()):
+        caption += (
+            f"; of {scores['table']} {scores['top1']:.1%} are right on val, calibration error {scores['ece']:.1%}"
+        )
     table = Table(title="Selected pseudo-labels", caption=caption)
     table.add_column("class", no_wrap=True)
     for heading in ("predicted", "share", "labeled", "kept", "copies", lowest, "mean"):  # short, to fit 80 columns

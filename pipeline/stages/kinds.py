@@ -57,7 +57,7 @@ class Kind:
 
 KINDS: dict[str, Kind] = {
     "embed": Kind(EmbedJob, "pipeline.features.stage:embed_inputs", "pipeline.features.stage:run_embed", 1, ranks=True),
-    "probe": Kind(ProbeJob, "pipeline.probe.stage:probe_inputs", "pipeline.probe.stage:run_probe", 1),
+    "probe": Kind(ProbeJob, "pipeline.probe.stage:probe_inputs", "pipeline.probe.stage:run_probe", 2),
     "train": Kind(TrainJob, "pipeline.train.stage:train_inputs", "pipeline.train.stage:run_train", 4, ranks=True),
     "label": Kind(LabelJob, "pipeline.labels.stage:label_inputs", "pipeline.labels.stage:run_label", 3, ranks=True),
     "merge": Kind(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import cast
 
 import numpy as np
 import pytest
+from scipy.optimize import minimize_scalar
+from scipy.special import logsumexp, softmax
 from support.labeled_digits import WriteStage
 
 from pipeline.config import Config, Data, OtherLabels, changed
@@ -18,10 +21,10 @@ from pipeline.labels.merging import labels_fingerprint
 from pipeline.labels.scores import read_scores
 from pipeline.labels.store import LabelStore
 from pipeline.runs.loop import run_loop
-from pipeline.shards.dataset import Dataset
+from pipeline.shards.dataset import Dataset, open_split
 from pipeline.stages.fingerprint import StageInputs
-from pipeline.stages.folder import finish_folder, open_folder
-from pipeline.stages.jobs import Job, MergeJob
+from pipeline.stages.folder import finish_folder, open_folder, stage_record
+from pipeline.stages.jobs import Job, MergeJob, SelectJob
 from pipeline.stages.preamble import run_stage
 
 
@@ -74,10 +77,10 @@ def test_labels_of_another_order_of_classes_are_refused(
 def test_scores_name_images_with_or_without_shard_folder_and_extension(unlabeled: Dataset, tmp_path: Path) -> None:
     scores = np.random.default_rng(0).dirichlet(np.ones(len(unlabeled.classes)), len(unlabeled))
     keys = [unlabeled.key(row) for row in range(len(unlabeled))]
-    expected = read_scores(write_scores(tmp_path / "a.csv", unlabeled, scores), unlabeled)
+    expected = read_scores(write_scores(tmp_path / "a.csv", unlabeled, scores), unlabeled).probabilities
     np.testing.assert_allclose(expected, scores, atol=1e-6)
     short = [f"{key.partition('/')[2]}.png" for key in keys]
-    found = read_scores(write_scores(tmp_path / "b.csv", unlabeled, scores, short), unlabeled)
+    found = read_scores(write_scores(tmp_path / "b.csv", unlabeled, scores, short), unlabeled).probabilities
     np.testing.assert_array_equal(found, expected)
 
 
@@ -100,7 +103,7 @@ def read_named(folder: Path, keys: list[str], names: list[str], score: str = "1"
     lines = [f"{name},{number / 10},{1 - number / 10}" for number, name in enumerate(names[:-1])]
     path = folder / "scores.csv"
     path.write_text("\n".join(["image,cat,dog", *lines, f"{names[-1]},{score},0"]) + "\n")
-    return [round(float(row[0]), 6) for row in read_scores(path, cast(Dataset, Keys(keys)))]
+    return [round(float(row[0]), 6) for row in read_scores(path, cast(Dataset, Keys(keys))).probabilities]
 
 
 def test_scores_find_names_with_dots_and_odd_letters(tmp_path: Path) -> None:
@@ -144,7 +147,7 @@ def test_scores_that_do_not_sum_to_1_are_logits_and_that_is_said(
     unlabeled: Dataset, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     values = np.random.default_rng(0).normal(size=(len(unlabeled), len(unlabeled.classes)))
-    found = read_scores(write_scores(tmp_path / "a.csv", unlabeled, values), unlabeled)
+    found = read_scores(write_scores(tmp_path / "a.csv", unlabeled, values), unlabeled).probabilities
     np.testing.assert_allclose(found, np.exp(values) / np.exp(values).sum(1, keepdims=True), atol=1e-5)
     assert "taken as logits" in caplog.text
 
@@ -165,3 +168,58 @@ def test_a_table_that_lacks_an_image_or_a_class_is_refused(unlabeled: Dataset, t
     table.write_text("\n".join([lines[0], lines[1].replace("0.1", "nan"), *lines[2:]]))
     with pytest.raises(UserError, match="is not a finite number"):
         read_scores(table, unlabeled)
+
+
+@pytest.fixture
+def over_sure(data: Data, unlabeled: Dataset) -> tuple[np.ndarray, list[str]]:
+    """Scores of a model that is three times as sure as it should be, of the unlabeled images and then of val."""
+    val = open_split(data, "val")
+    truth = np.concatenate([cast(np.ndarray, unlabeled.truth()), val.labels])
+    logits = np.random.default_rng(1).normal(size=(len(truth), len(val.classes)))
+    logits[np.arange(len(truth)), truth] += 2
+    powers = np.exp(3 * logits)
+    keys = [dataset.key(row) for dataset in (unlabeled, val) for row in range(len(dataset))]
+    return powers / powers.sum(1, keepdims=True), keys
+
+
+def test_scores_of_a_table_that_has_val_are_calibrated(
+    config: Config, unlabeled: Dataset, over_sure: tuple[np.ndarray, list[str]], tmp_path: Path
+) -> None:
+    """The temperature is the one that a scalar minimizer finds, and the summary has the error that is left."""
+    config = changed(config, label=changed(config.label, temperature="auto"))
+    scores, keys = over_sure
+    table = write_scores(tmp_path / "clip.csv", unlabeled, scores, keys)
+    out = merged(config, tmp_path / "merge", (table, 1.0))
+    logs, labels = np.log(scores), open_split(config.data, "val").labels
+
+    def nll(temperature: float) -> float:
+        cooled = logs[len(unlabeled) :] / temperature
+        return float(np.mean(logsumexp(cooled, axis=1) - cooled[np.arange(len(labels)), labels]))
+
+    best = float(minimize_scalar(nll, bounds=(0.1, 20), method="bounded", options={"xatol": 1e-6}).x)
+    (quality,) = stage_record(out)["outputs"]["scores"]
+    assert quality["temperature"] == pytest.approx(best, rel=1e-3)
+    assert best > 1.5
+    found = LabelStore(out, unlabeled).probabilities(np.arange(len(unlabeled)))
+    np.testing.assert_allclose(found, softmax(logs[: len(unlabeled)] / best, axis=1), atol=1e-3)
+    run_stage(SelectJob.of(config, tmp_path / "select", 1, out))
+    (shown,) = json.loads((tmp_path / "select" / "selection.json").read_text())["scores_on_val"]
+    assert (shown["table"], shown["ece"]) == ("clip.csv", quality["ece"])
+
+
+def test_scores_without_val_are_taken_as_they_are_and_that_is_said(
+    config: Config,
+    unlabeled: Dataset,
+    over_sure: tuple[np.ndarray, list[str]],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    config = changed(config, label=changed(config.label, temperature="auto"))
+    scores, keys = over_sure
+    table = write_scores(tmp_path / "clip.csv", unlabeled, scores[:-1], keys[:-1])
+    out = merged(config, tmp_path / "merge", (table, 1.0))
+    num = len(keys) - len(unlabeled)
+    assert f"clip.csv is not calibrated: it has rows for {num - 1} of {num} val images" in caplog.text
+    rows = np.arange(len(unlabeled))
+    np.testing.assert_allclose(LabelStore(out, unlabeled).probabilities(rows), scores[: len(rows)], atol=1e-6)
+    assert "scores" not in stage_record(out)["outputs"]

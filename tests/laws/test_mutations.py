@@ -95,7 +95,7 @@ def any_result(run: Path) -> None:
     config, copy = load_config(run / "config.yaml"), run / "earlier" / "copy"
     copy.mkdir(parents=True, exist_ok=True)
     shutil.copy(run / "result.json", copy)
-    attempt(lambda: set_aside(copy, config, config, "d"))
+    attempt(lambda: set_aside(copy, config, config, "d", {}))
     shutil.rmtree(run / "earlier")
     all_of_report(run)
 

@@ -81,8 +81,6 @@ def test_one_file_is_a_source_and_a_split_that_is_typed_wins(tmp_path: Path) -> 
     assert pack(path, tmp_path / "pool", split="unlabeled").num_samples == {"unlabeled": 8}
     carve = Carve(num_labeled=2, val_fraction=0.25)
     assert pack(path, tmp_path / "carve", carve=carve).num_samples == {"labeled": 2, "unlabeled": 4, "val": 2}
-    report = pack(path, tmp_path / "dropped", labeling=Labeling(drop=()), split="labeled")
-    assert report.num_samples == {"labeled": 8}
 
 
 @pytest.mark.parametrize("name", ["photos", "photos.pq", "photos.PARQUET"])
@@ -109,6 +107,14 @@ def test_names_in_place_of_numbers_and_rows_without_a_label(tmp_path: Path) -> N
     features = {"image": IMAGE, "label": LABEL}
     path = write_parquet(tmp_path / "numbers.parquet", range(5), features=features, columns={"label": numbers})
     assert pack(path, tmp_path / "two").num_samples == {"labeled": 3, "unlabeled": 2}
+
+
+def test_labels_that_are_dropped_are_unlabeled_and_of_test_left_out(tmp_path: Path) -> None:
+    columns: dict[str, list[object]] = {"label": ["cat", "dog", "Skip", "cat", "Skip"]}
+    path = write_parquet(tmp_path / "in.parquet", range(5), columns=columns)
+    labeling = Labeling(drop=("Skip",))
+    assert pack(path, tmp_path / "out", labeling=labeling).num_samples == {"labeled": 3, "unlabeled": 2}
+    assert pack(path, tmp_path / "test", labeling=labeling, split="test").num_samples == {"test": 3}
 
 
 def test_two_columns_of_labels_are_refused_with_the_command(tmp_path: Path) -> None:

@@ -112,6 +112,25 @@ def test_images_without_a_label_are_no_val_images(tmp_path: Path) -> None:
     check_disjoint({split: open_split(data, split) for split in ("labeled", "unlabeled", "val")})
 
 
+@pytest.mark.parametrize("typed", [True, False], ids=["typed", "own"])
+def test_test_images_without_a_label_are_in_no_split(tmp_path: Path, typed: bool) -> None:
+    """In the pool they would be seen before the test, whether `--split test` was typed or a column says so."""
+    head, train = ("image", "label", "part"), [("0.png", "cat", "train"), ("1.png", "dog", "train")]
+    test = [("2.png", "cat", "test"), ("3.png", "dog", "test"), ("4.png", "", "test"), ("5.png", "Not sure", "test")]
+    files = {name: IMAGES[name] for name in sorted(IMAGES)[2 if typed else 0 :]}
+    files["t.csv"] = table([head, *test] if typed else [head, *train, *test])
+    labeling = Labeling(table="t.csv", drop=("Not sure",), split_column=None if typed else "part")
+    source = write_files(tmp_path / "in", files)
+    report = pack(source, tmp_path / "out", split="test" if typed else None, labeling=labeling)
+    assert report.num_samples.get("test") == 2
+    assert "unlabeled" not in report.num_samples
+    assert "2 images of val or test have no label, so they are left out and listed" in report.notes
+    assert {name for name, why in left_out_of(report.out).items() if why == "it has no label"} == {
+        "images/4.png",
+        "images/5.png",
+    }
+
+
 def test_of_equal_val_images_the_one_with_a_label_stays(tmp_path: Path) -> None:
     images = {"a.png": IMAGES["images/0.png"], "b.png": IMAGES["images/0.png"], "c.png": IMAGES["images/1.png"]}
     rows = [("image", "label"), ("b.png", "cat"), ("c.png", "dog")]

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
 from torch.nn import functional as F
 
 from pipeline.probe.logistic import GRID, fit_path
@@ -29,6 +30,20 @@ def test_it_is_scikit_learns_on_standardized_features(num_rows: int, num_feature
     standard = features.double().numpy()
     standard = (standard - standard.mean(0)) / standard.std(0)
     expected = LogisticRegression(C=c, tol=1e-10, max_iter=20_000).fit(standard, labels.numpy())
+    np.testing.assert_allclose(found.log_probs(features).exp(), expected.predict_proba(standard), atol=2e-5)
+
+
+def test_a_row_far_from_all_others_is_fitted_as_scikit_learn_does() -> None:
+    """There a full step of Newton's method overshoots, and those after it all the more."""
+    features, labels = problem(300, 12)
+    features[:5] *= 100
+    copies = torch.ones(300)
+    copies[0] = 50
+    [found] = fit_path(features, F.one_hot(labels).float(), copies, [1e3])
+    scaler = StandardScaler().fit(features.double().numpy(), sample_weight=copies.numpy())
+    standard = scaler.transform(features.double().numpy())
+    model = LogisticRegression(C=1e3, tol=1e-10, max_iter=20_000)
+    expected = model.fit(standard, labels.numpy(), sample_weight=copies.numpy())
     np.testing.assert_allclose(found.log_probs(features).exp(), expected.predict_proba(standard), atol=1e-3)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from support.fake_stages import FakeStages, with_section
 
-from pipeline.config import Config, Finetune, WeakView, changed, load_config
+from pipeline.config import Config, Finetune, OtherLabels, WeakView, changed, load_config
 from pipeline.demos.digits import pack_digits
 from pipeline.files import read_json
 from pipeline.methods.round import Round
@@ -180,6 +180,18 @@ def test_other_data_keeps_the_earlier_result(config: Config, tmp_path: Path) -> 
         with_section(config, "data", root=tmp_path / "other"), run, run_stage=FakeStages(0.6, 0.7, 0.8, 0.9)
     )
     assert first["data"] != second["data"]
+    (earlier,) = (run / "earlier").iterdir()
+    assert read_json(earlier / "result.json") == first
+
+
+def test_another_file_at_a_path_of_the_config_keeps_the_earlier_result(config: Config, tmp_path: Path) -> None:
+    table, run = tmp_path / "clip.csv", tmp_path / "run"
+    table.write_text("image,a,b\n1,0.5,0.5\n")
+    config = with_section(config, "label", others=(OtherLabels(labels=table),))
+    first = run_loop(config, run, run_stage=FakeStages(0.6, 0.7, 0.8, 0.9))
+    table.write_text("image,a,b\n1,0.75,0.25\n")
+    second = run_loop(config, run, run_stage=FakeStages(0.6, 0.7, 0.8, 0.9))
+    assert first["rounds"][1]["label_dir"] != second["rounds"][1]["label_dir"]
     (earlier,) = (run / "earlier").iterdir()
     assert read_json(earlier / "result.json") == first
 

@@ -15,6 +15,8 @@ from pipeline.config import Config, Data, Select
 from pipeline.errors import UserError
 from pipeline.report.gallery import inspect_pseudo_labels
 from pipeline.selection.alignment import Aligned, alignment
+from pipeline.selection.selection import read_selection
+from pipeline.selection.summary import summary_table
 from pipeline.selection.targets import Targets, open_selection, sharpen
 from pipeline.shards.dataset import Dataset, open_split
 from pipeline.stages.jobs import SelectJob
@@ -122,6 +124,16 @@ def test_a_selection_its_targets_and_its_pictures_see_aligned_labels(
     shown = inspect_pseudo_labels(unlabeled, folder, data, 8)
     assert shown.accuracy == (expected.argmax(1) == truth).mean()
     assert {path.name: path.read_bytes() for path in labels.iterdir()} == before, "labels stay as the teacher said them"
+
+
+def test_the_caption_says_that_the_figures_on_val_are_from_before_alignment(
+    tmp_path: Path, data: Data, write_stage: WriteStage, logits: F32Array
+) -> None:
+    labels = write_stage(logits)
+    for align, words in ((True, "of labels before alignment are right"), (False, "of such labels are right")):
+        summary = read_selection(select_stage(tmp_path, data, labels, align=align)).summary
+        summary["on_val"] = {"top1": 0.8, "ece": 0.1, "num_samples": 9, "temperatures": [1.0], "teachers_top1": [0.8]}
+        assert words in str(summary_table(summary).caption)
 
 
 def test_without_a_prior_the_shares_are_those_of_labeled_images_and_off_is_as_before(

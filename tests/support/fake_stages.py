@@ -16,7 +16,7 @@ from pipeline.models.format import ModelInfo
 from pipeline.selection.selection import SELECTION_FILES
 from pipeline.shards.dataset import open_split
 from pipeline.stages.folder import finish_folder, open_folder
-from pipeline.stages.jobs import EvaluateJob, Job, LabelJob, SelectJob, TrainJob
+from pipeline.stages.jobs import EvaluateJob, Job, LabelJob, MergeJob, SelectJob, TrainJob
 from pipeline.stages.kinds import kind_of
 
 NUM_VAL = 359
@@ -39,7 +39,7 @@ class FakeStages:
         open_folder(job.out, job.kind, kind.version, kind.inputs(job), {})
         if isinstance(job, TrainJob):
             self.train(job)
-        elif isinstance(job, LabelJob):
+        elif isinstance(job, LabelJob | MergeJob):
             names = [label_path(job.out, shard.name).name for shard in open_split(job.data, "unlabeled").shards]
             for name in names:
                 write_bytes(job.out / name, b"rows")
