@@ -20,6 +20,7 @@ from pipeline.config.base import (
 )
 from pipeline.config.config import Config, Rounds
 from pipeline.config.data import SPLITS, Data, Split
+from pipeline.config.distillation import Distillation
 from pipeline.config.evaluate import Evaluate
 from pipeline.config.label import Label, OtherLabels
 from pipeline.config.learners import Adjuster, FixMatch, Meta, Uda
@@ -41,6 +42,7 @@ __all__ = [
     "CropMode",
     "Cutmix",
     "Data",
+    "Distillation",
     "Evaluate",
     "Finetune",
     "FixMatch",

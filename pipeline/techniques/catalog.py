@@ -1,7 +1,7 @@
 """The table of techniques: one row per refinement.
 
 Tests hold it in both directions: each row has keys, code and a card, and each semantic key of a training, a labeling or
-a selection belongs to a row or to PLUMBING.
+a selection belongs to a row or to PLUMBING. The file is long because it is one table.
 """
 
 from __future__ import annotations
@@ -109,6 +109,14 @@ TECHNIQUES: dict[str, Technique] = {
             0.1,
             "pipeline.train.losses:hard_cross_entropy",
             "Szegedy 2016, 7",
+        ),
+        Technique(
+            "distillation",
+            "loss",
+            ("training.distillation",),
+            {},
+            "pipeline.train.losses:distillation_loss",
+            "Hinton 2015, 2; He 2019 (Bag of Tricks), 5.3",
         ),
         Technique(
             "logit_adjustment",
