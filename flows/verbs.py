@@ -181,6 +181,12 @@ def summary(result: Mapping[str, Any]) -> Table:
     named = {"final model": "", "round-0 teacher": "teacher_", "control": "control_", "probe": "probe_"}
     found = {name: final.get(f"{key}test_top1") for name, key in named.items()}
     tests = [f"{name} {100 * top1:.2f}%" for name, top1 in found.items() if top1 is not None]
+    for name, words in (("ensemble", "ensemble of {}"), ("mc_dropout", "mean of {} dropout samples")):
+        if said := final.get(name):
+            number = len(said["models"]) if "models" in said else said["samples"]
+            top1 = final["test"].get(name, said["val"])["top1"]
+            where = "" if name in final["test"] else "on val: "
+            tests.append(f"{where}{words.format(number)} {100 * top1:.2f}%")
     table = Table(caption=f"on test: {', '.join(tests)}" if tests else None, caption_justify="left")
     table.add_column("round", justify="right")
     table.add_column("model")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pipeline.config.base import Positive, Section, operational, technique
+from pipeline.config.base import NonNegative, Positive, Section, operational, technique
 
 
 class Evaluate(Section):
@@ -12,6 +12,13 @@ class Evaluate(Section):
     """Images per forward pass. Lower it if they do not fit in memory."""
     flip: bool = technique(False, off=False)
     """Average the probabilities of each image and its mirror image, in all figures of the run, on val too."""
+    ensemble: Positive = technique(1, off=1)
+    """Number of models whose probabilities are averaged, to report on val and test beside the final model: the final
+    one, students that were trained alike by other seeds (`rounds.judges`), then the kept students of earlier rounds,
+    newest first. It chooses nothing. 1 turns it off."""
+    mc_dropout: NonNegative = technique(0, off=0)
+    """Number of passes with dropout on whose probabilities are averaged, to report on val and test beside the final
+    model, which needs `dropout`. It chooses nothing. 20 is usual; 0 turns it off."""
     probe: bool = operational(True)
     """Whether to fit a probe on the encoder that a network starts from, to report beside the final model: what labels
     give without training. With `teacher.probe` the teacher is that probe already. Turn it off to save the pass over

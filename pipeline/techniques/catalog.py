@@ -268,6 +268,22 @@ TECHNIQUES: dict[str, Technique] = {
             "pipeline.evaluate.predictor:Predictor.logits",
             "Simonyan 2015, 3.2",
         ),
+        Technique(
+            "evaluate_ensemble",
+            "evaluate",
+            ("evaluate.ensemble",),
+            3,
+            "pipeline.evaluate.ensemble:mean_log_probs",
+            "Krizhevsky 2012, 6 and tables 1 and 2",
+        ),
+        Technique(
+            "mc_dropout",
+            "evaluate",
+            ("evaluate.mc_dropout",),
+            20,
+            "pipeline.models.mc_dropout:sample_logits",
+            "Gal and Ghahramani 2016, 4; Srivastava 2014, 7.5",
+        ),
     )
 }
 """Name -> row."""
