@@ -46,7 +46,7 @@ VERBS = {
     "--zip-encoding",
     "export": "RUN --out",
     "report": "RUN",
-    "ablate": "CONFIG --techniques --mode --seeds --out --set --no-prefect --accept-environment",
+    "ablate": "CONFIG --techniques --mode --seeds --out --set --parallel --no-prefect --accept-environment",
 }
 
 

@@ -6,6 +6,8 @@ a selection belongs to a row or to PLUMBING. The file is long because it is one 
 
 from __future__ import annotations
 
+import math
+
 from pipeline.config.base import is_technique
 from pipeline.errors import UserError
 from pipeline.techniques.technique import Technique, field_of
@@ -143,6 +145,14 @@ TECHNIQUES: dict[str, Technique] = {
             "He 2019 (Bag of Tricks), 3.1",
         ),
         Technique(
+            "decay_vectors",
+            "optimizer",
+            ("training.optimizer.decay_vectors",),
+            True,
+            "pipeline.train.optimizer:make_optimizer",
+            "He 2019 (Bag of Tricks), 3.1",
+        ),
+        Technique(
             "warmup",
             "optimizer",
             ("training.warmup_steps",),
@@ -256,7 +266,7 @@ TECHNIQUES: dict[str, Technique] = {
             "evaluation_size",
             "evaluate",
             ("training.evaluation_size",),
-            None,
+            lambda training: 2 * math.ceil(1.15 * training.image_size / 2),
             "pipeline.models.format:ModelInfo",
             "Touvron 2019, 3 and 4",
         ),
@@ -272,7 +282,7 @@ TECHNIQUES: dict[str, Technique] = {
             "evaluate_ensemble",
             "evaluate",
             ("evaluate.ensemble",),
-            3,
+            None,  # it changes no figure that ablations compare
             "pipeline.evaluate.ensemble:mean_log_probs",
             "Krizhevsky 2012, 6 and tables 1 and 2",
         ),
@@ -280,7 +290,7 @@ TECHNIQUES: dict[str, Technique] = {
             "mc_dropout",
             "evaluate",
             ("evaluate.mc_dropout",),
-            20,
+            None,  # as above
             "pipeline.models.mc_dropout:sample_logits",
             "Gal and Ghahramani 2016, 4; Srivastava 2014, 7.5",
         ),

@@ -27,7 +27,15 @@ from pipeline.train.validation import Validation
 from pipeline.views.crops import CROPS
 
 _KEPT = (
-    *("optimizer.name", "frozen_layers", "freeze_norm", "layer_decay", "head_lr", "thaw_steps"),
+    *(
+        "optimizer.name",
+        "optimizer.decay_vectors",
+        "frozen_layers",
+        "freeze_norm",
+        "layer_decay",
+        "head_lr",
+        "thaw_steps",
+    ),
     *("image_size", "evaluation_size", "mean", "std", "crop_pct", "crop_mode", "interpolation"),
 )
 """The keys that `start.mode: continue` cannot change. The first ones shape the optimizer's state, the others are the
