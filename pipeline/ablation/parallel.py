@@ -9,6 +9,8 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import AbstractContextManager
 from typing import TypeVar
 
+from pipeline.errors import Interrupted
+
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -39,12 +41,26 @@ def several_at_a_time(
             yield item, work(item)
         return
     stop = stop or threading.Event()
+
+    def guarded(item: T) -> R:
+        if stop.is_set():
+            raise Interrupted("not begun")
+        try:
+            return work(item)
+        except BaseException:
+            stop.set()  # here, so that this thread takes no other item
+            raise
+
     with ThreadPoolExecutor(number, "run") as pool:
-        futures = {pool.submit(work, item): item for item in items}
+        futures = {pool.submit(guarded, item): item for item in items}
         try:
             for future in as_completed(futures):
                 yield futures[future], future.result()
-        except BaseException:  # an interruption, a closed generator, or an error of a run
+        except BaseException as error:
             stop.set()
-            pool.shutdown(wait=False, cancel_futures=True)
+            pool.shutdown(cancel_futures=True)
+            if isinstance(error, Interrupted):  # perhaps because of what went wrong in another
+                for cause in (future.exception() for future in futures if not future.cancelled()):
+                    if isinstance(cause, Exception):
+                        raise cause from None
             raise

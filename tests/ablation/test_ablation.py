@@ -242,15 +242,15 @@ def test_what_ends_one_of_two_cells_ends_the_other_and_begins_no_third(
 
     def run_stage(job: Job, lock_fd: int) -> None:
         begun.append(job.out.name)
-        both.wait(60)
-        if both.n_waiting == 0 and job.out.name == min(begun):
+        both.wait(600)
+        if job.out.name == min(begun[:2]):
             raise error
-        assert stop.wait(60), "the other run was not told"
+        assert stop.wait(600), "the other run was not told"
         raise Interrupted("saved")
 
     with pytest.raises(type(error)) as told:
         run_ablation(digits, tmp_path, ["ema", "mixup"], "alone", 3, run_stage=run_stage, parallel=2, stop=stop)
-    assert str(told.value) == str(error) or isinstance(error, Interrupted)
+    assert isinstance(error, Interrupted) or told.value is error
     assert len(begun) == 2
     with run_lock(tmp_path, wait_s=0.0):
         pass
