@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -80,6 +81,7 @@ def ablate(
         typer.Option(metavar="DIR", help="Output folder.", show_default="runs/NAME-ablation-MODE for NAME.yaml"),
     ] = None,
     set_: SetOption = None,
+    parallel: Annotated[int, typer.Option(min=1, help="Runs at a time; more than one needs --no-prefect.")] = 1,
     no_prefect: Annotated[bool, typer.Option("--no-prefect", help="Run without Prefect, to equal results.")] = False,
     accept_environment: AcceptOption = False,
 ) -> None:
@@ -87,7 +89,8 @@ def ablate(
 
     It writes DIR/rows.jsonl, table.md and ablation.png. If it was stopped or killed, it goes on when the same command
     is typed again. The same DIR serves other techniques too: equal runs are reused, and the figures from before are
-    moved to DIR/earlier. `python -m pipeline.ablation DIR/rows.jsonl` draws table and plot again.
+    moved to DIR/earlier. A name with `no-` before it stands for taking that technique away. `python -m
+    pipeline.ablation DIR/rows.jsonl` draws table and plot again.
 
     [bold]Example[/bold]: selftrain ablate configs/digits.yaml --techniques mixup,ema --mode drop-one --seeds 3
     """
@@ -95,9 +98,12 @@ def ablate(
     from pipeline.ablation.cells import MODES, Mode, all_techniques
     from pipeline.ablation.rows import table
     from pipeline.config import load_config
+    from pipeline.stages.launch import run_job
     from pipeline.stages.terminal import output, terminal
 
     settings = load_config(config, set_ or ())
+    if parallel > 1 and not no_prefect:
+        raise UserError(f"--parallel {parallel}: Prefect watches one stage at a time; pass --no-prefect too")
     how: Mode | None = next((known for known in MODES if known == mode), None)
     if how is None:
         raise UserError(f"--mode {mode!r} is none, {did_you_mean(mode, MODES)}")
@@ -110,9 +116,13 @@ def ablate(
             terminal().print(f"seed {row.seed}, {row.technique}: val {100 * row.val_top1:.2f}%")
 
         output().quiet = True  # else the summaries of all selections would bury the figures
-        with _stages_with_bars() as run_stage:
-            options: dict[str, Any] = {"run_stage": run_stage, "on_row": tell, "accept_environment": accept_environment}
+        options: dict[str, Any] = {"on_row": tell, "accept_environment": accept_environment}
+        if parallel > 1:  # bars of several runs would hide each other
+            stop = threading.Event()
+            options |= {"run_stage": partial(run_job, stop=stop.is_set), "parallel": parallel, "stop": stop}
             return table(run_ablation(settings, folder, names, how, seeds, **options))
+        with _stages_with_bars() as run_stage:
+            return table(run_ablation(settings, folder, names, how, seeds, run_stage=run_stage, **options))
 
     def under_prefect() -> str:
         from flows.flow import ablate as ablation_flow
@@ -181,6 +191,12 @@ def summary(result: Mapping[str, Any]) -> Table:
     named = {"final model": "", "round-0 teacher": "teacher_", "control": "control_", "probe": "probe_"}
     found = {name: final.get(f"{key}test_top1") for name, key in named.items()}
     tests = [f"{name} {100 * top1:.2f}%" for name, top1 in found.items() if top1 is not None]
+    for name, words in (("ensemble", "ensemble of {}"), ("mc_dropout", "mean of {} dropout samples")):
+        if said := final.get(name):
+            number = len(said["models"]) if "models" in said else said["samples"]
+            top1 = final["test"].get(name, said["val"])["top1"]
+            where = "" if name in final["test"] else "on val: "
+            tests.append(f"{where}{words.format(number)} {100 * top1:.2f}%")
     table = Table(caption=f"on test: {', '.join(tests)}" if tests else None, caption_justify="left")
     table.add_column("round", justify="right")
     table.add_column("model")

@@ -28,6 +28,7 @@ Purpose = Literal[
     "sample",
     "control",
     "mixing",
+    "mc_dropout",
     "plugin",
 ]
 

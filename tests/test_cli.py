@@ -41,11 +41,12 @@ VERBS = {
     "label": "CONFIG --teacher --out --set --accept-environment",
     "merge": "CONFIG --labels --out --set --accept-environment",
     "select": "CONFIG --labels --out --set --accept-environment",
-    "evaluate": "MODEL DATA --split --json",
-    "predict": "MODEL IMAGES --out --split --top-k --probabilities --features --overwrite --bad-images --zip-encoding",
+    "evaluate": "MODEL DATA --split --with --mc-dropout --json",
+    "predict": "MODEL IMAGES --out --split --with --top-k --probabilities --features --overwrite --bad-images "
+    "--zip-encoding",
     "export": "RUN --out",
     "report": "RUN",
-    "ablate": "CONFIG --techniques --mode --seeds --out --set --no-prefect --accept-environment",
+    "ablate": "CONFIG --techniques --mode --seeds --out --set --parallel --no-prefect --accept-environment",
 }
 
 

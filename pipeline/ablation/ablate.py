@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import logging
 import shutil
+import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 from pipeline.ablation.cells import Cell, Mode, folder_of, plan_cells
+from pipeline.ablation.parallel import Locks, several_at_a_time
 from pipeline.ablation.plot import draw_effects
 from pipeline.ablation.rows import Row, read_rows, table, write_rows
 from pipeline.config import Config, changed
@@ -42,6 +45,8 @@ def run_ablation(
     run_stage: RunStage,
     on_row: Callable[[Row], None] = lambda _: None,
     accept_environment: bool = False,
+    parallel: int = 1,
+    stop: threading.Event | None = None,
 ) -> list[Row]:
     """Run every cell for every seed; returns the rows, and leaves them in `out` with their table and plot.
 
@@ -57,6 +62,8 @@ def run_ablation(
         run_stage: Runs one stage, such as `launch.run_job`.
         on_row: Called with every row when its run is finished.
         accept_environment: Whether to resume stages that were begun in another environment.
+        parallel: Runs at a time. It changes no figure but seconds.
+        stop: With several runs at a time, what tells `run_stage` that they are to save and stop.
 
     Raises:
         UserError: a bad technique or config, `out` holds other files or is in use, or the data changed in between.
@@ -67,26 +74,36 @@ def run_ablation(
     config = with_inputs(changed(config, evaluate=changed(config.evaluate, control=False)))
     cells = plan_cells(config, techniques, mode)
     seeds = range(config.seed, config.seed + num_seeds)
-    share = _sharing(run_stage, out / CELLS)
-    rows: list[Row] = []
+    locks = Locks()
+    share = _sharing(run_stage, out / CELLS, locks)
+    rows: dict[tuple[int, str], Row] = {}
     data: set[str] = set()
+
+    def folder(cell: Cell, seed: int) -> Path:
+        return out / CELLS / folder_of(cell.for_seed(seed))
+
+    def run(cell: Cell, seed: int) -> dict[str, Any]:
+        own, where = cell.for_seed(seed), folder(cell, seed)
+        with locks(where.name):  # cells of equal configs share a run
+            return run_loop(own, where, run_stage=share, accept_environment=accept_environment, read_test=False)
+
     with run_lock(out):
-        _set_aside(out, mode, {(cell.name, seed): folder_of(cell.for_seed(seed)) for cell in cells for seed in seeds})
-        for seed, cell in product(seeds, cells):  # all cells of a seed, so that pairs come early
-            own = cell.for_seed(seed)
-            folder = out / CELLS / folder_of(own)
-            result = run_loop(own, folder, run_stage=share, accept_environment=accept_environment, read_test=False)
-            data.add(result["data"])
-            if len(data) > 1:
-                raise UserError(
-                    f"the data changed while the ablation in {out} was under way, so its runs would not compare; pack "
-                    "between ablations, and type the command again to begin anew with the data as it is"
-                )
-            rows.append(_row(cell, mode, seed, folder, result))
-            write_rows(out / ROWS, rows)
-            on_row(rows[-1])
-        write_figures(out, rows)
-    return rows
+        _set_aside(out, mode, {(cell.name, seed): folder(cell, seed).name for cell in cells for seed in seeds})
+        every = [(cell, seed) for seed, cell in product(seeds, cells)]  # all cells of a seed, so that pairs come early
+        with closing(several_at_a_time(every, lambda item: run(*item), parallel, stop)) as done:
+            for (cell, seed), result in done:
+                data.add(result["data"])
+                if len(data) > 1:
+                    raise UserError(
+                        f"the data changed while the ablation in {out} was under way, so its runs would not compare; "
+                        "pack between ablations, and type the command again to begin anew with the data as it is"
+                    )
+                rows[seed, cell.name] = _row(cell, mode, seed, folder(cell, seed), result)
+                found = [rows[seed, cell.name] for cell, seed in every if (seed, cell.name) in rows]
+                write_rows(out / ROWS, found)
+                on_row(rows[seed, cell.name])
+        write_figures(out, found)
+    return found
 
 
 def write_figures(out: Path, rows: Sequence[Row]) -> None:
@@ -118,17 +135,18 @@ def _set_aside(out: Path, mode: Mode, planned: Mapping[tuple[str, int], str]) ->
     log.warning("the figures of another ablation are now in %s; its runs are reused where they are equal", folder)
 
 
-def _sharing(run_stage: RunStage, cells: Path) -> RunStage:
-    """Copies a stage that another cell has finished instead of running it again."""
+def _sharing(run_stage: RunStage, cells: Path, locks: Locks) -> RunStage:
+    """Copies a stage that another cell has finished instead of running it again, and waits for one that runs it now."""
 
     def run(job: Job, lock_fd: int) -> None:
-        if not (job.out / "stage.json").exists():
-            for other in cells.glob(f"*/*/*/{job.out.name}"):
-                if other != job.out and is_finished(other):
-                    log.info("%s is copied from %s", job.out, other)
-                    _copy(other, job.out)
-                    return
-        run_stage(job, lock_fd)
+        with locks(job.out.name):
+            if not (job.out / "stage.json").exists():
+                for other in cells.glob(f"*/*/*/{job.out.name}"):
+                    if other != job.out and is_finished(other):
+                        log.info("%s is copied from %s", job.out, other)
+                        _copy(other, job.out)
+                        return
+            run_stage(job, lock_fd)
 
     return run
 

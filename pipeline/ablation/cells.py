@@ -20,6 +20,8 @@ log = logging.getLogger("selftrain.ablation")
 Mode = Literal["alone", "drop-one", "stack"]
 MODES: tuple[Mode, ...] = get_args(Mode)
 BASE = "base"
+WITHOUT = "no-"
+"""Prefix of a technique whose row takes it away: `no-decay_vectors` is off in the base and spares them in its row."""
 
 
 @dataclass(frozen=True)
@@ -52,14 +54,14 @@ def plan_cells(config: Config, techniques: Sequence[str], mode: Mode) -> list[Ce
 
     Args:
         config: A technique that is on in it keeps its settings; another gets a usual value.
-        techniques: Names in `TECHNIQUES`.
+        techniques: Names in `TECHNIQUES`. One with `no-` before it is turned the other way: its row has it off.
         mode: One of `MODES`.
 
     Raises:
         UserError: a technique is unknown, is not read by the config's method, or cannot be switched in this config.
     """
-    rows = [_row(config, name) for name in techniques]
-    if len(set(techniques)) < len(techniques):
+    rows = {name: _row(config, name) for name in techniques}
+    if len({name.removeprefix(WITHOUT) for name in techniques}) < len(techniques):
         raise UserError(f"--techniques {','.join(techniques)} names one twice; name each once")
     names = tuple(techniques)
     of: dict[str, tuple[str, ...]]
@@ -83,7 +85,7 @@ def all_techniques(config: Config) -> list[str]:
         try:
             row = _row(config, name)
             for on in ((), (name,)):
-                _switched(config, [row], on)
+                _switched(config, {name: row}, on)
         except UserError as error:
             log.warning("%s is left out: %s", name, error)
         else:
@@ -91,7 +93,8 @@ def all_techniques(config: Config) -> list[str]:
     return names
 
 
-def _row(config: Config, name: str) -> Technique:
+def _row(config: Config, given: str) -> Technique:
+    name = given.removeprefix(WITHOUT)
     if name not in TECHNIQUES:
         raise UserError(f"--techniques: there is no technique {name!r}, {did_you_mean(name, TECHNIQUES)}")
     row = TECHNIQUES[name]
@@ -112,17 +115,18 @@ def _keys(config: Config, row: Technique) -> list[str]:
     return [key for key in row.switch_in(config) if key.split(".")[0] in read and key not in unread]
 
 
-def _switched(config: Config, rows: Sequence[Technique], on: Sequence[str]) -> Config:
+def _switched(config: Config, rows: Mapping[str, Technique], on: Sequence[str]) -> Config:
     raw = config.model_dump(mode="json")
-    for row in rows:
+    switched_on = {name for name, row in rows.items() if (name in on) != name.startswith(WITHOUT)}
+    for name, row in rows.items():
         values: Mapping[str, Any] = {key: _at(config, key) for key in _keys(config, row)}
         for key, value in values.items():
             is_on = value != row.off
             # A technique that only one of the trainings has stays that one's.
             elsewhere = not is_on and any(other != row.off for other in values.values())
-            new = row.off if row.name not in on or elsewhere else value if is_on else row.on
+            new = row.off if name not in switched_on or elsewhere else value if is_on else row.usual(config, key)
             set_key(raw, key, new.model_dump(mode="json") if isinstance(new, Section) else new, "ablation")
-    return parse(Config, raw, f"with {', '.join(on) or 'none'} of {', '.join(row.name for row in rows)} on")
+    return parse(Config, raw, f"with {', '.join(on) or 'none'} of {', '.join(rows)} on")
 
 
 def _at(config: Section, key: str) -> Any:

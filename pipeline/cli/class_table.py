@@ -38,6 +38,18 @@ def class_table(found: Evaluation) -> Table:
     return table
 
 
+def member_table(found: Evaluation) -> Table:
+    """One line per model of an ensemble, and one for the mean of their probabilities."""
+    table = Table(title="Models")
+    table.add_column("model", overflow="fold")
+    for heading in ("top1", "top5", "nll", "ece"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for name, metrics in [*found.members.items(), (f"mean of {len(found.members)}", found.metrics)]:
+        values = (metrics.top1, metrics.top5, metrics.nll, metrics.ece)
+        table.add_row(Text(name), *(f"{value:.4f}" for value in values))
+    return table
+
+
 def notes(found: Evaluation) -> Iterator[str]:
     """Sentences on classes without images and on uneven ones."""
     of = found.of_classes

@@ -10,7 +10,12 @@ import typer
 from rich.table import Table
 
 from pipeline.cli.app import app, as_split, check_split, console
-from pipeline.config import Evaluate, Runtime, load_config
+from pipeline.config import Evaluate, Runtime, changed, load_config
+
+OthersOption = Annotated[
+    list[Path] | None,
+    typer.Option("--with", metavar="MODEL", help="Another model, to average with; repeat it for more."),
+]
 
 
 @app.command()
@@ -18,16 +23,22 @@ def evaluate(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="A run folder, a stage folder or an exported file.")],
     data: Annotated[Path, typer.Argument(metavar="DATA", help="A packed folder, or any image folder or tar.")],
     split: Annotated[str, typer.Option(callback=check_split, help="Split of a packed folder.")] = "test",
+    others: OthersOption = None,
+    mc_dropout: Annotated[int, typer.Option(min=0, help="Passes with dropout on to average; 0 is without.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Measure a model: accuracy, likelihood, calibration, and each class; the classes that it knows least come first.
 
+    With more models the mean of their probabilities is measured, and each of them beside it.
+
     [bold]Example[/bold]: selftrain evaluate runs/birds shards/birds --split test
     """
-    from pipeline.cli.class_table import class_table, notes
+    from pipeline.cli.class_table import class_table, member_table, notes
     from pipeline.evaluate.on_demand import evaluate_on
 
-    found = evaluate_on(model, data, as_split(split) or "test", *how_to_see(model))
+    how, runtime = how_to_see(model)
+    how = changed(how, mc_dropout=mc_dropout)
+    found = evaluate_on(model, data, as_split(split) or "test", how, runtime, others or ())
     if as_json:
         print(json.dumps(found.to_json()))
         return
@@ -36,6 +47,8 @@ def evaluate(
         table.add_row(name, f"{getattr(found.metrics, name):.4f}")
     table.add_row("num_samples", str(found.metrics.num_samples))
     console.print(table)
+    if found.members:
+        console.print(member_table(found))
     console.print(class_table(found))
     for line in notes(found):
         console.print(line, highlight=False)

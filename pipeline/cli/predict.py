@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from pipeline.cli.app import app, as_split, bar, check_split, console
-from pipeline.cli.models import how_to_see
+from pipeline.cli.models import OthersOption, how_to_see
 
 
 @app.command()
@@ -19,6 +19,7 @@ def predict(
     split: Annotated[
         str | None, typer.Option(callback=check_split, help="Split of a packed folder.", show_default="all")
     ] = None,
+    others: OthersOption = None,
     top_k: Annotated[int, typer.Option(min=1, help="Columns for this many classes, the surest first.")] = 1,
     probabilities: Annotated[bool, typer.Option(help="A column for the probability of each class.")] = False,
     features: Annotated[
@@ -31,6 +32,8 @@ def predict(
     zip_encoding: Annotated[str | None, typer.Option(help="Code page of a zip's names, such as shift_jis.")] = None,
 ) -> None:
     """Write the class and the confidence of each image as a table, one row per image.
+
+    With more models it is the mean of their probabilities.
 
     [bold]Example[/bold]: selftrain predict runs/birds photos/ --out labels.csv
     """
@@ -45,6 +48,7 @@ def predict(
         bad_images=bad_images,
         overwrite=overwrite,
         zip_encoding=zip_encoding,
+        others=tuple(others or ()),
     )
     with bar("predicting") as progress:
         done = predict_images(model, images, wanted, *how_to_see(model), progress)

@@ -11,6 +11,7 @@ from pipeline.config.base import (
     Interpolation,
     JudgeBy,
     Precision,
+    Probability,
     Scalar,
     Section,
     changed,
@@ -20,6 +21,7 @@ from pipeline.config.base import (
 )
 from pipeline.config.config import Config, Rounds
 from pipeline.config.data import SPLITS, Data, Split
+from pipeline.config.distillation import Distillation
 from pipeline.config.evaluate import Evaluate
 from pipeline.config.init import Init
 from pipeline.config.label import Label, OtherLabels
@@ -44,6 +46,7 @@ __all__ = [
     "CropMode",
     "Cutmix",
     "Data",
+    "Distillation",
     "Evaluate",
     "Finetune",
     "FixMatch",
@@ -57,6 +60,7 @@ __all__ = [
     "Optimizer",
     "OtherLabels",
     "Precision",
+    "Probability",
     "Probe",
     "Rounds",
     "Runtime",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pipeline.config.base import Positive, Section, operational, technique
+from pipeline.config.base import NonNegative, Positive, Section, operational, technique
 
 
 class Evaluate(Section):
@@ -16,6 +16,13 @@ class Evaluate(Section):
     """Whether to count, in every evaluation of a training, the units that give zero for every image of val, as
     `dead_units` in its metrics. It takes one comparison per value. Turn it on if a network with ReLU learns nothing, or
     stops learning early after high learning rates."""
+    ensemble: Positive = technique(1, off=1)
+    """Number of models whose probabilities are averaged, to report on val and test beside the final model: the final
+    one, students that were trained alike by other seeds (`rounds.judges`), then the kept students of earlier rounds,
+    newest first. It chooses nothing. 1 turns it off."""
+    mc_dropout: NonNegative = technique(0, off=0)
+    """Number of passes with dropout on whose probabilities are averaged, to report on val and test beside the final
+    model, which needs `dropout`. It chooses nothing. 20 is usual; 0 turns it off."""
     probe: bool = operational(True)
     """Whether to fit a probe on the encoder that a network starts from, to report beside the final model: what labels
     give without training. With `teacher.probe` the teacher is that probe already. Turn it off to save the pass over

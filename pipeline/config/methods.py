@@ -41,7 +41,7 @@ class MethodConfig:
     """About how many passes of the student an unlabeled image of a step costs; `selftrain init` estimates by it."""
 
 
-_OF_PSEUDO_LABELS = ("targets", "target_temperature", "mixup", "cutmix")
+_OF_PSEUDO_LABELS = ("targets", "target_temperature", "mixup", "cutmix", "distillation")
 """The keys of a training that only the learner of labels and pseudo-labels reads."""
 _WITH_UNLABELED = {"unlabeled_ratio": 7.0, "noise_labeled": False, "loss_normalization": "labeled"}
 """The defaults of a student without pseudo-labels: labeled images have no noise, and the loss is a sum of means."""
@@ -51,7 +51,14 @@ _WITH_UNLABELED = {"unlabeled_ratio": 7.0, "noise_labeled": False, "loss_normali
 
 
 def _of_noisy_student(config: Config) -> Iterable[str]:
-    return [] if config.rounds.on_features else ["teacher.targets", "teacher.target_temperature"]
+    keys = [] if config.rounds.on_features else ["teacher.targets", "teacher.target_temperature"]
+    keys += _unread_distillation(config)
+    return keys if config.rounds.num_rounds else [*keys, "student.distillation"]
+
+
+def _unread_distillation(config: Config) -> list[str]:
+    """The usual value of an ablation is a round's teacher, which the round-0 teacher has not."""
+    return ["teacher.distillation"] if config.teacher.distillation is None else []
 
 
 def _check_noisy_student(config: Config) -> None:
@@ -113,7 +120,7 @@ def _of_meta(config: Config) -> Iterable[str]:
     if config.meta.feedback == "off":
         keys += ["meta.scale", "meta.baseline_decay"]
     if config.meta.teacher == "adjuster":
-        return [*keys, "uda", "teacher.targets", "teacher.target_temperature"]
+        return [*keys, "uda", "teacher.targets", "teacher.target_temperature", *_unread_distillation(config)]
     stream = [key for key in Training.model_fields if key not in NetworkSettings.model_fields]
     return [*keys, "meta.adjuster", "label", *(f"teacher.{key}" for key in stream)]
 
@@ -161,6 +168,11 @@ def _check_schedules_of_meta(config: Config) -> None:
 def _check_supervised_teacher(config: Config) -> None:
     if config.teacher.unlabeled_ratio:
         raise ValueError("the round-0 teacher has no pseudo-labels to train on; set teacher.unlabeled_ratio to 0")
+    if config.teacher.distillation is not None and config.teacher.distillation.model is None:
+        raise ValueError(
+            "teacher.distillation names no model, and the round-0 teacher has no teacher; set "
+            "teacher.distillation.model to a trained one, or drop it"
+        )
 
 
 def _check_joint_training(config: Config) -> None:

@@ -47,8 +47,11 @@ class Optimizer(Section):
     """What remains per step of the mean square of the gradient: beta2 of adamw and lamb, and the decay of rmsproptf.
     Without it they have 0.999 and 0.9."""
     weight_decay: Annotated[float, Field(ge=0)] = technique(5e-4, off=0.0)
-    """Weight decay. Biases and normalization parameters never decay (Bag of Tricks 3.1). 1e-4 to 5e-4 is usual with
-    sgd, 0.05 with adamw. 0 turns it off."""
+    """Weight decay. Biases and normalization parameters do not decay, unless `decay_vectors` says so. 1e-4 to 5e-4 is
+    usual with sgd, 0.05 with adamw. 0 turns it off."""
+    decay_vectors: bool = technique(False, off=False)
+    """Whether biases and normalization parameters decay too, as they did before Bag of Tricks (section 3.1) spared
+    them. Set it to true to repeat an older recipe, or to measure what sparing them is worth."""
 
     @model_validator(mode="before")
     @classmethod

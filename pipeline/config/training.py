@@ -7,6 +7,7 @@ from typing import Annotated, Literal, TypeVar
 from pydantic import Field, model_validator
 
 from pipeline.config.base import CropMode, Interpolation, NonNegative, Positive, Probability, technique
+from pipeline.config.distillation import Distillation
 from pipeline.config.mixing import Cutmix, Mixup
 from pipeline.config.network import Adaptation, NetworkSettings, Optimizer
 from pipeline.config.probe import Probe
@@ -89,6 +90,8 @@ class Training(NetworkSettings):
     """Mix images of a batch as weighted means. Without this section mixup is off."""
     cutmix: Cutmix | None = technique(None)
     """Mix images of a batch by pasting rectangles. Without this section CutMix is off."""
+    distillation: Distillation | None = technique(None)
+    """Learn from the answers of a trained model, beside the labels. Without this section distillation is off."""
     noise_labeled: bool = True
     """Whether labeled images get the strong view too, as in Noisy Student. Otherwise they get the weak view. Turn it
     off if the training accuracy of labeled images (`labeled_top1`) stays low."""
@@ -163,6 +166,26 @@ class Training(NetworkSettings):
             )
         if any(shares) and (self.batch_size + self.unlabeled_batch_size) // self.accumulation < 2:
             raise ValueError("mixup and cutmix have one image per micro-step to mix; raise batch_size")
+        return self
+
+    @model_validator(mode="after")
+    def _distillation_has_answers(self) -> Training:
+        found = self.distillation
+        if found is None:
+            return self
+        if self.probe is not None:
+            raise ValueError("distillation is set, but a probe learns from labels alone; drop one of the two")
+        if found.source == "labels":
+            if self.mixup is not None or self.cutmix is not None:
+                raise ValueError(
+                    "distillation.source is labels, but label files say nothing of mixed images; set it to model, or "
+                    "drop mixup and cutmix"
+                )
+            if not self.unlabeled_batch_size:
+                raise ValueError(
+                    "distillation.source is labels, but with unlabeled_ratio 0 no image has a label file's; set it to "
+                    "model"
+                )
         return self
 
     @property

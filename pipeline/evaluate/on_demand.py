@@ -7,22 +7,24 @@ import datetime
 import logging
 import shlex
 import tempfile
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from pipeline.arrays import F32Array
 from pipeline.config import Data, Evaluate, Runtime, Split
 from pipeline.errors import UserError, did_you_mean
+from pipeline.evaluate.ensemble import columns_of, mean_log_probs
 from pipeline.evaluate.metrics import Metrics, compute_metrics
 from pipeline.evaluate.per_class import PerClass, per_class, taken_for
 from pipeline.evaluate.predictions import Predictions, predictions_of
 from pipeline.evaluate.predictor import Predictor, predict, reader_of
 from pipeline.files import append_json, open_to_append
-from pipeline.models.format import load_model
+from pipeline.models.format import load_model, read_info
 from pipeline.packing.pack import pack
 from pipeline.shards.dataset import Dataset, open_split, warn_of_left_out
 from pipeline.shards.manifest import MANIFEST
@@ -37,12 +39,14 @@ TEST_READS = "test_reads.jsonl"
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a model was found to do on a split."""
+    """What a model, or the mean of several, was found to do on a split."""
 
     metrics: Metrics
     answers: Predictions
     classes: tuple[str, ...]
     """The names of the model's classes, [C]."""
+    members: Mapping[str, Metrics] = field(default_factory=dict)
+    """Path of a model -> its own figures, where this is the mean of several."""
 
     @property
     def of_classes(self) -> PerClass:
@@ -68,37 +72,70 @@ class Evaluation:
             }
             for i, name in enumerate(self.classes)
         ]
-        return {**self.metrics.to_json(), "classes": classes}
+        members = [{"model": path, **metrics.to_json()} for path, metrics in self.members.items()]
+        return {**self.metrics.to_json(), "classes": classes, **({"members": members} if members else {})}
 
 
-def evaluate_on(model_path: Path, data_path: Path, split: Split, evaluate: Evaluate, runtime: Runtime) -> Evaluation:
+def evaluate_on(
+    model_path: Path,
+    data_path: Path,
+    split: Split,
+    evaluate: Evaluate,
+    runtime: Runtime,
+    others: Sequence[Path] = (),
+) -> Evaluation:
     """What a model does on a split of a packed folder, or on all images of an unpacked one.
 
     Classes are matched by name. If the model is in a run, a read of test is logged in the run's test_reads.jsonl.
 
+    Args:
+        model_path: A run folder, a stage folder, an exported file or a checkpoint.
+        data_path: A packed folder, or any image folder, tar or zip.
+        split: The split of a packed folder.
+        evaluate: How images are shown to the models.
+        runtime: Where they run.
+        others: More models of the same classes. The figures are then those of the mean of all probabilities, and those
+            of each are beside them. Each sees images as it was trained to.
+
     Raises:
-        UserError: there is no model or no image, the data has a class that the model does not know, or a read of test
-            cannot be logged; nothing is read then.
+        UserError: there is no model or no image, the data has a class that the model does not know, the models know
+            different classes, or a read of test cannot be logged; nothing is read then.
     """
     if split == "unlabeled":
         raise UserError("--split unlabeled has no labels to evaluate against; use val or test")
-    test = TestRead.of(model_path) if split == "test" else None
-    model, info = load_model(model_path)
+    paths = [model_path, *others]
+    if twice := next((path for path in others if paths.count(path) > 1), None):
+        raise UserError(f"--with {twice} names a model twice, which would count double; name each once")
+    tests = [TestRead.of(path) if split == "test" else None for path in paths]
+    classes = read_info(model_path).classes
+    columns = [columns_of(read_info(path).classes, classes, path, model_path) for path in paths]
     torch.set_num_threads(max(runtime.threads, 1))
-    predictor = Predictor(model, info, device=device_of(runtime), precision=runtime.precision, flip=evaluate.flip)
 
-    def measure(data: Data) -> Evaluation:
+    def predict_by(path: Path, dataset: Dataset, data: Data) -> F32Array:
+        model, info = load_model(path, dropout=evaluate.mc_dropout > 0)
+        predictor = Predictor(
+            model,
+            info,
+            device=device_of(runtime),
+            precision=runtime.precision,
+            flip=evaluate.flip,
+            mc_dropout=evaluate.mc_dropout,
+        )
+        return predict(predictor, reader_of(info, dataset, data), len(dataset), evaluate.batch_size)
+
+    with _as_data(data_path, split, classes, model_path) as data:
         dataset = open_split(data, split)
         warn_of_left_out(dataset)
-        labels = _match(dataset, info.classes, data_path)
-        reader = reader_of(info, dataset, data)
-        log_probs = predict(predictor, reader, len(dataset), evaluate.batch_size)
-        return Evaluation(compute_metrics(log_probs, labels), predictions_of(log_probs, labels), info.classes)
-
-    with _as_data(data_path, split, info.classes, model_path) as data:
-        found = measure(data)
-    if test is not None:
-        test.log(data_path, found.metrics.num_samples, top1=found.metrics.top1)
+        labels = _match(dataset, classes, data_path)
+        each = [predict_by(path, dataset, data)[:, at] for path, at in zip(paths, columns, strict=True)]
+        log_probs = mean_log_probs(each) if others else each[0]
+        members = {str(path): compute_metrics(alone, labels) for path, alone in zip(paths, each, strict=True)}
+        metrics, answers = compute_metrics(log_probs, labels), predictions_of(log_probs, labels)
+        found = Evaluation(metrics, answers, classes, members if others else {})
+    for path, test in zip(paths, tests, strict=True):
+        if test is not None:
+            of_mean = {"ensemble_top1": metrics.top1} if others else {}
+            test.log(data_path, metrics.num_samples, top1=members[str(path)].top1, **of_mean)
     return found
 
 

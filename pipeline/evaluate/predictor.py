@@ -13,6 +13,7 @@ from pipeline.arrays import F32Array, I64Array
 from pipeline.config import Data, StrongView, WeakView
 from pipeline.models.format import ModelInfo
 from pipeline.models.forward import predict_both, predict_logits
+from pipeline.models.mc_dropout import sample_logits
 from pipeline.models.memory_format import channels_last
 from pipeline.shards.dataset import Dataset
 from pipeline.shards.decode import Pixels
@@ -27,15 +28,27 @@ def reader_of(info: ModelInfo, dataset: Dataset, data: Data) -> Reader:
 
 
 class Predictor:
-    """A model in eval mode on a device. It sees a centre crop of each image, at its own input size, without noise."""
+    """A model in eval mode on a device. It sees a centre crop of each image, at its own input size, without noise.
 
-    def __init__(self, model: nn.Module, info: ModelInfo, *, device: torch.device, precision: str, flip: bool) -> None:
+    With `mc_dropout` a prediction is the mean of so many passes with dropout on.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        info: ModelInfo,
+        *,
+        device: torch.device,
+        precision: str,
+        flip: bool,
+        mc_dropout: int = 0,
+    ) -> None:
         # Always channels_last, so that a model predicts the same bits in training, labeling and evaluation.
         self.model = channels_last(model, device).eval()
         self.info = info
         self.device = device
         self.dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
-        self.flip = flip
+        self.flip, self.mc_dropout = flip, mc_dropout
         self.views = Views(WeakView(), StrongView(), info.input_size[-1], mean=info.mean, std=info.std, device=device)
 
     def read(self, reader: Reader, rows: I64Array) -> Tensor:
@@ -48,11 +61,17 @@ class Predictor:
         return images.pin_memory() if self.device.type == "cuda" else images
 
     @torch.inference_mode()
-    def logits(self, images_BHWC: Tensor) -> Tensor:
+    def logits(self, images_BHWC: Tensor, rows: I64Array | None = None) -> Tensor:
         """Images uint8 [B, R, R, 3], as `reader_of` reads them -> logits float32 [B, C] on the device.
 
         With `flip` they are the log of the mean probability of an image and its mirror image, which serves as logits.
+        With `mc_dropout` it is that of samples, which need the images' rows [B].
         """
+        if self.mc_dropout:
+            assert rows is not None
+            views = self._seen(images_BHWC)
+            each = (sample_logits(self.model, view, self.dtype, rows, self.mc_dropout) for view in views)
+            return mean_logits([logits for samples in each for logits in samples])
         return mean_logits([predict_logits(self.model, view, self.dtype) for view in self._seen(images_BHWC)])
 
     @torch.inference_mode()
@@ -108,5 +127,5 @@ def predict(
     batches = (np.arange(start, min(start + batch_size, num_rows), dtype=np.int64) for start in starts)
     for rows, images in read_ahead(batches, partial(predictor.read, reader)):
         check_stop()
-        result[rows] = torch.log_softmax(predictor.logits(images), dim=1).cpu().numpy()
+        result[rows] = torch.log_softmax(predictor.logits(images, rows), dim=1).cpu().numpy()
     return result

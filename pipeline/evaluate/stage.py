@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Any
 
+from pipeline.arrays import F32Array
 from pipeline.config import semantic
-from pipeline.evaluate.metrics import Metrics, compute_metrics
+from pipeline.evaluate.ensemble import mean_log_probs
+from pipeline.evaluate.metrics import compute_metrics
 from pipeline.evaluate.predictions import write_predictions
 from pipeline.evaluate.predictor import Predictor, predict, reader_of
 from pipeline.files import write_json
@@ -19,50 +22,68 @@ from pipeline.stages.jobs import EvaluateJob
 from pipeline.stages.machine import device_of
 from pipeline.stages.preamble import Stage
 
+ENSEMBLE, SAMPLED = "ensemble", "mc_dropout"
+"""The names, beside those of models, of a mean of models and of a mean of samples."""
+
 
 def evaluate_inputs(job: EvaluateJob) -> StageInputs:
     """The settings and inputs that the stage's output is a function of."""
-    config = {
+    config: dict[str, Any] = {
         "split": job.split,
         "batch_size": job.evaluate.batch_size,
         "flip": job.evaluate.flip,
         "precision": job.runtime.precision,
         "data": semantic(job.data),
     }
+    if job.ensemble:
+        config["ensemble"] = list(job.ensemble)
+    if job.sampled is not None:
+        config["mc_dropout"] = [job.sampled, job.evaluate.mc_dropout]
     inputs = {name: model_digest(path) for name, path in sorted(job.models.items())}
     inputs["data"] = open_split(job.data, job.split).fingerprint
     return StageInputs(config, inputs)
 
 
 def run_evaluate(job: EvaluateJob, stage: Stage) -> None:
-    """Write SPLIT.json ({name: metrics}) and one predictions-NAME.npz per model.
+    """Write SPLIT.json ({name: metrics}) and one predictions-NAME.npz per model, ensemble, and mean of samples.
 
     Raises:
         UserError: a model or the split is missing, or they do not fit.
         Interrupted: a signal stopped it between two batches.
     """
     dataset = open_split(job.data, job.split)
-    results, files = {}, [f"{job.split}.json"]
+    results: dict[str, Any] = {}
+    members: list[F32Array] = []
+
+    def keep(name: str, log_probs: F32Array) -> None:
+        results[name] = compute_metrics(log_probs, dataset.labels).to_json()
+        write_predictions(job.out / f"predictions-{name}.npz", log_probs, dataset.labels)
+
     for done, (name, path) in enumerate(job.models.items()):
         progress.report(job.out, done, len(job.models), "models", name)
         started = time.monotonic()
-        files.append(f"predictions-{name}.npz")
-        results[name] = _evaluate_model(path, dataset, job, stage, files[-1]).to_json()
+        log_probs = _predict(path, dataset, job, stage)
+        keep(name, log_probs)
+        if name in job.ensemble:
+            members.append(log_probs)
+        if name == job.sampled:
+            keep(SAMPLED, _predict(path, dataset, job, stage, job.evaluate.mc_dropout))
         append_timing(job.out, done, time.monotonic() - started, len(dataset))
-    write_json(job.out / files[0], results)
+    if members:
+        keep(ENSEMBLE, mean_log_probs(members))
+    write_json(job.out / f"{job.split}.json", results)
     progress.report(job.out, len(job.models), len(job.models), "models")
-    stage.finish(files)
+    stage.finish([f"{job.split}.json", *(f"predictions-{name}.npz" for name in results)])
 
 
-def _evaluate_model(path: Path, dataset: Dataset, job: EvaluateJob, stage: Stage, predictions: str) -> Metrics:
-    """The metrics of one model on one dataset; its predictions are written into the stage folder."""
-    model, info = load_model(path)
-    reader = reader_of(info, dataset, job.data)
-    predictor = Predictor(
-        model, info, device=device_of(job.runtime), precision=job.runtime.precision, flip=job.evaluate.flip
+def _predict(path: Path, dataset: Dataset, job: EvaluateJob, stage: Stage, mc_dropout: int = 0) -> F32Array:
+    """The log-probabilities [N, C] of one model on a data set."""
+    model, info = load_model(path, dropout=mc_dropout > 0)
+    how: dict[str, Any] = {"precision": job.runtime.precision, "flip": job.evaluate.flip, "mc_dropout": mc_dropout}
+    return predict(
+        Predictor(model, info, device=device_of(job.runtime), **how),
+        reader_of(info, dataset, job.data),
+        len(dataset),
+        job.evaluate.batch_size,
+        check_stop=lambda: stage.check_stop(f"in {path}"),
     )
-    log_probs = predict(
-        predictor, reader, len(dataset), job.evaluate.batch_size, check_stop=lambda: stage.check_stop(f"in {path}")
-    )
-    write_predictions(job.out / predictions, log_probs, dataset.labels)
-    return compute_metrics(log_probs, dataset.labels)

@@ -195,6 +195,7 @@ def supervised(training: Training, *, by_labels: bool) -> Training:
     """A supervised training at the budget of one with unlabeled images.
 
     Network, recipe, optimizer steps and images per step are the same. All images are labeled and get the strong view.
+    What is distilled from a round's teacher is left out, because it stems from unlabeled images.
 
     Args:
         training: The training with unlabeled images.
@@ -205,8 +206,10 @@ def supervised(training: Training, *, by_labels: bool) -> Training:
     if by_labels:
         size = round(optimizer.lr_batch_size * (1 + training.unlabeled_ratio))
         optimizer = changed(optimizer, lr_batch_size=size)
+    distills = training.distillation is not None and training.distillation.model is not None
     return changed(
         training,
+        distillation=training.distillation if distills else None,
         batch_size=training.batch_size + training.unlabeled_batch_size,
         unlabeled_ratio=0.0,
         noise_labeled=True,

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 import timm
 import torch
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
@@ -25,6 +25,7 @@ from pipeline.config import (
     CropMode,
     Interpolation,
     NetworkSettings,
+    Probability,
     Scalar,
     Section,
     Training,
@@ -61,6 +62,8 @@ class ModelInfo(Section):
     crop_pct: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Side of the centre square that the model sees, as a share of the image's shorter side."""
     interpolation: Interpolation = "bicubic"
+    dropout: Probability = 0.0
+    """What it was trained with. Predictions are without it, unless they are samples (`evaluate.mc_dropout`)."""
     metrics: dict[str, Any]
     lineage: dict[str, Any]
 
@@ -80,9 +83,15 @@ class ModelInfo(Section):
             crop=training.crop_mode,
             crop_pct=training.crop_pct,
             interpolation=training.interpolation,
+            dropout=network.dropout,
             metrics={},
             lineage=lineage,
         )
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_off(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """model.json is what it was before there was a key that is off."""
+        return {name: value for name, value in dump(self).items() if name != "dropout" or value}
 
     @property
     def read_size(self) -> int:
@@ -202,8 +211,10 @@ def read_state(path: Path) -> dict[str, Tensor]:
     return state
 
 
-def load_model(path: Path) -> tuple[nn.Module, ModelInfo]:
+def load_model(path: Path, *, dropout: bool = False) -> tuple[nn.Module, ModelInfo]:
     """Build the architecture and load its weights exactly; the model is in eval mode, on the CPU.
+
+    With `dropout` it has that which it was trained with, for those who turn it on.
 
     Raises:
         UserError: there is no model, weights and architecture disagree, or it cannot take images of its input size.
@@ -211,7 +222,8 @@ def load_model(path: Path) -> tuple[nn.Module, ModelInfo]:
     info = read_info(path)
     size = {f"input_size in {find_weights(path).with_suffix('.json')}": info.input_size[-1]}
     check_forward(info.architecture, len(info.classes), size, model_args=info.model_args, trains=False)
-    model = build(info.architecture, len(info.classes), model_args=info.model_args)
+    kept = info.dropout if dropout else 0.0
+    model = build(info.architecture, len(info.classes), dropout=kept, model_args=info.model_args)
     if (trained := info.lineage.get("plugins", {})) != (here := plugins_of(info.architecture)):
         raise UserError(
             f"{path} was trained with {info.architecture} of {_named(trained)}, and here it is that of {_named(here)}; "

@@ -29,7 +29,7 @@ def predict_logits(model: nn.Module, images: Tensor, dtype: torch.dtype | None =
 
     The head runs in fp32: bf16 logits have 8 bits, so that ties would decide the ranking by log-odds.
     """
-    logits: Tensor = model.forward_head(_forward_features(model, images, dtype))  # type: ignore[operator]
+    logits: Tensor = model.forward_head(body_of(model, images, dtype))  # type: ignore[operator]
     return logits
 
 
@@ -39,13 +39,13 @@ def predict_features(model: nn.Module, images: Tensor, dtype: torch.dtype | None
     Raises:
         UserError: the architecture has no way to say it.
     """
-    return _before_classifier(model, _forward_features(model, images, dtype))
+    return _before_classifier(model, body_of(model, images, dtype))
 
 
 def predict_both(model: nn.Module, images: Tensor, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
     """Logits and features of one pass, as `predict_logits` and `predict_features` give them. Raises UserError as the
     latter."""
-    body = _forward_features(model, images, dtype)
+    body = body_of(model, images, dtype)
     logits: Tensor = model.forward_head(body)  # type: ignore[operator]
     return logits, _before_classifier(model, body)
 
@@ -61,7 +61,8 @@ def _before_classifier(model: nn.Module, body: Any) -> Tensor:
     return features
 
 
-def _forward_features(model: nn.Module, images: Tensor, dtype: torch.dtype | None) -> Any:
+def body_of(model: nn.Module, images: Tensor, dtype: torch.dtype | None) -> Any:
+    """What the head of a model reads of images [B, 3, S, S], in fp32; the body runs in `dtype`."""
     with torch.autocast(images.device.type, dtype) if dtype else nullcontext():  # of which the meta device has none
         return _as_float(model.forward_features(images))  # type: ignore[operator]
 

@@ -14,7 +14,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from pipeline.config import NetworkSettings, Start, semantic
+from pipeline.config import NetworkSettings, Start, Training, semantic
 from pipeline.errors import UserError
 from pipeline.models.alterations import ALTERATIONS, split_args
 from pipeline.models.format import has_info, model_digest, read_info, read_state
@@ -34,6 +34,9 @@ def semantic_settings(settings: NetworkSettings) -> dict[str, Any]:
     values, start = {**semantic(settings), **plugins_of(settings.model)}, settings.start
     if settings.frozen_layers and (settings.stochastic_depth or any("drop" in name for name in settings.model_args)):
         values["frozen_layers_drop"] = False  # they did in earlier versions, whose fingerprints are others
+    teacher = distilled_from(settings)
+    if teacher is not None:
+        values["distillation"]["model"] = model_digest(teacher)
     if start is not None:
         is_file = not start.model.startswith(TIMM)
         values["start"] = {"mode": start.mode, "model": model_digest(Path(start.model)) if is_file else start.model}
@@ -44,6 +47,12 @@ def start_inputs(settings: NetworkSettings) -> dict[str, str]:
     """The start among the inputs of a stage, if it is a file: {"start": digest}."""
     start = settings.start
     return {} if start is None or start.model.startswith(TIMM) else {"start": model_digest(Path(start.model))}
+
+
+def distilled_from(settings: NetworkSettings) -> Path | None:
+    """The model that a training distills, if it names one. It stands in fingerprints as its digest, as a start does."""
+    found = settings.distillation if isinstance(settings, Training) else None
+    return Path(found.model) if found is not None and found.model is not None else None
 
 
 def load_start(model: nn.Module, settings: NetworkSettings, classes: Sequence[str] = ()) -> None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,11 +16,12 @@ from pipeline import __version__
 from pipeline.arrays import I64Array
 from pipeline.config import Evaluate, Runtime, Split
 from pipeline.errors import UserError
-from pipeline.evaluate.metrics import NotFinite
+from pipeline.evaluate.ensemble import columns_of
 from pipeline.evaluate.on_demand import TestRead
 from pipeline.evaluate.predictor import Predictor
 from pipeline.files import as_utf8, write_csv
-from pipeline.models.format import ModelInfo, load_model, model_digest
+from pipeline.models.format import load_model, model_digest, read_info
+from pipeline.predict.batch import Batch, Member, predict_batch, read_batch
 from pipeline.predict.formats import FEATURES, FORMATS, Block, check_extension, write_features, write_rows
 from pipeline.predict.images import Images, open_images
 from pipeline.predict.parts import (
@@ -33,9 +34,8 @@ from pipeline.predict.parts import (
     remove_folder,
     write_part,
 )
-from pipeline.shards.decode import Pixels
 from pipeline.shards.index import BadImages
-from pipeline.shards.values import Facts, Survey, merge
+from pipeline.shards.values import Survey, merge
 from pipeline.stages.lock import run_lock
 from pipeline.stages.machine import device_of
 from pipeline.threads import num_cores, read_ahead
@@ -59,6 +59,8 @@ class Wanted:
     bad_images: BadImages = "skip"
     overwrite: bool = False
     zip_encoding: str | None = None
+    others: tuple[Path, ...] = ()
+    """More models of the same classes, whose probabilities are averaged with the model's."""
 
 
 @dataclass(frozen=True)
@@ -70,14 +72,6 @@ class Done:
     """Images that have no row, with the reason."""
     left_out: Path | None = None
     """The list of them; None if there are none."""
-
-
-class _Batch(NamedTuple):
-    names: list[str]
-    pixels: Pixels
-    """uint8 [n, S, S, 3]; one black image if none is good, because not every network takes an empty batch."""
-    facts: list[Facts]
-    bad: dict[str, str]
 
 
 def predict_images(
@@ -106,11 +100,16 @@ def predict_images(
     folder = wanted.out.with_name(f"{wanted.out.name}.parts")
     if not has_begun(folder):
         refuse_existing(files, overwrite=wanted.overwrite)
+    if wanted.features is not None and wanted.others:
+        raise UserError("--features are those of one model; leave --with or --features out")
+    paths = [model_path, *wanted.others]
     with open_images(images_path, wanted.split, wanted.zip_encoding) as images:
-        test = TestRead.of(model_path) if "test" in images.splits else None
-        model, info = load_model(model_path)
+        tests = [TestRead.of(path) for path in paths] if "test" in images.splits else []
+        classes = read_info(model_path).classes
+        columns = [columns_of(read_info(path).classes, classes, path, model_path) for path in paths]
         record = {
             "model": model_digest(model_path),
+            **({"others": [model_digest(path) for path in wanted.others]} if wanted.others else {}),
             "images": images.fingerprint,
             "features": str(wanted.features.absolute()) if wanted.features else None,
             **{key: getattr(wanted, key) for key in ("top_k", "probabilities")},
@@ -119,14 +118,15 @@ def predict_images(
             "selftrain": __version__,
         }
         torch.set_num_threads(max(runtime.threads, 1))
-        predictor = Predictor(model, info, device=device_of(runtime), precision=runtime.precision, flip=evaluate.flip)
+        how: dict[str, Any] = {"device": device_of(runtime), "precision": runtime.precision, "flip": evaluate.flip}
+        members = [(Predictor(*load_model(path), **how), at) for path, at in zip(paths, columns, strict=True)]
         with run_lock(folder):
             try:
                 begin(folder, record, files, overwrite=wanted.overwrite)
-                paths = _make_parts(predictor, images, wanted, evaluate.batch_size, folder, progress)
-                if test is not None:
+                parts = _make_parts(members, images, wanted, evaluate.batch_size, folder, progress)
+                for test in (test for test in tests if test is not None):
                     test.log(images_path, len(images))
-                done = _join(paths, info.classes, images, wanted)
+                done = _join(parts, classes, images, wanted)
             finally:
                 if not has_begun(folder):
                     remove_folder(folder)
@@ -138,7 +138,7 @@ def predict_images(
 
 
 def _make_parts(
-    predictor: Predictor,
+    members: Sequence[Member],
     images: Images,
     wanted: Wanted,
     batch_size: int,
@@ -160,8 +160,8 @@ def _make_parts(
     progress(done, len(images))
     with ThreadPoolExecutor(num_cores(), "decode") as pool:
 
-        def read(rows: I64Array) -> _Batch:
-            return _read(images, rows, predictor.info, pool)
+        def read(rows: I64Array) -> Batch:
+            return read_batch(images, rows, [predictor.info for predictor, _ in members], pool)
 
         every = (
             np.arange(start, min(start + batch_size, len(images)))
@@ -172,54 +172,21 @@ def _make_parts(
         for number, group in itertools.groupby(batches, lambda item: int(item[0][0]) // size):
             parts = []
             for rows, batch in group:
-                parts.append(_predict(predictor, batch, wanted))
+                parts.append(
+                    predict_batch(
+                        members,
+                        batch,
+                        wanted.top_k,
+                        probabilities=wanted.probabilities,
+                        features=wanted.features is not None,
+                    )
+                )
                 done += len(rows)
                 progress(done, len(images))
             part = _joined(parts)
             survey = _checked(survey, part, images, wanted)
             write_part(paths[number], part)
     return paths
-
-
-def _read(images: Images, rows: I64Array, info: ModelInfo, pool: ThreadPoolExecutor) -> _Batch:
-    """The images of some rows, without the bad ones."""
-
-    def one(row: int) -> tuple[Pixels, Facts] | str:
-        try:
-            return images.pixels(row, *info.seen)
-        except UserError as error:
-            return str(error)
-
-    names = [images.places[row].name for row in rows.tolist()]
-    results = list(zip(names, pool.map(one, rows.tolist()), strict=True))
-    good = [(name, *result) for name, result in results if not isinstance(result, str)]
-    pixels = (
-        np.stack([each[1] for each in good]) if good else np.zeros((1, info.read_size, info.read_size, 3), np.uint8)
-    )
-    bad = {name: result for name, result in results if isinstance(result, str)}
-    return _Batch([each[0] for each in good], pixels, [each[2] for each in good], bad)
-
-
-def _predict(predictor: Predictor, batch: _Batch, wanted: Wanted) -> Part:
-    survey = Survey()
-    for name, facts in zip(batch.names, batch.facts, strict=True):
-        survey.add(name, facts)
-    images = predictor.on_host(batch.pixels)
-    logits, features = predictor.logits_and_features(images) if wanted.features else (predictor.logits(images), None)
-    if not torch.isfinite(logits).all():
-        raise NotFinite(f"the model's predictions of {batch.names[0]} and the images after it are not finite")
-    probabilities = torch.softmax(logits, dim=1)
-    top, ids = probabilities.topk(min(wanted.top_k, len(predictor.info.classes)), dim=1)
-    num_rows = len(batch.names)
-    return Part(
-        names=batch.names,
-        ids=ids.int().cpu().numpy()[:num_rows],
-        top=top.cpu().numpy()[:num_rows],
-        probabilities=probabilities.cpu().numpy()[:num_rows] if wanted.probabilities else None,
-        features=None if features is None else features.half().cpu().numpy()[:num_rows],
-        bad=batch.bad,
-        survey=survey,
-    )
 
 
 def _joined(parts: list[Part]) -> Part:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from pipeline.selection.summary import Histogram, Summary
 
 ACCENT = "#0072B2"
-SECOND = "#E69F00"
+SECOND, HARM = "#E69F00", "#D55E00"
 MUTED = "#8A939C"
 PALE = "#D5DBE1"
 INK = "#3A434C"

@@ -9,6 +9,7 @@ from typing import Any
 from pipeline.errors import UserError
 from pipeline.evaluate.judging import TITLES
 from pipeline.evaluate.metrics import Metrics, reliability
+from pipeline.evaluate.stage import ENSEMBLE, SAMPLED
 from pipeline.methods import METHODS
 from pipeline.models.cost import Cost, cost_of
 from pipeline.models.registry import is_known
@@ -105,7 +106,20 @@ def _test_names(run: RunRecord) -> list[tuple[str, str, TrainRecord | None]]:
         rows.append((TEACHER, title_of(teacher), teacher))
     if run.control is not None or teacher is None or not teacher.is_probe:
         rows.append((CONTROL, "Supervised control", run.control))
-    return [*rows, (PROBE, "Probe of the labels alone", run.probe)] if run.probe is not None else rows
+    if run.probe is not None:
+        rows.append((PROBE, "Probe of the labels alone", run.probe))
+    said = run.result["final"] if run.result else {}
+    if found := said.get(ENSEMBLE):
+        folders = {train.path: train for train in run.trainings}
+        own = [(name, run.path / folder) for name, folder in found["models"].items() if name != FINAL]
+        rows += [
+            (name, f"Member {name.removeprefix('member-')} of the ensemble", folders.get(path)) for name, path in own
+        ]
+        rows.append((ENSEMBLE, f"Ensemble of {len(found['models'])}, val {100 * found['val']['top1']:.2f}%", None))
+    if found := said.get(SAMPLED):
+        title = f"Final model, mean of {found['samples']} samples with dropout, val {100 * found['val']['top1']:.2f}%"
+        rows.append((SAMPLED, title, model))
+    return rows
 
 
 def _cost(train: TrainRecord | None) -> Cost | None:

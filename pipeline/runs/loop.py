@@ -14,13 +14,14 @@ from pipeline.files import write_bytes, write_csv, write_sealed
 from pipeline.methods import METHODS
 from pipeline.methods.method import Method, OnRound
 from pipeline.methods.round import best_of
+from pipeline.runs.beside import beside
 from pipeline.runs.control import fit_probe, train_control
 from pipeline.runs.dry_run import check_networks
 from pipeline.runs.finetune import finetune
 from pipeline.runs.folder import check_run_folder, earlier_config, resolve_config, set_aside
 from pipeline.runs.inputs import files_of
 from pipeline.runs.ledger import Ledger
-from pipeline.runs.result import models_of, result_of
+from pipeline.runs.result import FINAL, models_of, result_of
 from pipeline.runs.run import Run, RunStage
 from pipeline.shards.dataset import Dataset, check_disjoint, has_test, left_out, open_split, warn_of_left_out
 from pipeline.stages.fingerprint import digest
@@ -79,7 +80,9 @@ def run_loop(
         rounds = finetune(run, method, method.run_rounds(run, on_round), on_round)
         final = best_of(rounds)
         skipped: dict[str, int] = {split: len(d.skipped) for split, d in datasets.items() if d.skipped}
-        result = result_of(run, rounds, final, skipped=skipped)
+        more = beside(config, rounds, final)
+        val = run.evaluate("val", {FINAL: final.train, **more.members}, **more.job()) if more else {}
+        result = result_of(run, rounds, final, beside=more.to_json(run.folder, val), skipped=skipped)
         write_sealed(run_dir / "result.json", result)  # every choice is made and written before test is read
 
         sees_unlabeled = any(r.role == "student" for r in rounds)
@@ -87,10 +90,20 @@ def run_loop(
         probe = fit_probe(run, method, final)
         tests = {}
         if read_test and "test" in data:
-            tests = run.evaluate("test", models_of(rounds, final, control, probe))
+            models = models_of(rounds, final, control, probe)
+            tests = run.evaluate("test", {**models, **more.members}, **more.job())
         elif read_test:
             log.warning("the data has no test split: result.json has val figures only")
-        result = result_of(run, rounds, final, control=control, probe=probe, tests=tests, skipped=skipped)
+        result = result_of(
+            run,
+            rounds,
+            final,
+            control=control,
+            probe=probe,
+            tests=tests,
+            beside=more.to_json(run.folder, val),
+            skipped=skipped,
+        )
         write_sealed(run_dir / "result.json", result)
     return result
 

@@ -40,6 +40,10 @@ class ResultFinal(TypedDict):
     control_dir: str | None
     probe_dir: NotRequired[str | None]
     test: dict[str, MetricsJson]
+    ensemble: NotRequired[dict[str, Any]]
+    """The models of `evaluate.ensemble` and the figures of their mean on val; those on test are in `test`."""
+    mc_dropout: NotRequired[dict[str, Any]]
+    """The same of `evaluate.mc_dropout`."""
 
 
 class Result(TypedDict):
@@ -76,6 +80,7 @@ def result_of(
     control: Path | None = None,
     probe: Path | None = None,
     tests: Mapping[str, Any] | None = None,
+    beside: Mapping[str, Any] | None = None,
     skipped: Mapping[str, int] | None = None,
 ) -> dict[str, Any]:
     """The content of result.json. Accuracies are fractions; what does not exist (yet) is null."""
@@ -101,6 +106,7 @@ def result_of(
             "control_dir": str(control.relative_to(run.folder)) if control else None,
             "probe_dir": str(probe.relative_to(run.folder)) if probe else None,
             "test": dict(tests or {}),
+            **(beside or {}),
         },
         "skipped": dict(skipped or {}),
     }

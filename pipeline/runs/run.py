@@ -62,9 +62,9 @@ class Run(Stages):
                 "between runs, and type the command again to begin anew with the data as it is"
             )
 
-    def evaluate(self, split: Split, models: dict[str, Path]) -> dict[str, Any]:
-        """Run an evaluate stage; returns {name: metrics}."""
-        job = EvaluateJob.of(self.config, self.folder, split, models)
+    def evaluate(self, split: Split, models: dict[str, Path], **values: Any) -> dict[str, Any]:
+        """Run an evaluate stage; returns {name: metrics}. `values` are further fields of its job."""
+        job = EvaluateJob.of(self.config, self.folder, split, models, **values)
         self._check_unchanged(split, open_split(self.config.data, split).fingerprint)
         return cast(dict[str, Any], read_output(self.stage(job, ".") / f"{split}.json"))
 

@@ -234,6 +234,10 @@ class EvaluateJob(Job):
     models: dict[str, Path]
     """Name of a model -> its stage folder."""
     evaluate: Evaluate
+    ensemble: tuple[str, ...] = ()
+    """The names of models whose mean of probabilities is measured too, as `ensemble`."""
+    sampled: str | None = None
+    """The name of a model that is measured with `evaluate.mc_dropout` too, as `mc_dropout`."""
 
     @property
     def title(self) -> str:

@@ -6,6 +6,8 @@ a selection belongs to a row or to PLUMBING.
 
 from __future__ import annotations
 
+import math
+
 from pipeline.config.base import is_technique
 from pipeline.errors import UserError
 from pipeline.techniques.optimization import OPTIMIZATION
@@ -152,6 +154,14 @@ TECHNIQUES: dict[str, Technique] = {
             "Szegedy 2016, 7",
         ),
         Technique(
+            "distillation",
+            "loss",
+            ("training.distillation",),
+            {},
+            "pipeline.train.losses:distillation_loss",
+            "Hinton 2015, 2; He 2019 (Bag of Tricks), 5.3",
+        ),
+        Technique(
             "logit_adjustment",
             "loss",
             ("training.logit_adjustment",),
@@ -172,6 +182,14 @@ TECHNIQUES: dict[str, Technique] = {
             "optimizer",
             ("training.optimizer.weight_decay",),
             5e-4,
+            "pipeline.train.optimizer:make_optimizer",
+            "He 2019 (Bag of Tricks), 3.1",
+        ),
+        Technique(
+            "decay_vectors",
+            "optimizer",
+            ("training.optimizer.decay_vectors",),
+            True,
             "pipeline.train.optimizer:make_optimizer",
             "He 2019 (Bag of Tricks), 3.1",
         ),
@@ -297,7 +315,7 @@ TECHNIQUES: dict[str, Technique] = {
             "evaluation_size",
             "evaluate",
             ("training.evaluation_size",),
-            None,
+            lambda training: 2 * math.ceil(1.15 * training.image_size / 2),
             "pipeline.models.format:ModelInfo",
             "Touvron 2019, 3 and 4",
         ),
@@ -310,6 +328,22 @@ TECHNIQUES: dict[str, Technique] = {
             "Simonyan 2015, 3.2",
         ),
         *OPTIMIZATION,
+        Technique(
+            "evaluate_ensemble",
+            "evaluate",
+            ("evaluate.ensemble",),
+            None,  # it changes no figure that ablations compare
+            "pipeline.evaluate.ensemble:mean_log_probs",
+            "Krizhevsky 2012, 6 and tables 1 and 2",
+        ),
+        Technique(
+            "mc_dropout",
+            "evaluate",
+            ("evaluate.mc_dropout",),
+            None,  # as above
+            "pipeline.models.mc_dropout:sample_logits",
+            "Gal and Ghahramani 2016, 4; Srivastava 2014, 7.5",
+        ),
     )
 }
 """Name -> row."""

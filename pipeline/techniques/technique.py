@@ -30,7 +30,8 @@ class Technique:
     """The config keys that it owns, the one that switches it on first. `training` stands for `teacher` and
     `student`."""
     on: Any
-    """A usual value of the first key, for ablations of a config that has it off."""
+    """A usual value of the first key, for ablations of a config that has it off; or, if it depends on the training, the
+    function of it. None if there is none, such as for weights that only a user has."""
     code: str
     """`module:name` of what does it."""
     source: str
@@ -42,6 +43,10 @@ class Technique:
     def switch(self) -> str:
         """The key that turns it on and off."""
         return self.keys[0]
+
+    def usual(self, config: Section, key: str) -> Any:
+        """The usual value of a key of `switch_in`, in this config."""
+        return self.on(getattr(config, key.partition(".")[0])) if callable(self.on) else self.on
 
     @property
     def off(self) -> Any:

@@ -27,6 +27,17 @@ def smooth_one_hot(labels_B: Tensor, num_classes: int, smoothing: float) -> Tens
     return F.one_hot(labels_B, num_classes).float() * (1 - smoothing) + smoothing / num_classes
 
 
+def distillation_loss(logits_BC: Tensor, teacher_BC: Tensor, temperature: float) -> Tensor:
+    """T^2 times the divergence of softmax(logits / T) from softmax(teacher / T), one value per image, [B].
+
+    That is T^2 l(softmax(r/T), softmax(z/T)) of Hinton (2015, section 2; Bag of Tricks 5.3) minus the entropy of the
+    teacher's distribution. The entropy is no function of the student, so the gradient is the paper's, and without it
+    the loss is 0 where they agree, instead of T^2 log C at most. The factor keeps the gradient's size over T.
+    """
+    student, teacher = (F.log_softmax(z.float() / temperature, dim=1) for z in (logits_BC, teacher_BC))
+    return temperature**2 * (teacher.exp() * (teacher - student)).sum(1)
+
+
 def combine(
     labeled: Tensor, unlabeled: Tensor, normalization: Literal["total", "labeled"], *, num_labeled: int, num_total: int
 ) -> Tensor:

@@ -1,4 +1,4 @@
-"""The optimizers, from timm's factory, and AlexNet's; biases and normalization parameters get no weight decay."""
+"""The optimizers, of timm and AlexNet's; biases and normalization parameters do not decay, unless asked for."""
 
 from __future__ import annotations
 
@@ -32,7 +32,12 @@ def make_optimizer(
     """
     # Vectors do not decay (Bag of Tricks, section 3.1). So it is with AlexNet's rule: its paper decays "w", and its
     # author's cuda-convnet no biases. Groups are made with a decay of 1, so any decay has the same.
-    groups = param_groups_weight_decay(model, 1.0, no_weight_decay_list=getattr(model, "no_weight_decay", set)())
+    if config.decay_vectors:
+        groups: list[dict[str, Any]] = [
+            {"params": [p for p in model.parameters() if p.requires_grad], "weight_decay": 1.0}
+        ]
+    else:
+        groups = param_groups_weight_decay(model, 1.0, no_weight_decay_list=getattr(model, "no_weight_decay", set)())
     for group in groups:
         group["weight_decay"] *= config.weight_decay
     if lr_scales:

@@ -10,7 +10,7 @@ from pipeline.config.base import is_technique, off_value
 from pipeline.errors import UserError
 from pipeline.evaluate.judged import MODEL_FILES
 from pipeline.models.format import find_weights, model_digest
-from pipeline.models.weights import semantic_settings, start_inputs
+from pipeline.models.weights import distilled_from, semantic_settings, start_inputs
 from pipeline.shards.dataset import open_split
 from pipeline.stages.fingerprint import StageInputs
 from pipeline.stages.folder import RECORD, finish_folder, open_folder, read_record, stage_record
@@ -27,8 +27,8 @@ from pipeline.train.validation import Validation
 from pipeline.views.crops import CROPS
 
 _KEPT = (
-    *("activation", "fractional_pooling"),
-    *("optimizer.name", "frozen_layers", "freeze_norm", "layer_decay", "head_lr", "thaw_steps"),
+    *("activation", "fractional_pooling", "optimizer.name", "optimizer.decay_vectors"),
+    *("frozen_layers", "freeze_norm", "layer_decay", "head_lr", "thaw_steps"),
     *("image_size", "evaluation_size", "mean", "std", "crop_pct", "crop_mode", "interpolation"),
 )
 """The keys that `start.mode: continue` cannot change. The first ones are the model's function, the next ones
@@ -59,6 +59,8 @@ def train_inputs(job: TrainJob) -> StageInputs:
     splits: tuple[Split, ...] = ("labeled", "unlabeled", "val") if learner.reads_unlabeled else ("labeled", "val")
     inputs: dict[str, str] = {split: open_split(job.data, split).fingerprint for split in splits}
     inputs |= start_inputs(job.training)
+    if (teacher := distilled_from(job.training)) is not None:
+        inputs["distilled"] = model_digest(teacher)
     if job.best_by != "top1":
         config["judge_by"] = job.best_by
     if job.teacher is not None:

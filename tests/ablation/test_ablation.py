@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
 from functools import partial
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from pipeline.ablation.rows import Row, read_rows
 from pipeline.config import Config, Mixup, changed, parse
 from pipeline.errors import Interrupted, UserError
 from pipeline.packing.pack import pack
+from pipeline.stages.jobs import Job
 from pipeline.stages.lock import run_lock
 from pipeline.techniques import TECHNIQUES
 
@@ -83,6 +85,26 @@ def test_a_technique_that_the_config_has_on_keeps_its_settings(digits: Config) -
     assert cell.config.teacher.mixup is None, "only the student has it in this config"
     (_, cell) = plan_cells(digits, ["mixup"], "alone")
     assert cell.config.student.mixup == cell.config.teacher.mixup == Mixup(alpha=0.2, probability=0.5)
+
+
+def test_a_name_with_no_before_it_takes_the_technique_away(digits: Config) -> None:
+    """So that "no bias decay" is a row of the stack of Bag of Tricks, whose base decays everything."""
+    base, spared, smoothed = plan_cells(digits, ["no-decay_vectors", "label_smoothing"], "stack")
+    assert [cell.config.student.optimizer.decay_vectors for cell in (base, spared, smoothed)] == [True, False, False]
+    assert [cell.config.teacher.label_smoothing for cell in (base, spared, smoothed)] == [0, 0, 0.1]
+    assert (spared.name, spared.on) == ("no-decay_vectors", ("no-decay_vectors",))
+    with pytest.raises(UserError, match="names one twice"):
+        plan_cells(digits, ["ema", "no-ema"], "alone")
+
+
+def test_a_usual_value_may_follow_from_the_training(digits: Config) -> None:
+    _, larger = plan_cells(digits, ["evaluation_size"], "alone")
+    assert (digits.student.image_size, larger.config.student.evaluation_size) == (8, 10)
+
+
+@pytest.mark.parametrize("name", [row.name for row in TECHNIQUES.values() if row.keys[0].startswith("training.")])
+def test_each_technique_of_a_training_has_a_usual_value_unless_it_needs_a_file(name: str) -> None:
+    assert (TECHNIQUES[name].on is None) == (name in ("start", "probe"))
 
 
 @pytest.mark.parametrize("mode", ["alone", "drop-one", "stack"])
@@ -197,6 +219,41 @@ def test_a_cell_is_judged_by_its_student_even_if_the_teacher_is_better(digits: C
     supervised = changed(digits, rounds=changed(digits.rounds, num_rounds=0))
     rows = run_ablation(supervised, tmp_path / "supervised", ["ema"], "alone", 1, run_stage=stages)
     assert [row.val_top1 for row in rows] == [0.8, 0.8]
+
+
+def test_two_cells_at_a_time_give_the_same_rows_and_run_no_stage_twice(digits: Config, tmp_path: Path) -> None:
+    names = (*THREE, "align")
+    serial, beside = (with_job_files(FakeStages(0.8, 0.9)) for _ in range(2))
+    expected = run_ablation(digits, tmp_path / "serial", names, "alone", 2, run_stage=serial)
+    seen: list[Row] = []
+    found = run_ablation(
+        digits, tmp_path / "parallel", names, "alone", 2, run_stage=beside, on_row=seen.append, parallel=2
+    )
+    assert found == expected == read_rows(tmp_path / "parallel" / "rows.jsonl")
+    assert sorted(seen, key=found.index) == found
+    assert sorted(job.out.name for job in beside.jobs) == sorted(job.out.name for job in serial.jobs)
+
+
+@pytest.mark.parametrize("error", [UserError("bad"), Interrupted("stopped")])
+def test_what_ends_one_of_two_cells_ends_the_other_and_begins_no_third(
+    digits: Config, tmp_path: Path, error: BaseException
+) -> None:
+    stop, both, begun = threading.Event(), threading.Barrier(2), list[str]()
+
+    def run_stage(job: Job, lock_fd: int) -> None:
+        begun.append(job.out.name)
+        both.wait(600)
+        if job.out.name == min(begun[:2]):
+            raise error
+        assert stop.wait(600), "the other run was not told"
+        raise Interrupted("saved")
+
+    with pytest.raises(type(error)) as told:
+        run_ablation(digits, tmp_path, ["ema", "mixup"], "alone", 3, run_stage=run_stage, parallel=2, stop=stop)
+    assert isinstance(error, Interrupted) or told.value is error
+    assert len(begun) == 2
+    with run_lock(tmp_path, wait_s=0.0):
+        pass
 
 
 def test_data_that_change_under_an_ablation_are_an_error(digits: Config, tmp_path: Path) -> None:

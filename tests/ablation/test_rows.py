@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from pipeline.ablation.cells import BASE, Mode
 from pipeline.ablation.plot import draw_effects
 from pipeline.ablation.rows import Row, effects, read_rows, table, write_rows
 from pipeline.errors import UserError
+from pipeline.report.plots import ACCENT, HARM, MUTED
 
 
 def rows_of(mode: Mode, accuracies: dict[str, list[float]]) -> list[Row]:
@@ -88,6 +90,30 @@ def test_the_plot_is_redrawn_from_the_rows_alone(tmp_path: Path) -> None:
     assert draw_effects(rows)[:8] == b"\x89PNG\r\n\x1a\n"
     different = [replace(row, val_top1=0.5) if row.technique == "ema" else row for row in rows]
     assert draw_effects(different) != draw_effects(rows)
+
+
+@pytest.mark.parametrize("mode", ["alone", "drop-one", "stack"])
+def test_the_plot_says_in_words_and_colours_which_intervals_hold_0(mode: Mode, monkeypatch: pytest.MonkeyPatch) -> None:
+    from matplotlib.axes import Axes
+
+    said: list[tuple[str, str]] = []
+    text = Axes.text
+
+    def note(self: Axes, x: float, y: float, s: str, **options: Any) -> Any:
+        said.append((s, options["color"]))
+        return text(self, x, y, s, **options)
+
+    monkeypatch.setattr(Axes, "text", note)
+    rows = rows_of(mode, {**ACCURACIES, "cutout": [0.70, 0.71, 0.70]})
+    draw_effects(rows)
+    assert len(said) == 3
+    for effect in effects(rows):
+        ((words, color),) = [pair for pair in said if pair[0].startswith(f"{effect.points:+.2f} ")]
+        low, high = effect.interval or (0, 0)
+        holds_0 = low <= 0 <= high
+        assert ("holds 0" in words) == holds_0 == (color == MUTED)
+        assert holds_0 or words.endswith("helps" if low > 0 else "harms")
+        assert color == {"helps": ACCENT, "harms": HARM}.get(effect.verdict, MUTED)
 
 
 def test_a_file_without_rows_is_a_clear_error(tmp_path: Path) -> None:

@@ -49,8 +49,10 @@ class FakeStages:
                 write_bytes(job.out / name, b"rows")
             finish_folder(job.out, SELECTION_FILES, num_selected=100 * job.round)
         elif isinstance(job, EvaluateJob):
-            write_json(job.out / "test.json", {name: self.metrics(0.7 + len(name) / 100) for name in job.models})
-            finish_folder(job.out, ["test.json"])
+            more = [*(["ensemble"] if job.ensemble else []), *(["mc_dropout"] if job.sampled else [])]
+            found = {name: self.metrics(0.7 + len(name) / 100) for name in (*job.models, *more)}
+            write_json(job.out / f"{job.split}.json", found)
+            finish_folder(job.out, [f"{job.split}.json"])
 
     def train(self, job: TrainJob) -> None:
         is_last = job.out.parent.name == "control" or job.role == "finetune"

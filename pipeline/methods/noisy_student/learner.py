@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pipeline.selection.targets import Targets, open_selection
 from pipeline.train.batches import Batch, Batches
+from pipeline.train.distillation import Distiller
 from pipeline.train.learner import Learner
 from pipeline.train.losses import combine, hard_cross_entropy, num_correct, smooth_one_hot, soft_cross_entropy
 from pipeline.train.mixing import Mixing
@@ -23,10 +24,21 @@ class PseudoLabelLearner(Learner):
     Without a selection the training is supervised: that of a teacher, a control or a fine-tune.
     """
 
-    metrics = ("loss", "labeled_loss", "unlabeled_loss", "labeled_top1", "unlabeled_agreement", "grad_norm")
+    metrics: tuple[str, ...] = (
+        "loss",
+        "labeled_loss",
+        "unlabeled_loss",
+        "labeled_top1",
+        "unlabeled_agreement",
+        "grad_norm",
+    )
 
     def __init__(self, setup: Setup) -> None:
+        distillation = setup.job.training.distillation
+        if distillation is not None:
+            self.metrics = (*self.metrics, "distillation_loss")
         super().__init__(setup)
+        self.distiller = None if distillation is None else Distiller(distillation, setup)
         self.network = setup.network(self.training)
         self.networks = {"network": self.network}
         self.batches = _batches(setup)
@@ -53,7 +65,8 @@ class PseudoLabelLearner(Learner):
     def _loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss [] of one micro-batch, and its measurements."""
         training, num_labeled = self.training, batch.num_labeled
-        images, labels, targets = self.to_device(batch.images, batch.labels, batch.targets)
+        images, labels, stored = self.to_device(batch.images, batch.labels, batch.targets)
+        targets = stored if self.distiller is None else self.distiller.targets(stored)
         if training.noise_labeled:
             views = self.views.strong(images, batch.positions)
         else:
@@ -71,12 +84,14 @@ class PseudoLabelLearner(Learner):
         else:
             labeled = hard_cross_entropy(seen[:num_labeled], labels, training.label_smoothing)
             unlabeled = soft_cross_entropy(seen[num_labeled:], targets)
-        loss = combine(
-            labeled, unlabeled, training.loss_normalization, num_labeled=num_labeled, num_total=len(batch.images)
-        )
+        learned, measured = (labeled, unlabeled), dict[str, Tensor]()
+        if self.distiller is not None:
+            losses, measured["distillation_loss"] = self.distiller(torch.cat(learned), logits, views, stored)
+            learned = (losses[:num_labeled], losses[num_labeled:])
+        loss = combine(*learned, training.loss_normalization, num_labeled=num_labeled, num_total=len(batch.images))
         with torch.no_grad():
             num_unlabeled = max(len(batch.targets), 1)
-            measured = {
+            measured |= {
                 "loss": loss.detach(),
                 "labeled_loss": labeled.mean(),
                 "unlabeled_loss": unlabeled.sum() / num_unlabeled,
@@ -100,7 +115,10 @@ def _batches(setup: Setup) -> Batches:
     selection, store = open_selection(job.selection, setup.unlabeled)
     copies = np.zeros(len(setup.unlabeled), selection.copies.dtype)
     copies[selection.rows] = selection.copies
-    targets = Targets(
-        store, training.targets, temperature=training.target_temperature, smoothing=training.label_smoothing
-    )
+    if training.distillation is not None and training.distillation.source == "labels":
+        targets = Targets(store, "soft")  # the learner makes both targets of them
+    else:
+        targets = Targets(
+            store, training.targets, temperature=training.target_temperature, smoothing=training.label_smoothing
+        )
     return setup.batches(unlabeled=True, copies=copies, targets=targets)

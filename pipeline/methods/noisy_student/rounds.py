@@ -115,6 +115,9 @@ def _train_students(stages: Stages, number: int, teacher: Round, selection: Path
         return [stages.probe("student", number, training, parent, stages.embed(training), selection)]
     if config.rounds.start == "init":
         training = changed(training, start=Start(model=str(teacher.train), mode="init"))
+    found = training.distillation
+    if found is not None and found.source == "model" and found.model is None:
+        training = changed(training, distillation=changed(found, model=str(teacher.train)))
     return [
         stages.train("judge" if draw else "student", number, training, parent, selection=selection, draw=draw)
         for draw in range(config.rounds.judges)

@@ -1,0 +1,93 @@
+"""A batch of images as the models of a prediction, one or several, see it, and what they say of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from pipeline.arrays import I64Array
+from pipeline.config import CropMode, Interpolation
+from pipeline.errors import UserError
+from pipeline.evaluate.metrics import NotFinite
+from pipeline.evaluate.predictor import Predictor, mean_logits
+from pipeline.models.format import ModelInfo
+from pipeline.predict.images import Images
+from pipeline.predict.parts import Part
+from pipeline.shards.decode import Pixels
+from pipeline.shards.values import Facts, Survey
+
+Seen = tuple[int, Interpolation, CropMode]
+"""How images are read for a model (`ModelInfo.seen`)."""
+Member = tuple[Predictor, I64Array]
+"""A model, and the columns of its answers in the order of the first model's classes."""
+
+
+class Batch(NamedTuple):
+    """Some images as every member sees them."""
+
+    names: list[str]
+    pixels: dict[Seen, Pixels]
+    """What models see of images -> uint8 [n, S, S, 3]; one black image if none is good, because not every network takes
+    an empty batch."""
+    facts: list[Facts]
+    bad: dict[str, str]
+
+
+def read_batch(images: Images, rows: I64Array, infos: Sequence[ModelInfo], pool: ThreadPoolExecutor) -> Batch:
+    """The images of some rows as each model sees them, without the bad ones. What several see alike is read once."""
+    views = {info.seen: info.read_size for info in infos}
+
+    def one(row: int) -> tuple[list[Pixels], Facts] | str:
+        try:
+            seen = [images.pixels(row, *view) for view in views]
+            return [pixels for pixels, _ in seen], seen[0][1]
+        except UserError as error:
+            return str(error)
+
+    names = [images.places[row].name for row in rows.tolist()]
+    results = list(zip(names, pool.map(one, rows.tolist()), strict=True))
+    good = [(name, *result) for name, result in results if not isinstance(result, str)]
+    pixels = {
+        view: np.stack([each[1][number] for each in good]) if good else np.zeros((1, size, size, 3), np.uint8)
+        for number, (view, size) in enumerate(views.items())
+    }
+    bad = {name: result for name, result in results if isinstance(result, str)}
+    return Batch([each[0] for each in good], pixels, [each[2] for each in good], bad)
+
+
+def predict_batch(members: Sequence[Member], batch: Batch, top_k: int, *, probabilities: bool, features: bool) -> Part:
+    """What the members say of a batch, by the mean of their probabilities; features are those of a single one.
+
+    Raises:
+        NotFinite: a prediction is not finite.
+    """
+    survey = Survey()
+    for name, facts in zip(batch.names, batch.facts, strict=True):
+        survey.add(name, facts)
+    each, found = [], None
+    for predictor, columns in members:
+        images = predictor.on_host(batch.pixels[predictor.info.seen])
+        if features:
+            logits, found = predictor.logits_and_features(images)
+        else:
+            logits = predictor.logits(images)
+        each.append(logits if len(members) == 1 else logits[:, columns])
+    logits = mean_logits(each)
+    if not torch.isfinite(logits).all():
+        raise NotFinite(f"the model's predictions of {batch.names[0]} and the images after it are not finite")
+    probs = torch.softmax(logits, dim=1)
+    top, ids = probs.topk(min(top_k, probs.shape[1]), dim=1)
+    num_rows = len(batch.names)
+    return Part(
+        names=batch.names,
+        ids=ids.int().cpu().numpy()[:num_rows],
+        top=top.cpu().numpy()[:num_rows],
+        probabilities=probs.cpu().numpy()[:num_rows] if probabilities else None,
+        features=None if found is None else found.half().cpu().numpy()[:num_rows],
+        bad=batch.bad,
+        survey=survey,
+    )
