@@ -45,6 +45,7 @@ VERBS = {
     "predict": "MODEL IMAGES --out --split --top-k --probabilities --features --overwrite --bad-images --zip-encoding",
     "export": "RUN --out",
     "report": "RUN",
+    "inspect": "CONFIG --out --variant --steps --images --set",
     "ablate": "CONFIG --techniques --mode --seeds --out --set --no-prefect --accept-environment",
 }
 

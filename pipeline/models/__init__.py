@@ -7,8 +7,17 @@ from pipeline.models.compat import declare_missing_ops
 
 declare_missing_ops()  # must run before anything imports timm, which imports torchvision
 
-from pipeline.models import resnet9, resnet_variants, wide_resnet  # noqa: E402 - register their architectures
+from pipeline.models import mlp, resnet9, resnet_variants, wide_resnet  # noqa: E402 - register their architectures
 from pipeline.models.layers import num_frozen, set_trainable  # noqa: E402
 from pipeline.models.registry import build, list_own_models  # noqa: E402
 
-__all__ = ["build", "list_own_models", "num_frozen", "resnet9", "resnet_variants", "set_trainable", "wide_resnet"]
+__all__ = [
+    "build",
+    "list_own_models",
+    "mlp",
+    "num_frozen",
+    "resnet9",
+    "resnet_variants",
+    "set_trainable",
+    "wide_resnet",
+]
