@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.table import Table
+from rich.table import Column, Table
 
 from pipeline.cli.app import ConfigArgument, SetOption, app, console
 from pipeline.config import load_config
@@ -53,7 +53,14 @@ def inspect(
         found = list(inspect_variants(configs, at, images, lambda name, done: on_step(done, max(at))))
     write_bytes(out, draw([replace(one, variant=one.variant.replace("teacher.", "")) for one in found]))
     write_json(out.with_suffix(".json"), [one.to_json() for one in found])
-    table = Table("variant", "step", "std, first layer", "std, last layer", "zeros, last", "saturated, last")
+    table = Table(
+        Column("variant", overflow="fold"),
+        "step",
+        "std, first layer",
+        "std, last layer",
+        "zeros, last",
+        "saturated, last",
+    )
     for one in found:
         first, last = one.layers[0], one.layers[-1]
         figures = (f"{first.std:.2g}", f"{last.std:.2g}", f"{last.zeros:.1%}", f"{last.saturated:.1%}")

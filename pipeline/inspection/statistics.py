@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -37,7 +38,7 @@ class LayerStatistics:
     gradient: float
     """Root mean square of the gradient of the batch's mean loss with respect to the values, times the images."""
     values: F32Array
-    """Some of the values, evenly spread, [n]."""
+    """All values, or as many drawn from them, the same ones in each call, [n]."""
 
     def to_json(self) -> dict[str, Any]:
         """The figures, without the values."""
@@ -86,6 +87,8 @@ def _of(name: str, module: nn.Module, y: Tensor, gradient: Tensor | None) -> Lay
     y = y.float()
     saturated = next((is_flat(y) for kind, is_flat in _SATURATED.items() if isinstance(module, kind)), None)
     flat = y.flatten()
+    if len(flat) > MAX_VALUES:  # drawn at random: every n-th value might be of some units or columns only
+        flat = flat[torch.randint(len(flat), (MAX_VALUES,), generator=torch.Generator().manual_seed(0)).to(flat.device)]
     return LayerStatistics(
         name=name,
         mean=float(y.mean()),
@@ -93,5 +96,5 @@ def _of(name: str, module: nn.Module, y: Tensor, gradient: Tensor | None) -> Lay
         zeros=float((y == 0).float().mean()),
         saturated=0.0 if saturated is None else float(saturated.float().mean()),
         gradient=0.0 if gradient is None else float(gradient.float().square().mean().sqrt()) * len(y),
-        values=flat[:: max(1, len(flat) // MAX_VALUES)][:MAX_VALUES].cpu().numpy(),
+        values=flat.cpu().numpy(),
     )
