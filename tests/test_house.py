@@ -28,7 +28,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("methods",),
     ("runs",),
     ("report",),
-    ("ablation",),
+    ("ablation", "inspection"),
     ("starter", "demos"),
     ("cli",),
 )

@@ -185,12 +185,22 @@ class NetworkSettings(Adaptation):
                 raise ValueError(f"{key} is {shown}, but start gives the network its weights; drop one of the two")
         return self
 
+    @model_validator(mode="after")
+    def _alterations_are_said_once(self) -> NetworkSettings:
+        for name, value in self._altered().items():
+            if (other := self.model_args.get(name, value)) != value:
+                raise ValueError(f"{name} is {value}, but model_args says {name}: {other}; drop it from model_args")
+        return self
+
     @property
     def built_with(self) -> dict[str, Scalar]:
         """All arguments that the network is built with, and that its model.json must have: `model_args` and what this
         config changes in the function of the architecture."""
-        altered: dict[str, Scalar | None] = {
+        return {**self.model_args, **self._altered()}
+
+    def _altered(self) -> dict[str, Scalar]:
+        values: dict[str, Scalar | None] = {
             "activation": self.activation,
             "fractional_pooling": self.fractional_pooling,
         }
-        return {**self.model_args, **{name: value for name, value in altered.items() if value is not None}}
+        return {name: value for name, value in values.items() if value is not None}

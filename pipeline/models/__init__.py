@@ -10,6 +10,7 @@ declare_missing_ops()  # must run before anything imports timm, which imports to
 from pipeline.models import (  # noqa: E402 - register their architectures
     alexnet,
     compound_scaling,
+    mlp,
     polynet,
     resnet9,
     resnet_variants,
@@ -23,6 +24,7 @@ __all__ = [
     "build",
     "compound_scaling",
     "list_own_models",
+    "mlp",
     "num_frozen",
     "polynet",
     "resnet9",

@@ -63,8 +63,7 @@ class Canvas:
     """A figure in the report's style, and its PNG once it is drawn."""
 
     def __init__(self, figure: Figure, axes: Iterable[Axes]) -> None:
-        self.figure = figure
-        self.axes = list(axes)
+        self.figure, self.axes = figure, list(axes)
         self.png = b""
 
 
@@ -86,9 +85,8 @@ def canvas(
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
         FigureCanvasAgg(figure)
-        drawing = Canvas(
-            figure, figure.subplots(rows, columns, squeeze=False, width_ratios=ratios or [1] * columns).flat
-        )
+        ratios = ratios or [1] * columns
+        drawing = Canvas(figure, figure.subplots(rows, columns, squeeze=False, width_ratios=ratios).flat)
         yield drawing
         buffer = io.BytesIO()
         with warnings.catch_warnings():

@@ -101,7 +101,7 @@ TECHNIQUES: dict[str, Technique] = {
             "fractional_pooling",
             "network",
             ("training.fractional_pooling",),
-            0.7,
+            None,
             "pipeline.models.pooling:FractionalMaxPool",
             "Graham 2014, 2",
         ),

@@ -143,3 +143,11 @@ def test_a_start_of_the_same_activation_says_nothing(tmp_path: Path, caplog: pyt
     )
     load_start(build(settings.model, 2, model_args=settings.built_with), settings, ("a", "b"))
     assert not caplog.records
+
+
+def test_an_activation_that_model_args_says_too_must_be_the_same() -> None:
+    """model.json's model_args can be a config's."""
+    assert NetworkSettings(model_args={"activation": "elu"}).built_with == {"activation": "elu"}
+    NetworkSettings(activation="elu", model_args={"activation": "elu"})
+    with pytest.raises(ValueError, match="activation is relu, but model_args says activation: elu; drop it"):
+        NetworkSettings(activation="relu", model_args={"activation": "elu"})
