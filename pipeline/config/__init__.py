@@ -31,12 +31,13 @@ from pipeline.config.runtime import Runtime
 from pipeline.config.selection import Select
 from pipeline.config.training import Finetune, Training
 from pipeline.config.unread import unread_keys
-from pipeline.config.views import StrongView, WeakView
+from pipeline.config.views import ColorJitter, StrongView, WeakView
 
 __all__ = [
     "SPLITS",
     "Adaptation",
     "Adjuster",
+    "ColorJitter",
     "Config",
     "CropMode",
     "Cutmix",

@@ -8,6 +8,23 @@ from pydantic import Field
 
 from pipeline.config.base import NonNegative, Section, technique
 
+Strength = Annotated[float, Field(ge=0, le=1)]
+
+
+class ColorJitter(Section):
+    """Jitter of colors (He 2019, Bag of Tricks, 2.1): brightness, contrast and saturation are scaled, in this order,
+    each by a factor of the image's own."""
+
+    brightness: Strength = 0.4
+    """The factor on all values is uniform in 1 - brightness..1 + brightness."""
+    contrast: Strength = 0.4
+    """The factor on the distance to the image's mean luma is uniform in 1 - contrast..1 + contrast."""
+    saturation: Strength = 0.4
+    """The factor on the distance to the grey image is uniform in 1 - saturation..1 + saturation."""
+    hue: Annotated[float, Field(ge=0, le=0.5)] = 0.0
+    """The hue turns by a share of the color circle that is uniform in -hue..hue. Leave it at 0 where color tells
+    classes apart; 0.1 is usual elsewhere."""
+
 
 class WeakView(Section):
     """The weak view: a random crop, mirrored at random (AlexNet 4.1; Bag of Tricks 2.1)."""
@@ -21,6 +38,12 @@ class WeakView(Section):
     min_area: Annotated[float, Field(gt=0, le=1)] = 0.25
     """Smallest share of the image's area that `crop: resized` takes, at an aspect ratio between 3/4 and 4/3. Lower it
     to 0.08 for trainings of many epochs on large images."""
+    color_jitter: ColorJitter | None = technique(None)
+    """Scale brightness, contrast and saturation of each image at random; `{}` takes the factors 0.6 to 1.4 of Bag of
+    Tricks. Without this section it is off."""
+    pca_color: Annotated[float, Field(ge=0)] = technique(0.0, off=0.0)
+    """Shift the color of each image along the principal components of the colors of the labeled images, by their
+    variances times numbers from N(0, pca_color) (AlexNet 4.1). 0.1 is the paper's. 0 turns it off."""
     flip: bool = technique(True, off=False)
     """Mirror each image with probability 1/2. Turn it off where left and right mean something, as in digits and
     text."""

@@ -1,4 +1,4 @@
-"""The table of techniques: one row per refinement.
+"""The table of techniques: one row per refinement (long because each has one).
 
 Tests hold it in both directions: each row has keys, code and a card, and each semantic key of a training, a labeling or
 a selection belongs to a row or to PLUMBING.
@@ -23,6 +23,22 @@ TECHNIQUES: dict[str, Technique] = {
         ),
         Technique(
             "flip", "view", ("training.weak.flip",), True, "pipeline.views.views:Views.weak", "Krizhevsky 2012, 4.1"
+        ),
+        Technique(
+            "color_jitter",
+            "view",
+            ("training.weak.color_jitter",),
+            {},
+            "pipeline.views.jitter:ColorNoise",
+            "He 2019 (Bag of Tricks), 2.1",
+        ),
+        Technique(
+            "pca_color",
+            "view",
+            ("training.weak.pca_color",),
+            0.1,
+            "pipeline.views.jitter:ColorNoise",
+            "Krizhevsky 2012, 4.1; He 2019 (Bag of Tricks), 2.1",
         ),
         Technique(
             "randaugment",

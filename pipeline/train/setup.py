@@ -11,6 +11,7 @@ import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from torch import Tensor
 
+from pipeline.arrays import F64Array
 from pipeline.config import NetworkSettings, Runtime, StrongView, WeakView, changed
 from pipeline.errors import UserError
 from pipeline.models import build
@@ -22,12 +23,14 @@ from pipeline.selection.targets import Targets
 from pipeline.shards.dataset import Dataset, open_split
 from pipeline.shards.order import Order
 from pipeline.shards.reader import Reader
+from pipeline.stages import progress
 from pipeline.stages.jobs import TrainJob
 from pipeline.stages.ranks import Ranks
 from pipeline.train.batches import Batches, Stream
 from pipeline.train.class_sizes import Copies, balanced_copies, shares_of
 from pipeline.train.network import Network, prepare
 from pipeline.views import ResizedCrops, Views
+from pipeline.views.statistics import Statistics, measure
 
 NUM_FIRST_IMAGES = 1000
 
@@ -59,6 +62,20 @@ class Setup:
         if most == 1:
             return None
         return balanced_copies(labeled.labels, labeled.ids, len(labeled.classes), most, self.job.seed)
+
+    @cached_property
+    def statistics(self) -> Statistics:
+        """Those of the labeled images at the size of the training: one pass over them, which every rank makes."""
+        job, labeled = self.job, self.labeled
+
+        def report(done: int) -> None:
+            progress.report(job.out, done, len(labeled), "images", "statistics of the labeled images")
+
+        return measure(self._reader(labeled), len(labeled), report)
+
+    @property
+    def _components(self) -> F64Array | None:
+        return self.statistics.components if self.job.training.weak.pca_color else None
 
     def network(self, settings: NetworkSettings, *name: str, role: str = "") -> Network:
         """A network to train, with random weights or with those of `settings.start`.
@@ -103,6 +120,7 @@ class Setup:
             std=training.std,
             device=self.accelerator.device,
             key_coordinates=(self.job.seed, self.job.round),
+            components=self._components,
         )
 
     def batches(
