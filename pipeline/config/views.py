@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from pipeline.config.base import NonNegative, Section, technique
 
@@ -29,15 +29,21 @@ class ColorJitter(Section):
 class WeakView(Section):
     """The weak view: a random crop, mirrored at random (AlexNet 4.1; Bag of Tricks 2.1)."""
 
-    crop: Literal["pad", "resized", "none"] = technique("pad", off="none")
+    crop: Literal["pad", "resized", "scale", "none"] = technique("pad", off="none")
     """How the crop is drawn. `pad` pads by reflection and crops to the size before; it suits small images. `resized`
     crops a random area at a random aspect ratio out of the stored image, which it decodes each time; it suits
-    photographs. `none` takes the centre square."""
+    photographs. `scale` resizes the shorter side to a random length and crops a square at a random place (scale jitter
+    of VGG and ResNet), from the stored image too. `none` takes the centre square."""
     padding: NonNegative = 4
     """Pixels of reflection on each side with `crop: pad`. An eighth of the image's side is usual."""
     min_area: Annotated[float, Field(gt=0, le=1)] = 0.25
     """Smallest share of the image's area that `crop: resized` takes, at an aspect ratio between 3/4 and 4/3. Lower it
     to 0.08 for trainings of many epochs on large images."""
+    min_scale: Annotated[float, Field(ge=1)] = technique(1.14, off=1.14)
+    """Least length of the shorter side with `crop: scale`, in units of `image_size`: 256 of 224 pixels."""
+    max_scale: Annotated[float, Field(ge=1)] = technique(2.14, off=2.14)
+    """Greatest length of the shorter side with `crop: scale`, in units of `image_size`: 480 of 224 pixels, as in
+    ResNet. VGG has 512, which is 2.29. Lower it if objects fill the images."""
     color_jitter: ColorJitter | None = technique(None)
     """Scale brightness, contrast and saturation of each image at random; `{}` takes the factors 0.6 to 1.4 of Bag of
     Tricks. Without this section it is off."""
@@ -47,6 +53,17 @@ class WeakView(Section):
     flip: bool = technique(True, off=False)
     """Mirror each image with probability 1/2. Turn it off where left and right mean something, as in digits and
     text."""
+
+    @property
+    def cuts_stored_images(self) -> bool:
+        """Whether crops are cut from the stored images, each time anew."""
+        return self.crop in ("resized", "scale")
+
+    @model_validator(mode="after")
+    def _scales_are_a_range(self) -> WeakView:
+        if self.min_scale > self.max_scale:
+            raise ValueError(f"min_scale is {self.min_scale}, above max_scale ({self.max_scale}); lower it")
+        return self
 
 
 class StrongView(Section):

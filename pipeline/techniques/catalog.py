@@ -16,10 +16,13 @@ TECHNIQUES: dict[str, Technique] = {
         Technique(
             "crop",
             "view",
-            ("training.weak.crop", "training.weak.padding", "training.weak.min_area"),
+            (
+                *("training.weak.crop", "training.weak.padding", "training.weak.min_area"),
+                *("training.weak.min_scale", "training.weak.max_scale"),
+            ),
             "pad",
             "pipeline.views.views:Views.weak",
-            "Krizhevsky 2012, 4.1; Szegedy 2015, 6",
+            "Krizhevsky 2012, 4.1; Szegedy 2015, 6; Simonyan 2015, 3.1",
         ),
         Technique(
             "flip", "view", ("training.weak.flip",), True, "pipeline.views.views:Views.weak", "Krizhevsky 2012, 4.1"

@@ -176,7 +176,7 @@ class Setup:
 
     def _reader(self, dataset: Dataset) -> Reader:
         training, data = self.job.training, self.job.data
-        if training.weak.crop == "resized":  # which is cut from the stored images
+        if training.weak.cuts_stored_images:  # which is cut from the stored images
             data = changed(data, cache="never")
         return Reader(
             dataset, training.image_size, data, interpolation=training.interpolation, crop_mode=training.crop_mode
@@ -185,11 +185,11 @@ class Setup:
     def _crops(self, num_views: int) -> ResizedCrops | None:
         """What cuts the images of the training, with a crop per view; None if they are read whole."""
         job, training = self.job, self.job.training
-        if training.weak.crop != "resized":
+        if not training.weak.cuts_stored_images:
             return None
         return ResizedCrops(
             training.image_size,
-            training.weak.min_area,
+            training.weak,
             training.interpolation,
             key_coordinates=(job.seed, job.round),
             num_views=num_views,

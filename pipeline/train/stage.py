@@ -52,7 +52,7 @@ def train_inputs(job: TrainJob) -> StageInputs:
         "precision": job.runtime.precision,
         "compile": job.runtime.compile,
     }
-    if job.training.weak.crop == "resized":
+    if job.training.weak.cuts_stored_images:
         config["crops"] = CROPS
     learner: type[Learner] = load_object(job.learner)
     splits: tuple[Split, ...] = ("labeled", "unlabeled", "val") if learner.reads_unlabeled else ("labeled", "val")

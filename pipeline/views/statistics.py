@@ -33,7 +33,7 @@ class Statistics:
     @property
     def mean_image(self) -> F64Array:
         """The mean of the images in 0..1, [S, S, 3] (Krizhevsky 2012, section 2)."""
-        return self.total / (255 * self.num_images)
+        return np.asarray(self.total / (255 * self.num_images))
 
     @property
     def mean(self) -> F64Array:

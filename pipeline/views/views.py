@@ -32,8 +32,8 @@ Draws = F64Array
 class Views:
     """Makes views of image batches.
 
-    Images are uint8 [B, H, W, 3] on the device. With `crop: resized` they are crops already, which `ResizedCrops` cut,
-    or [B, 2, H, W, 3] where the weak view has another crop than the strong one. Positions are uint64 [B] on the host:
+    Images are uint8 [B, H, W, 3] on the device. With `crop: resized` or `scale` they are crops already, which
+    `ResizedCrops` cut, or [B, 2, H, W, 3] where the weak view has another crop than the strong one. Positions are uint64 [B] on the host:
     places in a stream, or other numbers that tell the samples apart. A view is float32 [B, 3, S, S], channels_last,
     normalized with `mean` and `std`. Each row of a view depends on the image and the position of that row only, not on
     the rest of the batch.

@@ -125,7 +125,7 @@ def test_resume_is_bit_exact_in_bf16(job: TrainJob, tmp_path: Path) -> None:
     [
         {"accumulation": 4, "keep": "best"},
         {"noise_labeled": False, "optimizer": {"name": "rmsproptf", "lr": 0.01}},
-        {"weak": {"padding": 1, "color_jitter": {"hue": 0.1}, "pca_color": 0.1}},
+        {"weak": {"crop": "scale", "color_jitter": {"hue": 0.1}, "pca_color": 0.1}},
         {"frozen_layers": 1, "optimizer": {"name": "lamb", "lr": 0.01}, "loss_normalization": "labeled"},
     ],
 )
