@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,8 +16,9 @@ from pipeline.arrays import F64Array
 from pipeline.config import NetworkSettings, Runtime, StrongView, WeakView, changed
 from pipeline.errors import UserError
 from pipeline.models import build
-from pipeline.models.format import ModelInfo, read_info
+from pipeline.models.format import ModelInfo, read_info, read_state
 from pipeline.models.memory_format import channels_last
+from pipeline.models.preprocessing import Normalization, arrays_in, keep_arrays
 from pipeline.models.weights import check_finite, load_start, tells_itself
 from pipeline.randomness import key_of, reseed_torch
 from pipeline.selection.targets import Targets
@@ -71,7 +73,29 @@ class Setup:
         def report(done: int) -> None:
             progress.report(job.out, done, len(labeled), "images", "statistics of the labeled images")
 
-        return measure(self._reader(labeled), len(labeled), report)
+        whitens = job.training.preprocessing == "pca_whitening"
+        return measure(self._reader(labeled), len(labeled), report, products=whitens)
+
+    @cached_property
+    def normalization(self) -> Normalization:
+        """How the pixels of the training become its networks' input: by its config, by the statistics of the labeled
+        images, or as the model does it that the training uses or continues."""
+        training, start = self.job.training, self.job.training.start
+        if start is not None and start.mode != "init" and tells_itself(start):
+            info = read_info(Path(start.model))
+            given = Normalization(info.mean, info.std)
+            is_given = info.preprocessing == "given"
+            return given if is_given else arrays_in(read_state(Path(start.model)), info.std)
+        if training.preprocessing == "given":
+            return Normalization(training.mean, training.std)
+        found = self.statistics
+        if training.preprocessing in ("mean", "mean_std"):
+            std = training.std if training.preprocessing == "mean" else found.std.tolist()
+            return Normalization(found.mean.tolist(), std)
+        mean = torch.from_numpy(found.mean_image).float()
+        if training.preprocessing == "mean_image":
+            return Normalization(mean, training.std)
+        return Normalization(mean, (1.0, 1.0, 1.0), torch.from_numpy(found.whitening).float())
 
     @property
     def _components(self) -> F64Array | None:
@@ -99,8 +123,9 @@ class Setup:
         )
         model = channels_last(built, self.accelerator.device)
         if hasattr(model, "init_from_images"):
-            model.init_from_images(self._first_images(info))  # type: ignore[operator]
+            model.init_from_images(self._first_images())  # type: ignore[operator]
         load_start(model, settings, info.classes)
+        keep_arrays(model, self.normalization)
         check_finite(model, settings)
         made = prepare(model, settings, self.accelerator, self.ranks, info=info, compiled=self.job.runtime.compile)
         if settings.logit_adjustment:
@@ -116,9 +141,8 @@ class Setup:
             training.weak,
             training.strong,
             training.image_size,
-            mean=training.mean,
-            std=training.std,
             device=self.accelerator.device,
+            **self.normalization._asdict(),
             key_coordinates=(self.job.seed, self.job.round),
             components=self._components,
         )
@@ -164,15 +188,21 @@ class Setup:
             if start.mode == "use":
                 return info
         lineage = {"role": role, **self.lineage, "round": job.round, "seed": job.seed}
-        return ModelInfo.of(settings, job.training, classes, lineage)
+        info, found = ModelInfo.of(settings, job.training, classes, lineage), self.normalization
+        if isinstance(found.mean, Tensor):
+            values: dict[str, Any] = {"mean": found.mean.mean((0, 1)).tolist()}
+            values["preprocessing"] = "mean_image" if found.whitening is None else "pca_whitening"
+        else:
+            values = {"mean": found.mean}
+        return changed(info, std=found.std, **values)
 
-    def _first_images(self, info: ModelInfo) -> Tensor:
+    def _first_images(self) -> Tensor:
         """Labeled images from all over the data set, normalized, [N, 3, S, S], for data-dependent initialization."""
         training, device, num = self.job.training, self.job.runtime.device, len(self.labeled)
         rows = np.linspace(0, num - 1, min(num, NUM_FIRST_IMAGES)).astype(np.int64)  # rows may be sorted by class
         images = torch.from_numpy(self._reader(self.labeled).read(rows)).to(device)
-        size = training.image_size
-        return Views(WeakView(), StrongView(), size, mean=info.mean, std=info.std, device=device).center(images)
+        views = Views(WeakView(), StrongView(), training.image_size, device=device, **self.normalization._asdict())
+        return views.center(images)
 
     def _reader(self, dataset: Dataset) -> Reader:
         training, data = self.job.training, self.job.data

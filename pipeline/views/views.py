@@ -33,19 +33,21 @@ class Views:
     """Makes views of image batches.
 
     Images are uint8 [B, H, W, 3] on the device. With `crop: resized` or `scale` they are crops already, which
-    `ResizedCrops` cut, or [B, 2, H, W, 3] where the weak view has another crop than the strong one. Positions are uint64 [B] on the host:
-    places in a stream, or other numbers that tell the samples apart. A view is float32 [B, 3, S, S], channels_last,
-    normalized with `mean` and `std`. Each row of a view depends on the image and the position of that row only, not on
-    the rest of the batch.
+    `ResizedCrops` cut, or [B, 2, H, W, 3] where the weak view has another crop than the strong one. Positions are
+    uint64 [B] on the host: places in a stream, or other numbers that tell the samples apart. A view is float32
+    [B, 3, S, S], channels_last, normalized with `mean` and `std`. Each row of a view depends on the image and the
+    position of that row only, not on the rest of the batch, except for the rounding of whitening.
 
     Args:
         weak: The settings of crop, flip and color noise.
         strong: The settings of RandAugment and cutout, which come on top of the weak view.
         image_size: The side S of a view in pixels.
-        mean: The mean of each of the three channels, in units of 0..1.
+        mean: The mean of each of the three channels, in units of 0..1, or of each pixel, [S, S, 3].
         std: The standard deviation of each of the three channels, in the same units.
         device: Where the images are.
         key_coordinates: The run's seed, then whatever tells these views from others, such as the round.
+        whitening: A matrix [D, D] that multiplies the normalized numbers of an image, D = 3 S^2 in the order of
+            [S, S, 3]; None without.
         components: The components of the colors of the training images [3, 3], if `weak.pca_color` is on.
 
     Raises:
@@ -58,11 +60,12 @@ class Views:
         strong: StrongView,
         image_size: int,
         *,
-        mean: Sequence[float],
+        mean: Sequence[float] | Tensor,
         std: Sequence[float],
         device: torch.device | str,
         key_coordinates: tuple[int, ...] = (0,),
         components: F64Array | None = None,
+        whitening: Tensor | None = None,
     ):
         if strong.cutout > image_size:
             raise UserError(
@@ -77,10 +80,14 @@ class Views:
         self._noise = ColorNoise(weak, components, key_coordinates)
         self._randaugment = RandAugment(strong.num_ops, strong.magnitude, image_size)
         # Repeated for every pixel, because broadcasting over a last dimension of 3 takes 5 times as long on a CPU.
-        channels = np.array([mean, std], np.float64)
-        scale, shift = 1 / (255 * channels[1]), -channels[0] / channels[1]
-        repeated = np.tile(np.stack([scale, shift]), image_size**2).astype(np.float32)
-        self._scale, self._shift = torch.from_numpy(repeated).to(self._device)
+        deviation = np.array(std, np.float64)
+        means = torch.as_tensor(mean, dtype=torch.float64).cpu().numpy()
+        scale, shift = (
+            torch.from_numpy(np.broadcast_to(each, (image_size, image_size, 3)).ravel().astype(np.float32))
+            for each in (1 / (255 * deviation), -means / deviation)
+        )
+        self._scale, self._shift = scale.to(self._device), shift.to(self._device)
+        self._whitening = None if whitening is None else whitening.to(self._device)
 
     def weak(self, images: Tensor, positions: U64Array, purpose: Purpose = "weak") -> Tensor:
         """The view with a random crop, flip and color noise, float32 [B, 3, S, S]."""
@@ -152,6 +159,8 @@ class Views:
         # Multiply and add stay apart: a fused one may round differently at the end of a batch than within it.
         for part, pixels in zip(floats.split(num), flat.split(num), strict=True):
             part.copy_(pixels).mul_(self._scale).add_(self._shift)
+        if self._whitening is not None:
+            floats = floats @ self._whitening
         return floats.view(view.shape).permute(0, 3, 1, 2)
 
 
