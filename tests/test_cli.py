@@ -41,7 +41,7 @@ VERBS = {
     "label": "CONFIG --teacher --out --set --accept-environment",
     "merge": "CONFIG --labels --out --set --accept-environment",
     "select": "CONFIG --labels --out --set --accept-environment",
-    "evaluate": "MODEL DATA --split --json",
+    "evaluate": "MODEL DATA --split --crops --scales --json",
     "predict": "MODEL IMAGES --out --split --top-k --probabilities --features --overwrite --bad-images --zip-encoding",
     "export": "RUN --out",
     "report": "RUN",

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.table import Table
 
 from pipeline.cli.app import app, as_split, check_split, console
-from pipeline.config import Evaluate, Runtime, load_config
+from pipeline.config import Evaluate, Runtime, load_config, parse
 
 
 @app.command()
@@ -18,6 +18,12 @@ def evaluate(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="A run folder, a stage folder or an exported file.")],
     data: Annotated[Path, typer.Argument(metavar="DATA", help="A packed folder, or any image folder or tar.")],
     split: Annotated[str, typer.Option(callback=check_split, help="Split of a packed folder.")] = "test",
+    crops: Annotated[
+        Literal["center", "ten"] | None, typer.Option(help="Patches per image whose probabilities are averaged.")
+    ] = None,
+    scales: Annotated[
+        str | None, typer.Option(metavar="1,1.143", help="Sides at which images are read, by the model's own.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Measure a model: accuracy, likelihood, calibration, and each class; the classes that it knows least come first.
@@ -27,7 +33,11 @@ def evaluate(
     from pipeline.cli.class_table import class_table, notes
     from pipeline.evaluate.on_demand import evaluate_on
 
-    found = evaluate_on(model, data, as_split(split) or "test", *how_to_see(model))
+    how, runtime = how_to_see(model)
+    given = {"crops": crops, "scales": None if scales is None else scales.split(",")}
+    asked = {key: value for key, value in given.items() if value is not None}
+    how = parse(Evaluate, {**dict(how), **asked}, "--crops, --scales")
+    found = evaluate_on(model, data, as_split(split) or "test", how, runtime)
     if as_json:
         print(json.dumps(found.to_json()))
         return
@@ -75,8 +85,22 @@ def export(
         why = "lets timm import torchvision beside this build of torch"
         console.print(f"import pipeline.models  # {why}", soft_wrap=True)
     arguments = "".join(f", {k}={v!r}" for k, v in info.model_args.items())
-    call = f"{info.architecture!r}, num_classes={len(info.classes)}, checkpoint_path={str(out)!r}{arguments}"
-    console.print(f"import timm\nmodel = timm.create_model({call}).eval()", soft_wrap=True)
+    if info.preprocessing == "given":
+        call = f"{info.architecture!r}, num_classes={len(info.classes)}, checkpoint_path={str(out)!r}{arguments}"
+        console.print(f"import timm\nmodel = timm.create_model({call}).eval()", soft_wrap=True)
+        return
+    call = f"{info.architecture!r}, num_classes={len(info.classes)}{arguments}"
+    lines = [
+        "import timm",
+        "from safetensors.torch import load_file",
+        f"state = load_file({str(out)!r})",
+        "# images in 0..1 [B, S, S, 3] - mean, / std of the JSON file" if info.preprocessing == "mean_image" else
+        "# (images in 0..1 [B, S, S, 3] - mean).flatten(1) @ whitening",
+        "arrays = {name: state.pop(name) for name in list(state) if name.startswith('preprocessing.')}",
+        f"model = timm.create_model({call}).eval()",
+        "model.load_state_dict(state)",
+    ]  # fmt: skip
+    console.print("\n".join(lines), soft_wrap=True, markup=False)
 
 
 @app.command()

@@ -18,6 +18,7 @@ import torch
 from pipeline.config import Data, Evaluate, Runtime, Split
 from pipeline.errors import UserError, did_you_mean
 from pipeline.evaluate.metrics import Metrics, compute_metrics
+from pipeline.evaluate.patches import patches_of
 from pipeline.evaluate.per_class import PerClass, per_class, taken_for
 from pipeline.evaluate.predictions import Predictions, predictions_of
 from pipeline.evaluate.predictor import Predictor, predict, reader_of
@@ -85,13 +86,14 @@ def evaluate_on(model_path: Path, data_path: Path, split: Split, evaluate: Evalu
     test = TestRead.of(model_path) if split == "test" else None
     model, info = load_model(model_path)
     torch.set_num_threads(max(runtime.threads, 1))
-    predictor = Predictor(model, info, device=device_of(runtime), precision=runtime.precision, flip=evaluate.flip)
+    how = patches_of(evaluate)
+    predictor = Predictor(model, info, device=device_of(runtime), precision=runtime.precision, **how)
 
     def measure(data: Data) -> Evaluation:
         dataset = open_split(data, split)
         warn_of_left_out(dataset)
         labels = _match(dataset, info.classes, data_path)
-        reader = reader_of(info, dataset, data)
+        reader = reader_of(info, dataset, data, evaluate.scales)
         log_probs = predict(predictor, reader, len(dataset), evaluate.batch_size)
         return Evaluation(compute_metrics(log_probs, labels), predictions_of(log_probs, labels), info.classes)
 

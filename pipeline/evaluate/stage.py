@@ -7,6 +7,7 @@ from pathlib import Path
 
 from pipeline.config import semantic
 from pipeline.evaluate.metrics import Metrics, compute_metrics
+from pipeline.evaluate.patches import in_fingerprint, patches_of
 from pipeline.evaluate.predictions import write_predictions
 from pipeline.evaluate.predictor import Predictor, predict, reader_of
 from pipeline.files import write_json
@@ -28,6 +29,7 @@ def evaluate_inputs(job: EvaluateJob) -> StageInputs:
         "flip": job.evaluate.flip,
         "precision": job.runtime.precision,
         "data": semantic(job.data),
+        **in_fingerprint(job.evaluate),
     }
     inputs = {name: model_digest(path) for name, path in sorted(job.models.items())}
     inputs["data"] = open_split(job.data, job.split).fingerprint
@@ -57,10 +59,9 @@ def run_evaluate(job: EvaluateJob, stage: Stage) -> None:
 def _evaluate_model(path: Path, dataset: Dataset, job: EvaluateJob, stage: Stage, predictions: str) -> Metrics:
     """The metrics of one model on one dataset; its predictions are written into the stage folder."""
     model, info = load_model(path)
-    reader = reader_of(info, dataset, job.data)
-    predictor = Predictor(
-        model, info, device=device_of(job.runtime), precision=job.runtime.precision, flip=job.evaluate.flip
-    )
+    reader = reader_of(info, dataset, job.data, job.evaluate.scales)
+    how = patches_of(job.evaluate)
+    predictor = Predictor(model, info, device=device_of(job.runtime), precision=job.runtime.precision, **how)
     log_probs = predict(
         predictor, reader, len(dataset), job.evaluate.batch_size, check_stop=lambda: stage.check_stop(f"in {path}")
     )

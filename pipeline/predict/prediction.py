@@ -18,9 +18,10 @@ from pipeline.config import Evaluate, Runtime, Split
 from pipeline.errors import UserError
 from pipeline.evaluate.metrics import NotFinite
 from pipeline.evaluate.on_demand import TestRead
+from pipeline.evaluate.patches import in_fingerprint, packed, patches_of
 from pipeline.evaluate.predictor import Predictor
 from pipeline.files import as_utf8, write_csv
-from pipeline.models.format import ModelInfo, load_model, model_digest
+from pipeline.models.format import load_model, model_digest
 from pipeline.predict.formats import FEATURES, FORMATS, Block, check_extension, write_features, write_rows
 from pipeline.predict.images import Images, open_images
 from pipeline.predict.parts import (
@@ -75,7 +76,8 @@ class Done:
 class _Batch(NamedTuple):
     names: list[str]
     pixels: Pixels
-    """uint8 [n, S, S, 3]; one black image if none is good, because not every network takes an empty batch."""
+    """uint8 [n, R, R, 3], or at several scales as `packed` makes them; one black image if none is good, because not
+    every network takes an empty batch."""
     facts: list[Facts]
     bad: dict[str, str]
 
@@ -115,11 +117,13 @@ def predict_images(
             "features": str(wanted.features.absolute()) if wanted.features else None,
             **{key: getattr(wanted, key) for key in ("top_k", "probabilities")},
             **evaluate.model_dump(mode="json", include={"batch_size", "flip"}),
+            **in_fingerprint(evaluate),
             "precision": runtime.precision,
             "selftrain": __version__,
         }
         torch.set_num_threads(max(runtime.threads, 1))
-        predictor = Predictor(model, info, device=device_of(runtime), precision=runtime.precision, flip=evaluate.flip)
+        how = patches_of(evaluate)
+        predictor = Predictor(model, info, device=device_of(runtime), precision=runtime.precision, **how)
         with run_lock(folder):
             try:
                 begin(folder, record, files, overwrite=wanted.overwrite)
@@ -161,7 +165,7 @@ def _make_parts(
     with ThreadPoolExecutor(num_cores(), "decode") as pool:
 
         def read(rows: I64Array) -> _Batch:
-            return _read(images, rows, predictor.info, pool)
+            return _read(images, rows, predictor, pool)
 
         every = (
             np.arange(start, min(start + batch_size, len(images)))
@@ -181,21 +185,23 @@ def _make_parts(
     return paths
 
 
-def _read(images: Images, rows: I64Array, info: ModelInfo, pool: ThreadPoolExecutor) -> _Batch:
+def _read(images: Images, rows: I64Array, predictor: Predictor, pool: ThreadPoolExecutor) -> _Batch:
     """The images of some rows, without the bad ones."""
+
+    info = predictor.info
 
     def one(row: int) -> tuple[Pixels, Facts] | str:
         try:
-            return images.pixels(row, *info.seen)
+            levels = [images.pixels(row, side, info.interpolation, info.crop) for side in predictor.sides]
         except UserError as error:
             return str(error)
+        return packed([pixels for pixels, _ in levels]), levels[0][1]
 
     names = [images.places[row].name for row in rows.tolist()]
     results = list(zip(names, pool.map(one, rows.tolist()), strict=True))
     good = [(name, *result) for name, result in results if not isinstance(result, str)]
-    pixels = (
-        np.stack([each[1] for each in good]) if good else np.zeros((1, info.read_size, info.read_size, 3), np.uint8)
-    )
+    black = packed([np.zeros((1, side, side, 3), np.uint8) for side in predictor.sides])
+    pixels = np.stack([each[1] for each in good]) if good else black
     bad = {name: result for name, result in results if isinstance(result, str)}
     return _Batch([each[0] for each in good], pixels, [each[2] for each in good], bad)
 

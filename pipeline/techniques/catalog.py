@@ -219,6 +219,14 @@ TECHNIQUES: dict[str, Technique] = {
             "Simonyan 2015, 3.2",
         ),
         Technique(
+            "label_crops",
+            "label",
+            ("label.crops", "label.scales"),
+            None,
+            "pipeline.evaluate.patches:cut",
+            "Krizhevsky 2012, 4.1",
+        ),
+        Technique(
             "label_ensemble",
             "label",
             ("label.ensemble",),
@@ -278,6 +286,30 @@ TECHNIQUES: dict[str, Technique] = {
             True,
             "pipeline.evaluate.predictor:Predictor.logits",
             "Simonyan 2015, 3.2",
+        ),
+        Technique(
+            "evaluate_crops",
+            "evaluate",
+            ("evaluate.crops",),
+            None,
+            "pipeline.evaluate.patches:cut",
+            "Krizhevsky 2012, 4.1",
+        ),
+        Technique(
+            "evaluate_scales",
+            "evaluate",
+            ("evaluate.scales",),
+            [1.0, 1.143],
+            "pipeline.evaluate.patches:reader_at",
+            "Simonyan 2015, 3.2; He 2016, 3.4",
+        ),
+        Technique(
+            "preprocessing",
+            "view",
+            ("training.preprocessing",),
+            "mean_std",
+            "pipeline.views.statistics:measure",
+            "Krizhevsky 2012, 2; Simonyan 2015, 2.1; Krizhevsky 2009, A",
         ),
     )
 }
