@@ -41,7 +41,7 @@ VERBS = {
     "label": "CONFIG --teacher --out --set --accept-environment",
     "merge": "CONFIG --labels --out --set --accept-environment",
     "select": "CONFIG --labels --out --set --accept-environment",
-    "evaluate": "MODEL DATA --split --with --mc-dropout --json",
+    "evaluate": "MODEL DATA --split --with --crops --scales --mc-dropout --json",
     "predict": "MODEL IMAGES --out --split --with --top-k --probabilities --features --overwrite --bad-images "
     "--zip-encoding",
     "export": "RUN --out",

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.table import Table
 
 from pipeline.cli.app import app, as_split, check_split, console
-from pipeline.config import Evaluate, Runtime, changed, load_config
+from pipeline.config import Evaluate, Runtime, load_config, parse
 
 OthersOption = Annotated[
     list[Path] | None,
@@ -25,6 +25,12 @@ def evaluate(
     split: Annotated[str, typer.Option(callback=check_split, help="Split of a packed folder.")] = "test",
     others: OthersOption = None,
     mc_dropout: Annotated[int, typer.Option(min=0, help="Passes with dropout on to average; 0 is without.")] = 0,
+    crops: Annotated[
+        Literal["center", "ten"] | None, typer.Option(help="Patches per image whose probabilities are averaged.")
+    ] = None,
+    scales: Annotated[
+        str | None, typer.Option(metavar="1,1.143", help="Sides at which images are read, by the model's own.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Measure a model: accuracy, likelihood, calibration, and each class; the classes that it knows least come first.
@@ -37,7 +43,9 @@ def evaluate(
     from pipeline.evaluate.on_demand import evaluate_on
 
     how, runtime = how_to_see(model)
-    how = changed(how, mc_dropout=mc_dropout)
+    given = {"crops": crops, "scales": None if scales is None else scales.split(","), "mc_dropout": mc_dropout or None}
+    asked = {key: value for key, value in given.items() if value is not None}
+    how = parse(Evaluate, {**dict(how), **asked}, "--crops, --scales, --mc-dropout")
     found = evaluate_on(model, data, as_split(split) or "test", how, runtime, others or ())
     if as_json:
         print(json.dumps(found.to_json()))
@@ -91,14 +99,27 @@ def export(
     if altered := list(split_args(info.model_args)[1]):
         why = f"timm has no argument for {', '.join(altered)}"
         call = f"load_model(Path({str(out)!r}))"
-        lines = (
-            f"from pathlib import Path\nfrom pipeline.models.format import load_model  # {why}\nmodel, info = {call}"
-        )
-        console.print(lines, soft_wrap=True)
+        console.print("from pathlib import Path", soft_wrap=True)
+        console.print(f"from pipeline.models.format import load_model  # {why}", soft_wrap=True)
+        console.print(f"model, info = {call}", soft_wrap=True)
         return
     arguments = "".join(f", {k}={v!r}" for k, v in info.model_args.items())
-    call = f"{info.architecture!r}, num_classes={len(info.classes)}, checkpoint_path={str(out)!r}{arguments}"
-    console.print(f"import timm\nmodel = timm.create_model({call}).eval()", soft_wrap=True)
+    if info.preprocessing == "given":
+        call = f"{info.architecture!r}, num_classes={len(info.classes)}, checkpoint_path={str(out)!r}{arguments}"
+        console.print(f"import timm\nmodel = timm.create_model({call}).eval()", soft_wrap=True)
+        return
+    call = f"{info.architecture!r}, num_classes={len(info.classes)}{arguments}"
+    lines = [
+        "import timm",
+        "from safetensors.torch import load_file",
+        f"state = load_file({str(out)!r})",
+        "# images in 0..1 [B, S, S, 3] - mean, / std of the JSON file" if info.preprocessing == "mean_image" else
+        "# (images in 0..1 [B, S, S, 3] - mean).flatten(1) @ whitening",
+        "arrays = {name: state.pop(name) for name in list(state) if name.startswith('preprocessing.')}",
+        f"model = timm.create_model({call}).eval()",
+        "model.load_state_dict(state)",
+    ]  # fmt: skip
+    console.print("\n".join(lines), soft_wrap=True, markup=False)
 
 
 @app.command()

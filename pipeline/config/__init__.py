@@ -35,13 +35,14 @@ from pipeline.config.schedule import Schedule
 from pipeline.config.selection import Select
 from pipeline.config.training import Finetune, Training
 from pipeline.config.unread import unread_keys
-from pipeline.config.views import StrongView, WeakView
+from pipeline.config.views import ColorJitter, StrongView, WeakView
 
 __all__ = [
     "SPLITS",
     "ActivationName",
     "Adaptation",
     "Adjuster",
+    "ColorJitter",
     "Config",
     "CropMode",
     "Cutmix",

@@ -62,7 +62,7 @@ class Data(Section):
     cache: Literal["auto", "always", "never"] = operational("auto")
     """Whether to keep decoded uint8 images in memory-mapped files. `auto` keeps them if reading them takes under half
     of the time of decoding, and they take under a quarter of what is free on the disk; the log says how it decides. Set
-    `never` if the disk has no room for them. Crops of `crop: resized` are never kept."""
+    `never` if the disk has no room for them. Crops of `crop: resized` and `crop: scale` are never kept."""
     cache_dir: APath | None = operational(None)
     """Folder for decoded images and for indexes of read-only tars. The default is `selftrain` below `$XDG_CACHE_HOME`,
     or below `~/.cache`."""

@@ -2,10 +2,32 @@
 
 from __future__ import annotations
 
+from typing import Annotated, Literal
+
+from pydantic import Field
+
 from pipeline.config.base import NonNegative, Positive, Section, operational, technique
 
+Crops = Literal["center", "ten"]
+Scale = Annotated[float, Field(gt=0, le=8)]
 
-class Evaluate(Section):
+
+class Patches(Section):
+    """The patches of an image over which a model's probabilities are averaged."""
+
+    flip: bool = technique(False, off=False)
+    """Average the probabilities of each image and its mirror image."""
+    crops: Crops = technique("center", off="center")
+    """The patches that the model sees: `center` is the centre square, and `ten` are also the four corners, all of them
+    mirrored too (AlexNet 4.1), of images that are larger than the model's input: set `scales`, or `crop_pct` below 1.
+    It takes ten times as long."""
+    scales: Annotated[tuple[Scale, ...], Field(min_length=1)] = technique((1.0,), off=(1.0,))
+    """Sides at which images are read, in units of the model's own (its input size divided by `crop_pct`). The
+    probabilities of all are averaged: 1, 1.143, 1.714, 2.143, 2.857 are the 224 to 640 pixels of ResNet. Each scale is
+    a pass, and a decoding where nothing is cached."""
+
+
+class Evaluate(Patches):
     """How models are evaluated: on val while choices are made, and on test once they are fixed."""
 
     batch_size: Positive = 512

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from pipeline.config.base import Positive, Section, technique
 from pipeline.config.data import APath
+from pipeline.config.evaluate import Patches
 
 
 class OtherLabels(Section):
@@ -20,7 +21,7 @@ class OtherLabels(Section):
     """Weight in the mean, beside the teacher's, which is 1."""
 
 
-class Label(Section):
+class Label(Patches):
     """The teacher's pass over the unlabeled images."""
 
     batch_size: Positive = 512

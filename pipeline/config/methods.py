@@ -71,6 +71,14 @@ def _check_noisy_student(config: Config) -> None:
             f"teacher.probe.flip is {config.teacher.probe.flip} and evaluate.flip {config.evaluate.flip}, so a probe "
             "would be judged on val otherwise than on test, and than its students; set both alike"
         )
+    if config.teacher.probe is not None:
+        for name, how in (("evaluate", config.evaluate), ("label", config.label)):
+            for key, off in (("crops", "center"), ("scales", (1.0,))):
+                if (value := getattr(how, key)) != off:
+                    raise ValueError(
+                        f"{name}.{key} is {value}, but with teacher.probe images are seen as stored features, once; "
+                        f"drop {name}.{key}"
+                    )
     for number, member in enumerate(config.committee):
         if member.probe is None:
             raise ValueError(f"committee.{number} is no probe; set its probe to {{}}")

@@ -15,6 +15,17 @@ from pipeline.config.schedule import AnySchedule
 from pipeline.config.views import StrongView, WeakView
 
 Deviation = Annotated[float, Field(gt=0)]
+Preprocessing = Literal["given", "mean", "mean_std", "mean_image", "pca_whitening"]
+COMPUTED: dict[str, tuple[str, ...]] = {
+    "given": (),
+    "mean": ("mean",),
+    "mean_std": ("mean", "std"),
+    "mean_image": ("mean",),
+    "pca_whitening": ("mean", "std"),
+}
+"""`preprocessing` -> the keys in whose place it computes values."""
+LARGEST_WHITENED = 40
+"""Side in pixels up to which images are whitened: the matrix has (3 * 40^2)^2 numbers, 92 MB."""
 W = TypeVar("W", bound="Training | Finetune")
 
 
@@ -51,6 +62,11 @@ class Training(NetworkSettings):
     std: tuple[Deviation, Deviation, Deviation] = (0.229, 0.224, 0.225)
     """Standard deviation of RGB in [0, 1], which divides the input. With a `start`, the default is what its weights
     expect."""
+    preprocessing: Preprocessing = technique("given", off="given")
+    """What is computed from the labeled images, before the training, in place of a key: `mean` and `mean_std` take the
+    mean of each channel, and its deviation; `mean_image` takes the mean of each pixel (AlexNet), so `std` divides
+    still; `pca_whitening` decorrelates all pixels and gives each direction one variance (up to 40 pixels). `given`
+    computes nothing: `mean` and `std` are read."""
     crop_pct: Annotated[float, Field(gt=0, le=1)] = technique(1.0, off=1.0)
     """Side of the centre square that the model sees in labeling and evaluation, as a share of the shorter side of the
     image. Lower it if what matters is in the middle. With a `start`, the default is what its weights expect."""
@@ -144,6 +160,29 @@ class Training(NetworkSettings):
             raise ValueError(
                 f"a probe reads the features of weights that were trained, but here is {found}; set start.model, with "
                 "mode: init, or drop probe"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _preprocessing_is_possible(self) -> Training:
+        kind, fields = self.preprocessing, type(self).model_fields
+        for key in COMPUTED[kind]:
+            if (value := getattr(self, key)) != fields[key].default:
+                raise ValueError(
+                    f"{key} is {list(value)}, but preprocessing: {kind} computes it; drop {key}, or set preprocessing "
+                    "to given"
+                )
+        if kind != "given" and self.probe is not None:
+            raise ValueError(f"preprocessing is {kind}, but a probe's encoder sees what its weights expect; drop it")
+        if kind in ("mean_image", "pca_whitening") and self.seen_size != self.image_size:
+            raise ValueError(
+                f"evaluation_size is {self.evaluation_size}, but preprocessing: {kind} has a value per pixel of "
+                f"image_size ({self.image_size}); drop evaluation_size, or set preprocessing to mean_std"
+            )
+        if kind == "pca_whitening" and self.image_size > LARGEST_WHITENED:
+            raise ValueError(
+                f"preprocessing is pca_whitening, whose matrix has {3 * self.image_size**2:,}^2 numbers at image_size "
+                f"{self.image_size}; set image_size to at most {LARGEST_WHITENED}, or preprocessing to mean_std"
             )
         return self
 

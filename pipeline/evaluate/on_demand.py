@@ -20,6 +20,7 @@ from pipeline.config import Data, Evaluate, Runtime, Split
 from pipeline.errors import UserError, did_you_mean
 from pipeline.evaluate.ensemble import columns_of, mean_log_probs
 from pipeline.evaluate.metrics import Metrics, compute_metrics
+from pipeline.evaluate.patches import patches_of
 from pipeline.evaluate.per_class import PerClass, per_class, taken_for
 from pipeline.evaluate.predictions import Predictions, predictions_of
 from pipeline.evaluate.predictor import Predictor, predict, reader_of
@@ -113,15 +114,10 @@ def evaluate_on(
 
     def predict_by(path: Path, dataset: Dataset, data: Data) -> F32Array:
         model, info = load_model(path, dropout=evaluate.mc_dropout > 0)
-        predictor = Predictor(
-            model,
-            info,
-            device=device_of(runtime),
-            precision=runtime.precision,
-            flip=evaluate.flip,
-            mc_dropout=evaluate.mc_dropout,
-        )
-        return predict(predictor, reader_of(info, dataset, data), len(dataset), evaluate.batch_size)
+        how = {**patches_of(evaluate), "mc_dropout": evaluate.mc_dropout}
+        predictor = Predictor(model, info, device=device_of(runtime), precision=runtime.precision, **how)
+        reader = reader_of(info, dataset, data, evaluate.scales)
+        return predict(predictor, reader, len(dataset), evaluate.batch_size)
 
     with _as_data(data_path, split, classes, model_path) as data:
         dataset = open_split(data, split)

@@ -11,10 +11,13 @@ from torch import Tensor, nn
 
 from pipeline.arrays import F32Array, I64Array
 from pipeline.config import Data, StrongView, WeakView
+from pipeline.config.evaluate import Crops
+from pipeline.evaluate.patches import Pyramid, cut, reader_at, sides_of, unpacked
 from pipeline.models.format import ModelInfo
 from pipeline.models.forward import predict_both, predict_logits
 from pipeline.models.mc_dropout import sample_logits
 from pipeline.models.memory_format import channels_last
+from pipeline.models.preprocessing import normalization_of
 from pipeline.shards.dataset import Dataset
 from pipeline.shards.decode import Pixels
 from pipeline.shards.reader import Reader
@@ -22,15 +25,19 @@ from pipeline.threads import read_ahead
 from pipeline.views import Views
 
 
-def reader_of(info: ModelInfo, dataset: Dataset, data: Data) -> Reader:
-    """The reader that reads the images of a data set as a model sees them."""
-    return Reader(dataset, info.read_size, data, interpolation=info.interpolation, crop_mode=info.crop)
+def reader_of(info: ModelInfo, dataset: Dataset, data: Data, scales: Sequence[float] = (1.0,)) -> Reader | Pyramid:
+    """The reader that reads the images of a data set as a model sees them, at these scales."""
+    return reader_at(info, dataset, data, sides_of(info.input_size[-1], info.crop_pct, "center", scales))
 
 
 class Predictor:
-    """A model in eval mode on a device. It sees a centre crop of each image, at its own input size, without noise.
+    """A model in eval mode on a device. It sees a centre crop of each image, at its own input size, without noise; or,
+    as `flip`, `crops` and `scales` say, several patches, whose probabilities are averaged.
 
     With `mc_dropout` a prediction is the mean of so many passes with dropout on.
+
+    Raises:
+        UserError: it cannot see such patches.
     """
 
     def __init__(
@@ -41,6 +48,8 @@ class Predictor:
         device: torch.device,
         precision: str,
         flip: bool,
+        crops: Crops = "center",
+        scales: Sequence[float] = (1.0,),
         mc_dropout: int = 0,
     ) -> None:
         # Always channels_last, so that a model predicts the same bits in training, labeling and evaluation.
@@ -48,11 +57,15 @@ class Predictor:
         self.info = info
         self.device = device
         self.dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
-        self.flip, self.mc_dropout = flip, mc_dropout
-        self.views = Views(WeakView(), StrongView(), info.input_size[-1], mean=info.mean, std=info.std, device=device)
+        self.crops, self.mc_dropout = crops, mc_dropout
+        self.mirrors = flip or crops == "ten"
+        self.sides = sides_of(info.input_size[-1], info.crop_pct, crops, scales)
+        normalization = normalization_of(model, info.mean, info.std)._asdict()
+        self.views = Views(WeakView(), StrongView(), info.input_size[-1], device=device, **normalization)
 
-    def read(self, reader: Reader, rows: I64Array) -> Tensor:
-        """The images of rows [B] on the host, uint8 [B, R, R, 3]; pinned for a GPU, which copies them by itself."""
+    def read(self, reader: Reader | Pyramid, rows: I64Array) -> Tensor:
+        """The images of rows [B] on the host, uint8 [B, R, R, 3], or [B, P, 3] at several scales; pinned for a GPU,
+        which copies them by itself."""
         return self.on_host(reader.read(rows))
 
     def on_host(self, pixels: Pixels) -> Tensor:
@@ -62,37 +75,47 @@ class Predictor:
 
     @torch.inference_mode()
     def logits(self, images_BHWC: Tensor, rows: I64Array | None = None) -> Tensor:
-        """Images uint8 [B, R, R, 3], as `reader_of` reads them -> logits float32 [B, C] on the device.
+        """Images uint8 as `reader_of` reads them, [B, R, R, 3] -> logits float32 [B, C] on the device.
 
-        With `flip` they are the log of the mean probability of an image and its mirror image, which serves as logits.
-        With `mc_dropout` it is that of samples, which need the images' rows [B].
+        Of several patches they are the log of the mean probability, which serves as logits; scales count alike. With
+        `mc_dropout` it is that of samples of each patch, which need the images' rows [B].
         """
-        if self.mc_dropout:
+
+        def logits_of(view: Tensor) -> Tensor:
+            if not self.mc_dropout:
+                return predict_logits(self.model, view, self.dtype)
             assert rows is not None
-            views = self._seen(images_BHWC)
-            each = (sample_logits(self.model, view, self.dtype, rows, self.mc_dropout) for view in views)
-            return mean_logits([logits for samples in each for logits in samples])
-        return mean_logits([predict_logits(self.model, view, self.dtype) for view in self._seen(images_BHWC)])
+            return mean_logits(sample_logits(self.model, view, self.dtype, rows, self.mc_dropout))
+
+        return mean_logits([mean_logits([logits_of(view) for view in views]) for views in self._seen(images_BHWC)])
 
     @torch.inference_mode()
     def logits_and_features(self, images_BHWC: Tensor) -> tuple[Tensor, Tensor]:
-        """The same logits, and what the classifier sees of each image, not of its mirror image: float32 [B, D]."""
-        centre, *mirrored = self._seen(images_BHWC)
-        logits, features = predict_both(self.model, centre, self.dtype)
-        return mean_logits([logits, *(predict_logits(self.model, view, self.dtype) for view in mirrored)]), features
+        """The same logits, and what the classifier sees of each image's centre, at the first scale: float32 [B, D]."""
+        features: list[Tensor] = []
 
-    def _seen(self, images_BHWC: Tensor) -> list[Tensor]:
-        """What the model sees of each image: the centre and, with `flip`, its mirror image."""
-        views = self.views.center(self._crop(images_BHWC.to(self.device, non_blocking=True)))
-        return [views, views.flip(3)] if self.flip else [views]
+        def logits_of(view: Tensor) -> Tensor:
+            if features:
+                return predict_logits(self.model, view, self.dtype)
+            logits, of_centre = predict_both(self.model, view, self.dtype)
+            features.append(of_centre)
+            return logits
 
-    def _crop(self, images: Tensor) -> Tensor:
-        """The centre square of images that were read at the model's `read_size`, as timm cuts it."""
-        size, read = self.info.input_size[-1], self.info.read_size
-        if images.shape[1] != read:
-            return images
-        first = round((read - size) / 2)
-        return images[:, first : first + size, first : first + size]
+        logits = mean_logits([mean_logits([logits_of(view) for view in views]) for views in self._seen(images_BHWC)])
+        return logits, features[0]
+
+    def _seen(self, images_BHWC: Tensor) -> Iterator[Iterator[Tensor]]:
+        """Yield, per scale, what the model sees of each image, one after the other: the centre first."""
+        images = images_BHWC.to(self.device, non_blocking=True)
+        for level, side in zip(unpacked(images, self.sides), self.sides, strict=True):
+            yield self._patches(level, side)
+
+    def _patches(self, images: Tensor, side: int) -> Iterator[Tensor]:
+        for patch in cut(images, side, self.info.input_size[-1], self.crops):
+            views = self.views.center(patch)
+            yield views
+            if self.mirrors:
+                yield views.flip(3)
 
 
 def batches_of(rows: I64Array, batch_size: int) -> Iterator[I64Array]:
@@ -110,7 +133,7 @@ def mean_logits(logits: Sequence[Tensor]) -> Tensor:
 
 def predict(
     predictor: Predictor,
-    reader: Reader,
+    reader: Reader | Pyramid,
     num_rows: int,
     batch_size: int,
     *,

@@ -10,6 +10,7 @@ from pipeline.arrays import F32Array
 from pipeline.config import semantic
 from pipeline.evaluate.ensemble import mean_log_probs
 from pipeline.evaluate.metrics import compute_metrics
+from pipeline.evaluate.patches import in_fingerprint, patches_of
 from pipeline.evaluate.predictions import write_predictions
 from pipeline.evaluate.predictor import Predictor, predict, reader_of
 from pipeline.files import write_json
@@ -34,6 +35,7 @@ def evaluate_inputs(job: EvaluateJob) -> StageInputs:
         "flip": job.evaluate.flip,
         "precision": job.runtime.precision,
         "data": semantic(job.data),
+        **in_fingerprint(job.evaluate),
     }
     if job.ensemble:
         config["ensemble"] = list(job.ensemble)
@@ -79,10 +81,10 @@ def run_evaluate(job: EvaluateJob, stage: Stage) -> None:
 def _predict(path: Path, dataset: Dataset, job: EvaluateJob, stage: Stage, mc_dropout: int = 0) -> F32Array:
     """The log-probabilities [N, C] of one model on a data set."""
     model, info = load_model(path, dropout=mc_dropout > 0)
-    how: dict[str, Any] = {"precision": job.runtime.precision, "flip": job.evaluate.flip, "mc_dropout": mc_dropout}
+    how = {**patches_of(job.evaluate), "mc_dropout": mc_dropout}
     return predict(
-        Predictor(model, info, device=device_of(job.runtime), **how),
-        reader_of(info, dataset, job.data),
+        Predictor(model, info, device=device_of(job.runtime), precision=job.runtime.precision, **how),
+        reader_of(info, dataset, job.data, job.evaluate.scales),
         len(dataset),
         job.evaluate.batch_size,
         check_stop=lambda: stage.check_stop(f"in {path}"),

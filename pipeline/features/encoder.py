@@ -86,7 +86,8 @@ class Encoder(Predictor):
 
         With `flip` they are the mean over an image and its mirror image.
         """
-        return torch.stack([predict_features(self.model, view, self.dtype) for view in self._seen(images_BHWC)]).mean(0)
+        seen = [view for views in self._seen(images_BHWC) for view in views]
+        return torch.stack([predict_features(self.model, view, self.dtype) for view in seen]).mean(0)
 
     def check(self) -> None:
         """Refuse a network whose classifier does not read the features as they are.

@@ -10,6 +10,7 @@ import numpy as np
 
 from pipeline.arrays import F32Array
 from pipeline.config import semantic
+from pipeline.evaluate.patches import Pyramid
 from pipeline.evaluate.predictor import batches_of, reader_of
 from pipeline.features.encoder import Encoder, build_encoder, encoder_settings, probe_of
 from pipeline.features.store import feature_path, read_features, write_features
@@ -77,7 +78,9 @@ def run_embed(job: EmbedJob, stage: Stage) -> None:
     stage.finish(files, provenance=provenance, num_samples=sum(map(len, datasets)))
 
 
-def _embed_shard(stage: Stage, encoder: Encoder, shard: Shard, reader: Reader, batch_size: int) -> Iterator[F32Array]:
+def _embed_shard(
+    stage: Stage, encoder: Encoder, shard: Shard, reader: Reader | Pyramid, batch_size: int
+) -> Iterator[F32Array]:
     """Yield the features [B, D] of a shard's images, batch after batch."""
     rows = np.arange(shard.start, shard.start + shard.num_rows, dtype=np.int64)
     for _, images in read_ahead(batches_of(rows, batch_size), partial(encoder.read, reader)):

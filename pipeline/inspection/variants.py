@@ -82,7 +82,7 @@ def _inspect(
     learner: Learner = load_object(job.learner)(setup)
     network = learner.model
     assert network.info is not None
-    images, labels = setup.first_images(network.info)
+    images, labels = setup.first_images()
     some = torch.linspace(0, len(images) - 1, min(num_images, len(images))).long()
     images, labels = images[some], labels[some]
     batches = learner.batches.from_step(0, max(steps)) if max(steps) else iter(())

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from pipeline.config import semantic
+from pipeline.evaluate.patches import as_text
 from pipeline.evaluate.predictor import batches_of
 from pipeline.labels.store import LabelRows, label_path, label_provenance, read_labels, summarize, write_labels
 from pipeline.labels.teachers import Committee, calibrate, open_teachers
@@ -60,7 +61,7 @@ def run_label(job: LabelJob, stage: Stage) -> None:
         teachers=[stage.inputs.inputs[f"teacher{i}"] for i in range(len(job.teachers))],
         features=[stage.inputs.inputs.get(f"features{i}", "") for i in range(len(job.teachers))],
         temperatures=temperatures,
-        view="center",
+        view=as_text(job.label),
         precision=job.runtime.precision,
         flip=job.label.flip,
         batch_size=job.label.batch_size,

@@ -19,6 +19,7 @@ from pipeline.config import CropMode, Interpolation
 from pipeline.errors import UserError
 from pipeline.evaluate.calibration import fit_temperature
 from pipeline.evaluate.metrics import compute_metrics
+from pipeline.evaluate.patches import Pyramid, patches_of
 from pipeline.evaluate.predictor import Predictor, batches_of, mean_logits, reader_of
 from pipeline.features.encoder import linear_classifier
 from pipeline.features.store import FeatureStore
@@ -57,9 +58,8 @@ def open_teachers(job: LabelJob, dataset: Dataset) -> list[Teacher]:
                 f"teacher {path} knows other classes than the data ({', '.join(info.classes[:5])}, ... against "
                 f"{', '.join(dataset.classes[:5])}, ...); label with a teacher trained on these classes"
             )
-        predictor = Predictor(
-            model, info, device=device_of(job.runtime), precision=job.runtime.precision, flip=job.label.flip
-        )
+        how = patches_of(job.label)
+        predictor = Predictor(model, info, device=device_of(job.runtime), precision=job.runtime.precision, **how)
         result.append(Teacher(predictor, job.features.get(path)))
     return result
 
@@ -78,13 +78,13 @@ class Committee:
         self, teachers: Sequence[Teacher], dataset: Dataset, job: LabelJob, temperatures: Sequence[float]
     ) -> None:
         self.teachers, self.temperatures = teachers, temperatures or [1.0] * (len(teachers) + 1)
-        self._readers: dict[Seen, Reader] = {}
+        self._readers: dict[Seen, Reader | Pyramid] = {}
         self._stores: dict[Path, FeatureStore] = {}
         for teacher in teachers:
             if teacher.features is not None:
                 self._stores[teacher.features] = FeatureStore(teacher.features, dataset)
             elif teacher.seen not in self._readers:
-                self._readers[teacher.seen] = reader_of(teacher.predictor.info, dataset, job.data)
+                self._readers[teacher.seen] = reader_of(teacher.predictor.info, dataset, job.data, job.label.scales)
 
     def read(self, rows: I64Array) -> dict[Seen | Path, Tensor]:
         """What the teachers see of rows [B], on the host: images as they are read, and stored features."""

@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import timm
 import torch
@@ -36,6 +36,7 @@ from pipeline.errors import UserError
 from pipeline.files import check_shape, read_as, read_json, write_bytes, write_json
 from pipeline.models.checkpoints import read_checkpoint
 from pipeline.models.forward import check_forward
+from pipeline.models.preprocessing import make_room
 from pipeline.models.registry import build, plugins_of
 from pipeline.stages.fingerprint import digest, digest_once
 from pipeline.stages.folder import check_output, read_output
@@ -57,6 +58,9 @@ class ModelInfo(Section):
     mean: Numbers
     """Mean of RGB in [0, 1]."""
     std: Numbers
+    preprocessing: Literal["given", "mean_image", "pca_whitening"] = "given"
+    """What takes the place of `mean`, and with `pca_whitening` of `std`, which are in this file: arrays beside the
+    weights, `preprocessing.mean` [S, S, 3] and `preprocessing.whitening` [D, D]."""
     crop: CropMode = "center"
     """What becomes of an image that is no square (timm's `crop_mode`)."""
     crop_pct: Annotated[float, Field(gt=0, le=1)] = 1.0
@@ -141,7 +145,13 @@ def described(info: ModelInfo) -> dict[str, Any]:
     """The content of model.json, with the plugin that defines the architecture, if one does."""
     plugins = plugins_of(info.architecture)
     info = changed(info, lineage={**info.lineage, "plugins": plugins}) if plugins else info
-    return info.model_dump(mode="json", by_alias=True)
+    return _as_json(info)
+
+
+def _as_json(info: ModelInfo) -> dict[str, Any]:
+    """The content of model.json. What other versions do not know is left out where it is off."""
+    off = {"preprocessing"} if info.preprocessing == "given" else set()
+    return info.model_dump(mode="json", by_alias=True, exclude=off)
 
 
 def find_weights(path: Path) -> Path:
@@ -224,6 +234,7 @@ def load_model(path: Path, *, dropout: bool = False) -> tuple[nn.Module, ModelIn
     check_forward(info.architecture, len(info.classes), size, model_args=info.model_args, trains=False)
     kept = info.dropout if dropout else 0.0
     model = build(info.architecture, len(info.classes), dropout=kept, model_args=info.model_args)
+    make_room(model, info.preprocessing, info.input_size[-1])
     if (trained := info.lineage.get("plugins", {})) != (here := plugins_of(info.architecture)):
         raise UserError(
             f"{path} was trained with {info.architecture} of {_named(trained)}, and here it is that of {_named(here)}; "
@@ -257,6 +268,8 @@ def model_digest(path: Path) -> str:
     sees = info.model_dump(mode="json", include=_PREDICTS_BY)
     if info.crop_pct != 1:  # else it is the digest from before there was a choice
         sees["crop_pct"] = info.crop_pct
+    if info.preprocessing != "given":
+        sees["preprocessing"] = info.preprocessing
     return digest({"weights": sha256, **sees, **plugins_of(info.architecture)})
 
 
@@ -276,7 +289,7 @@ def export_model(source: Path, out: Path) -> ModelInfo:
     data = weights.read_bytes() if weights.suffix == ".safetensors" else _as_safetensors(read_state(source))
     if out.exists() and out.read_bytes() != data:
         raise UserError(f"{out} exists and holds another model; choose another name, or delete it")
-    beside, content = out.with_suffix(".json"), info.model_dump(mode="json", by_alias=True)
+    beside, content = out.with_suffix(".json"), _as_json(info)
     if beside.exists() and read_json(beside) != content:
         raise UserError(f"{beside} exists and is not of this model; choose another name, or delete it")
     write_bytes(out, data)

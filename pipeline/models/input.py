@@ -9,6 +9,7 @@ from typing import Any, get_args
 import timm
 
 from pipeline.config import CropMode, Start, Training, changed
+from pipeline.config.training import COMPUTED
 from pipeline.errors import UserError
 from pipeline.models.format import find_weights, read_info
 from pipeline.models.registry import suggest
@@ -16,7 +17,7 @@ from pipeline.models.weights import TIMM, tells_itself
 
 log = logging.getLogger("selftrain.models")
 
-KEYS = ("image_size", "mean", "std", "crop_pct", "crop_mode", "interpolation")
+KEYS = ("image_size", "mean", "std", "crop_pct", "crop_mode", "interpolation", "preprocessing")
 """The keys of a training that say what its model sees."""
 
 
@@ -28,7 +29,7 @@ def with_input_of(start: Start | None, training: Training, section: str) -> Trai
     Raises:
         UserError: there is no such start.
     """
-    unset = [key for key in KEYS if key not in training.model_fields_set]
+    unset = [key for key in KEYS if key not in (*training.model_fields_set, *COMPUTED[training.preprocessing])]
     if start is None or not unset:
         return training
     found = {key: value for key, value in input_of(start, training.model).items() if key in unset}
@@ -37,7 +38,7 @@ def with_input_of(start: Start | None, training: Training, section: str) -> Trai
         what = ", ".join(f"{key} {_shown(value)}" for key, value in different.items())
         log.warning("%s: %s: so %s expects it, and the config does not set it", section, what, start.model)
     elif not found:
-        what = ", ".join(f"{key} {_shown(getattr(training, key))}" for key in unset)
+        what = ", ".join(f"{key} {_shown(getattr(training, key))}" for key in unset if key != "preprocessing")
         log.warning("%s: nothing says what %s expects; set it unless it is %s", section, start.model, what)
     return changed(training, **found)
 
@@ -60,8 +61,10 @@ def input_of(start: Start, architecture: str) -> dict[str, Any]:
         return _of_timm(start.model.removeprefix(TIMM))
     if tells_itself(start):
         info = read_info(Path(start.model))
+        numbers = {key: getattr(info, key) for key in ("mean", "std") if key not in COMPUTED[info.preprocessing]}
         return {
-            **{key: getattr(info, key) for key in ("mean", "std", "crop_pct", "interpolation")},
+            **numbers,
+            **{key: getattr(info, key) for key in ("preprocessing", "crop_pct", "interpolation")},
             "crop_mode": info.crop,
             "image_size": info.input_size[-1],
         }

@@ -20,6 +20,7 @@ from pipeline.models.alterations import ALTERATIONS, split_args
 from pipeline.models.format import has_info, model_digest, read_info, read_state
 from pipeline.models.insertion import insert
 from pipeline.models.layers import classifiers
+from pipeline.models.preprocessing import without_arrays
 from pipeline.models.registry import module_of, plugins_of, suggest
 
 log = logging.getLogger("selftrain.models")
@@ -107,7 +108,7 @@ def start_state(source: str) -> dict[str, Tensor]:
         UserError: there are no such weights, or timm cannot download them.
     """
     if not source.startswith(TIMM):
-        return read_state(Path(source))
+        return without_arrays(read_state(Path(source)))
     name = source.removeprefix(TIMM)
     if not timm.is_model(name):
         raise UserError(f"`start.model`: timm has no architecture {name!r}, {suggest(name)}")

@@ -13,15 +13,15 @@ from pipeline.arrays import I64Array
 from pipeline.config import CropMode, Interpolation
 from pipeline.errors import UserError
 from pipeline.evaluate.metrics import NotFinite
+from pipeline.evaluate.patches import packed
 from pipeline.evaluate.predictor import Predictor, mean_logits
-from pipeline.models.format import ModelInfo
 from pipeline.predict.images import Images
 from pipeline.predict.parts import Part
 from pipeline.shards.decode import Pixels
 from pipeline.shards.values import Facts, Survey
 
-Seen = tuple[int, Interpolation, CropMode]
-"""How images are read for a model (`ModelInfo.seen`)."""
+Seen = tuple[tuple[int, ...], Interpolation, CropMode]
+"""How images are read for a model: at which sides, and how they are resized."""
 Member = tuple[Predictor, I64Array]
 """A model, and the columns of its answers in the order of the first model's classes."""
 
@@ -31,32 +31,44 @@ class Batch(NamedTuple):
 
     names: list[str]
     pixels: dict[Seen, Pixels]
-    """What models see of images -> uint8 [n, S, S, 3]; one black image if none is good, because not every network takes
-    an empty batch."""
+    """What models see of images -> uint8 [n, S, S, 3], or at several sides as `packed` makes them; one black image if
+    none is good, because not every network takes an empty batch."""
     facts: list[Facts]
     bad: dict[str, str]
 
 
-def read_batch(images: Images, rows: I64Array, infos: Sequence[ModelInfo], pool: ThreadPoolExecutor) -> Batch:
+def read_batch(images: Images, rows: I64Array, predictors: Sequence[Predictor], pool: ThreadPoolExecutor) -> Batch:
     """The images of some rows as each model sees them, without the bad ones. What several see alike is read once."""
-    views = {info.seen: info.read_size for info in infos}
+    views = dict.fromkeys(seen_by(predictor) for predictor in predictors)
 
     def one(row: int) -> tuple[list[Pixels], Facts] | str:
         try:
-            seen = [images.pixels(row, *view) for view in views]
-            return [pixels for pixels, _ in seen], seen[0][1]
+            levels = [
+                [images.pixels(row, side, interpolation, crop) for side in sides]
+                for sides, interpolation, crop in views
+            ]
         except UserError as error:
             return str(error)
+        return [packed([pixels for pixels, _ in seen]) for seen in levels], levels[0][0][1]
 
     names = [images.places[row].name for row in rows.tolist()]
     results = list(zip(names, pool.map(one, rows.tolist()), strict=True))
     good = [(name, *result) for name, result in results if not isinstance(result, str)]
     pixels = {
-        view: np.stack([each[1][number] for each in good]) if good else np.zeros((1, size, size, 3), np.uint8)
-        for number, (view, size) in enumerate(views.items())
+        view: np.stack([each[1][number] for each in good]) if good else _black(view[0])
+        for number, view in enumerate(views)
     }
     bad = {name: result for name, result in results if isinstance(result, str)}
     return Batch([each[0] for each in good], pixels, [each[2] for each in good], bad)
+
+
+def seen_by(predictor: Predictor) -> Seen:
+    """How images are read for a predictor; those of which it is equal see the same pixels."""
+    return predictor.sides, predictor.info.interpolation, predictor.info.crop
+
+
+def _black(sides: Sequence[int]) -> Pixels:
+    return packed([np.zeros((1, side, side, 3), np.uint8) for side in sides])
 
 
 def predict_batch(members: Sequence[Member], batch: Batch, top_k: int, *, probabilities: bool, features: bool) -> Part:
@@ -70,7 +82,7 @@ def predict_batch(members: Sequence[Member], batch: Batch, top_k: int, *, probab
         survey.add(name, facts)
     each, found = [], None
     for predictor, columns in members:
-        images = predictor.on_host(batch.pixels[predictor.info.seen])
+        images = predictor.on_host(batch.pixels[seen_by(predictor)])
         if features:
             logits, found = predictor.logits_and_features(images)
         else:

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +17,7 @@ from pipeline.config import Evaluate, Runtime, Split
 from pipeline.errors import UserError
 from pipeline.evaluate.ensemble import columns_of
 from pipeline.evaluate.on_demand import TestRead
+from pipeline.evaluate.patches import in_fingerprint, patches_of
 from pipeline.evaluate.predictor import Predictor
 from pipeline.files import as_utf8, write_csv
 from pipeline.models.format import load_model, model_digest, read_info
@@ -114,11 +114,12 @@ def predict_images(
             "features": str(wanted.features.absolute()) if wanted.features else None,
             **{key: getattr(wanted, key) for key in ("top_k", "probabilities")},
             **evaluate.model_dump(mode="json", include={"batch_size", "flip"}),
+            **in_fingerprint(evaluate),
             "precision": runtime.precision,
             "selftrain": __version__,
         }
         torch.set_num_threads(max(runtime.threads, 1))
-        how: dict[str, Any] = {"device": device_of(runtime), "precision": runtime.precision, "flip": evaluate.flip}
+        how = {**patches_of(evaluate), "device": device_of(runtime), "precision": runtime.precision}
         members = [(Predictor(*load_model(path), **how), at) for path, at in zip(paths, columns, strict=True)]
         with run_lock(folder):
             try:
@@ -161,7 +162,7 @@ def _make_parts(
     with ThreadPoolExecutor(num_cores(), "decode") as pool:
 
         def read(rows: I64Array) -> Batch:
-            return read_batch(images, rows, [predictor.info for predictor, _ in members], pool)
+            return read_batch(images, rows, [predictor for predictor, _ in members], pool)
 
         every = (
             np.arange(start, min(start + batch_size, len(images)))

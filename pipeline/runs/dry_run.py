@@ -7,7 +7,10 @@ from pathlib import Path
 import torch
 
 from pipeline.config import Adaptation, Config, Finetune, Training
+from pipeline.config.evaluate import Patches
+from pipeline.config.training import LARGEST_WHITENED
 from pipeline.errors import UserError
+from pipeline.evaluate.patches import sides_of
 from pipeline.methods.method import Method
 from pipeline.models import build
 from pipeline.models.dropping import add_dropping
@@ -24,6 +27,9 @@ def check_networks(config: Config, method: Method, num_classes: int) -> None:
     Raises:
         UserError: an architecture does not exist, refuses an argument, or cannot take images of a size.
     """
+    seen: list[tuple[str, Patches]] = [("evaluate", config.evaluate)]
+    if method.reads("label"):
+        seen.append(("label", config.label))
     first = 0 if method.reads("teacher") else 1
     last = config.rounds.on_features + config.rounds.num_rounds if method.reads("rounds") else 1
     for number in range(first, last + 1):
@@ -31,8 +37,18 @@ def check_networks(config: Config, method: Method, num_classes: int) -> None:
         section = "student" if number and recipe.probe is None else "teacher"
         tuned = config.finetune if method.finetunes in ("best", section) else None
         check_training(section, recipe, num_classes, config.runtime.processes, tuned)
+        for name, how in seen:
+            check_patches(section, recipe, name, how)
     for number, member in enumerate(config.committee if method.reads("committee") else ()):
         check_training(f"committee.{number}", member, num_classes, config.runtime.processes)
+
+
+def check_patches(section: str, training: Training, name: str, how: Patches) -> None:
+    """Refuse, before the first training, what a model could not see at its end. Raises UserError."""
+    try:
+        sides_of(training.seen_size, training.crop_pct, how.crops, how.scales)
+    except UserError as error:
+        raise UserError(f"{name}: {error} ({section}.image_size {training.seen_size})") from error
 
 
 def check_training(
@@ -51,6 +67,11 @@ def check_training(
     images = [] if is_frozen else [(training.batch_size + training.unlabeled_batch_size) // training.accumulation]
     if finetune is not None:
         sizes["finetune.image_size"] = finetune.image_size
+        if training.preprocessing == "pca_whitening" and finetune.image_size > LARGEST_WHITENED:
+            raise UserError(
+                f"`finetune.image_size` is {finetune.image_size}, but images are whitened (preprocessing: "
+                f"pca_whitening) up to {LARGEST_WHITENED} pixels; lower it, or set preprocessing to mean_std"
+            )
         images.append(finetune.batch_size // finetune.accumulation)
     batch_size = min((number // processes for number in images), default=1)
     try:

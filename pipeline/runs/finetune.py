@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.config import Finetune, Start, StrongView, Training, WeakView
+from pipeline.config.training import COMPUTED
 from pipeline.methods.method import Method, OnRound
 from pipeline.methods.round import Round, best_of
 from pipeline.models.format import read_info
@@ -30,14 +31,15 @@ def finetune(run: Run, method: Method, rounds: Sequence[Round], on_round: OnRoun
 def finetuning(settings: Finetune, model: Path, recipe: Training) -> Training:
     """The training that fine-tunes a model.
 
-    Of the recipe of the model's own training it keeps mirroring, and what is done about classes of unequal size.
+    Of the recipe of the model's own training it keeps mirroring, and what is done about classes of unequal size. A mean
+    image and a whitening are computed anew, at its own size.
     """
     info = read_info(model)
+    values = {"mean": info.mean, "std": info.std, "preprocessing": info.preprocessing}
+    normalization = {key: value for key, value in values.items() if key not in COMPUTED[info.preprocessing]}
     return Training(
         model=info.architecture,
         model_args=info.model_args,
-        mean=info.mean,
-        std=info.std,
         crop_pct=info.crop_pct,
         crop_mode=info.crop,
         interpolation=info.interpolation,
@@ -47,5 +49,6 @@ def finetuning(settings: Finetune, model: Path, recipe: Training) -> Training:
         balance_labeled=recipe.balance_labeled,
         logit_adjustment=recipe.logit_adjustment,
         start=Start(model=str(model), mode="init"),
+        **normalization,
         **dict(settings),
     )

@@ -19,13 +19,32 @@ TECHNIQUES: dict[str, Technique] = {
         Technique(
             "crop",
             "view",
-            ("training.weak.crop", "training.weak.padding", "training.weak.min_area"),
+            (
+                *("training.weak.crop", "training.weak.padding", "training.weak.min_area"),
+                *("training.weak.min_scale", "training.weak.max_scale"),
+            ),
             "pad",
             "pipeline.views.views:Views.weak",
-            "Krizhevsky 2012, 4.1; Szegedy 2015, 6",
+            "Krizhevsky 2012, 4.1; Szegedy 2015, 6; Simonyan 2015, 3.1",
         ),
         Technique(
             "flip", "view", ("training.weak.flip",), True, "pipeline.views.views:Views.weak", "Krizhevsky 2012, 4.1"
+        ),
+        Technique(
+            "color_jitter",
+            "view",
+            ("training.weak.color_jitter",),
+            {},
+            "pipeline.views.jitter:ColorNoise",
+            "He 2019 (Bag of Tricks), 2.1",
+        ),
+        Technique(
+            "pca_color",
+            "view",
+            ("training.weak.pca_color",),
+            0.1,
+            "pipeline.views.jitter:ColorNoise",
+            "Krizhevsky 2012, 4.1; He 2019 (Bag of Tricks), 2.1",
         ),
         Technique(
             "randaugment",
@@ -259,6 +278,14 @@ TECHNIQUES: dict[str, Technique] = {
             "Simonyan 2015, 3.2",
         ),
         Technique(
+            "label_crops",
+            "label",
+            ("label.crops", "label.scales"),
+            None,
+            "pipeline.evaluate.patches:cut",
+            "Krizhevsky 2012, 4.1",
+        ),
+        Technique(
             "label_ensemble",
             "label",
             ("label.ensemble",),
@@ -343,6 +370,30 @@ TECHNIQUES: dict[str, Technique] = {
             None,  # as above
             "pipeline.models.mc_dropout:sample_logits",
             "Gal and Ghahramani 2016, 4; Srivastava 2014, 7.5",
+        ),
+        Technique(
+            "evaluate_crops",
+            "evaluate",
+            ("evaluate.crops",),
+            None,
+            "pipeline.evaluate.patches:cut",
+            "Krizhevsky 2012, 4.1",
+        ),
+        Technique(
+            "evaluate_scales",
+            "evaluate",
+            ("evaluate.scales",),
+            [1.0, 1.143],
+            "pipeline.evaluate.patches:reader_at",
+            "Simonyan 2015, 3.2; He 2016, 3.4",
+        ),
+        Technique(
+            "preprocessing",
+            "view",
+            ("training.preprocessing",),
+            "mean_std",
+            "pipeline.views.statistics:measure",
+            "Krizhevsky 2012, 2; Simonyan 2015, 2.1; Krizhevsky 2009, A",
         ),
     )
 }

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipeline.config import Distillation, Training
+from pipeline.config import Distillation
 from pipeline.errors import UserError, did_you_mean
 from pipeline.evaluate.predictor import Predictor
 from pipeline.models.format import load_model
 from pipeline.models.forward import predict_logits
+from pipeline.models.preprocessing import Normalization, normalization_of
 from pipeline.train.losses import distillation_loss, smooth_one_hot
 from pipeline.train.setup import Setup
 
@@ -82,7 +83,7 @@ class Teacher:
                 "round's teacher)"
             )
         model, info = load_model(Path(source))
-        classes, training = setup.labeled.classes, setup.job.training
+        classes = setup.labeled.classes
         if unknown := [name for name in classes if name not in info.classes]:
             raise UserError(
                 f"`distillation.model`: {source} does not know class {unknown[0]!r} of the data, "
@@ -92,7 +93,8 @@ class Teacher:
         self.predictor = Predictor(model.requires_grad_(False), info, device=device, precision=precision, flip=False)
         self.size = info.input_size[-1]
         self.classes = torch.tensor([info.classes.index(name) for name in classes], device=device)
-        self.normalization = _from_one_to_other(training, info.mean, info.std, device)
+        theirs = normalization_of(model, info.mean, info.std)
+        self.normalization = _from_one_to_other(setup.normalization, theirs, source, device)
 
     @torch.no_grad()
     def logits(self, views: Tensor) -> Tensor:
@@ -115,13 +117,23 @@ def as_logits(probabilities: Tensor) -> Tensor:
 
 
 def _from_one_to_other(
-    training: Training, mean: tuple[float, ...], std: tuple[float, ...], device: torch.device
+    ours: Normalization, theirs: Normalization, source: str, device: torch.device
 ) -> tuple[Tensor, Tensor] | None:
-    """The factor and the summand, [3, 1, 1] each, from a training's normalization to another; None if they are one."""
-    if (training.mean, training.std) == (mean, std):
+    """The factor and the summand, [3, 1, 1] each, from a training's normalization to another; None if they are one.
+
+    Raises:
+        UserError: one of them is by arrays, which belong to the places of a whole image and not of a view.
+    """
+    if isinstance(ours.mean, Tensor) or isinstance(theirs.mean, Tensor):
+        raise UserError(
+            f"`distillation.model`: {source} and the student do not both see images less numbers per channel, so the "
+            "one's input cannot be made of the other's; set distillation.source: labels, or preprocessing: mean_std"
+        )
+    if (list(ours.mean), list(ours.std)) == (list(theirs.mean), list(theirs.std)):
         return None
     our_mean, our_std, their_mean, their_std = (
-        torch.tensor(values, dtype=torch.float64)[:, None, None] for values in (training.mean, training.std, mean, std)
+        torch.tensor(values, dtype=torch.float64)[:, None, None]
+        for values in (ours.mean, ours.std, theirs.mean, theirs.std)
     )
     scale, shift = our_std / their_std, (our_mean - their_mean) / their_std
     return scale.float().to(device), shift.float().to(device)

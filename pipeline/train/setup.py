@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -11,25 +12,29 @@ import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from torch import Tensor
 
+from pipeline.arrays import F64Array
 from pipeline.config import NetworkSettings, Runtime, StrongView, WeakView, changed
 from pipeline.errors import UserError
 from pipeline.models import build
 from pipeline.models.dropping import add_dropping
-from pipeline.models.format import ModelInfo, read_info
+from pipeline.models.format import ModelInfo, read_info, read_state
 from pipeline.models.initialization import initialize
 from pipeline.models.memory_format import channels_last
+from pipeline.models.preprocessing import Normalization, arrays_in, keep_arrays
 from pipeline.models.weights import check_finite, load_start, tells_itself
 from pipeline.randomness import key_of, reseed_torch
 from pipeline.selection.targets import Targets
 from pipeline.shards.dataset import Dataset, open_split
 from pipeline.shards.order import Order
 from pipeline.shards.reader import Reader
+from pipeline.stages import progress
 from pipeline.stages.jobs import TrainJob
 from pipeline.stages.ranks import Ranks
 from pipeline.train.batches import Batches, Stream
 from pipeline.train.class_sizes import Copies, balanced_copies, shares_of
 from pipeline.train.network import Network, prepare
 from pipeline.views import ResizedCrops, Views
+from pipeline.views.statistics import Statistics, measure
 
 NUM_FIRST_IMAGES = 1000
 
@@ -62,6 +67,42 @@ class Setup:
             return None
         return balanced_copies(labeled.labels, labeled.ids, len(labeled.classes), most, self.job.seed)
 
+    @cached_property
+    def statistics(self) -> Statistics:
+        """Those of the labeled images at the size of the training: one pass over them, which every rank makes."""
+        job, labeled = self.job, self.labeled
+
+        def report(done: int) -> None:
+            progress.report(job.out, done, len(labeled), "images", "statistics of the labeled images")
+
+        whitens = job.training.preprocessing == "pca_whitening"
+        return measure(self._reader(labeled), len(labeled), report, products=whitens)
+
+    @cached_property
+    def normalization(self) -> Normalization:
+        """How the pixels of the training become its networks' input: by its config, by the statistics of the labeled
+        images, or as the model does it that the training uses or continues."""
+        training, start = self.job.training, self.job.training.start
+        if start is not None and not start.begins_anew and tells_itself(start):
+            info = read_info(Path(start.model))
+            given = Normalization(info.mean, info.std)
+            is_given = info.preprocessing == "given"
+            return given if is_given else arrays_in(read_state(Path(start.model)), info.std)
+        if training.preprocessing == "given":
+            return Normalization(training.mean, training.std)
+        found = self.statistics
+        if training.preprocessing in ("mean", "mean_std"):
+            std = training.std if training.preprocessing == "mean" else found.std.tolist()
+            return Normalization(found.mean.tolist(), std)
+        mean = torch.from_numpy(found.mean_image).float()
+        if training.preprocessing == "mean_image":
+            return Normalization(mean, training.std)
+        return Normalization(mean, (1.0, 1.0, 1.0), torch.from_numpy(found.whitening).float())
+
+    @property
+    def _components(self) -> F64Array | None:
+        return self.statistics.components if self.job.training.weak.pca_color else None
+
     def network(self, settings: NetworkSettings, *name: str, role: str = "") -> Network:
         """A network to train, with random weights or with those of `settings.start`.
 
@@ -85,8 +126,9 @@ class Setup:
         initialize(built, settings)  # on the CPU, so that the draws are the same on every device
         model = channels_last(add_dropping(built, settings), self.accelerator.device)
         if settings.init is None and hasattr(model, "init_from_images"):
-            model.init_from_images(self.first_images(info)[0])  # type: ignore[operator]
+            model.init_from_images(self.first_images()[0])  # type: ignore[operator]
         load_start(model, settings, info.classes)
+        keep_arrays(model, self.normalization)
         check_finite(model, settings)
         made = prepare(model, settings, self.accelerator, self.ranks, info=info, compiled=self.job.runtime.compile)
         if settings.logit_adjustment:
@@ -102,10 +144,10 @@ class Setup:
             training.weak,
             training.strong,
             training.image_size,
-            mean=training.mean,
-            std=training.std,
             device=self.accelerator.device,
+            **self.normalization._asdict(),
             key_coordinates=(self.job.seed, self.job.round),
+            components=self._components,
         )
 
     def batches(
@@ -136,14 +178,13 @@ class Setup:
             pin=self.accelerator.device.type == "cuda",
         )
 
-    def first_images(self, info: ModelInfo) -> tuple[Tensor, Tensor]:
+    def first_images(self) -> tuple[Tensor, Tensor]:
         """Labeled images from all over the data set, normalized, [N, 3, S, S], and their labels [N]: for initialization
         that depends on the data, and for inspection."""
         training, device, num = self.job.training, self.job.runtime.device, len(self.labeled)
         rows = np.linspace(0, num - 1, min(num, NUM_FIRST_IMAGES)).astype(np.int64)  # rows may be sorted by class
         images = torch.from_numpy(self._reader(self.labeled).read(rows)).to(device)
-        size = training.image_size
-        views = Views(WeakView(), StrongView(), size, mean=info.mean, std=info.std, device=device)
+        views = Views(WeakView(), StrongView(), training.image_size, device=device, **self.normalization._asdict())
         return views.center(images), torch.from_numpy(self.labeled.labels[rows]).long().to(device)
 
     def _info(self, settings: NetworkSettings, role: str) -> ModelInfo:
@@ -159,11 +200,17 @@ class Setup:
             if start.mode == "use":
                 return info
         lineage = {"role": role, **self.lineage, "round": job.round, "seed": job.seed}
-        return ModelInfo.of(settings, job.training, classes, lineage)
+        info, found = ModelInfo.of(settings, job.training, classes, lineage), self.normalization
+        if isinstance(found.mean, Tensor):
+            values: dict[str, Any] = {"mean": found.mean.mean((0, 1)).tolist()}
+            values["preprocessing"] = "mean_image" if found.whitening is None else "pca_whitening"
+        else:
+            values = {"mean": found.mean}
+        return changed(info, std=found.std, **values)
 
     def _reader(self, dataset: Dataset) -> Reader:
         training, data = self.job.training, self.job.data
-        if training.weak.crop == "resized":  # which is cut from the stored images
+        if training.weak.cuts_stored_images:  # which is cut from the stored images
             data = changed(data, cache="never")
         return Reader(
             dataset, training.image_size, data, interpolation=training.interpolation, crop_mode=training.crop_mode
@@ -172,11 +219,11 @@ class Setup:
     def _crops(self, num_views: int) -> ResizedCrops | None:
         """What cuts the images of the training, with a crop per view; None if they are read whole."""
         job, training = self.job, self.job.training
-        if training.weak.crop != "resized":
+        if not training.weak.cuts_stored_images:
             return None
         return ResizedCrops(
             training.image_size,
-            training.weak.min_area,
+            training.weak,
             training.interpolation,
             key_coordinates=(job.seed, job.round),
             num_views=num_views,

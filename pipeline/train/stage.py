@@ -9,6 +9,7 @@ from pipeline.config import Split, Training, semantic
 from pipeline.config.base import is_technique, off_value
 from pipeline.errors import UserError
 from pipeline.evaluate.judged import MODEL_FILES
+from pipeline.evaluate.patches import in_fingerprint
 from pipeline.models.format import find_weights, model_digest
 from pipeline.models.weights import distilled_from, semantic_settings, start_inputs
 from pipeline.shards.dataset import open_split
@@ -29,7 +30,7 @@ from pipeline.views.crops import CROPS
 _KEPT = (
     *("activation", "fractional_pooling", "optimizer.name", "optimizer.decay_vectors"),
     *("frozen_layers", "freeze_norm", "layer_decay", "head_lr", "thaw_steps"),
-    *("image_size", "evaluation_size", "mean", "std", "crop_pct", "crop_mode", "interpolation"),
+    *("image_size", "evaluation_size", "preprocessing", "mean", "std", "crop_pct", "crop_mode", "interpolation"),
 )
 """The keys that `start.mode: continue` cannot change. The first ones are the model's function, the next ones
 shape the optimizer's state, the others are the model's input. Another architecture shows in the weights."""
@@ -53,7 +54,8 @@ def train_inputs(job: TrainJob) -> StageInputs:
         "precision": job.runtime.precision,
         "compile": job.runtime.compile,
     }
-    if job.training.weak.crop == "resized":
+    config |= in_fingerprint(job.evaluate)
+    if job.training.weak.cuts_stored_images:
         config["crops"] = CROPS
     learner: type[Learner] = load_object(job.learner)
     splits: tuple[Split, ...] = ("labeled", "unlabeled", "val") if learner.reads_unlabeled else ("labeled", "val")

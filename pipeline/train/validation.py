@@ -16,6 +16,7 @@ from pipeline.config import CropMode, Interpolation
 from pipeline.evaluate.dead_units import DeadUnits
 from pipeline.evaluate.judged import write_judged
 from pipeline.evaluate.metrics import compute_metrics
+from pipeline.evaluate.patches import Pyramid, patches_of
 from pipeline.evaluate.predictor import Predictor, predict, reader_of
 from pipeline.models.format import ModelInfo
 from pipeline.shards.dataset import open_split
@@ -32,7 +33,7 @@ class Validation:
     def __init__(self, setup: Setup) -> None:
         self.setup = setup
         self.val = open_split(setup.job.data, "val")
-        self._readers: dict[tuple[int, Interpolation, CropMode], Reader] = {}
+        self._readers: dict[tuple[int, Interpolation, CropMode], Reader | Pyramid] = {}
 
     def evaluate(self, networks: Mapping[str, Network]) -> dict[str, float]:
         """The figures of the averaged weights, as columns of metrics.jsonl; after the first network only accuracies."""
@@ -73,10 +74,10 @@ class Validation:
         job, accelerator = self.setup.job, self.setup.accelerator
         seen = info.seen
         if seen not in self._readers:
-            self._readers[seen] = reader_of(info, self.val, job.data)
-        precision, flip = job.runtime.precision, job.evaluate.flip
+            self._readers[seen] = reader_of(info, self.val, job.data, job.evaluate.scales)
+        precision, how = job.runtime.precision, patches_of(job.evaluate)
         mine = predict(
-            Predictor(model, info, device=accelerator.device, precision=precision, flip=flip),
+            Predictor(model, info, device=accelerator.device, precision=precision, **how),
             self._readers[seen],
             len(self.val),
             job.evaluate.batch_size,

@@ -1,4 +1,4 @@
-"""Random resized crops, cut from the stored images while they are decoded.
+"""Random crops of random size, cut from the stored images while they are decoded.
 
 A crop is drawn from the whole image at its stored resolution and resized from there, antialiased, so that nothing is
 resized twice. The numbers behind it are a function of (seed, round, number of the view, stream position).
@@ -16,7 +16,7 @@ import torch
 from torch.nn import functional as F
 
 from pipeline.arrays import F64Array, I64Array, U64Array
-from pipeline.config import Interpolation
+from pipeline.config import Interpolation, WeakView
 from pipeline.randomness import key_of, uniforms
 from pipeline.shards.decode import Pixels, decode
 from pipeline.shards.jpeg import plain_size
@@ -47,8 +47,8 @@ class ResizedCrops:
 
     size: int
     """The side of a view in pixels."""
-    min_area: float
-    """The smallest share of the image's area that a crop takes."""
+    weak: WeakView
+    """The weak view, whose `crop` is `resized` or `scale`."""
     interpolation: Interpolation
     key_coordinates: tuple[int, ...]
     """The run's seed, then whatever tells these crops from others, such as the round."""
@@ -90,7 +90,11 @@ class ResizedCrops:
         return np.stack([self._resized(pixels, _scaled(box, *scale)) for box in self._boxes(draws, height, width)])
 
     def _boxes(self, draws: F64Array, height: int, width: int) -> list[Box]:
-        return [resized_crop(row.tolist(), height, width, self.min_area) for row in draws]
+        weak = self.weak
+        if weak.crop == "scale":
+            scales = (weak.min_scale, weak.max_scale)
+            return [scaled_crop(row.tolist(), height, width, self.size, scales) for row in draws]
+        return [resized_crop(row.tolist(), height, width, weak.min_area) for row in draws]
 
     def _resized(self, pixels: Pixels, box: Box) -> Pixels:
         part = pixels[box.top : box.top + box.height, box.left : box.left + box.width]
@@ -118,6 +122,21 @@ def resized_crop(draws: Sequence[float], height: int, width: int, min_area: floa
             return Box(top, left, box_height, box_width)
     box_height, box_width = min(height, round(width / ASPECTS[0])), min(width, round(height * ASPECTS[1]))
     return Box((height - box_height) // 2, (width - box_width) // 2, box_height, box_width)
+
+
+def scaled_crop(draws: Sequence[float], height: int, width: int, size: int, scales: tuple[float, float]) -> Box:
+    """The square box of `size` pixels at a random place of an image whose shorter side was resized to L pixels, with L
+    a whole number that is uniform in low * size..high * size (Simonyan 2015, 3.1; He 2016, 3.4: L in 256..480 for
+    crops of 224).
+
+    Crop and resize change places: the box is in the pixels of the stored image, to a whole number of them. `draws` are
+    at least 3 uniform numbers.
+    """
+    low, high = (round(scale * size) for scale in scales)
+    down, across, length = draws[:3]
+    side = min(round(size * min(height, width) / (low + int(length * (high - low + 1)))), height, width)
+    side = max(side, 1)
+    return Box(int(down * (height - side + 1)), int(across * (width - side + 1)), side, side)
 
 
 def _scaled(box: Box, down: float, across: float) -> Box:

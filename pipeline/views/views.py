@@ -18,6 +18,7 @@ from pipeline.config import StrongView, WeakView
 from pipeline.errors import UserError
 from pipeline.randomness import Purpose, key_of, uniforms
 from pipeline.views.geometry import crop, cut_out, fit, mirror
+from pipeline.views.jitter import ColorNoise
 from pipeline.views.randaugment import RandAugment
 
 # Columns of the draws. Each number has its own column, so that turning one kind of noise off changes no other.
@@ -31,20 +32,23 @@ Draws = F64Array
 class Views:
     """Makes views of image batches.
 
-    Images are uint8 [B, H, W, 3] on the device. With `crop: resized` they are crops already, which `ResizedCrops` cut,
-    or [B, 2, H, W, 3] where the weak view has another crop than the strong one. Positions are uint64 [B] on the host:
-    places in a stream, or other numbers that tell the samples apart. A view is float32 [B, 3, S, S], channels_last,
-    normalized with `mean` and `std`. Each row of a view depends on the image and the position of that row only, not on
-    the rest of the batch.
+    Images are uint8 [B, H, W, 3] on the device. With `crop: resized` or `scale` they are crops already, which
+    `ResizedCrops` cut, or [B, 2, H, W, 3] where the weak view has another crop than the strong one. Positions are
+    uint64 [B] on the host: places in a stream, or other numbers that tell the samples apart. A view is float32
+    [B, 3, S, S], channels_last, normalized with `mean` and `std`. Each row of a view depends on the image and the
+    position of that row only, not on the rest of the batch, except for the rounding of whitening.
 
     Args:
-        weak: The settings of crop and flip.
+        weak: The settings of crop, flip and color noise.
         strong: The settings of RandAugment and cutout, which come on top of the weak view.
         image_size: The side S of a view in pixels.
-        mean: The mean of each of the three channels, in units of 0..1.
+        mean: The mean of each of the three channels, in units of 0..1, or of each pixel, [S, S, 3].
         std: The standard deviation of each of the three channels, in the same units.
         device: Where the images are.
         key_coordinates: The run's seed, then whatever tells these views from others, such as the round.
+        whitening: A matrix [D, D] that multiplies the normalized numbers of an image, D = 3 S^2 in the order of
+            [S, S, 3]; None without.
+        components: The components of the colors of the training images [3, 3], if `weak.pca_color` is on.
 
     Raises:
         UserError: the cutout is larger than the image.
@@ -56,10 +60,12 @@ class Views:
         strong: StrongView,
         image_size: int,
         *,
-        mean: Sequence[float],
+        mean: Sequence[float] | Tensor,
         std: Sequence[float],
         device: torch.device | str,
         key_coordinates: tuple[int, ...] = (0,),
+        components: F64Array | None = None,
+        whitening: Tensor | None = None,
     ):
         if strong.cutout > image_size:
             raise UserError(
@@ -71,15 +77,20 @@ class Views:
         self._size = image_size
         self._device = torch.device(device)
         self._seed, *self._coordinates = key_coordinates
+        self._noise = ColorNoise(weak, components, key_coordinates)
         self._randaugment = RandAugment(strong.num_ops, strong.magnitude, image_size)
         # Repeated for every pixel, because broadcasting over a last dimension of 3 takes 5 times as long on a CPU.
-        channels = np.array([mean, std], np.float64)
-        scale, shift = 1 / (255 * channels[1]), -channels[0] / channels[1]
-        repeated = np.tile(np.stack([scale, shift]), image_size**2).astype(np.float32)
-        self._scale, self._shift = torch.from_numpy(repeated).to(self._device)
+        deviation = np.array(std, np.float64)
+        means = torch.as_tensor(mean, dtype=torch.float64).cpu().numpy()
+        scale, shift = (
+            torch.from_numpy(np.broadcast_to(each, (image_size, image_size, 3)).ravel().astype(np.float32))
+            for each in (1 / (255 * deviation), -means / deviation)
+        )
+        self._scale, self._shift = scale.to(self._device), shift.to(self._device)
+        self._whitening = None if whitening is None else whitening.to(self._device)
 
     def weak(self, images: Tensor, positions: U64Array, purpose: Purpose = "weak") -> Tensor:
-        """The view with a random crop and flip, float32 [B, 3, S, S]."""
+        """The view with a random crop, flip and color noise, float32 [B, 3, S, S]."""
         return self._normalize(self.weak_uint8(images, positions, purpose))
 
     def strong(self, images: Tensor, positions: U64Array, purpose: Purpose = "strong") -> Tensor:
@@ -94,7 +105,8 @@ class Views:
         """The weak view before normalization, uint8 [B, S, S, 3]."""
         images = _crop_of(images, 0)
         draws = self._draw(images, positions, purpose, _RANDAUGMENT)
-        return self._crop(images, *_upload(*self._place(draws), device=self._device))
+        *place, numbers = _upload(*self._place(draws), self._noise.draw(positions, purpose), device=self._device)
+        return self._shown(images, place, numbers)
 
     def strong_uint8(self, images: Tensor, positions: U64Array, purpose: Purpose = "strong") -> Tensor:
         """The strong view before normalization, uint8 [B, S, S, 3]."""
@@ -102,9 +114,10 @@ class Views:
         draws = self._draw(images, positions, purpose, _RANDAUGMENT + 2 * self._strong.num_ops)
         plan = self._randaugment.draw(draws[:, _RANDAUGMENT:])
         squares = (draws[:, [_CUT_TOP, _CUT_LEFT]] * self._size).astype(np.int32) - self._strong.cutout // 2
-        arrays = (*self._place(draws), plan.order, plan.parameters, squares)
-        *place, order, parameters, corners = _upload(*arrays, device=self._device)
-        view = self._crop(images, *place)
+        color = self._noise.draw(positions, purpose)
+        arrays = (*self._place(draws), color, plan.order, plan.parameters, squares)
+        *place, numbers, order, parameters, corners = _upload(*arrays, device=self._device)
+        view = self._shown(images, place, numbers)
         if plan.counts and len(view):
             view = self._randaugment.apply(view, order, parameters, plan.counts)
         return cut_out(view, corners, self._strong.cutout) if self._strong.cutout else view
@@ -133,6 +146,11 @@ class Views:
         images = fit(images, self._size)
         return crop(images, place[0], place[1] != 0, self._padding) if self._padding else mirror(images, *place)
 
+    def _shown(self, images: Tensor, place: Sequence[Tensor], numbers: Tensor) -> Tensor:
+        """The weak view: the crop of `_place`, with the color noise of these numbers if there is any."""
+        view = self._crop(images, *place)
+        return self._noise.apply(view, numbers) if self._noise.is_on else view
+
     def _normalize(self, view: Tensor) -> Tensor:
         flat = view.flatten(1)
         floats = _empty(flat.shape, self._device)
@@ -141,6 +159,8 @@ class Views:
         # Multiply and add stay apart: a fused one may round differently at the end of a batch than within it.
         for part, pixels in zip(floats.split(num), flat.split(num), strict=True):
             part.copy_(pixels).mul_(self._scale).add_(self._shift)
+        if self._whitening is not None:
+            floats = floats @ self._whitening
         return floats.view(view.shape).permute(0, 3, 1, 2)
 
 

@@ -88,6 +88,7 @@ def invent(setattr: Callable[..., object]) -> None:
     """Splits and finished stages whose fingerprints are their names."""
     model = SimpleNamespace(architecture="resnet9", model_args={}, mean=(0.5,) * 3, std=(0.2,) * 3)
     model.crop_pct, model.crop, model.interpolation = 1.0, "center", "bicubic"
+    model.preprocessing = "given"
     setattr("pipeline.runs.finetune.read_info", lambda path: model)
     for module in ("evaluate.stage", "models.weights"):
         setattr(f"pipeline.{module}.model_digest", lambda path: "model")

@@ -37,6 +37,9 @@ VARIANTS: dict[str, Variant] = {
     "student": Variant("noisy_student"),
     "student, accumulation": Variant("noisy_student", student={"accumulation": 2, "noise_labeled": False}),
     "student, mixup and cutmix": Variant("noisy_student", student=_BOTH),
+    "student, color noise": Variant(
+        "noisy_student", student={"weak": {"color_jitter": {"hue": 0.1}, "pca_color": 0.1}}
+    ),
     "student, adamw": Variant("noisy_student", student={"optimizer": {"name": "adamw", "lr": 0.01}}),
     "student, lamb": Variant("noisy_student", student={"optimizer": {"name": "lamb", "lr": 0.01}}),
     "student, rmsproptf": Variant("noisy_student", student={"optimizer": {"name": "rmsproptf", "lr": 0.01}}),

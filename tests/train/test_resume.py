@@ -128,6 +128,7 @@ def test_resume_is_bit_exact_in_bf16(job: TrainJob, tmp_path: Path) -> None:
         {"schedule": {"name": "step"}, "optimizer": {"name": "alexnet", "lr": 0.1}},
         {"activation": "prelu", "block_dropout": 0.2, "dropout_at": {"blocks.1": 0.1}, "drop_connect": 0.3},
         {"model": "resnet9", "model_args": {"width": 8}, "fractional_pooling": 0.7},
+        {"weak": {"crop": "scale", "color_jitter": {"hue": 0.1}, "pca_color": 0.1}},
         {"frozen_layers": 1, "optimizer": {"name": "lamb", "lr": 0.01}, "loss_normalization": "labeled"},
         {
             "model": "polynet_small",

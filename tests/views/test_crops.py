@@ -10,19 +10,19 @@ import numpy.typing as npt
 import pytest
 import torch
 from PIL import Image
-from scipy.stats import ks_2samp
+from scipy.stats import ks_2samp, kstest
 from sklearn.datasets import load_sample_images
 from support.images import write_files
 
 import pipeline.models  # noqa: F401  # torchvision cannot be imported beside a CPU torch without it
-from pipeline.config import Data
+from pipeline.config import Data, WeakView
 from pipeline.errors import UserError
 from pipeline.packing.pack import pack
 from pipeline.randomness import uniforms
 from pipeline.shards.dataset import open_split
 from pipeline.shards.decode import Pixels
 from pipeline.shards.reader import Reader
-from pipeline.views.crops import NUM_DRAWS, ResizedCrops, resized_crop
+from pipeline.views.crops import NUM_DRAWS, ResizedCrops, resized_crop, scaled_crop
 
 from torchvision.transforms import InterpolationMode, RandomResizedCrop  # isort: skip
 
@@ -78,7 +78,7 @@ def photographs() -> list[Pixels]:
 
 
 def make(size: int = 112, num_views: int = 1, seed: int = 0, min_area: float = 0.25) -> ResizedCrops:
-    return ResizedCrops(size, min_area, "bilinear", (seed, 1), num_views)
+    return ResizedCrops(size, WeakView(crop="resized", min_area=min_area), "bilinear", (seed, 1), num_views)
 
 
 def sharpness(images: list[Pixels]) -> float:
@@ -139,6 +139,59 @@ def test_crops_are_a_function_of_the_position(tmp_path: Path, options: dict[str,
     if options:
         assert (found[:, 0] != found[:, 1]).any((1, 2, 3)).all()
     assert crops.read(one, rows[:0], positions[:0]).shape == (0, *found.shape[1:])
+
+
+# --------------------------------------------------------------------------------------------------------- scale jitter
+
+JITTER = ResizedCrops(112, WeakView(crop="scale"), "bicubic", (0, 1))
+"""L is in 128..240 pixels."""
+
+
+def test_the_shorter_side_and_the_place_of_a_scaled_crop_are_uniform() -> None:
+    """A crop of 224 pixels from a photograph whose shorter side became 256 to 480 (He 2016), as in ResNet."""
+    draws = uniforms(0, np.arange(3000), NUM_DRAWS)
+    found = np.array([scaled_crop(row.tolist(), 4270, 6400, 224, (256 / 224, 480 / 224)) for row in draws])
+    assert (found[:, :2] >= 0).all()
+    assert (found[:, :2] + found[:, 2:] <= (4270, 6400)).all()
+    assert (found[:, 2] == found[:, 3]).all()
+    lengths = 224 * 4270 / found[:, 2]
+    assert lengths.min() == pytest.approx(256, abs=0.1)
+    assert lengths.max() == pytest.approx(480, abs=0.1)
+    assert kstest(lengths, "uniform", (255.5, 225)).pvalue > 1e-3
+    for place, extent in ((found[:, 0], 4270), (found[:, 1], 6400)):
+        assert kstest((place + draws[:, 5]) / (extent - found[:, 2] + 1), "uniform").pvalue > 1e-3
+
+
+@pytest.mark.parametrize("photo", [0, 1])
+def test_a_scaled_crop_is_that_of_an_image_that_was_resized_before(photo: int) -> None:
+    """Pillow resizes the whole photograph, then crops: the same pixels, up to half a pixel of the stored image."""
+    image = Image.fromarray(photographs()[photo])
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    for row in uniforms(1, np.arange(12), NUM_DRAWS):
+        (found,) = JITTER.cut(buffer.getvalue(), "x", row[None])
+        length = 128 + int(row[2] * 113)
+        scale = length / image.height
+        resized = image.resize((round(image.width * scale), length), Image.Resampling.BICUBIC)
+        box = scaled_crop(row.tolist(), image.height, image.width, 112, (128 / 112, 240 / 112))
+        left, top = round(box.left * scale), round(box.top * scale)
+        expected = np.asarray(resized.crop((left, top, left + 112, top + 112))).astype(float)
+        grey = [pixels.astype(float).mean(2).ravel() for pixels in (found, expected)]
+        assert np.corrcoef(grey)[0, 1] > 0.93
+        assert abs(grey[0].mean() - grey[1].mean()) < 2
+        exact = image.resize(
+            (112, 112), Image.Resampling.BICUBIC, box=(*box[1::-1], box.left + box.width, box.top + box.height)
+        )
+        assert np.abs(found.astype(float) - np.asarray(exact))[3:-3, 3:-3].max() <= 3
+
+
+def test_a_small_image_is_enlarged_and_a_strip_stays_within_itself() -> None:
+    for height, width in ((20, 30), (1, 40), (3, 2)):
+        for row in uniforms(0, np.arange(200), NUM_DRAWS):
+            box = scaled_crop(row.tolist(), height, width, 112, (1.0, 1.2))
+            assert 1 <= box.height == box.width <= min(height, width)
+            assert box.top + box.height <= height
+            assert box.left + box.width <= width
 
 
 def test_an_image_that_is_cut_is_named() -> None:

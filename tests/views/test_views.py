@@ -18,13 +18,17 @@ from pipeline.views import Views
 Images = npt.NDArray[np.uint8]
 MEAN, STD = (0.49, 0.48, 0.45), (0.25, 0.24, 0.26)
 PAD, RESIZED = WeakView(), WeakView(crop="resized")
+COLORED = WeakView(color_jitter={"hue": 0.1}, pca_color=0.1)
 STRONG = StrongView(num_ops=2, magnitude=9, cutout=4)
 
 
 def make(
     size: int = 32, weak: WeakView = PAD, strong: StrongView = STRONG, coordinates: tuple[int, ...] = (0, 1)
 ) -> Views:
-    return Views(weak, strong, size, mean=MEAN, std=STD, device="cpu", key_coordinates=coordinates)
+    components = np.diag([0.2, 0.02, 0.005]) if weak.pca_color else None
+    return Views(
+        weak, strong, size, mean=MEAN, std=STD, device="cpu", key_coordinates=coordinates, components=components
+    )
 
 
 def noise(batch: int, size: int = 32) -> Tensor:
@@ -39,7 +43,7 @@ def all_views(views: Views, images: Tensor, where: npt.NDArray[np.uint64]) -> li
     return [views.weak(images, where), views.strong(images, where), views.strong(images, where, "strong2")]
 
 
-@pytest.mark.parametrize("weak", [PAD, RESIZED, WeakView(crop="none", flip=False)])
+@pytest.mark.parametrize("weak", [PAD, RESIZED, COLORED, WeakView(crop="none", flip=False)])
 @pytest.mark.parametrize("size", [8, 32, 57])
 def test_view_does_not_depend_on_the_batch(weak: WeakView, size: int) -> None:
     views, images, where = make(size, weak), noise(64, size), positions(64, 10**12)
