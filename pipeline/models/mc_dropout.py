@@ -51,9 +51,9 @@ def sample_logits(
             logits.append(model.forward_head(body))  # type: ignore[operator]
         if not dropout.num_calls:
             raise UserError(
-                f"this {type(model).__name__} was trained without dropout, so there is nothing to sample; evaluate it "
-                "without mc_dropout, or train it with `dropout` (if an earlier version did, its model.json lacks "
-                "that: add the key `dropout`)"
+                f"this {type(model).__name__} was trained without `dropout`, which alone is sampled (block_dropout, "
+                "dropout_at and drop_connect stay off); evaluate it without mc_dropout, or train it with `dropout` (if "
+                "an earlier version did, its model.json lacks that: add the key `dropout`)"
             )
     return logits
 

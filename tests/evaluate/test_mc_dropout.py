@@ -110,7 +110,7 @@ def test_a_model_without_dropout_is_refused(tmp_path: Path) -> None:
         save_random(tmp_path / f"{name}.safetensors", classes, dropout=rate) for name, rate in (("a", 0.0), ("b", 0.5))
     )
     how = Evaluate(mc_dropout=4)
-    with pytest.raises(UserError, match="was trained without dropout, so there is nothing to sample"):
+    with pytest.raises(UserError, match="was trained without `dropout`, which alone is sampled"):
         evaluate_on(without, images, "val", how, RUNTIME)
     sampled, plain = (evaluate_on(with_it, images, "val", each, RUNTIME).metrics for each in (how, Evaluate()))
     assert sampled.nll != plain.nll
@@ -140,4 +140,4 @@ def test_a_run_whose_final_model_has_none_says_so(
     config = with_section(digits, "evaluate", mc_dropout=4)
     finals = [Round(1, "student", "net", 0.5, (0.4, 0.6), None, True, path, None, None) for path in (student, teacher)]
     assert [beside(config, [final], final).job()["sampled"] for final in finals] == ["final", None]
-    assert "evaluate.mc_dropout is 4, but the final model was trained without dropout" in caplog.text
+    assert "evaluate.mc_dropout is 4, but the final model was trained without `dropout`" in caplog.text
