@@ -25,7 +25,7 @@ from pipeline.errors import UserError
         ),
         (
             "student: {optimizer: {learning: 1}}",
-            r"unknown key `student\.optimizer\.learning`, valid: decay, eps, lr, lr_batch_size",
+            r"unknown key `student\.optimizer\.learning`, valid: decay, decay_vectors, eps, lr",
         ),
         ("finetune: {stepz: 1}", r"unknown key `finetune\.stepz`, did you mean `steps`\?"),
         ("finetune: {steps: 100}", r"`finetune\.image_size`: Field required"),

@@ -23,7 +23,13 @@ def test_paths_workers_and_intervals_are_operational() -> None:
     }
     paths = {"root", "labeled", "unlabeled", "val", "test", "classes", "cache_dir"}
     intervals = {"log_every", "checkpoint_every", "keep_checkpoints"}
-    assert operational == paths | intervals | {"cache", "decode_workers", "gradient_checkpointing", "probe"}
+    assert operational == paths | intervals | {
+        "cache",
+        "decode_workers",
+        "dead_units",
+        "gradient_checkpointing",
+        "probe",
+    }
 
 
 def test_semantic_leaves_operational_fields_out_at_every_depth() -> None:
