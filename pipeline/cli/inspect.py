@@ -51,7 +51,8 @@ def inspect(
     at = sorted(set(steps or [0]))
     with bar("steps") as on_step:
         found = list(inspect_variants(configs, at, images, lambda name, done: on_step(done, max(at))))
-    write_bytes(out, draw([replace(one, variant=one.variant.replace("teacher.", "")) for one in found]))
+    shown = [replace(one, variant=one.variant.replace("teacher.", "")) for one in found]
+    write_bytes(out, draw(shown))
     write_json(out.with_suffix(".json"), [one.to_json() for one in found])
     table = Table(
         Column("variant", overflow="fold"),
@@ -61,7 +62,7 @@ def inspect(
         "zeros, last",
         "saturated, last",
     )
-    for one in found:
+    for one in shown:
         first, last = one.layers[0], one.layers[-1]
         figures = (f"{first.std:.2g}", f"{last.std:.2g}", f"{last.zeros:.1%}", f"{last.saturated:.1%}")
         table.add_row(one.variant, str(one.step), *figures)

@@ -24,11 +24,11 @@ def draw(snapshots: Sequence[Snapshot]) -> bytes:
     ratios = [2.4, 2.4] + [1] * (columns - 2)
     rows = len(snapshots)
     with canvas(columns, rows=rows, width=16, height=1.9 * rows, ratios=ratios, transparent=False) as drawing:
-        largest = max((layer.gradient for s in snapshots for layer in s.layers), default=1.0)
+        gradients = [layer.gradient for s in snapshots for layer in s.layers if layer.gradient > 0] or [1.0]
         for number, snapshot in enumerate(snapshots):
             row = drawing.axes[number * columns : (number + 1) * columns]
             _statistics(row[0], snapshot)
-            _gradients(row[1], snapshot, largest)
+            _gradients(row[1], snapshot, min(gradients), max(gradients))
             _histograms(row[2:], snapshot.layers)
             if number == len(snapshots) - 1:
                 for ax in row[:2]:
@@ -52,20 +52,22 @@ def _statistics(ax: Axes, snapshot: Snapshot) -> None:
     ax.legend(fontsize=7)
 
 
-def _gradients(ax: Axes, snapshot: Snapshot, largest: float) -> None:
+def _gradients(ax: Axes, snapshot: Snapshot, smallest: float, largest: float) -> None:
+    """On the scale that all rows share. There is no title: that of the row is longer than its first plot."""
     x = range(1, len(snapshot.layers) + 1)
-    ax.semilogy(x, [max(layer.gradient, _TINY) for layer in snapshot.layers], "o-", ms=3, color=ACCENT)
-    ax.set_ylim(max(_TINY, largest * 1e-10), max(largest * 3, _TINY * 10))
-    ax.set_title("gradient (RMS)", fontsize=9, loc="left")
+    ax.semilogy(x, [layer.gradient or np.nan for layer in snapshot.layers], "o-", ms=3, color=ACCENT)
+    ax.set_ylim(smallest / 3, largest * 3)
+    ax.set_ylabel("gradient (RMS)", fontsize=8)
 
 
 def _histograms(axes: Sequence[Axes], layers: Sequence[LayerStatistics]) -> None:
-    """All of a row over the same range of values, so that a collapse shows as a line."""
+    """All of a row over the same range of values, so that a collapse shows as a line. Exact zeros, whose share has a
+    line of its own, are left out: half of what a ReLU gives, they would hide the rest."""
     low = min(float(layer.values.min()) for layer in layers)
     high = max(float(layer.values.max()) for layer in layers)
     span = max(high - low, _TINY)
     for ax, number in zip(axes, _chosen(layers), strict=False):
-        ax.hist(layers[number].values, bins=40, range=(low, low + span), color=ACCENT)
+        ax.hist(layers[number].values[layers[number].values != 0], bins=40, range=(low, low + span), color=ACCENT)
         ax.set_title(str(number + 1), fontsize=8)
         ax.set_yticks([])
         ax.tick_params(labelsize=6.5)
