@@ -46,6 +46,7 @@ VERBS = {
     "--zip-encoding",
     "export": "RUN --out",
     "report": "RUN",
+    "promote": "MODEL --to --if-better --level --reason --rollback",
     "inspect": "CONFIG --out --variant --steps --images --set",
     "ablate": "CONFIG --techniques --mode --seeds --out --set --parallel --no-prefect --accept-environment",
 }

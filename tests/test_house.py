@@ -27,7 +27,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("probe", "train"),
     ("methods",),
     ("runs",),
-    ("report",),
+    ("champions", "report"),
     ("ablation", "inspection"),
     ("starter", "demos"),
     ("cli",),

@@ -3,7 +3,18 @@
 Heavy imports are inside the functions, because `selftrain --help` must be instant.
 """
 
-from pipeline.cli import shards, stages, models, predict, inspect  # isort: skip - in the order in which the help shows the verbs
+from pipeline.cli import shards, stages, models, predict, promote, inspect  # isort: skip - in the order in which the help shows the verbs
 from pipeline.cli.app import AcceptOption, ConfigArgument, SetOption, app
 
-__all__ = ["AcceptOption", "ConfigArgument", "SetOption", "app", "inspect", "models", "predict", "shards", "stages"]
+__all__ = [
+    "AcceptOption",
+    "ConfigArgument",
+    "SetOption",
+    "app",
+    "inspect",
+    "models",
+    "predict",
+    "promote",
+    "shards",
+    "stages",
+]

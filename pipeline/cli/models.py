@@ -10,7 +10,7 @@ import typer
 from rich.table import Table
 
 from pipeline.cli.app import app, as_split, check_split, console
-from pipeline.config import Evaluate, Runtime, load_config, parse
+from pipeline.config import Evaluate, parse
 
 OthersOption = Annotated[
     list[Path] | None,
@@ -40,7 +40,7 @@ def evaluate(
     [bold]Example[/bold]: selftrain evaluate runs/birds shards/birds --split test
     """
     from pipeline.cli.class_table import class_table, member_table, notes
-    from pipeline.evaluate.on_demand import evaluate_on
+    from pipeline.evaluate.on_demand import evaluate_on, how_to_see
 
     how, runtime = how_to_see(model)
     given = {"crops": crops, "scales": None if scales is None else scales.split(","), "mc_dropout": mc_dropout or None}
@@ -60,17 +60,6 @@ def evaluate(
     console.print(class_table(found))
     for line in notes(found):
         console.print(line, highlight=False)
-
-
-def how_to_see(model: Path) -> tuple[Evaluate, Runtime]:
-    """How a model is evaluated here; one of a run, in the way of the run."""
-    from pipeline.stages.lock import find_run
-    from pipeline.stages.machine import precision_here, resolve
-
-    if (run := find_run(model)) is None:
-        return Evaluate(), resolve(Runtime())
-    config = load_config(run / "config.yaml")
-    return config.evaluate, resolve(Runtime(precision=precision_here(config.runtime.precision)))
 
 
 @app.command()

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from pipeline.cli.app import app, as_split, bar, check_split, console
-from pipeline.cli.models import OthersOption, how_to_see
+from pipeline.cli.models import OthersOption
 
 
 @app.command()
@@ -37,6 +37,7 @@ def predict(
 
     [bold]Example[/bold]: selftrain predict runs/birds photos/ --out labels.csv
     """
+    from pipeline.evaluate.on_demand import how_to_see
     from pipeline.predict.prediction import Wanted, predict_images
 
     wanted = Wanted(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -138,26 +138,39 @@ def _number_of_labels(text: str) -> int | Literal["all"]:
 
 
 @app.command()
-def verify(folder: Annotated[Path, typer.Argument(metavar="DIR", help="A packed folder, a run or a stage.")]) -> None:
-    """Check every byte of a packed folder (hashes, keys, labels, images, overlap of splits) or of a run (digests).
+def verify(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A packed folder, a run, a stage or a registry.")],
+) -> None:
+    """Check every byte of a packed folder (hashes, keys, labels, images, overlap of splits), of a run, or of a registry
+    of champions (digests).
 
     [bold]Example[/bold]: selftrain verify shards/birds
     """
+    from pipeline.models.champion import is_registry
     from pipeline.runs.ledger import FILE as LEDGER
     from pipeline.shards.manifest import MANIFEST
     from pipeline.stages.folder import RECORD
 
-    is_run = not (folder / MANIFEST).exists() and any((folder / name).exists() for name in (LEDGER, RECORD))
-    problems, good = _verify_run(folder) if is_run else _verify_packed(folder)
+    check, again = _verify_packed, "pack it again from the images"
+    if is_registry(folder):
+        check, again = _verify_registry, "do what each says"
+    elif not (folder / MANIFEST).exists() and any((folder / name).exists() for name in (LEDGER, RECORD)):
+        check, again = _verify_run, "do what each says, and the command of the run goes on"
+    problems, good = check(folder)
     for problem in problems:
         console.print(f"problem: {problem}", style="red", soft_wrap=True)
     if problems:
-        again = "do what each says, and the command of the run goes on" if is_run else "pack it again from the images"
         raise UserError(f"{folder} has {len(problems)} problems; {again}")
     console.print(good, soft_wrap=True)
 
 
-def _verify_packed(folder: Path) -> tuple[tuple[str, ...], str]:
+def _verify_registry(folder: Path) -> tuple[Sequence[str], str]:
+    from pipeline.champions.history import faults_of
+
+    return faults_of(folder), f"{folder}: all good"
+
+
+def _verify_packed(folder: Path) -> tuple[Sequence[str], str]:
     from pipeline.packing.verify import verify as verify_folder
 
     with bar("verifying") as progress:
@@ -165,7 +178,7 @@ def _verify_packed(folder: Path) -> tuple[tuple[str, ...], str]:
     return report.problems, f"{folder}: {report.num_samples} images in {report.num_shards} shards, all good"
 
 
-def _verify_run(folder: Path) -> tuple[tuple[str, ...], str]:
+def _verify_run(folder: Path) -> tuple[Sequence[str], str]:
     from pipeline.runs.damage import find_damage
 
     with bar("verifying") as progress:

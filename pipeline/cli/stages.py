@@ -35,6 +35,7 @@ def train(
     [bold]Example[/bold]: selftrain train birds.yaml --out work/teacher
     """
     from pipeline.methods import METHODS
+    from pipeline.models.champion import pinned
     from pipeline.models.input import with_input_of
     from pipeline.runs.dry_run import check_training
     from pipeline.shards.dataset import open_split, warn_of_left_out
@@ -51,7 +52,7 @@ def train(
     training = settings.for_round(1).student if selection else settings.teacher
     if start is not None:
         mode = training.start.mode if training.start else "init"
-        training = training.model_copy(update={"start": Start(model=start, mode=mode)})
+        training = training.model_copy(update={"start": Start(model=str(pinned(Path(start))), mode=mode)})
     elif selection and settings.rounds.start == "init":
         raise UserError(
             "rounds.start is init, so a student starts from its teacher, which this verb does not know; name it with "
@@ -92,6 +93,7 @@ def label(
 
     [bold]Example[/bold]: selftrain label birds.yaml --teacher work/teacher --out work/labels
     """
+    from pipeline.models.champion import pinned
     from pipeline.stages.folder import stage_record
     from pipeline.stages.jobs import LabelJob
 
@@ -105,7 +107,7 @@ def label(
         raise UserError(
             "committee is set, but this verb takes one teacher; pass --set committee=[], or use selftrain run"
         )
-    job = LabelJob.of(settings, out.absolute(), 1, [teacher.absolute()], accept_environment=accept_environment)
+    job = LabelJob.of(settings, out.absolute(), 1, [pinned(teacher.absolute())], accept_environment=accept_environment)
     _run(job)
     console.print(f"{out}: labels of {stage_record(out)['outputs']['num_samples']} images")
 

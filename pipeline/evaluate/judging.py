@@ -26,16 +26,17 @@ def figure_of(label: Ids, pred: Ids, by: JudgeBy) -> float:
     return found.balanced_accuracy if by == "balanced_accuracy" else found.macro_f1
 
 
-def compare(label: Ids, ours: Ids, theirs: Ids, by: JudgeBy) -> tuple[float, float, float]:
-    """One model's figure minus another's on the same N samples, with its 95% interval: (difference, low, high).
+def compare(label: Ids, ours: Ids, theirs: Ids, by: JudgeBy, quantile: float = NORMAL_95) -> tuple[float, float, float]:
+    """One model's figure minus another's on the same N samples, with its interval: (difference, low, high).
 
-    Of `top1` it is `paired_difference`. The others are means over classes, so its idea is applied per class: each class
-    with images gets two imagined ones more, half an image of each of the four pairs of right and wrong answers (Agresti
-    and Min 2005). The variance follows from the influence of each image on the difference (for F1: Takahashi 2022).
+    The normal quantile says how wide the interval is, by default 95%. Of `top1` it is `paired_difference`. The others
+    are means over classes, so its idea is applied per class: each class with images gets two imagined ones more, half
+    an image of each of the four pairs of right and wrong answers (Agresti and Min 2005). The variance follows from the
+    influence of each image on the difference (for F1: Takahashi 2022).
     Classes of few images therefore make the interval wide, and it needs no random draws.
     """
     if by == "top1":
-        return paired_difference(ours == label, theirs == label)
+        return paired_difference(ours == label, theirs == label, quantile)
     classes = np.unique(label)
     imagined = np.tile(classes, 4)
     nothing = np.full(len(classes), -1, imagined.dtype)  # an answer that is wrong, and of no class
@@ -45,7 +46,7 @@ def compare(label: Ids, ours: Ids, theirs: Ids, by: JudgeBy) -> tuple[float, flo
     (our_mean, our_influence), (their_mean, their_influence) = (
         _influences(labels, np.concatenate([answers, *more]), weights, by) for answers, more in pairs
     )
-    spread = NORMAL_95 * math.sqrt(float(weights @ (our_influence - their_influence) ** 2))
+    spread = quantile * math.sqrt(float(weights @ (our_influence - their_influence) ** 2))
     adjusted = our_mean - their_mean
     difference = figure_of(label, ours, by) - figure_of(label, theirs, by)
     return difference, adjusted - spread, adjusted + spread

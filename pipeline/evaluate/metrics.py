@@ -131,16 +131,19 @@ def wilson_interval(num_right: int, num_samples: int) -> tuple[float, float]:
     return min(share, max(0.0, (middle - spread) / scale)), max(share, min(1.0, (middle + spread) / scale))
 
 
-def paired_difference(right: npt.NDArray[np.bool_], other: npt.NDArray[np.bool_]) -> tuple[float, float, float]:
-    """The accuracy of one model minus another's on the same N samples, with its 95% interval: (difference, low, high).
+def paired_difference(
+    right: npt.NDArray[np.bool_], other: npt.NDArray[np.bool_], quantile: float = NORMAL_95
+) -> tuple[float, float, float]:
+    """The accuracy of one model minus another's on the same N samples, with its interval: (difference, low, high).
 
-    Both masks are [N]. It is the Wald interval with the +2 adjustment of Agresti and Min (2005). Pairing removes what
-    the samples have in common, so it is sharper than a comparison of two intervals.
+    Both masks are [N]; the normal quantile says how wide the interval is, by default 95%. It is the Wald interval with
+    the +2 adjustment of Agresti and Min (2005). Pairing removes what the samples have in common, so it is sharper than
+    a comparison of two intervals.
     """
     n = len(right)
     gained, lost = int((right & ~other).sum()), int((~right & other).sum())
     adjusted = (gained - lost) / (n + 2)
-    spread = NORMAL_95 * math.sqrt((gained + lost + 1) / (n + 2) - adjusted**2) / math.sqrt(n + 2)
+    spread = quantile * math.sqrt((gained + lost + 1) / (n + 2) - adjusted**2) / math.sqrt(n + 2)
     return (gained - lost) / n, adjusted - spread, adjusted + spread
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from pipeline.arrays import F32Array
-from pipeline.config import Data, Evaluate, Runtime, Split
+from pipeline.config import Data, Evaluate, Runtime, Split, load_config
 from pipeline.errors import UserError, did_you_mean
 from pipeline.evaluate.ensemble import columns_of, mean_log_probs
 from pipeline.evaluate.metrics import Metrics, compute_metrics
@@ -25,13 +25,14 @@ from pipeline.evaluate.per_class import PerClass, per_class, taken_for
 from pipeline.evaluate.predictions import Predictions, predictions_of
 from pipeline.evaluate.predictor import Predictor, predict, reader_of
 from pipeline.files import append_json, open_to_append
+from pipeline.models.champion import pinned
 from pipeline.models.format import load_model, read_info
 from pipeline.packing.pack import pack
 from pipeline.shards.dataset import Dataset, open_split, warn_of_left_out
 from pipeline.shards.manifest import MANIFEST
 from pipeline.shards.tar import walk
 from pipeline.stages.lock import find_run
-from pipeline.stages.machine import device_of
+from pipeline.stages.machine import device_of, precision_here, resolve
 
 log = logging.getLogger("selftrain.evaluate")
 
@@ -77,6 +78,14 @@ class Evaluation:
         return {**self.metrics.to_json(), "classes": classes, **({"members": members} if members else {})}
 
 
+def how_to_see(model: Path) -> tuple[Evaluate, Runtime]:
+    """How a model is evaluated here; one of a run, in the way of the run."""
+    if (run := find_run(model)) is None:
+        return Evaluate(), resolve(Runtime())
+    config = load_config(run / "config.yaml")
+    return config.evaluate, resolve(Runtime(precision=precision_here(config.runtime.precision)))
+
+
 def evaluate_on(
     model_path: Path,
     data_path: Path,
@@ -90,7 +99,7 @@ def evaluate_on(
     Classes are matched by name. If the model is in a run, a read of test is logged in the run's test_reads.jsonl.
 
     Args:
-        model_path: A run folder, a stage folder, an exported file or a checkpoint.
+        model_path: A run folder, a stage folder, a registry of champions, an exported file or a checkpoint.
         data_path: A packed folder, or any image folder, tar or zip.
         split: The split of a packed folder.
         evaluate: How images are shown to the models.
@@ -104,26 +113,22 @@ def evaluate_on(
     """
     if split == "unlabeled":
         raise UserError("--split unlabeled has no labels to evaluate against; use val or test")
-    paths = [model_path, *others]
+    paths = [pinned(path) for path in (model_path, *others)]
     if twice := next((path for path in others if paths.count(path) > 1), None):
         raise UserError(f"--with {twice} names a model twice, which would count double; name each once")
     tests = [TestRead.of(path) if split == "test" else None for path in paths]
-    classes = read_info(model_path).classes
+    classes = read_info(paths[0]).classes
     columns = [columns_of(read_info(path).classes, classes, path, model_path) for path in paths]
     torch.set_num_threads(max(runtime.threads, 1))
-
-    def predict_by(path: Path, dataset: Dataset, data: Data) -> F32Array:
-        model, info = load_model(path, dropout=evaluate.mc_dropout > 0)
-        how = {**patches_of(evaluate), "mc_dropout": evaluate.mc_dropout}
-        predictor = Predictor(model, info, device=device_of(runtime), precision=runtime.precision, **how)
-        reader = reader_of(info, dataset, data, evaluate.scales)
-        return predict(predictor, reader, len(dataset), evaluate.batch_size)
 
     with _as_data(data_path, split, classes, model_path) as data:
         dataset = open_split(data, split)
         warn_of_left_out(dataset)
-        labels = _match(dataset, classes, data_path)
-        each = [predict_by(path, dataset, data)[:, at] for path, at in zip(paths, columns, strict=True)]
+        labels = labels_as(dataset, classes, data_path)
+        each = [
+            predict_split(path, dataset, data, evaluate, runtime)[:, at]
+            for path, at in zip(paths, columns, strict=True)
+        ]
         log_probs = mean_log_probs(each) if others else each[0]
         members = {str(path): compute_metrics(alone, labels) for path, alone in zip(paths, each, strict=True)}
         metrics, answers = compute_metrics(log_probs, labels), predictions_of(log_probs, labels)
@@ -133,6 +138,14 @@ def evaluate_on(
             of_mean = {"ensemble_top1": metrics.top1} if others else {}
             test.log(data_path, metrics.num_samples, top1=members[str(path)].top1, **of_mean)
     return found
+
+
+def predict_split(path: Path, dataset: Dataset, data: Data, evaluate: Evaluate, runtime: Runtime) -> F32Array:
+    """The log-probabilities [N, C] of a model on a data set, in the order of the model's classes."""
+    model, info = load_model(path, dropout=evaluate.mc_dropout > 0)
+    how = {**patches_of(evaluate), "mc_dropout": evaluate.mc_dropout}
+    predictor = Predictor(model, info, device=device_of(runtime), precision=runtime.precision, **how)
+    return predict(predictor, reader_of(info, dataset, data, evaluate.scales), len(dataset), evaluate.batch_size)
 
 
 @contextlib.contextmanager
@@ -168,8 +181,12 @@ def _holds_labels(path: Path) -> bool:
         return False
 
 
-def _match(dataset: Dataset, classes: tuple[str, ...], data_path: Path) -> np.ndarray:
-    """The dataset's labels [N] as class ids of the model, [N]."""
+def labels_as(dataset: Dataset, classes: tuple[str, ...], data_path: Path) -> np.ndarray:
+    """The dataset's labels [N] as class ids of a model that knows these classes, [N]; they are matched by name.
+
+    Raises:
+        UserError: an image has a class that the model does not know.
+    """
     present = np.unique(dataset.labels)
     unknown = [dataset.classes[i] for i in present if dataset.classes[i] not in classes]
     if unknown:

@@ -34,6 +34,7 @@ from pipeline.config import (
 )
 from pipeline.errors import UserError
 from pipeline.files import check_shape, read_as, read_json, write_bytes, write_json
+from pipeline.models.champion import champion_of
 from pipeline.models.checkpoints import read_checkpoint
 from pipeline.models.forward import check_forward
 from pipeline.models.preprocessing import make_room
@@ -155,15 +156,16 @@ def _as_json(info: ModelInfo) -> dict[str, Any]:
 
 
 def find_weights(path: Path) -> Path:
-    """The file that a run folder, a stage folder, an exported file or a checkpoint stands for.
+    """The file that a run folder, a stage folder, a registry, an exported file or a checkpoint stands for.
 
     Raises:
         UserError: there is no model at this path, or it is damaged.
     """
-    if path.is_file():
-        return check_output(path)
-    if (path / "model.safetensors").exists():
-        return check_output(path / "model.safetensors")
+    for file in (path, path / "model.safetensors"):
+        if file.is_file():
+            return check_output(file)
+    if (champion := champion_of(path)) is not None:
+        return champion
     if (path / "result.json").exists():
         final = read_as(_OfResult, path / "result.json")["final"]["model_dir"]
         weights = path / final / "model.safetensors"
@@ -172,7 +174,7 @@ def find_weights(path: Path) -> Path:
         return check_output(weights)
     if not path.exists():
         raise UserError(f"no model at {path}: it does not exist")
-    raise UserError(f"no model at {path}: expected a finished run, a train stage, an exported file, or a checkpoint")
+    raise UserError(f"no model at {path}: expected a run, a train stage, a registry, an exported file, or a checkpoint")
 
 
 def has_info(path: Path) -> bool:
@@ -229,8 +231,9 @@ def load_model(path: Path, *, dropout: bool = False) -> tuple[nn.Module, ModelIn
     Raises:
         UserError: there is no model, weights and architecture disagree, or it cannot take images of its input size.
     """
-    info = read_info(path)
-    size = {f"input_size in {find_weights(path).with_suffix('.json')}": info.input_size[-1]}
+    weights = find_weights(path)  # once, as a registry may have another champion a moment later
+    info = read_info(weights)
+    size = {f"input_size in {weights.with_suffix('.json')}": info.input_size[-1]}
     check_forward(info.architecture, len(info.classes), size, model_args=info.model_args, trains=False)
     kept = info.dropout if dropout else 0.0
     model = build(info.architecture, len(info.classes), dropout=kept, model_args=info.model_args)
@@ -241,9 +244,9 @@ def load_model(path: Path, *, dropout: bool = False) -> tuple[nn.Module, ModelIn
             "pass the plugin as it was, or train again"
         )
     try:
-        model.load_state_dict(read_state(path))
+        model.load_state_dict(read_state(weights))
     except RuntimeError as error:
-        raise UserError(f"{find_weights(path)} does not fit {info.architecture}: {error}") from error
+        raise UserError(f"{weights} does not fit {info.architecture}: {error}") from error
     return model.eval(), info
 
 
@@ -264,7 +267,7 @@ def model_digest(path: Path) -> str:
     sha256 = digest_once(weights)
     if not weights.with_suffix(".json").exists():
         return sha256
-    info = read_info(path)
+    info = read_info(weights)
     sees = info.model_dump(mode="json", include=_PREDICTS_BY)
     if info.crop_pct != 1:  # else it is the digest from before there was a choice
         sees["crop_pct"] = info.crop_pct
@@ -285,8 +288,8 @@ def export_model(source: Path, out: Path) -> ModelInfo:
         if path.exists() and not path.is_file():
             raise UserError(f"{path} is not a file; choose another name")
     weights = find_weights(source)
-    info = read_info(source)
-    data = weights.read_bytes() if weights.suffix == ".safetensors" else _as_safetensors(read_state(source))
+    info = read_info(weights)
+    data = weights.read_bytes() if weights.suffix == ".safetensors" else _as_safetensors(read_state(weights))
     if out.exists() and out.read_bytes() != data:
         raise UserError(f"{out} exists and holds another model; choose another name, or delete it")
     beside, content = out.with_suffix(".json"), _as_json(info)

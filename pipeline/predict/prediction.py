@@ -20,6 +20,7 @@ from pipeline.evaluate.on_demand import TestRead
 from pipeline.evaluate.patches import in_fingerprint, patches_of
 from pipeline.evaluate.predictor import Predictor
 from pipeline.files import as_utf8, write_csv
+from pipeline.models.champion import pinned
 from pipeline.models.format import load_model, model_digest, read_info
 from pipeline.predict.batch import Batch, Member, predict_batch, read_batch
 from pipeline.predict.formats import FEATURES, FORMATS, Block, check_extension, write_features, write_rows
@@ -102,14 +103,14 @@ def predict_images(
         refuse_existing(files, overwrite=wanted.overwrite)
     if wanted.features is not None and wanted.others:
         raise UserError("--features are those of one model; leave --with or --features out")
-    paths = [model_path, *wanted.others]
+    paths = [pinned(path) for path in (model_path, *wanted.others)]
     with open_images(images_path, wanted.split, wanted.zip_encoding) as images:
         tests = [TestRead.of(path) for path in paths] if "test" in images.splits else []
-        classes = read_info(model_path).classes
+        classes = read_info(paths[0]).classes
         columns = [columns_of(read_info(path).classes, classes, path, model_path) for path in paths]
         record = {
-            "model": model_digest(model_path),
-            **({"others": [model_digest(path) for path in wanted.others]} if wanted.others else {}),
+            "model": model_digest(paths[0]),
+            **({"others": [model_digest(path) for path in paths[1:]]} if wanted.others else {}),
             "images": images.fingerprint,
             "features": str(wanted.features.absolute()) if wanted.features else None,
             **{key: getattr(wanted, key) for key in ("top_k", "probabilities")},

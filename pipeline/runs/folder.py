@@ -10,6 +10,8 @@ from typing import Any
 from pipeline.config import SPLITS, Config, Data, Training, changed, load_config, semantic
 from pipeline.errors import UserError
 from pipeline.files import read_as
+from pipeline.models.champion import FILE as CHAMPION
+from pipeline.models.champion import pinned
 from pipeline.runs.inputs import with_inputs
 from pipeline.runs.result import Result
 from pipeline.stages.fingerprint import digest
@@ -32,9 +34,8 @@ def check_run_folder(run_dir: Path, config_path: Path | None = None) -> None:
         )
     # Prefect's database may be there before the run is.
     names = [p.name for p in run_dir.iterdir() if p.name[0] != "."] if run_dir.is_dir() else []
-    other = next((name for name in ("manifest.json", "stage.json") if name in names), None)
-    if other is not None:
-        what = "a packed folder" if other == "manifest.json" else "a stage's folder"
+    others = {"manifest.json": "a packed folder", "stage.json": "a stage's folder", CHAMPION: "a registry of champions"}
+    if (what := next((others[name] for name in others if name in names), None)) is not None:
         raise UserError(f"{run_dir} is {what}, not a run's; choose another --run-dir")
     if set(names) - {"prefect"} and not {"run.lock", "stages.json"} & set(names):
         raise UserError(f"{run_dir} has files, such as {min(names)}, but is no run folder; choose another --run-dir")
@@ -70,7 +71,8 @@ def resolve_config(config: Config, earlier: Config | None) -> Config:
 
 
 def absolute(config: Config) -> Config:
-    """The config with absolute paths, because children and later commands may run in another folder."""
+    """The config with absolute paths, because children and later commands may run in another folder. A registry to
+    start from is the version that is champion now, for the whole run."""
     update: dict[str, Any] = {"data": absolute_data(config.data)}
     others = tuple(changed(one, labels=one.labels.absolute()) for one in config.label.others)
     update |= {"label": changed(config.label, others=others)}
@@ -81,7 +83,7 @@ def absolute(config: Config) -> Config:
 def _absolute(training: Training) -> Training:
     if training.start is None or training.start.model.startswith("timm:"):
         return training
-    start = changed(training.start, model=str(Path(training.start.model).absolute()))
+    start = changed(training.start, model=str(pinned(Path(training.start.model).absolute())))
     return training.model_copy(update={"start": start})  # which knows what the config set
 
 

@@ -1,0 +1,300 @@
+"""A registry is a model for every verb; its history says who, what, when and why, and what somebody changed is told."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support.champions import CLASSES, run_with
+from support.command import selftrain_here as selftrain
+from support.fake_stages import with_section
+from support.images import class_files, write_files
+from support.saved import save_random
+
+from pipeline.champions.history import read_history
+from pipeline.champions.promotion import promote
+from pipeline.config import Config, dump_yaml
+from pipeline.errors import UserError
+from pipeline.models import format as model_format
+from pipeline.models.format import find_weights, load_model, model_digest, read_info, read_state
+from pipeline.runs.folder import absolute, check_run_folder
+
+
+@pytest.fixture(autouse=True)
+def _threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("models")
+    return [save_random(folder / f"{seed}.safetensors", CLASSES, seed=seed) for seed in range(3)]
+
+
+@pytest.fixture
+def registry(models: list[Path], tmp_path: Path) -> Path:
+    """A registry with two champions."""
+    for model in models[:2]:
+        promote(model, tmp_path / "champions/birds", f"because of {model.stem}")
+    return tmp_path / "champions/birds"
+
+
+def test_the_history_says_who_what_when_and_why(models: list[Path], tmp_path: Path) -> None:
+    run = run_with(tmp_path / "run", models[0])
+    registry = tmp_path / "champions/birds"
+    text = selftrain("promote", run, "--to", registry, "--reason", "the first one")
+    assert f"v1 ({run}) is champion" in text
+    (line,) = (registry / "history.jsonl").read_text().splitlines()
+    entry = json.loads(line)
+    assert (entry["number"], entry["action"], entry["version"]) == (1, "promote", 1)
+    assert (entry["reason"], entry["source"]) == ("the first one", str(run))
+    assert "@" in entry["who"]
+    assert entry["time"].endswith("+00:00")
+    assert entry["model"] == model_digest(models[0])
+    assert entry["figures"]["test"]["top1"] == 0.5
+    assert entry["lineage"] == read_info(run).lineage
+    champion = json.loads((registry / "champion.json").read_text())
+    champion.pop("seal")
+    assert champion == entry
+    assert sorted(p.name for p in registry.iterdir()) == [
+        "champion.json", "history.jsonl", "run.lock", "v1.json", "v1.safetensors",
+    ]  # fmt: skip
+
+
+def test_a_registry_is_a_model_for_evaluate_predict_export_and_promote(
+    registry: Path, models: list[Path], tmp_path: Path
+) -> None:
+    images = write_files(tmp_path / "images", class_files(3))
+    assert selftrain("evaluate", registry, images, "--json") == selftrain("evaluate", models[1], images, "--json")
+    for model, out in ((registry, "a.csv"), (models[1], "b.csv")):
+        selftrain("predict", model, images, "--out", tmp_path / out)
+    assert (tmp_path / "a.csv").read_bytes() == (tmp_path / "b.csv").read_bytes()
+    selftrain("export", registry, "--out", tmp_path / "out.safetensors")
+    assert (tmp_path / "out.safetensors").read_bytes() == models[1].read_bytes()
+    selftrain("promote", registry, "--to", tmp_path / "production")
+    assert model_digest(tmp_path / "production") == model_digest(registry) == model_digest(models[1])
+
+
+def test_a_run_that_starts_from_a_registry_has_one_champion_throughout(digits: Config, registry: Path) -> None:
+    config = absolute(with_section(digits, "teacher", start={"model": str(registry), "mode": "init"}))
+    assert config.teacher.start is not None
+    assert config.teacher.start.model == str(registry / "v2.safetensors")
+
+
+@pytest.mark.process
+def test_a_champion_labels_and_teaches_as_the_stage_does(digits: Config, teacher: Path, tmp_path: Path) -> None:
+    promote(teacher, tmp_path / "digits")
+    (tmp_path / "digits.yaml").write_text(dump_yaml(digits))
+    records = []
+    for name, model in (("stage", teacher), ("registry", tmp_path / "digits")):
+        selftrain("label", tmp_path / "digits.yaml", "--teacher", model, "--out", tmp_path / f"labels-{name}")
+        command = ("train", tmp_path / "digits.yaml", "--start", model, "--set=teacher.start.mode=use")
+        selftrain(*command, f"--set=teacher.start.model={model}", "--out", tmp_path / f"train-{name}")
+        stages = [json.loads((tmp_path / f"{kind}-{name}/stage.json").read_text()) for kind in ("labels", "train")]
+        records.append([(stage["fingerprint"], stage["digests"]) for stage in stages])
+    assert records[0] == records[1]
+
+
+def test_the_champion_again_changes_nothing(registry: Path, models: list[Path]) -> None:
+    before = {path.name: path.read_bytes() for path in registry.iterdir()}
+    done = promote(models[1], registry)
+    assert not done.changed
+    assert str(done) == f"v2 ({models[1]}) stays champion: {models[1]} is the same model"
+    assert not promote(registry, registry).changed
+    assert {path.name: path.read_bytes() for path in registry.iterdir()} == before
+
+
+def test_an_earlier_champion_that_is_promoted_again_is_not_stored_twice(registry: Path, models: list[Path]) -> None:
+    done = promote(models[0], registry, "the better one after all")
+    assert (done.champion["version"], done.champion["number"]) == (1, 3)
+    assert not (registry / "v3.safetensors").exists()
+    assert promote(None, registry, rollback=True).champion["version"] == 2
+
+
+@given(st.lists(st.sampled_from([0, 1, 2, None]), max_size=12))
+@settings(max_examples=25)
+def test_the_history_only_grows_and_each_rollback_goes_one_champion_back(
+    models: list[Path], tmp_path_factory: pytest.TempPathFactory, changes: list[int | None]
+) -> None:
+    """None stands for a rollback. The last champions are kept as a stack, of which two rollbacks take two."""
+    registry = tmp_path_factory.mktemp("history") / "birds"
+    standing: list[int] = []
+    lines = b""
+    for change in changes:
+        if change is not None:
+            promote(models[change], registry)
+            if standing[-1:] != [change]:
+                standing.append(change)
+        elif len(standing) < 2:
+            with pytest.raises(UserError, match="nothing to go back to; promote the model that you want"):
+                promote(None, registry, rollback=True)
+        else:
+            promote(None, registry, rollback=True)
+            standing.pop()
+        if standing:
+            assert read_state(registry).keys() == read_state(models[standing[-1]]).keys()
+            assert model_digest(registry) == model_digest(models[standing[-1]])
+            before, lines = lines, (registry / "history.jsonl").read_bytes()
+            assert lines.startswith(before)
+            assert json.loads(lines.splitlines()[-1]) == read_history(registry)[-1]
+
+
+def test_a_rollback_takes_no_model(registry: Path, models: list[Path]) -> None:
+    with pytest.raises(UserError, match="leave MODEL and --if-better out"):
+        selftrain("promote", models[0], "--to", registry, "--rollback")
+    with pytest.raises(UserError, match="name a run, or pass --rollback"):
+        selftrain("promote", "--to", registry)
+    assert "v1 (" in selftrain("promote", "--to", registry, "--rollback", "--reason", "v2 sees no owls")
+    assert read_history(registry)[-1]["reason"] == "v2 sees no owls"
+
+
+# ------------------------------------------------------------------------------------------------------ what is refused
+
+
+def test_a_folder_with_other_files_is_no_registry(models: list[Path], tmp_path: Path) -> None:
+    run = run_with(tmp_path / "run", models[0])
+    with pytest.raises(UserError, match=r"run has files, such as config.yaml, but is no registry; choose another"):
+        promote(models[0], run)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/notes.txt").touch()
+    with pytest.raises(UserError, match=r"such as notes.txt"):
+        promote(models[0], tmp_path / "mine")
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["notes.txt"]
+    with pytest.raises(UserError, match="is a file, and a registry is a folder"):
+        promote(models[0], models[1])
+
+
+def test_a_model_that_is_none_makes_no_registry(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no model at"):
+        promote(tmp_path / "nothing", tmp_path / "birds")
+    assert not (tmp_path / "birds").exists()
+
+
+def test_no_run_takes_the_folder_of_a_registry(registry: Path) -> None:
+    with pytest.raises(UserError, match="is a registry of champions, not a run's; choose another --run-dir"):
+        check_run_folder(registry)
+
+
+def change_weights(registry: Path) -> None:
+    (registry / "v2.safetensors").write_bytes((registry / "v1.safetensors").read_bytes())
+
+
+def change_info(registry: Path) -> None:
+    path = registry / "v2.json"
+    path.write_text(path.read_text().replace("emu", "owl"))
+
+
+def delete_weights(registry: Path) -> None:
+    (registry / "v2.safetensors").unlink()
+
+
+def change_champion(registry: Path) -> None:
+    path = registry / "champion.json"
+    path.write_text(path.read_text().replace('"version": 2', '"version": 1'))
+
+
+def change_champion_without_seal(registry: Path) -> None:
+    champion = json.loads((registry / "champion.json").read_text())
+    champion.pop("seal")
+    (registry / "champion.json").write_text(json.dumps({**champion, "reason": "another"}))
+
+
+def delete_champion(registry: Path) -> None:
+    (registry / "champion.json").unlink()
+
+
+def change_line(registry: Path) -> None:
+    path = registry / "history.jsonl"
+    path.write_text(path.read_text().replace("because of 0", "because of me"))
+
+
+def delete_line(registry: Path) -> None:
+    path = registry / "history.jsonl"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[1:]))
+
+
+def cut_history(registry: Path) -> None:
+    path = registry / "history.jsonl"
+    path.write_bytes(path.read_bytes()[:-9])
+
+
+def delete_history(registry: Path) -> None:
+    (registry / "history.jsonl").unlink()
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (change_weights, r"v2.safetensors was changed: its bytes are not those that were promoted"),
+        (change_info, r"v2.json was changed"),
+        (delete_weights, r"v2.safetensors is gone"),
+        (change_champion, r"champion.json is damaged .*its content is not what was written"),
+        (change_champion_without_seal, r"champion.json is not the last line of"),
+        (change_line, r"history.jsonl is not what was written: line 2 does not follow"),
+        (delete_line, r"history.jsonl is not what was written: line 1 does not follow"),
+        (cut_history, r"history.jsonl is not what was written: its last line has no end"),
+        (delete_history, r"champion.json is not the last line of"),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_what_somebody_changed_is_told(registry: Path, change: Callable[[Path], None], told: str) -> None:
+    selftrain("verify", registry)
+    change(registry)
+    with pytest.raises(UserError, match="1 problems; do what each says"):
+        selftrain("verify", registry)
+    files = change in (change_weights, change_info, delete_weights)
+    with pytest.raises(UserError, match=told):
+        find_weights(registry) if files or change is change_champion else promote(None, registry, rollback=True)
+    if files:
+        promote(None, registry, rollback=True)
+        assert find_weights(registry).name == "v1.safetensors"
+
+
+def test_without_champion_json_nothing_is_promoted(registry: Path, models: list[Path]) -> None:
+    delete_champion(registry)
+    with pytest.raises(UserError, match=r"champion.json is gone; restore it, or begin another registry"):
+        promote(models[2], registry)
+
+
+def test_a_champion_that_was_damaged_is_promoted_anew(registry: Path, models: list[Path]) -> None:
+    change_weights(registry)
+    assert promote(models[1], registry).champion["version"] == 3
+    assert model_digest(registry) == model_digest(models[1])
+
+
+def test_an_earlier_champion_may_be_deleted_and_is_no_way_back(registry: Path) -> None:
+    (registry / "v1.safetensors").unlink()
+    selftrain("verify", registry)
+    with pytest.raises(UserError, match=r"v1.safetensors is gone, so it cannot be champion again; restore it, or"):
+        promote(None, registry, rollback=True)
+    assert find_weights(registry).name == "v2.safetensors"
+
+
+def test_a_registry_can_be_copied_elsewhere(registry: Path, models: list[Path], tmp_path: Path) -> None:
+    copied = shutil.copytree(registry, tmp_path / "copied")
+    assert model_digest(copied) == model_digest(models[1])
+    assert promote(None, copied, rollback=True).changed
+
+
+def test_a_promotion_while_a_model_is_loaded_leaves_it_whole(
+    registry: Path, models: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its weights are those of its description: `load_model` asks the registry once."""
+
+    def promoted_meanwhile(path: Path) -> dict[str, torch.Tensor]:
+        promote(models[2], registry)
+        return read_state(path)
+
+    monkeypatch.setattr(model_format, "read_state", promoted_meanwhile)
+    model, _ = load_model(registry)
+    expected = read_state(models[1])
+    assert all(torch.equal(value, expected[name]) for name, value in model.state_dict().items())
+    assert model_digest(registry) == model_digest(models[2])
