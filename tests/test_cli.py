@@ -38,7 +38,7 @@ VERBS = {
     "init": "DIR --minutes --encoder --method",
     "run": "CONFIG --run-dir --set --no-prefect --accept-environment",
     "train": "CONFIG --out --selection --start --set --accept-environment",
-    "label": "CONFIG --teacher --out --set --accept-environment",
+    "label": "CONFIG --teacher --out --part --run-dir --set --accept-environment",
     "merge": "CONFIG --labels --out --set --accept-environment",
     "select": "CONFIG --labels --out --set --accept-environment",
     "evaluate": "MODEL DATA --split --with --crops --scales --mc-dropout --json",

@@ -85,19 +85,38 @@ def train(
 def label(
     config: ConfigArgument,
     teacher: Annotated[Path, typer.Option(metavar="MODEL", help="A run folder, a stage folder or an exported file.")],
-    out: OutOption,
+    out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Output folder.")] = None,
+    part: Annotated[
+        str | None,
+        typer.Option(metavar="K/N", help="Label one of N shares of the shards; the same command without it finishes."),
+    ] = None,
+    run_dir: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="With --part, in place of --out: a run, new or not, which takes these labels."
+        ),
+    ] = None,
     overrides: SetOption = None,
     accept_environment: AcceptOption = False,
 ) -> None:
     """Predict every unlabeled image with a teacher.
 
+    Parts of it may run on many machines that share a file system, in any order; what one leaves, whoever labels next
+    takes over. With --run-dir they label for a run: `selftrain run` finds them, also while it is under way.
+
     [bold]Example[/bold]: selftrain label birds.yaml --teacher work/teacher --out work/labels
     """
     from pipeline.models.champion import pinned
-    from pipeline.stages.folder import stage_record
+    from pipeline.stages.folder import check_stage_folder, stage_record
     from pipeline.stages.jobs import LabelJob
+    from pipeline.stages.part import parse_part
 
-    settings = _load(config, overrides)
+    if (out is None) == (run_dir is None):
+        raise UserError("give either --out DIR or, for the parts of a run's labels, --run-dir DIR")
+    if run_dir is not None and part is None:
+        raise UserError("--run-dir is for parts: give --part K/N too; `selftrain run` itself labels what they leave")
+    number = parse_part(part) if part is not None else None
+    settings = _load(config, overrides) if run_dir is None else _load_as_run(config, overrides, run_dir)
     if (ensemble := settings.for_round(1).label.ensemble) > 1:
         raise UserError(
             f"label.ensemble is {ensemble}, but this verb takes one teacher; pass --set label.ensemble=1, or use "
@@ -107,9 +126,18 @@ def label(
         raise UserError(
             "committee is set, but this verb takes one teacher; pass --set committee=[], or use selftrain run"
         )
-    job = LabelJob.of(settings, out.absolute(), 1, [pinned(teacher.absolute())], accept_environment=accept_environment)
-    _run(job)
-    console.print(f"{out}: labels of {stage_record(out)['outputs']['num_samples']} images")
+    whole = (out or Path()).absolute()
+    teachers = [pinned(teacher.absolute())]
+    job = LabelJob.of(settings, whole, 1, teachers, accept_environment=accept_environment)
+    if run_dir is not None:
+        job = changed(job, out=_folder_in_run(job, run_dir))
+    if number is None:
+        _run(job)
+        console.print(f"{out}: labels of {stage_record(whole)['outputs']['num_samples']} images")
+        return
+    check_stage_folder(job.out, job.kind)
+    _run(job.of_part(number))
+    console.print(f"{out or job.out}: part {number} is labeled", soft_wrap=True)
 
 
 @app.command()
@@ -171,6 +199,28 @@ def _load(path: Path, overrides: list[str] | None) -> Config:
 
     config = load_config(path, overrides or [])
     return absolute(changed(config, runtime=resolve(config.runtime)))
+
+
+def _load_as_run(path: Path, overrides: list[str] | None, run_dir: Path) -> Config:
+    """The config as `selftrain run` resolves it in this folder."""
+    from pipeline.runs.folder import check_run_folder, earlier_config, resolve_config
+
+    check_run_folder(run_dir, path)
+    return resolve_config(load_config(path, overrides or []), earlier_config(run_dir))
+
+
+def _folder_in_run(job: Job, run_dir: Path) -> Path:
+    """The folder in which a run makes this stage in its first round. The run may not have begun."""
+    from pipeline.files import cannot_write
+    from pipeline.stages.kinds import folder_name
+    from pipeline.stages.lock import LOCK
+
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        (run_dir / LOCK).touch()  # by which a run knows the folder for its own
+    except OSError as error:
+        raise cannot_write(run_dir / LOCK, error) from error
+    return run_dir.resolve() / "rounds/1" / folder_name(job)
 
 
 def _run(job: Job) -> None:

@@ -23,6 +23,7 @@ from pipeline.stages.adopt import adopt
 from pipeline.stages.fingerprint import StageInputs, digest
 from pipeline.stages.folder import append_timing, stage_record
 from pipeline.stages.jobs import LabelJob
+from pipeline.stages.part import parts_of
 from pipeline.stages.preamble import Stage
 from pipeline.threads import read_ahead
 
@@ -47,7 +48,7 @@ def run_label(job: LabelJob, stage: Stage) -> None:
 
     A batch never crosses a shard, and ranks take whole shards, so the rows do not depend on the number of ranks (with
     equal threads). A shard is not labeled again if its label file exists in this folder, in a sibling from before new
-    shards came, or in the folder of another round.
+    shards came, in the folder of another round, or in that of a part. A part labels its share of the shards.
 
     Raises:
         UserError: a teacher is missing or knows other classes, or another teacher made the labels in the folder.
@@ -68,7 +69,8 @@ def run_label(job: LabelJob, stage: Stage) -> None:
         top_k=job.label.top_k,
         num_classes=len(dataset.classes),
     )
-    mine = list(dataset.shards)[stage.ranks.rank :: stage.ranks.number]
+    shards = job.part.share(dataset.shards) if job.part else dataset.shards
+    mine = shards[stage.ranks.rank :: stage.ranks.number]
     done = 0
     for shard in mine:
         started = time.monotonic()
@@ -76,23 +78,29 @@ def run_label(job: LabelJob, stage: Stage) -> None:
         expected = {**provenance, "shard": shard.sha256}
         if path.exists():
             read_labels(path, expected)
-        elif not adopt(path, _siblings(job.out), partial(read_labels, expected=expected)):
+        elif not adopt(path, _siblings(job.whole), partial(read_labels, expected=expected)):
             rows = _label_shard(job, stage, dataset, shard, committee)
             write_labels(path, rows, expected)
         done += shard.num_rows
         seconds = (time.monotonic() - started) / stage.ranks.number  # ranks work in parallel, and lines are summed
         append_timing(job.out, done, seconds, shard.num_rows)
         progress.report(job.out, done, sum(s.num_rows for s in mine), "images")
-    files = [label_path(job.out, shard.name).name for shard in dataset.shards]
-    outputs = {"provenance": provenance, "classes": digest(dataset.classes), "num_samples": len(dataset)}
-    stage.finish(files, **outputs, **({"val": figures} if figures else {}))
+    files = [label_path(job.out, shard.name).name for shard in shards]
+    outputs = {
+        "provenance": provenance,
+        "classes": digest(dataset.classes),
+        "num_samples": sum(s.num_rows for s in shards),
+    }
+    stage.finish(files, complete=job.part is None, **outputs, **({"val": figures} if figures else {}))
 
 
 def _siblings(folder: Path) -> Iterable[Path]:
-    """The label stages whose files may serve: of any round, and from before new shards came. So no image is labeled
-    again because new shards came, or because a teacher stays for another round."""
-    rounds = folder.absolute().parent.parent
-    return rounds.glob("*/label-*") if rounds.name == "rounds" else folder.absolute().parent.glob("label-*")
+    """The label stages whose files may serve: of any round, and from before new shards came, with their parts. So no
+    image is labeled again because new shards came, or because a teacher stays for another round."""
+    folder = folder.absolute()
+    rounds = folder.parent.parent
+    stages = rounds.glob("*/label-*") if rounds.name == "rounds" else folder.parent.glob("label-*")
+    return (found for stage in {folder, *stages} for found in (stage, *parts_of(stage)))
 
 
 def _label_shard(job: LabelJob, stage: Stage, dataset: Dataset, shard: Shard, committee: Committee) -> LabelRows:

@@ -15,7 +15,7 @@ from pipeline.runs.ledger import Ledger
 from pipeline.shards.dataset import open_split
 from pipeline.stages.folder import is_finished, read_output
 from pipeline.stages.jobs import EvaluateJob, Job, Role
-from pipeline.stages.kinds import fingerprint_of, kind_of
+from pipeline.stages.kinds import folder_name, kind_of
 
 log = logging.getLogger("selftrain.loop")
 
@@ -46,8 +46,9 @@ class Run(Stages):
         for split in self.data:
             if split in inputs.inputs:
                 self._check_unchanged(split, inputs.inputs[split])
-        name = f"{job.kind}-{fingerprint_of(job, inputs)[:8]}"
-        job = changed(job, out=self.folder / parent / name, accept_environment=self.accept_environment)
+        job = changed(
+            job, out=self.folder / parent / folder_name(job, inputs), accept_environment=self.accept_environment
+        )
         self.ledger.add(job)
         if is_finished(job.out):
             log.info("%s is finished, reused", job.out)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NotRequired
 
@@ -12,9 +12,10 @@ from typing_extensions import TypedDict  # pydantic takes typing's from Python 3
 from pipeline.errors import UserError
 from pipeline.files import Json, append_json, fsync, read_as, write_sealed
 from pipeline.stages.fingerprint import StageInputs, digest_file, digest_once, fingerprint, once
+from pipeline.stages.part import PARTS
 
 SCHEMA = 2
-OWN_FILES = {"run.lock", "job.json", "output.log", "progress.json", "error.json", "warnings.jsonl"}
+OWN_FILES = {"run.lock", "job.json", "output.log", "progress.json", "error.json", "warnings.jsonl", PARTS}
 """The files that a launcher writes into a stage folder before the stage opens it."""
 RECORD = "stage.json"
 
@@ -66,56 +67,72 @@ def open_folder(
     env: Mapping[str, Json],
     *,
     accept_environment: bool = False,
+    shared_with: Iterable[Path] = (),
 ) -> bool:
     """Open `path` for one stage; returns whether its finished output can be reused.
 
-    If the same stage began in the folder, it is resumed, also if it was finished and a file was deleted since.
+    If the same stage began in the folder, it is resumed, also if it was finished and a file was deleted since. If it
+    began in another folder that it is shared with, it goes on from there, and is finished if it is finished there.
 
     Raises:
-        UserError: the folder holds the output of another stage, a resume in another environment was not accepted, or
-            what is left of a finished stage is damaged.
+        UserError: one of the folders holds the output of another stage, a resume in another environment was not
+            accepted, or what is left of a finished stage is damaged.
     """
     wanted = fingerprint(kind, version, inputs)
     config, read = dict(inputs.config), dict(inputs.inputs)
     if not (path / RECORD).exists():
         check_stage_folder(path, kind)
-        begun = {"schema": SCHEMA, "kind": kind, "fingerprint": wanted, "config": config, "inputs": read}
-        write_sealed(path / RECORD, {**begun, "environment": dict(env), "complete": False})
-        return False
-    record = read_record(path)
-    if record["fingerprint"] != wanted:
-        changed = _changes({**record["config"], **record["inputs"]}, {**config, **read})
-        raise UserError(f"{path} holds a {record['kind']} stage with other settings ({changed}); choose another folder")
-    if is_finished(path):
-        return True
-    if record["environment"] != dict(env):
-        changed = _changes(record["environment"], env)
-        if not accept_environment:
+    records = {folder: read_record(folder) for folder in (path, *shared_with) if (folder / RECORD).exists()}
+    for folder, record in records.items():
+        if record["fingerprint"] != wanted:
+            changed = _changes({**record["config"], **record["inputs"]}, {**config, **read})
             raise UserError(
-                f"{path} was begun in another environment ({changed}), so its continuation would not be bit-exact; "
+                f"{folder} holds a {record['kind']} stage with other settings ({changed}); choose another folder"
+            )
+    if any(map(is_finished, records)):
+        return True
+    begun = {"schema": SCHEMA, "kind": kind, "fingerprint": wanted, "config": config, "inputs": read}
+    own = records.get(path, {**begun, "environment": dict(env), "complete": False})
+    history = list(own.get("earlier_environments", []))
+    for folder, record in records.items():
+        before = record["environment"]
+        # Into how many processes its work is divided is no more to a stage in parts than how many parts there are.
+        free = () if folder == path else ("processes",)
+        if _without(before, free) == _without(env, free) or (folder != path and before in history):
+            continue
+        if not accept_environment:
+            changed = _changes(_without(before, free), _without(env, free))
+            raise UserError(
+                f"{folder} was begun in another environment ({changed}), so its continuation would not be bit-exact; "
                 "go back to that environment, or pass --accept-environment"
             )
-        history = [*record.get("earlier_environments", []), record["environment"]]
-        record = {**record, "environment": dict(env), "earlier_environments": history}
-        write_sealed(path / RECORD, record)
-    if record["complete"]:  # a file was deleted, so the others are taken as they are, and written to
-        for name in record.get("digests", {}):
+        history.append(before)
+    now = {**own, "environment": dict(env), **({"earlier_environments": history} if history else {})}
+    if own["complete"]:  # a file was deleted, so the others are taken as they are, and written to
+        for name in own.get("digests", {}):
             check_output(path / name)
-        write_sealed(path / RECORD, {**record, "digests": {}, "complete": False})
+        now |= {"digests": {}, "complete": False}
+    if now != records.get(path):
+        write_sealed(path / RECORD, now)
     return False
 
 
-def finish_folder(path: Path, files: Sequence[str], **outputs: Json) -> None:
+def _without(values: Mapping[str, Json], names: Sequence[str]) -> dict[str, Json]:
+    return {name: value for name, value in values.items() if name not in names}
+
+
+def finish_folder(path: Path, files: Sequence[str], *, complete: bool = True, **outputs: Json) -> None:
     """Mark a folder complete, which is the last write of a stage. Without one of `files` it cannot be reused.
 
-    The digests of its outputs are recorded (73 ms per 100 MB), and `check_output` compares them.
+    The digests of its outputs are recorded (73 ms per 100 MB), and `check_output` compares them. A part of a stage
+    records them without `complete`.
     """
     lines = [METRICS] if (path / METRICS).exists() else []
     for name in lines:  # unlike the others it may not be on the disk yet, and after a power cut it would be another
         fsync(path / name)
     digests = {name: digest_file(path / name) for name in [*files, *lines]}
     record = {**read_record(path), "outputs": outputs, "files": list(files), "digests": digests}
-    write_sealed(path / RECORD, {**record, "complete": True})
+    write_sealed(path / RECORD, {**record, "complete": complete})
 
 
 def check_output(path: Path) -> Path:
@@ -175,7 +192,7 @@ def check_stage_folder(path: Path, kind: str) -> None:
         return
     names = {p.name for p in path.iterdir() if p.name[0] != "."}
     begun = "job.json" in names and _is_job(path / "job.json")
-    if others := sorted(names - (OWN_FILES if begun else {"run.lock"})):
+    if others := sorted(names - (OWN_FILES if begun else {"run.lock", PARTS})):
         fix = "choose another output folder"
         if begun:  # by a launcher, in a folder that held them already, or in one whose record is gone
             fix += (

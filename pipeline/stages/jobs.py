@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -25,6 +25,7 @@ from pipeline.config import (
 )
 from pipeline.config.methods import sections
 from pipeline.errors import did_you_mean
+from pipeline.stages.part import Part, parts_of
 from pipeline.stages.plugins import digests
 
 Role = Literal["teacher", "student", "control", "finetune", "committee", "judge", "probe"]
@@ -57,6 +58,11 @@ class Job(Section):
     @property
     def code(self) -> Sequence[str]:
         """The modules that run beside the kind's own function, as `x` or `x:name`. Plugins may define them."""
+        return ()
+
+    @property
+    def shared_with(self) -> Iterable[Path]:
+        """Other folders of the same stage: of its parts and, for a part, that of the whole."""
         return ()
 
 
@@ -159,11 +165,27 @@ class LabelJob(Job):
     """Stage folders or exported files, the newest first."""
     features: dict[Path, Path] = Field(default_factory=dict)
     """Teacher -> the embed stage of its encoder: a probe labels from features, without a pass over the images."""
+    part: Part | None = None
+    """The part of the shards that this process labels, in `part.folder(whole)`; None for all of them."""
 
     @property
     def title(self) -> str:
-        """The title with the round."""
-        return f"label (round {self.round})"
+        """The title with the round, and of a part with its number."""
+        return f"label (round {self.round}{f', part {self.part}' if self.part else ''})"
+
+    @property
+    def whole(self) -> Path:
+        """The folder of the whole stage."""
+        return self.out.parents[1] if self.part else self.out
+
+    @property
+    def shared_with(self) -> Iterable[Path]:
+        """The folder of the whole stage and those of its parts, without this one."""
+        return [folder for folder in (self.whole, *parts_of(self.whole)) if folder != self.out]
+
+    def of_part(self, part: Part) -> LabelJob:
+        """The job of a part of this one."""
+        return changed(self, out=part.folder(self.out), part=part)
 
     @classmethod
     def of(

@@ -95,6 +95,11 @@ def fingerprint_of(job: Job, inputs: StageInputs | None = None) -> str:
     return fingerprint(job.kind, kind.version, inputs or kind.inputs(job))
 
 
+def folder_name(job: Job, inputs: StageInputs | None = None) -> str:
+    """The name of the stage's folder in a run, KIND-FP8."""
+    return f"{job.kind}-{fingerprint_of(job, inputs)[:8]}"
+
+
 class _Job(TypedDict):
     kind: str
     plugins: NotRequired[dict[str, str]]

@@ -12,11 +12,13 @@ from pathlib import Path
 from pipeline.errors import UserError
 from pipeline.files import cannot_write
 
+LOCK = "run.lock"
+
 
 def find_run(path: Path) -> Path | None:
     """The run folder that is this path or contains it; None if there is none."""
     path = path.absolute()
-    return next((f for f in (path, *path.parents) if (f / "run.lock").exists() and (f / "config.yaml").exists()), None)
+    return next((f for f in (path, *path.parents) if (f / LOCK).exists() and (f / "config.yaml").exists()), None)
 
 
 @contextlib.contextmanager
@@ -30,7 +32,7 @@ def run_lock(folder: Path, *, wait_s: float = 20.0) -> Iterator[int]:
         UserError: another process still holds the lock after `wait_s` seconds, or the folder cannot be written or
             locked.
     """
-    path = folder / "run.lock"
+    path = folder / LOCK
     try:
         folder.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)

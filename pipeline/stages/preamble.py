@@ -27,16 +27,17 @@ class Stage:
     stop: StopRequest
     ranks: Ranks
 
-    def finish(self, files: Sequence[str], **outputs: Json) -> None:
+    def finish(self, files: Sequence[str], *, complete: bool = True, **outputs: Json) -> None:
         """Mark the folder complete. It is the last call of a stage's function, on every rank.
 
         Args:
             files: The names of the files without which the folder cannot be reused.
+            complete: Is not set for a part of a stage, whose folder stays unfinished.
             outputs: Values for later stages and for people, which are written into stage.json.
         """
         self.ranks.wait()
         if self.ranks.is_main:
-            finish_folder(self.path, files, **outputs)
+            finish_folder(self.path, files, complete=complete, **outputs)
 
     def check_stop(self, what: str) -> None:
         """Raise Interrupted if a stop was requested; `what` says where the stage stops, and what is saved."""
@@ -61,7 +62,15 @@ def run_stage(job: Job) -> None:
     ranks = Ranks.join(job.runtime.device) if kind.ranks else Ranks()
     env = environment(job.runtime) if kind.process else environment()
     with ranks.main_first():
-        complete = open_folder(job.out, job.kind, kind.version, inputs, env, accept_environment=job.accept_environment)
+        complete = open_folder(
+            job.out,
+            job.kind,
+            kind.version,
+            inputs,
+            env,
+            accept_environment=job.accept_environment,
+            shared_with=job.shared_with,
+        )
     if not complete:
         kind.run(job, Stage(job.out, fingerprint_of(job, inputs), inputs, stop, ranks))
     ranks.leave()
