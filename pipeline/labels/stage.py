@@ -14,6 +14,8 @@ from torch import Tensor
 from pipeline.config import semantic
 from pipeline.evaluate.patches import as_text
 from pipeline.evaluate.predictor import batches_of
+from pipeline.files import Json
+from pipeline.labels.on_val import ON_VAL, write_on_val
 from pipeline.labels.store import LabelRows, label_path, label_provenance, read_labels, summarize, write_labels
 from pipeline.labels.teachers import Committee, calibrate, open_teachers
 from pipeline.models.format import model_digest
@@ -55,7 +57,9 @@ def run_label(job: LabelJob, stage: Stage) -> None:
     """
     dataset = open_split(job.data, "unlabeled")
     teachers = open_teachers(job, dataset)
-    temperatures, figures = calibrate(teachers, job, lambda: stage.check_stop("on val; nothing is labeled yet"))
+    temperatures, figures, on_val = calibrate(teachers, job, lambda: stage.check_stop("on val; nothing is labeled yet"))
+    if on_val is not None and stage.ranks.is_main:
+        write_on_val(job.out, on_val)
     committee = Committee(teachers, dataset, job, temperatures)
     provenance = label_provenance(
         teachers=[stage.inputs.inputs[f"teacher{i}"] for i in range(len(job.teachers))],
@@ -84,8 +88,15 @@ def run_label(job: LabelJob, stage: Stage) -> None:
         append_timing(job.out, done, seconds, shard.num_rows)
         progress.report(job.out, done, sum(s.num_rows for s in mine), "images")
     files = [label_path(job.out, shard.name).name for shard in dataset.shards]
-    outputs = {"provenance": provenance, "classes": digest(dataset.classes), "num_samples": len(dataset)}
-    stage.finish(files, **outputs, **({"val": figures} if figures else {}))
+    outputs: dict[str, Json] = {
+        "provenance": provenance,
+        "classes": digest(dataset.classes),
+        "num_samples": len(dataset),
+    }
+    if on_val is not None:
+        files.append(ON_VAL)
+        outputs["val"] = figures
+    stage.finish(files, **outputs)
 
 
 def _siblings(folder: Path) -> Iterable[Path]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from pipeline.evaluate.patches import Pyramid, patches_of
 from pipeline.evaluate.predictor import Predictor, batches_of, mean_logits, reader_of
 from pipeline.features.encoder import linear_classifier
 from pipeline.features.store import FeatureStore
+from pipeline.labels.on_val import LabelsOnVal, as_stored
 from pipeline.models.format import load_model
 from pipeline.shards.dataset import Dataset, open_split
 from pipeline.shards.reader import Reader
@@ -111,23 +112,28 @@ class Committee:
         return logits
 
 
-def calibrate(
-    teachers: Sequence[Teacher], job: LabelJob, check_stop: Callable[[], None]
-) -> tuple[list[float], dict[str, Any]]:
-    """The temperatures that val asks for, and the figures of the calibrated labels on val.
+class Calibration(NamedTuple):
+    """The temperatures of a label stage, and what they were fitted on."""
+
+    temperatures: list[float]
+    """One per teacher and that of their mean; empty if `label.temperature` is 1."""
+    figures: dict[str, Any]
+    """Those of the calibrated labels on val, for stage.json; empty if nothing was fitted."""
+    on_val: LabelsOnVal | None
+    """The calibrated labels of val; None if nothing was fitted."""
+
+
+def calibrate(teachers: Sequence[Teacher], job: LabelJob, check_stop: Callable[[], None]) -> Calibration:
+    """The temperatures that val asks for, and the calibrated labels of val.
 
     Each teacher has its own, so that sure ones do not outvote others, and the mean of several has another: a mean of
     calibrated predictions is too unsure (Rahaman 2021).
-
-    Returns:
-        One temperature per teacher and that of the mean, and figures for stage.json; both are empty if
-        `label.temperature` is 1.
     """
     asked = job.label.temperature
     if asked == 1:
-        return [], {}
+        return Calibration([], {}, None)
     if asked != "auto":
-        return [float(asked)] * len(teachers) + [1.0], {}
+        return Calibration([float(asked)] * len(teachers) + [1.0], {}, None)
     val = open_split(job.data, "val")
 
     def predict(teacher: Teacher) -> F32Array:
@@ -144,13 +150,15 @@ def calibrate(
     cooled = [torch.from_numpy(log_probs) / t for log_probs, t in zip(alone, temperatures, strict=True)]
     mean = mean_logits(cooled)
     of_mean = fit_temperature(mean.numpy(), val.labels) if len(teachers) > 1 else 1.0
-    metrics = compute_metrics(torch.log_softmax(mean / of_mean, dim=1).numpy(), val.labels)
+    log_probs = torch.log_softmax(mean / of_mean, dim=1).numpy()
+    metrics = compute_metrics(log_probs, val.labels)
     figures = {
         "temperatures": [*temperatures, of_mean],
         "teachers_top1": [compute_metrics(log_probs, val.labels).top1 for log_probs in alone],
         **metrics.to_json(),
     }
-    return [*temperatures, of_mean], figures
+    on_val = LabelsOnVal(val.fingerprint, as_stored(np.exp(log_probs), job.label.top_k), val.labels)
+    return Calibration([*temperatures, of_mean], figures, on_val)
 
 
 def _cooled(logits: Tensor, temperature: float) -> Tensor:

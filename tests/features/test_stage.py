@@ -20,6 +20,7 @@ from pipeline.evaluate.predictor import Predictor, reader_of
 from pipeline.features.encoder import build_encoder
 from pipeline.features.store import FeatureStore
 from pipeline.files import read_json
+from pipeline.labels.on_val import read_on_val
 from pipeline.labels.store import LabelStore
 from pipeline.models import build
 from pipeline.models.format import ModelInfo, load_model, save_model
@@ -145,6 +146,10 @@ def test_labels_of_several_teachers_are_calibrated_on_val(
     run(select_job(digits, tmp_path / "select", stores[0].folder))
     on_val = read_json(tmp_path / "select" / "selection.json")["on_val"]
     assert (on_val["ece"], on_val["temperatures"]) == (figures["ece"], figures["temperatures"])
+    stored = read_on_val(stores[0].folder)
+    assert stored is not None
+    assert stored.metrics().to_json() == pytest.approx({name: figures[name] for name in stored.metrics().to_json()})
+    assert read_on_val(stores[1].folder) is None, "no pass over val is made for it"
     log_odds = [np.sort(store.log_odds) for store in stores]
     assert np.abs(log_odds[0] - log_odds[1]).max() > 0.1
     assert (stores[0].label == stores[1].label).mean() > 0.9
