@@ -72,6 +72,11 @@ def _check_noisy_student(config: Config) -> None:
             "would be judged on val otherwise than on test, and than its students; set both alike"
         )
     if config.teacher.probe is not None:
+        if config.teacher.probe.classifier == "knn":
+            raise ValueError(
+                "teacher.probe.classifier is knn, which makes no model, but the teacher of round 0 is one, to be "
+                "evaluated, exported and started from; set it to logistic, and that of a member of committee to knn"
+            )
         for name, how in (("evaluate", config.evaluate), ("label", config.label)):
             for key, off in (("crops", "center"), ("scales", (1.0,))):
                 if (value := getattr(how, key)) != off:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -13,7 +14,9 @@ from pipeline.evaluate.predictions import write_predictions
 from pipeline.files import write_json
 from pipeline.models.format import ModelInfo, save_model
 
-MODEL_FILES = ("model.safetensors", "model.json", "evaluation-val.json", "predictions-val.npz")
+ANSWER_FILES = ("evaluation-val.json", "predictions-val.npz")
+"""The files that `write_answers` leaves."""
+MODEL_FILES = ("model.safetensors", "model.json", *ANSWER_FILES)
 """The files that `write_judged` leaves."""
 
 
@@ -21,7 +24,13 @@ def write_judged(
     out: Path, state: Mapping[str, Tensor], info: ModelInfo, log_probs: F32Array, labels: I32Array
 ) -> None:
     """Write a model into a stage folder, with its answers [N, C] on val, whose labels are [N], and their figures."""
+    metrics = write_answers(out, log_probs, labels)
+    save_model(out / "model.safetensors", state, info.with_metrics({"val": metrics}))
+
+
+def write_answers(out: Path, log_probs: F32Array, labels: I32Array) -> dict[str, Any]:
+    """Write answers [N, C] on val, whose labels are [N], and their figures; returns the figures."""
     metrics = compute_metrics(log_probs, labels).to_json()
     write_json(out / "evaluation-val.json", metrics)
     write_predictions(out / "predictions-val.npz", log_probs, labels)
-    save_model(out / "model.safetensors", state, info.with_metrics({"val": metrics}))
+    return metrics

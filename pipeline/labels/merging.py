@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +13,8 @@ import numpy.typing as npt
 from pipeline.arrays import F32Array, F64Array, I64Array
 from pipeline.config import semantic
 from pipeline.errors import UserError
+from pipeline.files import Json
+from pipeline.labels.on_val import ON_VAL, LabelsOnVal, mean_on_val, read_on_val, write_on_val
 from pipeline.labels.scores import ScoresQuality, read_calibrated, read_scores
 from pipeline.labels.store import LabelRows, LabelStore, label_path, label_record, read_labels, write_labels
 from pipeline.shards.dataset import Dataset, open_split
@@ -20,7 +23,16 @@ from pipeline.stages.folder import RECORD
 from pipeline.stages.jobs import MergeJob
 from pipeline.stages.preamble import Stage
 
-Probabilities = Callable[[npt.NDArray[np.integer]], F32Array]
+
+class _Source(NamedTuple):
+    """Labels that are averaged."""
+
+    probabilities: Callable[[npt.NDArray[np.integer]], F32Array]
+    """Rows [B] -> their probabilities [B, C]."""
+    on_val: LabelsOnVal | None = None
+    """What they say of val; None if that is unknown."""
+    quality: ScoresQuality | None = None
+    """That of a table which was calibrated."""
 
 
 def merge_inputs(job: MergeJob) -> StageInputs:
@@ -38,7 +50,8 @@ def run_merge(job: MergeJob, stage: Stage) -> None:
     """Write the label files of the weighted mean, one per shard.
 
     Stored probabilities beyond the first `label.top_k` are spread evenly over the other classes before they are
-    averaged. With `label.temperature: auto` a table's temperature is fitted before that, if it has all val images.
+    averaged. With `label.temperature: auto` a table's temperature is fitted before that, if it has all val images. If
+    it is known what all of them say of val, so is what their mean says.
 
     Raises:
         UserError: labels or scores are missing, damaged, or of other images.
@@ -46,8 +59,7 @@ def run_merge(job: MergeJob, stage: Stage) -> None:
     """
     dataset = open_split(job.data, "unlabeled")
     val = open_split(job.data, "val") if _fits(job) else None
-    qualities: list[ScoresQuality] = []
-    sources = [_open(one.labels, dataset, val, qualities) for one in job.labels]
+    sources = [_open(one.labels, dataset, val) for one in job.labels]
     weights = np.array([one.weight for one in job.labels], np.float64)
     weights /= weights.sum()
     inputs = ",".join(stage.inputs.inputs[f"labels{i}"] for i in range(len(sources)))
@@ -65,11 +77,24 @@ def run_merge(job: MergeJob, stage: Stage) -> None:
             read_labels(path, expected)
             continue
         rows = np.arange(shard.start, shard.start + shard.num_rows, dtype=np.int64)
-        mean = sum(weight * source(rows).astype(np.float64) for weight, source in zip(weights, sources, strict=True))
+        parts = [source.probabilities(rows).astype(np.float64) for source in sources]
+        mean = sum(weight * part for weight, part in zip(weights, parts, strict=True))
         write_labels(path, _summarize(dataset, rows, np.asarray(mean), job.label.top_k), expected)
     files = [label_path(job.out, shard.name).name for shard in dataset.shards]
-    outputs = {"provenance": provenance, "classes": digest(dataset.classes), "num_samples": len(dataset)}
-    stage.finish(files, **outputs, **({"scores": qualities} if qualities else {}))
+    outputs: dict[str, Json] = {
+        "provenance": provenance,
+        "classes": digest(dataset.classes),
+        "num_samples": len(dataset),
+    }
+    if qualities := [source.quality for source in sources if source.quality is not None]:
+        outputs["scores"] = qualities
+    each = [source.on_val for source in sources]
+    if (on_val := mean_on_val(each, weights, job.label.top_k)) is not None:
+        write_on_val(job.out, on_val)
+        files.append(ON_VAL)
+        alone = [one.metrics().top1 for one in each if one is not None]
+        outputs["val"] = {"teachers_top1": alone, **on_val.metrics().to_json()}
+    stage.finish(files, **outputs)
 
 
 def _fits(job: MergeJob) -> bool:
@@ -87,16 +112,14 @@ def labels_fingerprint(path: Path) -> str:
     return digest_once(path)
 
 
-def _open(path: Path, dataset: Dataset, val: Dataset | None, qualities: list[ScoresQuality]) -> Probabilities:
-    """What gives the probabilities of rows: a label stage, or a table of scores, whose quality on val is noted."""
+def _open(path: Path, dataset: Dataset, val: Dataset | None) -> _Source:
+    """A label stage, or a table of scores, which is calibrated on val if there is one."""
     if path.is_dir():
-        return LabelStore(path, dataset).probabilities
+        return _Source(LabelStore(path, dataset).probabilities, read_on_val(path))
     if val is None:
-        return partial(np.take, read_scores(path, dataset).probabilities, axis=0)
-    probabilities, quality = read_calibrated(path, dataset, val)
-    if quality is not None:
-        qualities.append(quality)
-    return partial(np.take, probabilities, axis=0)
+        return _Source(partial(np.take, read_scores(path, dataset).probabilities, axis=0))
+    probabilities, on_val, quality = read_calibrated(path, dataset, val)
+    return _Source(partial(np.take, probabilities, axis=0), on_val, quality)
 
 
 def _summarize(dataset: Dataset, rows: I64Array, probabilities: F64Array, top_k: int) -> LabelRows:

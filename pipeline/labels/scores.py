@@ -18,8 +18,8 @@ from typing_extensions import TypedDict  # pydantic takes typing's from Python 3
 
 from pipeline.arrays import F32Array, F64Array
 from pipeline.errors import UserError
-from pipeline.evaluate.metrics import compute_metrics
 from pipeline.files import parsing
+from pipeline.labels.on_val import LabelsOnVal
 from pipeline.packing.item import sample_key
 from pipeline.shards.dataset import Dataset
 
@@ -90,10 +90,20 @@ def read_scores(path: Path, dataset: Dataset, val: Dataset | None = None) -> Sco
     return Scores(probabilities[:num], probabilities[num:] if has_val else None, len(places_of_val))
 
 
-def read_calibrated(path: Path, dataset: Dataset, val: Dataset) -> tuple[F32Array, ScoresQuality | None]:
-    """The probabilities of every image of a data set, [N, C], at the temperature that val asks for, and their quality.
+class Calibrated(NamedTuple):
+    """The scores of a table at the temperature that val asks for."""
 
-    A table without a row for every image of val gives them as they are and no quality, which is logged.
+    probabilities: F32Array
+    """Those of the data set, [N, C]."""
+    on_val: LabelsOnVal | None
+    """Those of val; None if the table lacks one of its images, and then there is no temperature either."""
+    quality: ScoresQuality | None
+
+
+def read_calibrated(path: Path, dataset: Dataset, val: Dataset) -> Calibrated:
+    """The probabilities of every image of a data set, and of val, at the temperature that val asks for.
+
+    A table without a row for every image of val gives them as they are, which is logged.
 
     Raises:
         UserError: as `read_scores` does.
@@ -109,12 +119,13 @@ def read_calibrated(path: Path, dataset: Dataset, val: Dataset) -> tuple[F32Arra
             scores.num_val,
             len(val),
         )
-        return scores.probabilities, None
+        return Calibrated(scores.probabilities, None, None)
     of_val = _log(scores.of_val)
     temperature = fit_temperature(of_val, val.labels)
-    metrics = compute_metrics(np.log(_softmax(of_val / temperature)), val.labels)
+    on_val = LabelsOnVal(val.fingerprint, _softmax(of_val / temperature), val.labels)
+    metrics = on_val.metrics()
     quality = ScoresQuality(table=path.name, temperature=temperature, top1=metrics.top1, ece=metrics.ece)
-    return _softmax(_log(scores.probabilities) / temperature), quality
+    return Calibrated(_softmax(_log(scores.probabilities) / temperature), on_val, quality)
 
 
 def _log(probabilities: F32Array) -> F64Array:

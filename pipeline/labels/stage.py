@@ -14,9 +14,10 @@ from torch import Tensor
 from pipeline.config import semantic
 from pipeline.evaluate.patches import as_text
 from pipeline.evaluate.predictor import batches_of
+from pipeline.files import Json
+from pipeline.labels.on_val import ON_VAL, write_on_val
 from pipeline.labels.store import LabelRows, label_path, label_provenance, read_labels, summarize, write_labels
-from pipeline.labels.teachers import Committee, calibrate, open_teachers
-from pipeline.models.format import model_digest
+from pipeline.labels.teachers import Committee, calibrate, open_teachers, teacher_digest
 from pipeline.shards.dataset import Dataset, Shard, open_split
 from pipeline.stages import progress
 from pipeline.stages.adopt import adopt
@@ -32,7 +33,7 @@ def label_inputs(job: LabelJob) -> StageInputs:
     """The settings and inputs that the labels are a function of. Round and ranks are not among them: the same teacher
     gives the same rows. Val is one of them if the temperature is fitted on it."""
     config = {**semantic(job.label), "precision": job.runtime.precision, "data": semantic(job.data)}
-    inputs = {f"teacher{i}": model_digest(path) for i, path in enumerate(job.teachers)}
+    inputs = {f"teacher{i}": teacher_digest(job, path) for i, path in enumerate(job.teachers)}
     for number, teacher in enumerate(job.teachers):
         if teacher in job.features:
             provenance = stage_record(job.features[teacher])["outputs"]["provenance"]
@@ -56,8 +57,10 @@ def run_label(job: LabelJob, stage: Stage) -> None:
     """
     dataset = open_split(job.data, "unlabeled")
     teachers = open_teachers(job, dataset)
-    temperatures, figures = calibrate(teachers, job, lambda: stage.check_stop("on val; nothing is labeled yet"))
-    committee = Committee(teachers, dataset, job, temperatures)
+    temperatures, figures, on_val = calibrate(teachers, job, lambda: stage.check_stop("on val; nothing is labeled yet"))
+    if on_val is not None and stage.ranks.is_main:
+        write_on_val(job.out, on_val)
+    committee = Committee(teachers, dataset, temperatures)
     provenance = label_provenance(
         teachers=[stage.inputs.inputs[f"teacher{i}"] for i in range(len(job.teachers))],
         features=[stage.inputs.inputs.get(f"features{i}", "") for i in range(len(job.teachers))],
@@ -86,12 +89,15 @@ def run_label(job: LabelJob, stage: Stage) -> None:
         append_timing(job.out, done, seconds, shard.num_rows)
         progress.report(job.out, done, sum(s.num_rows for s in mine), "images")
     files = [label_path(job.out, shard.name).name for shard in shards]
-    outputs = {
+    outputs: dict[str, Json] = {
         "provenance": provenance,
         "classes": digest(dataset.classes),
         "num_samples": sum(s.num_rows for s in shards),
     }
-    stage.finish(files, complete=job.part is None, **outputs, **({"val": figures} if figures else {}))
+    if on_val is not None:
+        files.append(ON_VAL)
+        outputs["val"] = figures
+    stage.finish(files, **outputs)
 
 
 def _siblings(folder: Path) -> Iterable[Path]:

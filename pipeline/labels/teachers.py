@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,49 +20,94 @@ from pipeline.config import CropMode, Interpolation
 from pipeline.errors import UserError
 from pipeline.evaluate.calibration import fit_temperature
 from pipeline.evaluate.metrics import compute_metrics
-from pipeline.evaluate.patches import Pyramid, patches_of
+from pipeline.evaluate.patches import patches_of
 from pipeline.evaluate.predictor import Predictor, batches_of, mean_logits, reader_of
 from pipeline.features.encoder import linear_classifier
+from pipeline.features.neighbors import neighbors_digest, read_neighbors
 from pipeline.features.store import FeatureStore
-from pipeline.models.format import load_model
+from pipeline.labels.on_val import LabelsOnVal, as_stored
+from pipeline.models.format import NEIGHBORS, load_model, model_digest
 from pipeline.shards.dataset import Dataset, open_split
-from pipeline.shards.reader import Reader
 from pipeline.stages.jobs import LabelJob
 from pipeline.stages.machine import device_of
 from pipeline.threads import read_ahead
 
 Seen = tuple[int, Interpolation, CropMode]
 """What tells apart the images that teachers see: equal ones are read once."""
+Reading = Callable[[I64Array], Tensor]
+"""Rows [B] -> what a teacher sees of them, on the host."""
 
 
 @dataclass(frozen=True)
 class Teacher:
-    """A model that labels, and where it finds what it sees."""
+    """What labels, and where it finds what it sees."""
 
-    predictor: Predictor
-    features: Path | None
-    """The embed stage of its encoder, if it labels from stored features."""
+    source: Seen | Path
+    """How images are read for it or, of a probe, the embed stage of its encoder. What is equal is read once."""
+    reading: Callable[[Dataset], Reading]
+    """Opens a data set."""
+    logits: Callable[[Tensor], Tensor]
+    """What it sees -> logits, float32 [B, C]."""
 
-    @property
-    def seen(self) -> Seen:
-        """What it sees of images."""
-        return self.predictor.info.seen
+
+def teacher_digest(job: LabelJob, path: Path) -> str:
+    """The digest of all that a teacher's predictions depend on, beside the features that it may label from.
+
+    Raises:
+        UserError: there is none, or it needs features and the job has none.
+    """
+    return neighbors_digest(path) if path in job.features and _is_neighbors(path) else model_digest(path)
+
+
+def _is_neighbors(path: Path) -> bool:
+    return (path / NEIGHBORS).exists()
 
 
 def open_teachers(job: LabelJob, dataset: Dataset) -> list[Teacher]:
     """The teachers of a job. Raises UserError when one is missing or knows other classes."""
-    result = []
-    for path in job.teachers:
-        model, info = load_model(path)
-        if info.classes != dataset.classes:
-            raise UserError(
-                f"teacher {path} knows other classes than the data ({', '.join(info.classes[:5])}, ... against "
-                f"{', '.join(dataset.classes[:5])}, ...); label with a teacher trained on these classes"
-            )
-        how = patches_of(job.label)
-        predictor = Predictor(model, info, device=device_of(job.runtime), precision=job.runtime.precision, **how)
-        result.append(Teacher(predictor, job.features.get(path)))
-    return result
+    return [
+        _open_neighbors(job, path, dataset) if _is_neighbors(path) else _open(job, path, dataset)
+        for path in job.teachers
+    ]
+
+
+def _open(job: LabelJob, path: Path, dataset: Dataset) -> Teacher:
+    model, info = load_model(path)
+    _check_classes(path, info.classes, dataset)
+    how = patches_of(job.label)
+    predictor = Predictor(model, info, device=device_of(job.runtime), precision=job.runtime.precision, **how)
+    if (features := job.features.get(path)) is not None:
+        head = linear_classifier(predictor.model, info.architecture)
+        return Teacher(features, partial(_of_features, features), partial(_answer, head, predictor.device))
+
+    def reading(seen: Dataset) -> Reading:
+        return partial(predictor.read, reader_of(info, seen, job.data, job.label.scales))
+
+    return Teacher(info.seen, reading, predictor.logits)
+
+
+def _open_neighbors(job: LabelJob, path: Path, dataset: Dataset) -> Teacher:
+    classifier, features, device = read_neighbors(path), job.features[path], device_of(job.runtime)
+    _check_classes(path, classifier.classes, dataset)
+    return Teacher(features, partial(_of_features, features), partial(_answer, classifier.to(device).log_probs, device))
+
+
+def _of_features(folder: Path, dataset: Dataset) -> Reading:
+    store = FeatureStore(folder, dataset)
+    return lambda rows: torch.from_numpy(store.of_rows(rows))
+
+
+@torch.inference_mode()
+def _answer(classifier: Callable[[Tensor], Tensor], device: torch.device, features: Tensor) -> Tensor:
+    return classifier(features.to(device))
+
+
+def _check_classes(path: Path, classes: Sequence[str], dataset: Dataset) -> None:
+    if tuple(classes) != dataset.classes:
+        raise UserError(
+            f"teacher {path} knows other classes than the data ({', '.join(classes[:5])}, ... against "
+            f"{', '.join(dataset.classes[:5])}, ...); label with a teacher trained on these classes"
+        )
 
 
 class Committee:
@@ -70,68 +116,53 @@ class Committee:
     Args:
         teachers: One teacher, or several.
         dataset: The data set that they predict.
-        job: The label job, which says where images are cached.
         temperatures: One per teacher, and that of the mean; all are 1 if there are none.
     """
 
-    def __init__(
-        self, teachers: Sequence[Teacher], dataset: Dataset, job: LabelJob, temperatures: Sequence[float]
-    ) -> None:
+    def __init__(self, teachers: Sequence[Teacher], dataset: Dataset, temperatures: Sequence[float]) -> None:
         self.teachers, self.temperatures = teachers, temperatures or [1.0] * (len(teachers) + 1)
-        self._readers: dict[Seen, Reader | Pyramid] = {}
-        self._stores: dict[Path, FeatureStore] = {}
+        self._readings: dict[Seen | Path, Reading] = {}
         for teacher in teachers:
-            if teacher.features is not None:
-                self._stores[teacher.features] = FeatureStore(teacher.features, dataset)
-            elif teacher.seen not in self._readers:
-                self._readers[teacher.seen] = reader_of(teacher.predictor.info, dataset, job.data, job.label.scales)
+            if teacher.source not in self._readings:
+                self._readings[teacher.source] = teacher.reading(dataset)
 
     def read(self, rows: I64Array) -> dict[Seen | Path, Tensor]:
         """What the teachers see of rows [B], on the host: images as they are read, and stored features."""
-        seen: dict[Seen | Path, Tensor] = {}
-        for key, reader in self._readers.items():
-            seen[key] = self.teachers[0].predictor.read(reader, rows)
-        for path, store in self._stores.items():
-            seen[path] = torch.from_numpy(store.of_rows(rows))
-        return seen
+        return {source: reading(rows) for source, reading in self._readings.items()}
 
     def logits(self, seen: dict[Seen | Path, Tensor]) -> Tensor:
         """The logits of the averaged prediction, float32 [B, C]."""
         *own, of_mean = self.temperatures
-        each = [_cooled(self._of(t, seen), at) for t, at in zip(self.teachers, own, strict=True)]
+        each = [_cooled(t.logits(seen[t.source]), at) for t, at in zip(self.teachers, own, strict=True)]
         return _cooled(mean_logits(each), of_mean)
 
-    def _of(self, teacher: Teacher, seen: dict[Seen | Path, Tensor]) -> Tensor:
-        if teacher.features is None:
-            return teacher.predictor.logits(seen[teacher.seen])
-        predictor = teacher.predictor
-        head = linear_classifier(predictor.model, predictor.info.architecture)
-        with torch.inference_mode():
-            logits: Tensor = head(seen[teacher.features].to(predictor.device))
-        return logits
+
+class Calibration(NamedTuple):
+    """The temperatures of a label stage, and what they were fitted on."""
+
+    temperatures: list[float]
+    """One per teacher and that of their mean; empty if `label.temperature` is 1."""
+    figures: dict[str, Any]
+    """Those of the calibrated labels on val, for stage.json; empty if nothing was fitted."""
+    on_val: LabelsOnVal | None
+    """The calibrated labels of val; None if nothing was fitted."""
 
 
-def calibrate(
-    teachers: Sequence[Teacher], job: LabelJob, check_stop: Callable[[], None]
-) -> tuple[list[float], dict[str, Any]]:
-    """The temperatures that val asks for, and the figures of the calibrated labels on val.
+def calibrate(teachers: Sequence[Teacher], job: LabelJob, check_stop: Callable[[], None]) -> Calibration:
+    """The temperatures that val asks for, and the calibrated labels of val.
 
     Each teacher has its own, so that sure ones do not outvote others, and the mean of several has another: a mean of
     calibrated predictions is too unsure (Rahaman 2021).
-
-    Returns:
-        One temperature per teacher and that of the mean, and figures for stage.json; both are empty if
-        `label.temperature` is 1.
     """
     asked = job.label.temperature
     if asked == 1:
-        return [], {}
+        return Calibration([], {}, None)
     if asked != "auto":
-        return [float(asked)] * len(teachers) + [1.0], {}
+        return Calibration([float(asked)] * len(teachers) + [1.0], {}, None)
     val = open_split(job.data, "val")
 
     def predict(teacher: Teacher) -> F32Array:
-        committee = Committee([teacher], val, job, [])
+        committee = Committee([teacher], val, [])
         rows = np.arange(len(val), dtype=np.int64)
         parts = []
         for _, seen in read_ahead(batches_of(rows, job.label.batch_size), committee.read):
@@ -144,13 +175,15 @@ def calibrate(
     cooled = [torch.from_numpy(log_probs) / t for log_probs, t in zip(alone, temperatures, strict=True)]
     mean = mean_logits(cooled)
     of_mean = fit_temperature(mean.numpy(), val.labels) if len(teachers) > 1 else 1.0
-    metrics = compute_metrics(torch.log_softmax(mean / of_mean, dim=1).numpy(), val.labels)
+    log_probs = torch.log_softmax(mean / of_mean, dim=1).numpy()
+    metrics = compute_metrics(log_probs, val.labels)
     figures = {
         "temperatures": [*temperatures, of_mean],
         "teachers_top1": [compute_metrics(log_probs, val.labels).top1 for log_probs in alone],
         **metrics.to_json(),
     }
-    return [*temperatures, of_mean], figures
+    on_val = LabelsOnVal(val.fingerprint, as_stored(np.exp(log_probs), job.label.top_k), val.labels)
+    return Calibration([*temperatures, of_mean], figures, on_val)
 
 
 def _cooled(logits: Tensor, temperature: float) -> Tensor:

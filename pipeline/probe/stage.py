@@ -1,4 +1,4 @@
-"""The probe stage: it fits a classifier on stored features, and leaves a model as a training does."""
+"""The probe stage: it fits a classifier on stored features, and leaves a model as a training does, or what labels."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -16,16 +16,17 @@ from torch.nn import functional as F
 from pipeline.arrays import F32Array
 from pipeline.config import semantic
 from pipeline.errors import UserError
-from pipeline.evaluate.judged import MODEL_FILES, write_judged
+from pipeline.evaluate.judged import ANSWER_FILES, MODEL_FILES, write_answers, write_judged
 from pipeline.evaluate.metrics import IntArray, Metrics, compute_metrics
 from pipeline.features.encoder import build_encoder, linear_classifier, probe_of
+from pipeline.features.neighbors import Neighbors, neighbors_digest, vote, write_neighbors
 from pipeline.features.store import FeatureStore
 from pipeline.files import write_json
-from pipeline.models.format import model_digest
+from pipeline.models.format import NEIGHBORS, model_digest
 from pipeline.probe.logistic import GRID, Linear, fit_path
-from pipeline.probe.neighbors import vote
+from pipeline.probe.voting import Voting, try_votes
 from pipeline.selection.targets import Targets, open_selection
-from pipeline.shards.dataset import open_split
+from pipeline.shards.dataset import Dataset, open_split
 from pipeline.stages import progress
 from pipeline.stages.fingerprint import StageInputs, digest
 from pipeline.stages.folder import append_timing, stage_record
@@ -82,7 +83,8 @@ def run_probe(job: ProbeJob, stage: Stage) -> None:
     """Fit the probe, choose the strength of its penalty on val, and write it as the classifier of its encoder.
 
     Val is predicted from the stored features, too, so the figures differ from those of a pass over the images by what
-    fp16 rounds. probe.json has the figures of every strength, and of the nearest neighbors.
+    fp16 rounds. probe.json has the figures of every strength, and of the nearest neighbors. With `classifier: knn`
+    these are the probe, and it leaves them in the place of a model.
 
     Raises:
         UserError: the features are of other images, or a class has no row.
@@ -93,6 +95,24 @@ def run_probe(job: ProbeJob, stage: Stage) -> None:
     rows = _rows(job)
     _check_classes(rows.targets, val.classes)
     held_out = torch.from_numpy(FeatureStore(job.features, val).all())
+    fit = _fit_neighbors if probe_of(job.training).classifier == "knn" else _fit_regression
+    fitted = fit(job, stage, rows, held_out, val)
+    append_timing(job.out, fitted.num_tried, time.monotonic() - started, len(rows.weights))
+    stage.finish([*fitted.files, PROBE_FILE], model_sha256=fitted.digest, **fitted.chosen)
+
+
+class _Fitted(NamedTuple):
+    """What a probe left in its folder."""
+
+    files: Sequence[str]
+    digest: str
+    chosen: dict[str, float]
+    """The settings that val chose, by their names."""
+    num_tried: int
+
+
+def _fit_regression(job: ProbeJob, stage: Stage, rows: Rows, held_out: Tensor, val: Dataset) -> _Fitted:
+    """Logistic regression, as the classifier of its encoder."""
     probe = probe_of(job.training)
     strengths = GRID if probe.c == "auto" else (probe.c,)
     tried: list[Tried] = []
@@ -120,8 +140,32 @@ def run_probe(job: ProbeJob, stage: Stage) -> None:
             "nearest_neighbors_val_top1": compute_metrics(neighbors, val.labels).top1,
         },
     )
-    append_timing(job.out, len(tried), time.monotonic() - started, len(rows.weights))
-    stage.finish([*MODEL_FILES, PROBE_FILE], model_sha256=model_digest(job.out), c=best.c)
+    return _Fitted(MODEL_FILES, model_digest(job.out), {"c": best.c}, len(tried))
+
+
+def _fit_neighbors(job: ProbeJob, stage: Stage, rows: Rows, held_out: Tensor, val: Dataset) -> _Fitted:
+    """The votes of nearest neighbors."""
+    shift = _shift(rows, val.labels) if probe_of(job.training).prior == "val" else torch.zeros(len(val.classes))
+    base = Neighbors(rows.features.half(), rows.targets, rows.weights, shift.float(), 1, 1.0, val.classes)
+    tried: list[Voting] = []
+    for one in try_votes(base, held_out, val.labels):
+        stage.check_stop("between two numbers of neighbors; nothing is saved")
+        tried.append(one)
+    best = best_of(tried)
+    write_answers(job.out, best.log_probs, val.labels)
+    write_neighbors(job.out, best.classifier)
+    chosen = {"neighbors": best.classifier.neighbors, "temperature": best.classifier.temperature}
+    figures = [
+        {
+            "neighbors": one.classifier.neighbors,
+            "temperature": one.classifier.temperature,
+            "top1": one.metrics.top1,
+            "nll": one.metrics.nll,
+        }
+        for one in tried
+    ]
+    write_json(job.out / PROBE_FILE, {**chosen, "num_rows": len(rows.weights), "val": figures})
+    return _Fitted((NEIGHBORS, *ANSWER_FILES), neighbors_digest(job.out), chosen, len(tried))
 
 
 def try_strengths(
@@ -147,7 +191,10 @@ def try_strengths(
             return
 
 
-def best_of(tried: Sequence[Tried]) -> Tried:
+T = TypeVar("T", Tried, Voting)
+
+
+def best_of(tried: Sequence[T]) -> T:
     """The one with the best likelihood: of a few hundred images it tells more than the accuracy, which jumps."""
     return min(tried, key=lambda one: one.metrics.nll)
 

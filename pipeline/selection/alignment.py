@@ -62,8 +62,7 @@ class Aligned:
 
     def probabilities(self, rows: Rows) -> F32Array:
         """The aligned probabilities of rows, [B, C]."""
-        weighted = self.labels.probabilities(rows) * self.weights
-        return np.asarray(weighted / weighted.sum(axis=1, keepdims=True), np.float32)
+        return aligned(self.labels.probabilities(rows), self.weights)
 
     @property
     def label(self) -> I32Array:
@@ -95,6 +94,12 @@ class Aligned:
                 log_odds[rows] = -np.log(others.sum(axis=1))
         confidence = np.asarray(1 / (1 + np.exp(-log_odds.astype(np.float64))), np.float32)
         return label, confidence, log_odds
+
+
+def aligned(probabilities: F32Array, weights: F64Array) -> F32Array:
+    """Probabilities [B, C] times the weight of each class, [C], renormalized."""
+    weighted = probabilities * weights
+    return np.asarray(weighted / weighted.sum(axis=1, keepdims=True), np.float32)
 
 
 def alignment(labels: Labels, target: F64Array) -> F64Array:

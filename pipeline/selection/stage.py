@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import logging
 import os
-from typing import cast
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, cast, get_type_hints
 
 import numpy as np
 
 from pipeline.arrays import F64Array
 from pipeline.config import Select, semantic
 from pipeline.errors import UserError
+from pipeline.labels.on_val import read_on_val
 from pipeline.labels.store import LabelStore
-from pipeline.selection.alignment import Aligned, Labels, alignment
+from pipeline.selection.alignment import Aligned, Labels, aligned, alignment
 from pipeline.selection.rules import prior_of, select
 from pipeline.selection.selection import SELECTION_FILES, write_selection
-from pipeline.selection.summary import LabelQuality, Notice, Summary, summary_table
+from pipeline.selection.summary import LabelQuality, Notice, QualityOnVal, Summary, summary_table
 from pipeline.shards.dataset import Dataset, open_split
 from pipeline.stages.fingerprint import StageInputs
 from pipeline.stages.folder import stage_record
@@ -74,7 +77,10 @@ def run_select(job: SelectJob, stage: Stage) -> None:
     if scores := outputs.get("scores"):
         summary["scores_on_val"] = scores
     if quality := outputs.get("val"):
-        summary["on_val"] = cast(LabelQuality, {name: quality[name] for name in LabelQuality.__annotations__})
+        summary["on_val"] = cast(LabelQuality, _picked(LabelQuality, quality))
+    if weights is not None and (on_val := read_on_val(job.labels)) is not None:
+        of_aligned = replace(on_val, probabilities=aligned(on_val.probabilities, weights)).metrics()
+        summary["aligned_on_val"] = cast(QualityOnVal, _picked(QualityOnVal, of_aligned.to_json()))
     output().print(summary_table(summary))
     check_summary(summary, job.select)
     if notices := find_notices(summary, job.select):
@@ -89,6 +95,11 @@ def run_select(job: SelectJob, stage: Stage) -> None:
         num_selected=summary["num_selected"],
         num_copies=summary["num_copies"],
     )
+
+
+def _picked(shape: type, figures: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the figures that a TypedDict has."""
+    return {name: figures[name] for name in get_type_hints(shape) if name in figures}
 
 
 def check_summary(summary: Summary, config: Select) -> None:

@@ -55,15 +55,21 @@ class Notice(TypedDict):
     text: str
 
 
-class LabelQuality(TypedDict):
-    """What a label stage measured of its labels on val, where it fits temperatures (`label.temperature`)."""
+class QualityOnVal(TypedDict):
+    """What labels are worth on val."""
 
     top1: float
     ece: float
     num_samples: int
-    temperatures: list[float]
-    """One per teacher, and that of their mean."""
+
+
+class LabelQuality(QualityOnVal):
+    """What a label stage measured of its labels on val, where it fits temperatures (`label.temperature`)."""
+
+    temperatures: NotRequired[list[float]]
+    """One per teacher, and that of their mean; labels that were merged have those that their own stages say."""
     teachers_top1: list[float]
+    """The accuracy of each teacher, or of each of the labels that were merged."""
 
 
 class Summary(TypedDict):
@@ -83,6 +89,8 @@ class Summary(TypedDict):
     """With `threshold` or `share`, the images that these leave, before `per_class` and balance."""
     on_val: NotRequired[LabelQuality]
     """With `label.temperature: auto`, what the stored labels are worth on val, before `align`."""
+    aligned_on_val: NotRequired[QualityOnVal]
+    """With `align`, what the labels of val are worth once they have these weights, too, if their stage stored them."""
     scores_on_val: NotRequired[list[ScoresQuality]]
     """The same of each table of scores in `label.others` that has the val images, before it is averaged."""
     warnings: NotRequired[list[Notice]]
@@ -171,8 +179,9 @@ def summary_table(summary: Summary) -> Table:
         f"{summary['num_selected']:,} of {summary['num_rows']:,} images selected, {summary['num_copies']:,} with "
         f"copies, effective size {summary['effective_size']:,.0f}{note}; {lowest} and mean are confidences"
     )
-    if (on_val := summary.get("on_val")) is not None:
-        which = "labels before alignment" if any("weight" in c for c in classes) else "such labels"
+    if (on_val := summary.get("aligned_on_val") or summary.get("on_val")) is not None:
+        is_before = any("weight" in c for c in classes) and "aligned_on_val" not in summary
+        which = "labels before alignment" if is_before else "such labels"
         caption += f"; on val {on_val['top1']:.1%} of {which} are right, calibration error {on_val['ece']:.1%}"
     for scores in summary.get("scores_on_val", ()):
         caption += (

@@ -26,18 +26,19 @@ class Stage:
     inputs: StageInputs
     stop: StopRequest
     ranks: Ranks
+    is_part: bool = False
+    """Whether it is a part of a stage, whose folder stays unfinished."""
 
-    def finish(self, files: Sequence[str], *, complete: bool = True, **outputs: Json) -> None:
-        """Mark the folder complete. It is the last call of a stage's function, on every rank.
+    def finish(self, files: Sequence[str], **outputs: Json) -> None:
+        """Mark the folder complete, or a part's as done. It is the last call of a stage's function, on every rank.
 
         Args:
             files: The names of the files without which the folder cannot be reused.
-            complete: Is not set for a part of a stage, whose folder stays unfinished.
             outputs: Values for later stages and for people, which are written into stage.json.
         """
         self.ranks.wait()
         if self.ranks.is_main:
-            finish_folder(self.path, files, complete=complete, **outputs)
+            finish_folder(self.path, files, complete=not self.is_part, **outputs)
 
     def check_stop(self, what: str) -> None:
         """Raise Interrupted if a stop was requested; `what` says where the stage stops, and what is saved."""
@@ -72,5 +73,5 @@ def run_stage(job: Job) -> None:
             shared_with=job.shared_with,
         )
     if not complete:
-        kind.run(job, Stage(job.out, fingerprint_of(job, inputs), inputs, stop, ranks))
+        kind.run(job, Stage(job.out, fingerprint_of(job, inputs), inputs, stop, ranks, job.is_part))
     ranks.leave()

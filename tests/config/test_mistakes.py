@@ -8,6 +8,7 @@ import pytest
 from support.configs import write
 
 from pipeline.config import (
+    Probe,
     load,
     load_config,
 )
@@ -140,6 +141,16 @@ def test_a_boolean_is_no_number(tmp_path: Path, text: str) -> None:
 def test_what_could_not_work_is_an_error_by_its_key(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         load_config(write(tmp_path, text))
+
+
+def test_neighbors_are_members_of_the_committee_alone_and_have_no_penalty(tmp_path: Path) -> None:
+    plain = "start: {model: 'timm:x'}, probe: "
+    knn = load_config(write(tmp_path, f"teacher: {{{plain} {{}}}}\ncommittee: [{{{plain} {{classifier: knn}}}}]"))
+    assert knn.committee[0].probe == Probe(classifier="knn")
+    with pytest.raises(UserError, match=r"teacher\.probe\.classifier is knn, which makes no model, .* to logistic"):
+        load_config(write(tmp_path, f"teacher: {{{plain} {{classifier: knn}}}}"))
+    with pytest.raises(UserError, match=r"c is 0\.1, but with classifier knn nothing is fitted"):
+        load_config(write(tmp_path, f"committee: [{{{plain} {{classifier: knn, c: 0.1}}}}]"))
 
 
 def test_a_probe_is_judged_as_it_is_tested(tmp_path: Path) -> None:

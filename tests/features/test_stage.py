@@ -18,8 +18,10 @@ from pipeline.config import Config, Start, changed
 from pipeline.errors import UserError
 from pipeline.evaluate.predictor import Predictor, reader_of
 from pipeline.features.encoder import build_encoder
+from pipeline.features.neighbors import read_neighbors
 from pipeline.features.store import FeatureStore
 from pipeline.files import read_json
+from pipeline.labels.on_val import read_on_val
 from pipeline.labels.store import LabelStore
 from pipeline.models import build
 from pipeline.models.format import ModelInfo, load_model, save_model
@@ -145,9 +147,40 @@ def test_labels_of_several_teachers_are_calibrated_on_val(
     run(select_job(digits, tmp_path / "select", stores[0].folder))
     on_val = read_json(tmp_path / "select" / "selection.json")["on_val"]
     assert (on_val["ece"], on_val["temperatures"]) == (figures["ece"], figures["temperatures"])
+    stored = read_on_val(stores[0].folder)
+    assert stored is not None
+    found = stored.metrics()
+    assert (found.top1, found.num_samples) == (figures["top1"], figures["num_samples"])
+    assert (found.ece, found.nll) == pytest.approx((figures["ece"], figures["nll"]))
+    assert read_on_val(stores[1].folder) is None, "no pass over val is made for it"
     log_odds = [np.sort(store.log_odds) for store in stores]
     assert np.abs(log_odds[0] - log_odds[1]).max() > 0.1
     assert (stores[0].label == stores[1].label).mean() > 0.9
+
+
+def test_neighbors_label_along_with_a_probe_and_are_no_model(
+    digits: Config, teacher: Path, probe: Path, features: Path, tmp_path: Path
+) -> None:
+    """They learn from labels and from a selection, and their labels are the mean with the probe's, as of two models."""
+    unlabeled, training = open_split(digits.data, "unlabeled"), probing(teacher, classifier="knn")
+    selection = run(select_job(digits, tmp_path / "select", run(label_job(digits, tmp_path / "label", probe))))
+    knn = run(probe_job(digits, tmp_path / "knn", training, features, role="committee", selection=selection))
+    said, record = read_json(knn / "probe.json"), read_json(knn / "stage.json")
+    assert read_output(knn / "evaluation-val.json")["nll"] == min(one["nll"] for one in said["val"])
+    assert said["num_rows"] > len(open_split(digits.data, "labeled"))
+    assert record["outputs"]["neighbors"] == said["neighbors"]
+    assert not list(knn.glob("model.*"))
+    job = label_job(changed(digits, label=changed(digits.label, ensemble=2)), tmp_path / "both", probe, knn)
+    both = LabelStore(run(changed(job, features={probe: features, knn: features})), unlabeled)
+    assert read_json(both.folder / "stage.json")["inputs"]["teacher1"] == record["outputs"]["model_sha256"]
+    rows = np.arange(len(unlabeled))
+    stored = torch.from_numpy(FeatureStore(features, unlabeled).all())
+    with torch.inference_mode():
+        of_probe = torch.softmax(load_model(probe)[0].get_classifier()(stored), dim=1)
+    expected = (of_probe + read_neighbors(knn).log_probs(stored).exp()) / 2
+    np.testing.assert_allclose(both.probabilities(rows), expected, atol=1e-5)
+    with pytest.raises(UserError, match=r"no model at .*knn: it is a probe by nearest neighbors"):
+        run(label_job(digits, tmp_path / "alone", knn))
 
 
 def test_a_network_whose_classifier_reads_something_else_is_refused(digits: Config, tmp_path: Path) -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
@@ -14,6 +12,7 @@ import pytest
 from scipy.optimize import minimize_scalar
 from scipy.special import logsumexp, softmax
 from support.labeled_digits import WriteStage
+from support.scores import write_scores
 
 from pipeline.config import Config, Data, OtherLabels, changed
 from pipeline.errors import UserError
@@ -32,15 +31,6 @@ def merged(config: Config, out: Path, *others: tuple[Path, float]) -> Path:
     label = changed(config.label, others=tuple(OtherLabels(labels=path, weight=weight) for path, weight in others))
     run_stage(MergeJob.of(changed(config, label=label), out, 1))
     return out
-
-
-def write_scores(path: Path, dataset: Dataset, scores: np.ndarray, names: Sequence[str] | None = None) -> Path:
-    keys = names or [dataset.key(row) for row in range(len(dataset))]
-    with open(path, "w", newline="") as file:
-        table = csv.writer(file)
-        table.writerow(["image", *reversed(dataset.classes)])  # columns are found by name
-        table.writerows([key, *row[::-1].tolist()] for key, row in zip(keys, scores, strict=True))
-    return path
 
 
 @pytest.fixture

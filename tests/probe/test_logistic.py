@@ -9,8 +9,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 from torch.nn import functional as F
 
+from pipeline.features.neighbors import vote
 from pipeline.probe.logistic import GRID, fit_path
-from pipeline.probe.neighbors import vote
 
 
 def problem(num_rows: int, num_features: int, num_classes: int = 4) -> tuple[torch.Tensor, torch.Tensor]:
