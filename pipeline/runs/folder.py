@@ -10,6 +10,7 @@ from typing import Any
 from pipeline.config import SPLITS, Config, Data, Training, changed, load_config, semantic
 from pipeline.errors import UserError
 from pipeline.files import read_as
+from pipeline.models.weights import files_read
 from pipeline.runs.inputs import with_inputs
 from pipeline.runs.result import Result
 from pipeline.stages.fingerprint import digest
@@ -79,10 +80,11 @@ def absolute(config: Config) -> Config:
 
 
 def _absolute(training: Training) -> Training:
-    if training.start is None or training.start.model.startswith("timm:"):
-        return training
-    start = changed(training.start, model=str(Path(training.start.model).absolute()))
-    return training.model_copy(update={"start": start})  # which knows what the config set
+    update = {}
+    for key, path in files_read(training):
+        section = key.partition(".")[0]
+        update[section] = changed(getattr(training, section), model=str(path.absolute()))
+    return training.model_copy(update=update)  # which knows what the config set
 
 
 def absolute_data(data: Data) -> Data:
