@@ -10,7 +10,7 @@ import typer
 from rich.table import Table
 
 from pipeline.cli.app import app, as_split, check_split, console
-from pipeline.config import Evaluate, Runtime, load_config, parse
+from pipeline.config import Evaluate, Runtime, changed, load_config, parse
 
 OthersOption = Annotated[
     list[Path] | None,
@@ -63,14 +63,15 @@ def evaluate(
 
 
 def how_to_see(model: Path) -> tuple[Evaluate, Runtime]:
-    """How a model is evaluated here; one of a run, in the way of the run."""
+    """How a model is evaluated here; one of a run, in the way of the run, but for what the run reports beside."""
     from pipeline.stages.lock import find_run
     from pipeline.stages.machine import precision_here, resolve
 
     if (run := find_run(model)) is None:
         return Evaluate(), resolve(Runtime())
     config = load_config(run / "config.yaml")
-    return config.evaluate, resolve(Runtime(precision=precision_here(config.runtime.precision)))
+    how = changed(config.evaluate, mc_dropout=0)
+    return how, resolve(Runtime(precision=precision_here(config.runtime.precision)))
 
 
 @app.command()
