@@ -18,7 +18,7 @@ import torch
 from pipeline.arrays import F32Array
 from pipeline.config import Data, Evaluate, Runtime, Split
 from pipeline.errors import UserError, did_you_mean
-from pipeline.evaluate.ensemble import columns_of, mean_log_probs
+from pipeline.evaluate.ensemble import check_others, columns_of, mean_log_probs
 from pipeline.evaluate.metrics import Metrics, compute_metrics
 from pipeline.evaluate.patches import patches_of
 from pipeline.evaluate.per_class import PerClass, per_class, taken_for
@@ -105,8 +105,7 @@ def evaluate_on(
     if split == "unlabeled":
         raise UserError("--split unlabeled has no labels to evaluate against; use val or test")
     paths = [model_path, *others]
-    if twice := next((path for path in others if paths.count(path) > 1), None):
-        raise UserError(f"--with {twice} names a model twice, which would count double; name each once")
+    check_others(paths)
     tests = [TestRead.of(path) if split == "test" else None for path in paths]
     classes = read_info(model_path).classes
     columns = [columns_of(read_info(path).classes, classes, path, model_path) for path in paths]
