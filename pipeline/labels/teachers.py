@@ -15,12 +15,11 @@ import torch
 from torch import Tensor
 
 from pipeline.arrays import F32Array, I64Array
-from pipeline.config import CropMode, Interpolation
 from pipeline.errors import UserError
 from pipeline.evaluate.calibration import fit_temperature
 from pipeline.evaluate.metrics import compute_metrics
 from pipeline.evaluate.patches import Pyramid, patches_of
-from pipeline.evaluate.predictor import Predictor, batches_of, mean_logits, reader_of
+from pipeline.evaluate.predictor import Predictor, Seen, batches_of, mean_logits, reader_of
 from pipeline.features.encoder import linear_classifier
 from pipeline.features.store import FeatureStore
 from pipeline.models.format import load_model
@@ -29,9 +28,6 @@ from pipeline.shards.reader import Reader
 from pipeline.stages.jobs import LabelJob
 from pipeline.stages.machine import device_of
 from pipeline.threads import read_ahead
-
-Seen = tuple[int, Interpolation, CropMode]
-"""What tells apart the images that teachers see: equal ones are read once."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +41,7 @@ class Teacher:
     @property
     def seen(self) -> Seen:
         """What it sees of images."""
-        return self.predictor.info.seen
+        return self.predictor.seen
 
 
 def open_teachers(job: LabelJob, dataset: Dataset) -> list[Teacher]:
