@@ -215,6 +215,7 @@ _FLOPS: dict[str, int] = {}
 
 def _flops(job: Job, num_images: int, stage: Path) -> float:
     """Operations of a finished stage: those of the steps that it took, or its forward passes."""
+    from pipeline.evaluate.patches import num_patches
     from pipeline.models.cost import cost_of
     from pipeline.models.format import read_info
     from pipeline.train.flops import flops_of
@@ -228,5 +229,5 @@ def _flops(job: Job, num_images: int, stage: Path) -> float:
     if isinstance(job, ProbeJob):
         return 0.0  # it reads stored features, which are made once for all cells of an encoder
     assert isinstance(job, LabelJob)
-    passes, teachers = 2 if job.label.flip else 1, [path for path in job.teachers if path not in job.features]
-    return float(sum(cost_of(read_info(path)).flops for path in teachers) * passes * num_images)
+    infos = [read_info(path) for path in job.teachers if path not in job.features]
+    return float(sum(cost_of(info).flops * num_patches(job.label, info) for info in infos) * num_images)

@@ -35,18 +35,16 @@ def inspect(
     import torch
 
     from pipeline.cli.app import bar
-    from pipeline.config import changed
     from pipeline.files import write_bytes, write_json
     from pipeline.inspection import draw, inspect_variants, parse_variant
-    from pipeline.runs.folder import absolute
-    from pipeline.stages.machine import resolve
+    from pipeline.runs.folder import resolve_config
 
     if out.suffix != ".png":
         raise UserError(f"--out {out} must end in .png; the figures go beside it, as .json")
     configs = {}
     for name in variant or [""]:
         settings = load_config(config, [*(overrides or []), *(parse_variant(name) if name else [])])
-        configs[name or config.name] = absolute(changed(settings, runtime=resolve(settings.runtime)))
+        configs[name or config.name] = resolve_config(settings, None)
     torch.set_num_threads(max(1, next(iter(configs.values())).runtime.threads))
     at = sorted(set(steps or [0]))
     with bar("steps") as on_step:

@@ -106,9 +106,22 @@ def changed(section: S, **values: Any) -> S:
     Raises:
         pydantic.ValidationError: a file with these values would be refused.
     """
+    return type(section).model_validate(_with_values(section, values))
+
+
+def completed(section: S, where: str, **values: Any) -> S:
+    """`changed`, with values that the user did not write but that follow from elsewhere, such as from a model.
+
+    Raises:
+        UserError: a file with these values would be refused. The message begins with `where`.
+    """
+    return parse(type(section), _with_values(section, values), where)
+
+
+def _with_values(section: Section, values: Mapping[str, Any]) -> dict[str, Any]:
     fields = type(section).model_fields
     names = {name: (fields[name].alias if name in fields else None) or name for name, _ in section}
-    return type(section).model_validate({names.get(name, name): value for name, value in [*section, *values.items()]})
+    return {names.get(name, name): value for name, value in [*section, *values.items()]}
 
 
 def _is_number(annotation: Any) -> bool:

@@ -208,6 +208,12 @@ class Config(MethodSections):
                 "the size of the first student, e.g. to 0 with student.model: efficientnet, or name the model of each "
                 "round in rounds.overrides"
             )
+        second = self.rounds.on_features + 2
+        if self.rounds.grow and self.rounds.num_rounds > 1 and self.for_round(second).student.start is not None:
+            raise ValueError(
+                f"rounds.grow is {self.rounds.grow:g}, but student.start has the weights of one size, which no larger "
+                "student could take; drop student.start, or set rounds.grow to 0"
+            )
         for number in range(1, len(self.rounds.overrides) + 1):
             self.for_round(number)  # so a wrong key or value shows before the first round
         return self

@@ -173,7 +173,10 @@ class Training(NetworkSettings):
                     "to given"
                 )
         if kind != "given" and self.probe is not None:
-            raise ValueError(f"preprocessing is {kind}, but a probe's encoder sees what its weights expect; drop it")
+            raise ValueError(
+                f"preprocessing is {kind}, but a probe's encoder sees images less the numbers in mean; drop it, or "
+                "choose a start whose weights expect such images"
+            )
         if kind in ("mean_image", "pca_whitening") and self.seen_size != self.image_size:
             raise ValueError(
                 f"evaluation_size is {self.evaluation_size}, but preprocessing: {kind} has a value per pixel of "

@@ -17,14 +17,14 @@ EVERY_METHOD_READS = ("seed", "method", "data", "evaluate", "runtime", "finetune
 def unread_keys(config: Config) -> list[str]:
     """The keys, such as `select.threshold`, that differ from their defaults but that the method does not read."""
     defaults = type(config).model_validate({"method": config.method, **{name: {} for name in config.model_extra or ()}})
-    return [key for key in _changed(semantic(config), semantic(defaults)) if not _reads(config, key)]
+    return [key for key in _changed(semantic(config), semantic(defaults)) if not reads(config, key)]
 
 
 def is_read(method: str, key: str) -> bool:
     """Whether a method reads a section, or a key below one, if all else has its default."""
     from pipeline.config.config import Config
 
-    return _reads(Config(method=method), key)
+    return reads(Config(method=method), key)
 
 
 def settings_of(config: Config) -> dict[str, Section]:
@@ -40,7 +40,8 @@ def settings_of(config: Config) -> dict[str, Section]:
     return result
 
 
-def _reads(config: Config, key: str) -> bool:
+def reads(config: Config, key: str) -> bool:
+    """Whether the method of a config reads a section, or a key below one, beside what else the config says."""
     asked = METHOD_CONFIGS[config.method]
     return _is_below(key, (*EVERY_METHOD_READS, *asked.reads)) and not _is_below(key, asked.unread(config))
 

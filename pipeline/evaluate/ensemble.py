@@ -14,6 +14,7 @@ import torch
 from pipeline.arrays import F32Array, I64Array
 from pipeline.errors import UserError
 from pipeline.evaluate.predictor import mean_logits
+from pipeline.models.format import model_digest
 
 
 def mean_log_probs(members: Sequence[F32Array]) -> F32Array:
@@ -24,6 +25,19 @@ def mean_log_probs(members: Sequence[F32Array]) -> F32Array:
     mean = mean_logits([torch.from_numpy(member).double() for member in members])
     result: F32Array = mean.float().numpy()
     return result
+
+
+def check_others(paths: Sequence[Path]) -> None:
+    """Refuse models of which one is another, at the same path or elsewhere, such as a run and its final stage.
+
+    Raises:
+        UserError: there is such a model, which would count double, or none at a path.
+    """
+    found: dict[str, Path] = {}
+    for path in paths:
+        if (first := found.get(own := model_digest(path))) is not None:
+            raise UserError(f"--with {path} names {first} twice, which would count double; name each model once")
+        found[own] = path
 
 
 def columns_of(theirs: Sequence[str], ours: Sequence[str], model: Path, first: Path) -> I64Array:

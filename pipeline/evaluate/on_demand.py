@@ -16,9 +16,9 @@ import numpy as np
 import torch
 
 from pipeline.arrays import F32Array
-from pipeline.config import Data, Evaluate, Runtime, Split, load_config
+from pipeline.config import Data, Evaluate, Runtime, Split, changed, load_config
 from pipeline.errors import UserError, did_you_mean
-from pipeline.evaluate.ensemble import columns_of, mean_log_probs
+from pipeline.evaluate.ensemble import check_others, columns_of, mean_log_probs
 from pipeline.evaluate.metrics import Metrics, compute_metrics
 from pipeline.evaluate.patches import patches_of
 from pipeline.evaluate.per_class import PerClass, per_class, taken_for
@@ -79,11 +79,12 @@ class Evaluation:
 
 
 def how_to_see(model: Path) -> tuple[Evaluate, Runtime]:
-    """How a model is evaluated here; one of a run, in the way of the run."""
+    """How a model is evaluated here; one of a run, in the way of the run, but for what the run reports beside."""
     if (run := find_run(model)) is None:
         return Evaluate(), resolve(Runtime())
     config = load_config(run / "config.yaml")
-    return config.evaluate, resolve(Runtime(precision=precision_here(config.runtime.precision)))
+    how = changed(config.evaluate, mc_dropout=0)
+    return how, resolve(Runtime(precision=precision_here(config.runtime.precision)))
 
 
 def evaluate_on(
@@ -114,8 +115,7 @@ def evaluate_on(
     if split == "unlabeled":
         raise UserError("--split unlabeled has no labels to evaluate against; use val or test")
     paths = [pinned(path) for path in (model_path, *others)]
-    if twice := next((path for path in others if paths.count(path) > 1), None):
-        raise UserError(f"--with {twice} names a model twice, which would count double; name each once")
+    check_others(paths)
     tests = [TestRead.of(path) if split == "test" else None for path in paths]
     classes = read_info(paths[0]).classes
     columns = [columns_of(read_info(path).classes, classes, path, model_path) for path in paths]

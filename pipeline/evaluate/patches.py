@@ -61,6 +61,14 @@ def sides_of(size: int, crop_pct: float, crops: Crops, scales: Sequence[float]) 
     return sides
 
 
+def num_patches(section: Patches, info: ModelInfo) -> int:
+    """The patches per image that a model sees, each of which is a forward pass, as a section says."""
+    sides = sides_of(info.input_size[-1], info.crop_pct, section.crops, section.scales)
+    ten = section.crops == "ten"
+    places = sum(5 if ten and side > info.input_size[-1] else 1 for side in sides)
+    return places * (2 if ten or section.flip else 1)
+
+
 class Pyramid:
     """Reads images at several sizes, as uint8 [B, P, 3]: the pixels of one size after those of another."""
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.arrays import F32Array, I64Array
-from pipeline.config import Data, StrongView, WeakView
+from pipeline.config import CropMode, Data, Interpolation, StrongView, WeakView
 from pipeline.config.evaluate import Crops
 from pipeline.evaluate.patches import Pyramid, cut, reader_at, sides_of, unpacked
 from pipeline.models.format import ModelInfo
@@ -23,6 +23,9 @@ from pipeline.shards.decode import Pixels
 from pipeline.shards.reader import Reader
 from pipeline.threads import read_ahead
 from pipeline.views import Views
+
+Seen = tuple[tuple[int, ...], Interpolation, CropMode]
+"""How images are read for a model: at which sides, and how they are resized."""
 
 
 def reader_of(info: ModelInfo, dataset: Dataset, data: Data, scales: Sequence[float] = (1.0,)) -> Reader | Pyramid:
@@ -62,6 +65,11 @@ class Predictor:
         self.sides = sides_of(info.input_size[-1], info.crop_pct, crops, scales)
         normalization = normalization_of(model, info.mean, info.std)._asdict()
         self.views = Views(WeakView(), StrongView(), info.input_size[-1], device=device, **normalization)
+
+    @property
+    def seen(self) -> Seen:
+        """How images are read for it; predictors of which it is equal see the same pixels."""
+        return self.sides, self.info.interpolation, self.info.crop
 
     def read(self, reader: Reader | Pyramid, rows: I64Array) -> Tensor:
         """The images of rows [B] on the host, uint8 [B, R, R, 3], or [B, P, 3] at several scales; pinned for a GPU,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -12,9 +13,11 @@ from typing import Any
 import torch
 
 from pipeline.config import Config, changed
+from pipeline.config.unread import reads
 from pipeline.errors import UserError
 from pipeline.inspection.statistics import LayerStatistics, layer_statistics
 from pipeline.models import build
+from pipeline.models.preprocessing import without_arrays
 from pipeline.runs.dry_run import check_training
 from pipeline.shards.dataset import open_split
 from pipeline.stages.jobs import TrainJob
@@ -23,6 +26,8 @@ from pipeline.stages.ranks import Ranks
 from pipeline.train.learner import Learner
 from pipeline.train.setup import Setup
 
+_INSPECTED = ("teacher", "data", "seed", "runtime")
+"""The sections that make the teacher of a config."""
 _NEXT_KEY = re.compile(r",(?=[A-Za-z_][\w.]*=)")
 
 
@@ -49,6 +54,10 @@ def parse_variant(text: str) -> list[str]:
     for part in parts:
         if "=" not in part:
             raise UserError(f"--variant {text}: {part!r} is not KEY=VALUE; write for example teacher.activation=tanh")
+        if part.partition(".")[0].partition("=")[0] not in _INSPECTED:
+            raise UserError(
+                f"--variant {text}: {part!r} changes nothing that is inspected; set keys of {', '.join(_INSPECTED)}"
+            )
     return parts
 
 
@@ -61,16 +70,22 @@ def inspect_variants(
     same for all: labeled ones from all over the data set, without noise.
 
     Raises:
-        UserError: a network does not fit the data, there is no labeled split, or a step is beyond the training.
+        UserError: the method does not train the teacher by itself, its network does not fit the data, there is no
+            labeled split, or a step is beyond the training.
     """
     for name, config in configs.items():
+        if not reads(config, "teacher.steps"):
+            raise UserError(
+                f"method {config.method} trains no teacher by itself, and that is what is inspected; pass --set "
+                "method=noisy_student, with the network in the section teacher"
+            )
         training = config.teacher
         if max(steps) > training.steps:
             raise UserError(f"--steps {max(steps)} is beyond teacher.steps ({training.steps}); raise that")
         if training.probe is not None or (training.start is not None and training.start.mode == "use"):
             raise UserError("teacher.probe or start.mode use trains no network to inspect; set it to null")
         check_training("teacher", training, len(open_split(config.data, "labeled").classes), 1)
-        job = TrainJob.of(config, Path("inspect"), "teacher", 0, training)
+        job = TrainJob.of(config, Path(os.devnull), "teacher", 0, training)  # where no progress is written
         yield from _inspect(name, job, sorted(set(steps)), num_images, on_step)
 
 
@@ -90,7 +105,7 @@ def _inspect(
     for step in range(max(steps) + 1):
         if step in steps:
             copy = build(network.info.architecture, len(network.info.classes), model_args=network.info.model_args)
-            copy.load_state_dict(network.raw_model.state_dict())
+            copy.load_state_dict(without_arrays(network.raw_model.state_dict()))  # the images are preprocessed already
             copy.to(images.device)
             yield Snapshot(name, step, tuple(layer_statistics(copy, images, labels, job.training.activation)))
         if step < max(steps):

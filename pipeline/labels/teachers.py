@@ -16,12 +16,11 @@ import torch
 from torch import Tensor
 
 from pipeline.arrays import F32Array, I64Array
-from pipeline.config import CropMode, Interpolation
 from pipeline.errors import UserError
 from pipeline.evaluate.calibration import fit_temperature
 from pipeline.evaluate.metrics import compute_metrics
 from pipeline.evaluate.patches import patches_of
-from pipeline.evaluate.predictor import Predictor, batches_of, mean_logits, reader_of
+from pipeline.evaluate.predictor import Predictor, Seen, batches_of, mean_logits, reader_of
 from pipeline.features.encoder import linear_classifier
 from pipeline.features.neighbors import neighbors_digest, read_neighbors
 from pipeline.features.store import FeatureStore
@@ -32,8 +31,6 @@ from pipeline.stages.jobs import LabelJob
 from pipeline.stages.machine import device_of
 from pipeline.threads import read_ahead
 
-Seen = tuple[int, Interpolation, CropMode]
-"""What tells apart the images that teachers see: equal ones are read once."""
 Reading = Callable[[I64Array], Tensor]
 """Rows [B] -> what a teacher sees of them, on the host."""
 
@@ -83,7 +80,7 @@ def _open(job: LabelJob, path: Path, dataset: Dataset) -> Teacher:
     def reading(seen: Dataset) -> Reading:
         return partial(predictor.read, reader_of(info, seen, job.data, job.label.scales))
 
-    return Teacher(info.seen, reading, predictor.logits)
+    return Teacher(predictor.seen, reading, predictor.logits)
 
 
 def _open_neighbors(job: LabelJob, path: Path, dataset: Dataset) -> Teacher:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, get_args
 
 import timm
 
-from pipeline.config import CropMode, Start, Training, changed
+from pipeline.config import CropMode, Start, Training
+from pipeline.config.base import completed
 from pipeline.config.training import COMPUTED
 from pipeline.errors import UserError
 from pipeline.models.format import find_weights, read_info
@@ -27,12 +29,12 @@ def with_input_of(start: Start | None, training: Training, section: str) -> Trai
     What is taken is told. A key is set if the file or `--set` gave it, whatever its value.
 
     Raises:
-        UserError: there is no such start.
+        UserError: there is no such start, or what it expects does not go with what the config sets.
     """
-    unset = [key for key in KEYS if key not in (*training.model_fields_set, *COMPUTED[training.preprocessing])]
+    unset = _unset(training)
     if start is None or not unset:
         return training
-    found = {key: value for key, value in input_of(start, training.model).items() if key in unset}
+    found = _without_conflict(input_of(start, training.model), training, unset)
     different = {key: value for key, value in found.items() if value != getattr(training, key)}
     if different:
         what = ", ".join(f"{key} {_shown(value)}" for key, value in different.items())
@@ -40,12 +42,29 @@ def with_input_of(start: Start | None, training: Training, section: str) -> Trai
     elif not found:
         what = ", ".join(f"{key} {_shown(getattr(training, key))}" for key in unset if key != "preprocessing")
         log.warning("%s: nothing says what %s expects; set it unless it is %s", section, start.model, what)
-    return changed(training, **found)
+    return completed(training, f"{section}, with what {start.model} expects", **found)
 
 
 def with_input_of_training(other: Training, training: Training) -> Training:
-    """The training with the input of another one, whose weights it starts from, in those keys that are not set."""
-    return changed(training, **{key: getattr(other, key) for key in KEYS if key not in training.model_fields_set})
+    """The training with the input of another one, whose weights it starts from, in those keys that are not set.
+
+    Raises:
+        UserError: the two do not go together.
+    """
+    found = _without_conflict({key: getattr(other, key) for key in KEYS}, training, _unset(training))
+    return completed(training, "student, with what its teacher expects (rounds.start: init)", **found)
+
+
+def _unset(training: Training) -> list[str]:
+    return [key for key in KEYS if key not in (*training.model_fields_set, *COMPUTED[training.preprocessing])]
+
+
+def _without_conflict(expected: Mapping[str, Any], training: Training, unset: Collection[str]) -> dict[str, Any]:
+    """What is expected in the keys that are not set. A `mean` or `std` that is set stays, and nothing computes it."""
+    found = {key: value for key, value in expected.items() if key in unset}
+    if training.model_fields_set & {*COMPUTED[found.get("preprocessing", "given")]}:
+        del found["preprocessing"]
+    return found
 
 
 def input_of(start: Start, architecture: str) -> dict[str, Any]:

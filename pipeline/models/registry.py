@@ -48,15 +48,15 @@ def build(
         raise UserError(
             f"`model_args`: {taken[0]} is no argument of a network that classifies images; {_NOT_OF_A_NETWORK_FIX}"
         )
-    if dropout:
-        arguments["drop_rate"] = dropout
-    if stochastic_depth:
-        arguments["drop_path_rate"] = stochastic_depth
+    rates = {"drop_rate": ("dropout", dropout), "drop_path_rate": ("stochastic_depth", stochastic_depth)}
+    arguments |= {name: rate for name, (_, rate) in rates.items() if rate}
     try:
         model: nn.Module = timm.create_model(architecture, pretrained=False, num_classes=num_classes, **arguments)
     except (
         Exception
     ) as error:  # arguments of the wrong kind make timm raise nearly anything, from KeyError to TypeError
+        if key := next((key for name, (key, rate) in rates.items() if rate and f"'{name}'" in str(error)), None):
+            raise UserError(f"`{key}`: {architecture} has none; set it to 0, or choose another model") from error
         raise UserError(f"`model`: {architecture} cannot be built with {arguments}: {error}") from error
     if stochastic_depth and not any("DropPath" in type(m).__name__ for m in model.modules()):
         raise UserError(f"`stochastic_depth`: {architecture} has no residual paths to drop; set it to 0")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -54,6 +54,14 @@ def distilled_from(settings: NetworkSettings) -> Path | None:
     """The model that a training distills, if it names one. It stands in fingerprints as its digest, as a start does."""
     found = settings.distillation if isinstance(settings, Training) else None
     return Path(found.model) if found is not None and found.model is not None else None
+
+
+def files_read(settings: NetworkSettings) -> Iterator[tuple[str, Path]]:
+    """Yield (key, path) of each model that a training reads: what it starts from, and what it distills."""
+    if settings.start is not None and not settings.start.model.startswith(TIMM):
+        yield "start.model", Path(settings.start.model)
+    if (teacher := distilled_from(settings)) is not None:
+        yield "distillation.model", teacher
 
 
 def load_start(model: nn.Module, settings: NetworkSettings, classes: Sequence[str] = ()) -> None:

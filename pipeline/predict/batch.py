@@ -10,18 +10,15 @@ import numpy as np
 import torch
 
 from pipeline.arrays import I64Array
-from pipeline.config import CropMode, Interpolation
 from pipeline.errors import UserError
 from pipeline.evaluate.metrics import NotFinite
 from pipeline.evaluate.patches import packed
-from pipeline.evaluate.predictor import Predictor, mean_logits
+from pipeline.evaluate.predictor import Predictor, Seen, mean_logits
 from pipeline.predict.images import Images
 from pipeline.predict.parts import Part
 from pipeline.shards.decode import Pixels
 from pipeline.shards.values import Facts, Survey
 
-Seen = tuple[tuple[int, ...], Interpolation, CropMode]
-"""How images are read for a model: at which sides, and how they are resized."""
 Member = tuple[Predictor, I64Array]
 """A model, and the columns of its answers in the order of the first model's classes."""
 
@@ -39,7 +36,7 @@ class Batch(NamedTuple):
 
 def read_batch(images: Images, rows: I64Array, predictors: Sequence[Predictor], pool: ThreadPoolExecutor) -> Batch:
     """The images of some rows as each model sees them, without the bad ones. What several see alike is read once."""
-    views = dict.fromkeys(seen_by(predictor) for predictor in predictors)
+    views = dict.fromkeys(predictor.seen for predictor in predictors)
 
     def one(row: int) -> tuple[list[Pixels], Facts] | str:
         try:
@@ -62,11 +59,6 @@ def read_batch(images: Images, rows: I64Array, predictors: Sequence[Predictor], 
     return Batch([each[0] for each in good], pixels, [each[2] for each in good], bad)
 
 
-def seen_by(predictor: Predictor) -> Seen:
-    """How images are read for a predictor; those of which it is equal see the same pixels."""
-    return predictor.sides, predictor.info.interpolation, predictor.info.crop
-
-
 def _black(sides: Sequence[int]) -> Pixels:
     return packed([np.zeros((1, side, side, 3), np.uint8) for side in sides])
 
@@ -82,7 +74,7 @@ def predict_batch(members: Sequence[Member], batch: Batch, top_k: int, *, probab
         survey.add(name, facts)
     each, found = [], None
     for predictor, columns in members:
-        images = predictor.on_host(batch.pixels[seen_by(predictor)])
+        images = predictor.on_host(batch.pixels[predictor.seen])
         if features:
             logits, found = predictor.logits_and_features(images)
         else:

@@ -15,7 +15,7 @@ from pipeline import __version__
 from pipeline.arrays import I64Array
 from pipeline.config import Evaluate, Runtime, Split
 from pipeline.errors import UserError
-from pipeline.evaluate.ensemble import columns_of
+from pipeline.evaluate.ensemble import check_others, columns_of
 from pipeline.evaluate.on_demand import TestRead
 from pipeline.evaluate.patches import in_fingerprint, patches_of
 from pipeline.evaluate.predictor import Predictor
@@ -104,6 +104,7 @@ def predict_images(
     if wanted.features is not None and wanted.others:
         raise UserError("--features are those of one model; leave --with or --features out")
     paths = [pinned(path) for path in (model_path, *wanted.others)]
+    check_others(paths)
     with open_images(images_path, wanted.split, wanted.zip_encoding) as images:
         tests = [TestRead.of(path) for path in paths] if "test" in images.splits else []
         classes = read_info(paths[0]).classes

@@ -6,10 +6,13 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline.config import Probe, changed
+from pipeline.config import Probe, Training
+from pipeline.config.base import completed
+from pipeline.config.training import COMPUTED
 from pipeline.errors import UserError
 from pipeline.methods.method import Method
 from pipeline.methods.round import Round, best_of
+from pipeline.models.input import input_of
 from pipeline.runs.finetune import finetuning
 from pipeline.runs.run import Run
 
@@ -29,12 +32,22 @@ def fit_probe(run: Run, method: Method, final: Round) -> Path | None:
     trained = next((r for r in recipes if r.start is not None and r.start.mode == "init"), None)
     if not config.evaluate.probe or trained is None or any(recipe.probe is not None for recipe in recipes):
         return None
-    training = changed(trained, probe=Probe(flip=config.evaluate.flip))
     try:
+        training = _as_probe(trained, Probe(flip=config.evaluate.flip))
         return run.probe("probe", 0, training, "control", run.embed(training, ("labeled", "val")))
     except UserError as error:
         log.warning("there is no probe beside the models of this run: %s", error)
         return None
+
+
+def _as_probe(training: Training, probe: Probe) -> Training:
+    """The probe on the encoder that a training starts from, which sees what those weights expect: nothing is computed
+    for it. Raises UserError if they expect what no probe sees."""
+    assert training.start is not None
+    computed = ("preprocessing", *COMPUTED[training.preprocessing])
+    expected = {"preprocessing": "given", **input_of(training.start, training.model)}
+    seen = {key: expected[key] for key in computed if key in expected}
+    return completed(training, "a probe on its start", probe=probe, distillation=None, **seen)
 
 
 def train_control(run: Run, method: Method, rounds: Sequence[Round], final: Round) -> Path:

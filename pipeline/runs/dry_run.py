@@ -81,9 +81,8 @@ def check_training(
         if not is_used:
             _check_adaptation(training, num_classes)
         if finetune is not None:
-            keys = (*Adaptation.model_fields, "frozen_layers")
-            tuned = training.model_copy(update={"model": architecture, "model_args": model_args})
-            _check_adaptation(tuned.model_copy(update={key: getattr(finetune, key) for key in keys}), num_classes)
+            asked = {key: getattr(finetune, key) for key in (*Adaptation.model_fields, "frozen_layers")}
+            _check_adaptation(Training(model=architecture, model_args=model_args, **asked), num_classes)
     except UserError as error:
         raise UserError(f"{section}: {error}") from error
 
@@ -91,6 +90,8 @@ def check_training(
 def _check_adaptation(training: Training, num_classes: int) -> None:
     """Try how it begins, and what is dropped, frozen, thawed and computed again, on a network without values."""
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
-        model = build(training.model, num_classes, model_args=training.built_with)
+        dropout, depth = training.dropout, training.stochastic_depth
+        args = training.built_with
+        model = build(training.model, num_classes, dropout=dropout, stochastic_depth=depth, model_args=args)
         initialize(model, training)
         adapt(add_dropping(model, training), training)

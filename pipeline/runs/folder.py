@@ -12,6 +12,7 @@ from pipeline.errors import UserError
 from pipeline.files import read_as
 from pipeline.models.champion import FILE as CHAMPION
 from pipeline.models.champion import pinned
+from pipeline.models.weights import files_read
 from pipeline.runs.inputs import with_inputs
 from pipeline.runs.result import Result
 from pipeline.stages.fingerprint import digest
@@ -81,10 +82,11 @@ def absolute(config: Config) -> Config:
 
 
 def _absolute(training: Training) -> Training:
-    if training.start is None or training.start.model.startswith("timm:"):
-        return training
-    start = changed(training.start, model=str(pinned(Path(training.start.model).absolute())))
-    return training.model_copy(update={"start": start})  # which knows what the config set
+    update = {}
+    for key, path in files_read(training):
+        section = key.partition(".")[0]
+        update[section] = changed(getattr(training, section), model=str(pinned(path.absolute())))
+    return training.model_copy(update=update)  # which knows what the config set
 
 
 def absolute_data(data: Data) -> Data:

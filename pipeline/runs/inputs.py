@@ -5,8 +5,9 @@ from __future__ import annotations
 from pipeline.config import Config, Training, changed
 from pipeline.config.methods import METHOD_CONFIGS
 from pipeline.labels.merging import labels_fingerprint
+from pipeline.models.format import model_digest
 from pipeline.models.input import with_input_of, with_input_of_training
-from pipeline.models.weights import start_inputs
+from pipeline.models.weights import files_read
 
 
 def with_inputs(config: Config) -> Config:
@@ -31,7 +32,8 @@ def with_inputs(config: Config) -> Config:
 
 
 def files_of(config: Config) -> dict[str, str]:
-    """Config key -> digest of what lies there, of all that the run reads beside its data: starts and others' labels.
+    """Config key -> digest of what lies there, of all that the run reads beside its data: starts, models that are
+    distilled, and others' labels.
 
     Raises:
         UserError: it is not there, or no such thing.
@@ -40,6 +42,6 @@ def files_of(config: Config) -> dict[str, str]:
     trainings: dict[str, Training] = {name: getattr(config, name) for name in ("teacher", "student") if name in reads}
     if "committee" in reads:
         trainings |= {f"committee.{number}": member for number, member in enumerate(config.committee)}
-    found = {f"{name}.start.model": sha for name, one in trainings.items() for sha in start_inputs(one).values()}
+    found = {f"{name}.{key}": model_digest(path) for name, one in trainings.items() for key, path in files_read(one)}
     others = enumerate(config.label.others) if "label" in reads else ()
     return found | {f"label.others.{number}": labels_fingerprint(one.labels) for number, one in others}

@@ -23,7 +23,7 @@ from pipeline.evaluate.metrics import compute_metrics
 from pipeline.evaluate.on_demand import Evaluation, evaluate_on
 from pipeline.evaluate.stage import run_evaluate
 from pipeline.files import read_json
-from pipeline.models.format import load_model
+from pipeline.models.format import export_model, load_model
 from pipeline.predict.prediction import Wanted, predict_images
 from pipeline.runs.loop import run_loop
 from pipeline.stages.jobs import EvaluateJob
@@ -100,8 +100,12 @@ def test_models_that_do_not_fit_together_are_refused(models: list[Path], images:
     other = save_random(tmp_path / "other.safetensors", ("cat", "dog", "fox"))
     with pytest.raises(UserError, match=r"different classes: only .*a\.safetensors knows 'emu'"):
         evaluation([models[0], other], images)
-    with pytest.raises(UserError, match="names a model twice"):
-        evaluation([models[0], models[0]], images)
+    export_model(models[0], tmp_path / "same.safetensors")
+    for twice in (models[0], tmp_path / "same.safetensors"):
+        with pytest.raises(UserError, match=r"--with .* names .*a\.safetensors twice, which would count double"):
+            evaluation([models[0], models[1], twice], images)
+    with pytest.raises(UserError, match=r"names .*a\.safetensors twice"):
+        predict_images(models[0], images, Wanted(out=tmp_path / "o.csv", others=(twice,)), Evaluate(), RUNTIME)
     wanted = Wanted(out=tmp_path / "o.csv", features=tmp_path / "f.npy", others=(models[1],))
     with pytest.raises(UserError, match="--features are those of one model"):
         predict_images(models[0], images, wanted, Evaluate(), RUNTIME)

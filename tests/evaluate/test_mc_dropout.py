@@ -13,7 +13,9 @@ from support.saved import save_random
 from torch import nn
 from torch.nn import functional as F
 
+from pipeline.cli.models import how_to_see
 from pipeline.config import Config, Evaluate, Runtime
+from pipeline.config.base import dump_yaml
 from pipeline.errors import UserError
 from pipeline.evaluate.on_demand import evaluate_on
 from pipeline.evaluate.predictor import Predictor, predict, reader_of
@@ -141,3 +143,14 @@ def test_a_run_whose_final_model_has_none_says_so(
     finals = [Round(1, "student", "net", 0.5, (0.4, 0.6), None, True, path, None, None) for path in (student, teacher)]
     assert [beside(config, [final], final).job()["sampled"] for final in finals] == ["final", None]
     assert "evaluate.mc_dropout is 4, but the final model was trained without `dropout`" in caplog.text
+
+
+def test_a_model_of_a_run_that_samples_is_measured_without_unless_asked(digits: Config, tmp_path: Path) -> None:
+    """The run reports samples beside its model; whatever measures the model or predicts by it takes the model."""
+    run = tmp_path / "run"
+    (run / "rounds").mkdir(parents=True)
+    (run / "run.lock").touch()
+    config = with_section(digits, "evaluate", mc_dropout=8, flip=True)
+    (run / "config.yaml").write_text(dump_yaml(config))
+    how, _ = how_to_see(run / "rounds")
+    assert (how.mc_dropout, how.flip) == (0, True)

@@ -10,16 +10,19 @@ import pytest
 import torch
 from PIL import Image
 from support.images import write_files
+from torch.utils.flop_counter import FlopCounterMode
 from typer.testing import CliRunner
 
 from pipeline.arrays import F64Array
 from pipeline.cli.app import app
-from pipeline.config import Config, Data, Evaluate, Runtime, parse
+from pipeline.config import Config, Data, Evaluate, Runtime, changed, parse
 from pipeline.errors import UserError
 from pipeline.evaluate.on_demand import evaluate_on
-from pipeline.evaluate.patches import as_text, in_fingerprint, sides_of
+from pipeline.evaluate.patches import as_text, in_fingerprint, num_patches, patches_of, sides_of
 from pipeline.evaluate.predictor import Predictor, predict, reader_of
+from pipeline.labels.teachers import Teacher
 from pipeline.models import build
+from pipeline.models.cost import cost_of
 from pipeline.models.format import ModelInfo, load_model, save_model
 from pipeline.packing.pack import pack
 from pipeline.predict.prediction import Wanted, predict_images
@@ -147,3 +150,29 @@ def test_the_centre_alone_leaves_no_trace() -> None:
     assert in_fingerprint(Evaluate()) == {}
     assert as_text(Evaluate(flip=True)) == "center"
     assert in_fingerprint(Evaluate(crops="ten", scales=(1.0, 1.5))) == {"view": "ten at 1.0,1.5"}
+
+
+@pytest.mark.parametrize(("crops", "scales"), [("center", (1.0,)), *WAYS])
+@pytest.mark.parametrize("flip", [False, True])
+def test_the_counted_patches_are_the_passes_that_are_made(
+    folder: Path, crops: str, scales: tuple[float, ...], flip: bool
+) -> None:
+    """What an ablation says that a labeling costs."""
+    model, info = load_model(folder / "model.safetensors")
+    how = parse(Evaluate, {"flip": flip, "crops": crops, "scales": scales}, "test")
+    predictor = Predictor(model, info, device=CPU, precision="fp32", **patches_of(how))
+    data = Data(root=folder / "packed")
+    reader = reader_of(info, open_split(data, "val"), data, how.scales)
+    with FlopCounterMode(display=False) as counter:
+        predictor.logits(predictor.read(reader, np.arange(1)))
+    assert counter.get_total_flops() == num_patches(how, info) * cost_of(info).flops
+
+
+def test_images_of_models_are_read_once_only_if_their_sides_are_equal_at_every_scale(folder: Path) -> None:
+    """15 / 0.875 and 17 / 1 pixels are 17 both, and four times as many are 69 and 68."""
+    model, info = load_model(folder / "model.safetensors")
+    infos = [changed(info, input_size=(3, side, side), crop_pct=share) for side, share in ((15, 0.875), (17, 1.0))]
+    for scales, number in (((1.0,), 1), ((4.0,), 2)):
+        how = {"device": CPU, "precision": "fp32", "flip": False, "scales": scales}
+        seen = {Teacher(Predictor(model, one, **how), None).seen for one in infos}
+        assert len(seen) == number

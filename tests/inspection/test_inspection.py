@@ -12,7 +12,7 @@ from torch import nn
 from typer.testing import CliRunner
 
 from pipeline.cli.app import app
-from pipeline.config import Config, changed, dump_yaml
+from pipeline.config import Config, Training, changed, dump_yaml, parse
 from pipeline.errors import UserError
 from pipeline.inspection import Snapshot, inspect_variants, parse_variant
 from pipeline.inspection.statistics import layer_statistics
@@ -99,10 +99,33 @@ def test_what_cannot_be_inspected_is_refused(digits: Config) -> None:
         list(inspect_variants({"a": mlp_config(digits, model_args={})}, [0], 8, NOTHING))
 
 
+@pytest.mark.parametrize("kind", ["mean_std", "mean_image", "pca_whitening"])
+def test_preprocessed_images_pass_the_network(digits: Config, kind: str) -> None:
+    unset = {"mean": Training().mean, "std": Training().std}
+    config = mlp_config(digits, preprocessing=kind, **unset)
+    at_first, after = inspect_variants({"a": config}, [0, 1], 16, NOTHING)
+    assert stds(at_first) != stds(after)
+
+
+def test_a_teacher_that_the_method_does_not_train_is_refused(digits: Config) -> None:
+    """Its section would be the default, and the plot that of another network than the run's."""
+    for method in ("uda", "meta"):
+        raw = {**digits.model_dump(mode="json"), "method": method}
+        raw["student"] |= {"targets": "soft", "loss_normalization": "labeled"}
+        with pytest.raises(UserError, match=f"method {method} trains no teacher by itself"):
+            list(inspect_variants({"a": parse(Config, raw, "config")}, [0], 8, NOTHING))
+
+
 def test_variants_are_parted_by_commas_before_a_key() -> None:
-    assert parse_variant("a.b=1,c.d={x: 1, y: 2},e=f") == ["a.b=1", "c.d={x: 1, y: 2}", "e=f"]
+    assert parse_variant("teacher.b=1,teacher.c.d={x: 1, y: 2},seed=f") == [
+        "teacher.b=1",
+        "teacher.c.d={x: 1, y: 2}",
+        "seed=f",
+    ]
     with pytest.raises(UserError, match=r"--variant tanh: 'tanh' is not KEY=VALUE"):
         parse_variant("tanh")
+    with pytest.raises(UserError, match=r"'student\.activation=tanh' changes nothing that is inspected"):
+        parse_variant("seed=1,student.activation=tanh")
 
 
 def test_the_verb_writes_a_plot_and_its_figures(digits: Config, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import save_file
+from support.saved import save_random
 
 from pipeline.config import Config, Start, Training, load_config, parse
 from pipeline.errors import UserError
@@ -107,3 +108,31 @@ def test_a_config_without_starts_stays_as_it_is(tmp_path: Path) -> None:
 
 def test_start_is_what_it_was(teacher: Path) -> None:
     assert of(teacher).start == Start(model=str(teacher))
+
+
+def test_a_mean_that_is_set_stays_beside_weights_that_expect_a_computed_one(tmp_path: Path) -> None:
+    start = save_random(tmp_path / "m.safetensors", ("a", "b"), preprocessing="mean_image")
+    assert of(start, model="wide_resnet10_1").preprocessing == "mean_image"
+    found = of(start, model="wide_resnet10_1", mean=[0.1, 0.2, 0.3])
+    assert (found.preprocessing, found.mean, found.std) == ("given", (0.1, 0.2, 0.3), HALF)
+
+
+@pytest.mark.parametrize(
+    ("values", "fix"), [({"evaluation_size": 10}, "drop evaluation_size"), ({"probe": {}}, "choose a start")]
+)
+def test_weights_that_expect_what_cannot_be_are_refused(tmp_path: Path, values: dict[str, object], fix: str) -> None:
+    start = save_random(tmp_path / "m.safetensors", ("a", "b"), preprocessing="mean_image")
+    with pytest.raises(UserError, match=rf"teacher, with what .*m\.safetensors expects: .*{fix}"):
+        of(start, model="wide_resnet10_1", **values)
+
+
+def test_a_student_that_starts_from_its_teacher_has_its_preprocessing_or_what_it_sets() -> None:
+    def student(**values: object) -> Training:
+        raw = {"teacher": {"preprocessing": "pca_whitening"}, "student": {"unlabeled_ratio": 4, **values}}
+        return with_inputs(parse(Config, {**raw, "rounds": {"start": "init"}}, "test")).student
+
+    assert student().preprocessing == "pca_whitening"
+    assert student(mean=[0.1, 0.2, 0.3]).preprocessing == "given"
+    assert student(preprocessing="mean_std").preprocessing == "mean_std"
+    with pytest.raises(UserError, match=r"student, with what its teacher expects .*at most 40"):
+        student(image_size=64)

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from support.fake_stages import FakeStages, with_section
 from support.processes import run
+from support.saved import save_random
 
-from pipeline.config import Config, Finetune, Optimizer, Start, changed, parse
+from pipeline.config import Config, Distillation, Finetune, Optimizer, Start, Training, changed, parse
+from pipeline.methods import METHODS
 from pipeline.models.format import read_info, read_state
+from pipeline.runs.control import fit_probe
+from pipeline.runs.inputs import with_inputs
 from pipeline.runs.loop import run_loop
 from pipeline.stages.jobs import EvaluateJob, Job
 
@@ -147,3 +154,43 @@ def test_test_is_read_after_every_choice_is_written(config: Config, tmp_path: Pa
     assert len(stages.of("evaluate")) == 1
     names = {"test_top1": "final", "teacher_test_top1": "teacher", "control_test_top1": "control"}
     assert {key: result["final"][key] for key in names} == {key: 0.7 + len(n) / 100 for key, n in names.items()}
+
+
+class ProbedRun:
+    """A run that fits no probe, but notes what it was asked for."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = with_inputs(config)
+        self.asked: list[Training] = []
+
+    def embed(self, training: Training, splits: tuple[str, ...]) -> Path:
+        return Path("features")
+
+    def probe(self, role: str, round: int, training: Training, parent: str, features: Path) -> Path:
+        self.asked.append(training)
+        return Path("probe")
+
+
+def test_the_probe_of_a_run_sees_what_its_start_expects_and_no_key_of_the_student_stops_it(
+    config: Config, tmp_path: Path
+) -> None:
+    """It is fitted last, so an error would come after every training."""
+    first: Any = SimpleNamespace(round=1)
+    start = Start(model=str(save_random(tmp_path / "m.safetensors", tuple("0123456789"), mean=(0.3, 0.3, 0.3))))
+    keys = {"mean": Training().mean, "std": Training().std, "preprocessing": "mean_std", "distillation": Distillation()}
+    run: Any = ProbedRun(with_section(config, "student", start=start, **keys))
+    assert fit_probe(run, METHODS["noisy_student"], first) == Path("probe")
+    (asked,) = run.asked
+    assert (asked.preprocessing, asked.mean, asked.distillation) == ("given", (0.3, 0.3, 0.3), None)
+
+
+def test_a_start_that_no_probe_can_see_leaves_the_run_without_one(
+    config: Config, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("selftrain"), "propagate", True)
+    first: Any = SimpleNamespace(round=1)
+    model = save_random(tmp_path / "m.safetensors", tuple("0123456789"), preprocessing="mean_image")
+    student = parse(Training, {"start": {"model": str(model)}, "image_size": 8, "unlabeled_ratio": 4}, "student")
+    run: Any = ProbedRun(config.model_copy(update={"student": student}))
+    assert fit_probe(run, METHODS["noisy_student"], first) is None
+    assert "there is no probe beside the models of this run: a probe on its start" in caplog.text

@@ -70,3 +70,11 @@ def test_what_an_architecture_cannot_do_is_refused_before_round_0(
 ) -> None:
     with pytest.raises(UserError, match=rf"^student: `{key}`: {problem}"):
         run_loop(with_section(config, "student", **{key: value}), tmp_path / "run", run_stage=FakeStages(0.5))
+
+
+def test_a_rate_that_an_architecture_has_no_use_for_is_refused_before_round_0(config: Config, tmp_path: Path) -> None:
+    stages, args = FakeStages(0.5), {"img_size": 8, "width": 8}
+    wrong = with_section(config, "student", model="mlp10", model_args=args, stochastic_depth=0.1)
+    with pytest.raises(UserError, match=r"^student: `stochastic_depth`: mlp10 has none; set it to 0"):
+        run_loop(wrong, tmp_path / "run", run_stage=stages)
+    assert not stages.jobs

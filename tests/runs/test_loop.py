@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 from support.fake_stages import FakeStages, with_section
+from support.saved import save_random
 
-from pipeline.config import Config, Finetune, OtherLabels, WeakView, changed, load_config
+from pipeline.config import Config, Distillation, Finetune, OtherLabels, WeakView, changed, load_config
 from pipeline.demos.digits import pack_digits
 from pipeline.files import read_json
 from pipeline.methods.round import Round
@@ -192,6 +193,16 @@ def test_another_file_at_a_path_of_the_config_keeps_the_earlier_result(config: C
     table.write_text("image,a,b\n1,0.75,0.25\n")
     second = run_loop(config, run, run_stage=FakeStages(0.6, 0.7, 0.8, 0.9))
     assert first["rounds"][1]["label_dir"] != second["rounds"][1]["label_dir"]
+    (earlier,) = (run / "earlier").iterdir()
+    assert read_json(earlier / "result.json") == first
+
+
+def test_another_model_to_distill_at_its_path_keeps_the_earlier_result(config: Config, tmp_path: Path) -> None:
+    model, run, classes = tmp_path / "model.safetensors", tmp_path / "run", tuple("0123456789")
+    config = with_section(config, "student", distillation=Distillation(model=str(save_random(model, classes))))
+    first = run_loop(config, run, run_stage=FakeStages(0.6, 0.7, 0.8, 0.9))
+    save_random(model, classes, seed=1)
+    run_loop(config, run, run_stage=FakeStages(0.6, 0.7, 0.8, 0.9))
     (earlier,) = (run / "earlier").iterdir()
     assert read_json(earlier / "result.json") == first
 

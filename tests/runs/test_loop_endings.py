@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 from support.fake_stages import NUM_VAL, FakeStages, with_section
 
-from pipeline.config import Config, Split, Start, changed
+from pipeline.config import Config, Distillation, Split, Start, changed
 from pipeline.errors import UserError
 from pipeline.evaluate.metrics import wilson_interval
 from pipeline.files import read_json, write_json
@@ -166,6 +166,20 @@ def test_relative_starts_are_found_from_anywhere(
     assert resolved.teacher.start.model == str(tmp_path / "weights.safetensors")
     named = absolute(with_section(config, "teacher", start=Start(model="timm:resnet50.a1_in1k")))
     assert named.teacher.start == Start(model="timm:resnet50.a1_in1k")
+
+
+def test_a_model_to_distill_is_found_from_anywhere_and_missed_before_the_first_training(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = with_section(config, "student", distillation=Distillation(model="teacher.safetensors"))
+    resolved = absolute(config).student.distillation
+    assert resolved is not None
+    assert resolved.model == str(tmp_path / "teacher.safetensors")
+    stages = FakeStages(0.6, 0.7, 0.8, 0.9)
+    with pytest.raises(UserError, match=r"no model at .*teacher\.safetensors: it does not exist"):
+        run_loop(config, tmp_path / "run", run_stage=stages)
+    assert not stages.jobs
 
 
 def test_a_run_folder_that_cannot_be_made_is_an_error(config: Config, tmp_path: Path) -> None:

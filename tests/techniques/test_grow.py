@@ -79,6 +79,10 @@ def test_off_it_is_in_no_fingerprint() -> None:
             "but that is 2; set it to the size",
         ),
         ({"rounds": {"grow": 1, "start": "init"}, "student": SCALED}, "which is smaller; set start to scratch"),
+        (
+            {"rounds": {"grow": 1}, "student": {**SCALED, "start": {"model": "b0.safetensors"}}},
+            r"student\.start has the weights of one size.*drop student\.start",
+        ),
         ({"rounds": {"grow_image_size": True}}, "grow_image_size is true, but grow is 0; set grow to 1"),
         ({"rounds": {"grow": -1}, "student": SCALED}, "greater than or equal to 0"),
         ({"method": "uda", "rounds": {"grow": 1}}, r"rounds\.grow is set, but method uda has no rounds; drop it"),

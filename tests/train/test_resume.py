@@ -18,7 +18,7 @@ from support.processes import HAS_BF16, has_come_to, kill, outputs, run, signal_
 from support.spoilers import limit_file_size
 from support.waiting import wait_for
 
-from pipeline.config import Config, changed
+from pipeline.config import Config, Training, changed
 from pipeline.errors import EXIT_INTERRUPTED, EXIT_OK, Interrupted, UserError
 from pipeline.models.format import model_digest
 from pipeline.stages import launch
@@ -134,6 +134,11 @@ def test_resume_is_bit_exact_in_bf16(job: TrainJob, tmp_path: Path) -> None:
             "model": "polynet_small",
             "model_args": {"stage_b": "mpoly-3", "width": 0.05, "stem_stride": 1},
             "stochastic_depth": 0.25,
+        },
+        {
+            **{"preprocessing": "pca_whitening", "mean": Training().mean, "std": Training().std},
+            **{"activation": "elu", "init": "kaiming", "zero_gamma": True, "keep": "best"},
+            **{"schedule": {"name": "plateau", "patience": 1}, "evaluations": 8},
         },
     ],
 )
