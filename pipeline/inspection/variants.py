@@ -13,7 +13,7 @@ import torch
 
 from pipeline.config import Config, changed
 from pipeline.errors import UserError
-from pipeline.inspection.statistics import LayerStatistics, layer_statistics
+from pipeline.inspection.activity import LayerStatistics, layer_statistics
 from pipeline.models import build
 from pipeline.runs.dry_run import check_training
 from pipeline.shards.dataset import open_split
