@@ -15,23 +15,20 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline.arrays import F32Array
 from pipeline.config import Data, Evaluate, Runtime, Split
 from pipeline.errors import UserError, did_you_mean
 from pipeline.evaluate.ensemble import columns_of, mean_log_probs
 from pipeline.evaluate.metrics import Metrics, compute_metrics
-from pipeline.evaluate.patches import patches_of
 from pipeline.evaluate.per_class import PerClass, per_class, taken_for
 from pipeline.evaluate.predictions import Predictions, predictions_of
-from pipeline.evaluate.predictor import Predictor, predict, reader_of
+from pipeline.evaluate.predictor import predict_by
 from pipeline.files import append_json, open_to_append
-from pipeline.models.format import load_model, read_info
+from pipeline.models.format import read_info
 from pipeline.packing.pack import pack
 from pipeline.shards.dataset import Dataset, open_split, warn_of_left_out
 from pipeline.shards.manifest import MANIFEST
 from pipeline.shards.tar import walk
 from pipeline.stages.lock import find_run
-from pipeline.stages.machine import device_of
 
 log = logging.getLogger("selftrain.evaluate")
 
@@ -111,19 +108,14 @@ def evaluate_on(
     classes = read_info(model_path).classes
     columns = [columns_of(read_info(path).classes, classes, path, model_path) for path in paths]
     torch.set_num_threads(max(runtime.threads, 1))
-
-    def predict_by(path: Path, dataset: Dataset, data: Data) -> F32Array:
-        model, info = load_model(path, dropout=evaluate.mc_dropout > 0)
-        how = {**patches_of(evaluate), "mc_dropout": evaluate.mc_dropout}
-        predictor = Predictor(model, info, device=device_of(runtime), precision=runtime.precision, **how)
-        reader = reader_of(info, dataset, data, evaluate.scales)
-        return predict(predictor, reader, len(dataset), evaluate.batch_size)
-
     with _as_data(data_path, split, classes, model_path) as data:
         dataset = open_split(data, split)
         warn_of_left_out(dataset)
         labels = _match(dataset, classes, data_path)
-        each = [predict_by(path, dataset, data)[:, at] for path, at in zip(paths, columns, strict=True)]
+        each = [
+            predict_by(path, dataset, data, evaluate, runtime, mc_dropout=evaluate.mc_dropout)[:, at]
+            for path, at in zip(paths, columns, strict=True)
+        ]
         log_probs = mean_log_probs(each) if others else each[0]
         members = {str(path): compute_metrics(alone, labels) for path, alone in zip(paths, each, strict=True)}
         metrics, answers = compute_metrics(log_probs, labels), predictions_of(log_probs, labels)
