@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from benchmarks.polynet_variants import variants
 from pipeline.config import Config, parse, semantic
 from pipeline.config.growth import scaled_side
 from pipeline.files import read_json, read_lines, write_bytes
@@ -79,6 +80,10 @@ NETWORKS = {
     "resnet9": Network("ResNet-9", "resnet9", BASE_SIDE),
 }
 """Name -> network."""
+_POLYNET = {"optimizer": {"name": "adamw", "lr": 0.002, "lr_batch_size": 32}}
+VARIANTS = {f"polynet-{name}": Network("PolyNet", m, BASE_SIDE, {**args}, _POLYNET) for name, m, args in variants()}
+"""Those of PolyNet's paper, which are trained when `--only` names them."""
+ALL = {**NETWORKS, **VARIANTS}
 
 
 @dataclass(frozen=True)
@@ -110,7 +115,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of shards, trainings, rows, table and plot")
     parser.add_argument("--steps", type=int, default=300, help="steps of each training")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="seeds of the trainings")
-    parser.add_argument("--only", nargs="+", default=list(NETWORKS), choices=list(NETWORKS), help="networks to train")
+    parser.add_argument("--only", nargs="+", default=list(NETWORKS), choices=list(ALL), help="networks to train")
     parser.add_argument("--val-fraction", type=float, default=0.04, help="share of the images that is val")
     parser.add_argument("--threads", type=int, default=1, help="threads of a training; more suit an idle machine")
     parser.set_defaults(run=run)
@@ -138,7 +143,7 @@ def run(args: argparse.Namespace) -> int:
 
 def job_of(name: str, seed: int, steps: int, root: Path, out: Path, threads: int = 1) -> TrainJob:
     """The training of one network. Its folder is a function of its settings."""
-    network = NETWORKS[name]
+    network = ALL[name]
     own = {"model": network.model, "model_args": network.model_args, "image_size": network.image_size}
     raw = {**RECIPE, **own, "steps": steps, "warmup_steps": steps // 10, **network.recipe}
     runtime = {"threads": threads, "log_every": LOG_EVERY}
@@ -156,7 +161,7 @@ def row_of(name: str, job: TrainJob, out: Path) -> Row:
     part = max(len(losses) // 10, 1)
     return Row(
         name=name,
-        family=NETWORKS[name].family,
+        family=ALL[name].family,
         seed=job.seed,
         image_size=job.training.image_size,
         parameters=cost.parameters,

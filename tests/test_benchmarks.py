@@ -51,6 +51,9 @@ def test_the_networks_of_the_benchmark_of_architectures_can_be_trained() -> None
         cost = cost_at(network.model, 10, side, tuple(network.model_args.items()))
         costs.setdefault(network.family, []).append(cost.flops)
     assert all(found == sorted(found) for found in costs.values())
+    variant = architectures.job_of("polynet-b-3-way", 0, 300, Path("shards"), Path("out"))
+    assert variant.training.model_args["stage_b"] == "3-way x 6"
+    check_training("teacher", variant.training, 10, 1)
     folders = {architectures.job_of("resnet9", seed, 300, Path("shards"), Path("out")).out for seed in (0, 1)}
     assert len(folders) == 2, "a seed has a folder of its own"
 

@@ -17,7 +17,8 @@ import torch
 from pipeline.config import JudgeBy, load_config
 from pipeline.errors import UserError
 from pipeline.evaluate.judging import TITLES, compare, figure_of
-from pipeline.evaluate.on_demand import how_to_see, labels_as, predict_split
+from pipeline.evaluate.on_demand import how_to_see, labels_as
+from pipeline.evaluate.predictor import predict_by
 from pipeline.models.format import read_info
 from pipeline.shards.dataset import open_split
 from pipeline.stages.lock import find_run
@@ -91,8 +92,8 @@ def compare_on_val(challenger: Path, champion: Path, level: float) -> Comparison
     torch.set_num_threads(max(runtime.threads, 1))
     label = labels_as(val, classes, run / "config.yaml")
     ids = np.array([classes.index(name) for name in theirs], np.int32)
-    ours = predict_split(challenger, val, config.data, evaluate, runtime).argmax(1)
-    others = ids[predict_split(champion, val, config.data, evaluate, runtime).argmax(1)]
+    ours = predict_by(challenger, val, config.data, evaluate, runtime).argmax(1)
+    others = ids[predict_by(champion, val, config.data, evaluate, runtime).argmax(1)]
     by = config.rounds.judge_by
     difference, low, high = compare(label, ours, others, by, NormalDist().inv_cdf(1 - level / 2))
     right, right_before = ours == label, others == label

@@ -135,7 +135,8 @@ class NetworkSettings(Adaptation):
     own."""
     zero_gamma: bool | None = technique(None)
     """Whether residual branches begin at 0: the gamma of their last normalization, or the convolution that they end
-    with. Without it that is as the architecture has it: true for timm's ResNets, false for ours."""
+    with. Without it that is as the architecture has it: true for timm's ResNets, false for ours. Set it to true for
+    large batches or high learning rates."""
     fractional_pooling: Annotated[float, Field(gt=0.5, lt=1)] | None = technique(None)
     """Replace each max pooling with stride 2 by fractional max pooling, which shrinks maps to this share of their side,
     at random places. 0.7 is usual; maps are larger then, and steps slower. Null keeps the architecture's own."""
@@ -166,7 +167,7 @@ class NetworkSettings(Adaptation):
     optimizer: Optimizer = Optimizer()
     """The optimizer and its learning rate."""
     warmup_steps: NonNegative = technique(0, off=0)
-    """Steps over which the learning rate rises linearly from 0; then it falls to 0 as half a cosine. A twentieth of the
+    """Steps over which the learning rate rises linearly from 0, before it falls as `schedule` says. A twentieth of the
     steps is usual. 0 turns warm-up off."""
     schedule: AnySchedule = technique(None)
     """How the learning rate falls after the warm-up. Without this section it falls to 0 as half a cosine."""

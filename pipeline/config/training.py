@@ -99,7 +99,7 @@ class Training(NetworkSettings):
     """Soft targets are p^(1/temperature), renormalized. Values below 1 make them sharper. Lower it if unlabeled images
     are of the same kind as the labeled ones."""
     weak: WeakView = WeakView()
-    """The weak view, crop and mirror, of every training image."""
+    """The weak view, crop, mirror and color noise, of every training image."""
     strong: StrongView = StrongView()
     """The strong view, RandAugment and cutout, of unlabeled images and, with `noise_labeled`, of labeled ones."""
     mixup: Mixup | None = technique(None)
@@ -265,7 +265,7 @@ class Finetune(Adaptation):
     optimizer: Optimizer = Optimizer(lr=0.01)
     """The optimizer and its learning rate, which should be as low as at the end of a training."""
     warmup_steps: NonNegative = 0
-    """Steps over which the learning rate rises linearly from 0. After them it falls as a cosine to 0."""
+    """Steps over which the learning rate rises linearly from 0, before it falls as `schedule` says."""
     schedule: AnySchedule = technique(None)
     """How the learning rate falls after the warm-up. Without this section it falls to 0 as half a cosine."""
     label_smoothing: Probability = 0.1

@@ -40,10 +40,11 @@ class WeakView(Section):
     """Smallest share of the image's area that `crop: resized` takes, at an aspect ratio between 3/4 and 4/3. Lower it
     to 0.08 for trainings of many epochs on large images."""
     min_scale: Annotated[float, Field(ge=1)] = technique(1.14, off=1.14)
-    """Least length of the shorter side with `crop: scale`, in units of `image_size`: 256 of 224 pixels."""
+    """Least length of the shorter side with `crop: scale`, in units of `image_size`. The default is the 256 of 224
+    pixels of VGG and ResNet."""
     max_scale: Annotated[float, Field(ge=1)] = technique(2.14, off=2.14)
-    """Greatest length of the shorter side with `crop: scale`, in units of `image_size`: 480 of 224 pixels, as in
-    ResNet. VGG has 512, which is 2.29. Lower it if objects fill the images."""
+    """Greatest length of the shorter side with `crop: scale`, in units of `image_size`. The default is the 480 of 224
+    pixels of ResNet; VGG has 512, which is 2.29. Lower it if objects fill the images."""
     color_jitter: ColorJitter | None = technique(None)
     """Scale brightness, contrast and saturation of each image at random; `{}` takes the factors 0.6 to 1.4 of Bag of
     Tricks. Without this section it is off."""

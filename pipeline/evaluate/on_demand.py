@@ -15,24 +15,22 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline.arrays import F32Array
 from pipeline.config import Data, Evaluate, Runtime, Split, changed, load_config
 from pipeline.errors import UserError, did_you_mean
 from pipeline.evaluate.ensemble import check_others, columns_of, mean_log_probs
 from pipeline.evaluate.metrics import Metrics, compute_metrics
-from pipeline.evaluate.patches import patches_of
 from pipeline.evaluate.per_class import PerClass, per_class, taken_for
 from pipeline.evaluate.predictions import Predictions, predictions_of
-from pipeline.evaluate.predictor import Predictor, predict, reader_of
+from pipeline.evaluate.predictor import predict_by
 from pipeline.files import append_json, open_to_append
 from pipeline.models.champion import pinned
-from pipeline.models.format import load_model, read_info
+from pipeline.models.format import read_info
 from pipeline.packing.pack import pack
 from pipeline.shards.dataset import Dataset, open_split, warn_of_left_out
 from pipeline.shards.manifest import MANIFEST
 from pipeline.shards.tar import walk
 from pipeline.stages.lock import find_run
-from pipeline.stages.machine import device_of, precision_here, resolve
+from pipeline.stages.machine import precision_here, resolve
 
 log = logging.getLogger("selftrain.evaluate")
 
@@ -126,7 +124,7 @@ def evaluate_on(
         warn_of_left_out(dataset)
         labels = labels_as(dataset, classes, data_path)
         each = [
-            predict_split(path, dataset, data, evaluate, runtime)[:, at]
+            predict_by(path, dataset, data, evaluate, runtime, mc_dropout=evaluate.mc_dropout)[:, at]
             for path, at in zip(paths, columns, strict=True)
         ]
         log_probs = mean_log_probs(each) if others else each[0]
@@ -138,14 +136,6 @@ def evaluate_on(
             of_mean = {"ensemble_top1": metrics.top1} if others else {}
             test.log(data_path, metrics.num_samples, top1=members[str(path)].top1, **of_mean)
     return found
-
-
-def predict_split(path: Path, dataset: Dataset, data: Data, evaluate: Evaluate, runtime: Runtime) -> F32Array:
-    """The log-probabilities [N, C] of a model on a data set, in the order of the model's classes."""
-    model, info = load_model(path, dropout=evaluate.mc_dropout > 0)
-    how = {**patches_of(evaluate), "mc_dropout": evaluate.mc_dropout}
-    predictor = Predictor(model, info, device=device_of(runtime), precision=runtime.precision, **how)
-    return predict(predictor, reader_of(info, dataset, data, evaluate.scales), len(dataset), evaluate.batch_size)
 
 
 @contextlib.contextmanager

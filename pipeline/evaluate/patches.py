@@ -15,7 +15,7 @@ from pipeline.arrays import I64Array
 from pipeline.config import Data
 from pipeline.config.evaluate import Crops, Patches
 from pipeline.errors import UserError
-from pipeline.models.format import ModelInfo
+from pipeline.models.format import ModelInfo, read_side
 from pipeline.shards.dataset import Dataset
 from pipeline.shards.decode import Pixels
 from pipeline.shards.reader import Reader
@@ -41,12 +41,10 @@ def in_fingerprint(section: Patches) -> dict[str, str]:
 def sides_of(size: int, crop_pct: float, crops: Crops, scales: Sequence[float]) -> tuple[int, ...]:
     """The sides R at which images are read for a model of input size S, one per scale, of which patches of S are cut.
 
-    Scale 1 is S / crop_pct, as without scales (timm's rounding).
-
     Raises:
         UserError: one is below S, or of ten patches all would be the same.
     """
-    sides = tuple(int(size / crop_pct) if scale == 1 else round(scale * size / crop_pct) for scale in scales)
+    sides = tuple(read_side(size, crop_pct, scale) for scale in scales)
     if (least := min(sides)) < size:
         scale = scales[sides.index(least)]
         raise UserError(

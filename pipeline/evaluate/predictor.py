@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from pipeline.arrays import F32Array, I64Array
-from pipeline.config import CropMode, Data, Interpolation, StrongView, WeakView
+from pipeline.config import CropMode, Data, Evaluate, Interpolation, Runtime, StrongView, WeakView
 from pipeline.config.evaluate import Crops
-from pipeline.evaluate.patches import Pyramid, cut, reader_at, sides_of, unpacked
-from pipeline.models.format import ModelInfo
+from pipeline.evaluate.patches import Pyramid, cut, patches_of, reader_at, sides_of, unpacked
+from pipeline.models.format import ModelInfo, load_model
 from pipeline.models.forward import predict_both, predict_logits
 from pipeline.models.mc_dropout import sample_logits
 from pipeline.models.memory_format import channels_last
@@ -21,6 +22,7 @@ from pipeline.models.preprocessing import normalization_of
 from pipeline.shards.dataset import Dataset
 from pipeline.shards.decode import Pixels
 from pipeline.shards.reader import Reader
+from pipeline.stages.machine import device_of
 from pipeline.threads import read_ahead
 from pipeline.views import Views
 
@@ -160,3 +162,25 @@ def predict(
         check_stop()
         result[rows] = torch.log_softmax(predictor.logits(images, rows), dim=1).cpu().numpy()
     return result
+
+
+def predict_by(
+    path: Path,
+    dataset: Dataset,
+    data: Data,
+    evaluate: Evaluate,
+    runtime: Runtime,
+    *,
+    mc_dropout: int = 0,
+    check_stop: Callable[[], None] = lambda: None,
+) -> F32Array:
+    """The log-probabilities [N, C] of a saved model on a whole data set, which it sees as a section says.
+
+    Raises:
+        UserError: there is no model, or it cannot see the images so.
+    """
+    model, info = load_model(path, dropout=mc_dropout > 0)
+    how = {**patches_of(evaluate), "mc_dropout": mc_dropout}
+    predictor = Predictor(model, info, device=device_of(runtime), precision=runtime.precision, **how)
+    reader = reader_of(info, dataset, data, evaluate.scales)
+    return predict(predictor, reader, len(dataset), evaluate.batch_size, check_stop=check_stop)

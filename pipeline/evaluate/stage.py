@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,17 +11,16 @@ from pipeline.arrays import F32Array
 from pipeline.config import semantic
 from pipeline.evaluate.ensemble import mean_log_probs
 from pipeline.evaluate.metrics import compute_metrics
-from pipeline.evaluate.patches import in_fingerprint, patches_of
+from pipeline.evaluate.patches import in_fingerprint
 from pipeline.evaluate.predictions import write_predictions
-from pipeline.evaluate.predictor import Predictor, predict, reader_of
+from pipeline.evaluate.predictor import predict_by
 from pipeline.files import write_json
-from pipeline.models.format import load_model, model_digest
-from pipeline.shards.dataset import Dataset, open_split
+from pipeline.models.format import model_digest
+from pipeline.shards.dataset import open_split
 from pipeline.stages import progress
 from pipeline.stages.fingerprint import StageInputs
 from pipeline.stages.folder import append_timing
 from pipeline.stages.jobs import EvaluateJob
-from pipeline.stages.machine import device_of
 from pipeline.stages.preamble import Stage
 
 ENSEMBLE, SAMPLED = "ensemble", "mc_dropout"
@@ -61,31 +61,23 @@ def run_evaluate(job: EvaluateJob, stage: Stage) -> None:
         results[name] = compute_metrics(log_probs, dataset.labels).to_json()
         write_predictions(job.out / f"predictions-{name}.npz", log_probs, dataset.labels)
 
+    def answers(path: Path, mc_dropout: int = 0) -> F32Array:
+        stop = partial(stage.check_stop, f"in {path}")
+        where = (path, dataset, job.data, job.evaluate, job.runtime)
+        return predict_by(*where, mc_dropout=mc_dropout, check_stop=stop)
+
     for done, (name, path) in enumerate(job.models.items()):
         progress.report(job.out, done, len(job.models), "models", name)
         started = time.monotonic()
-        log_probs = _predict(path, dataset, job, stage)
+        log_probs = answers(path)
         keep(name, log_probs)
         if name in job.ensemble:
             members.append(log_probs)
         if name == job.sampled:
-            keep(SAMPLED, _predict(path, dataset, job, stage, job.evaluate.mc_dropout))
+            keep(SAMPLED, answers(path, job.evaluate.mc_dropout))
         append_timing(job.out, done, time.monotonic() - started, len(dataset))
     if members:
         keep(ENSEMBLE, mean_log_probs(members))
     write_json(job.out / f"{job.split}.json", results)
     progress.report(job.out, len(job.models), len(job.models), "models")
     stage.finish([f"{job.split}.json", *(f"predictions-{name}.npz" for name in results)])
-
-
-def _predict(path: Path, dataset: Dataset, job: EvaluateJob, stage: Stage, mc_dropout: int = 0) -> F32Array:
-    """The log-probabilities [N, C] of one model on a data set."""
-    model, info = load_model(path, dropout=mc_dropout > 0)
-    how = {**patches_of(job.evaluate), "mc_dropout": mc_dropout}
-    return predict(
-        Predictor(model, info, device=device_of(job.runtime), precision=job.runtime.precision, **how),
-        reader_of(info, dataset, job.data, job.evaluate.scales),
-        len(dataset),
-        job.evaluate.batch_size,
-        check_stop=lambda: stage.check_stop(f"in {path}"),
-    )

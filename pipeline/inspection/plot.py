@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipeline.inspection.statistics import LayerStatistics
+from pipeline.inspection.activity import LayerStatistics
 from pipeline.inspection.variants import Snapshot
 from pipeline.report.plots import ACCENT, MUTED, SECOND, canvas
 

@@ -15,7 +15,7 @@ import torch
 from pipeline.config import Config, changed
 from pipeline.config.unread import reads
 from pipeline.errors import UserError
-from pipeline.inspection.statistics import LayerStatistics, layer_statistics
+from pipeline.inspection.activity import LayerStatistics, layer_statistics
 from pipeline.models import build
 from pipeline.models.preprocessing import without_arrays
 from pipeline.runs.dry_run import check_training

@@ -13,11 +13,12 @@ from timm.models import register_model
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pipeline.models.classifier import Classifier
 from pipeline.models.local_response import LocalResponseNorm
 from pipeline.models.registry import create
 
 
-class AlexNet(nn.Module):
+class AlexNet(Classifier):
     """Five convolutions, of which 1 and 2 are followed by local response normalization and 1, 2 and 5 by overlapping
     max pooling, then two hidden linear layers with dropout, and the classifier.
 
@@ -78,23 +79,12 @@ class AlexNet(nn.Module):
             x = conv(x)
         return x
 
-    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Features [B, C, H', W'] -> logits [B, num_classes], or what the last layer reads, [B, 4096]."""
+    def pooled(self, x: Tensor) -> Tensor:
+        """Features [B, C, H', W'] -> what the hidden layers make of them, [B, 4096]."""
         x = F.adaptive_avg_pool2d(x, self.grid).flatten(1)
         for layer in self.hidden:
             x = layer(x)
-        if pre_logits:
-            return x
-        logits: Tensor = self.fc(x)
-        return logits
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Images [B, 3, H, W] -> logits [B, num_classes]."""
-        return self.forward_head(self.forward_features(x))
-
-    def get_classifier(self) -> nn.Module:
-        """The last layer, which has one output per class."""
-        return self.fc
+        return x
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """The order of the layers, as timm describes it: the first convolution, the others, the linear layers."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import nn
 from torch.overrides import TorchFunctionMode
@@ -18,16 +18,21 @@ from pipeline.config import Scalar
 from pipeline.errors import UserError
 from pipeline.models import activations, pooling
 
-ALTERATIONS: Mapping[str, Callable[[nn.Module, Any], list[nn.Module]]] = {
-    "activation": activations.with_activation,
-    "fractional_pooling": pooling.with_fractional_pooling,
+
+class Alteration(NamedTuple):
+    """A change of the function that an architecture computes."""
+
+    put: Callable[[nn.Module, Any], list[nn.Module]]
+    """Changes a model in place, and returns the modules that it put there."""
+    escapes: frozenset[str]
+    """The functions that do, without a module, what it would have replaced."""
+
+
+ALTERATIONS: Mapping[str, Alteration] = {
+    "activation": Alteration(activations.with_activation, activations.FUNCTIONS),
+    "fractional_pooling": Alteration(pooling.with_fractional_pooling, pooling.FUNCTIONS),
 }
-"""Argument -> what changes a model in place, and returns the modules that it put there."""
-_ESCAPES: Mapping[str, frozenset[str]] = {
-    "activation": activations.FUNCTIONS,
-    "fractional_pooling": pooling.FUNCTIONS,
-}
-"""Argument -> the functions that do, without a module, what it would have replaced."""
+"""Argument -> alteration."""
 
 
 def split_args(model_args: Mapping[str, Scalar]) -> tuple[dict[str, Scalar], dict[str, Scalar]]:
@@ -43,7 +48,7 @@ def alter(model: nn.Module, alterations: Mapping[str, Scalar]) -> None:
         UserError: the model has nothing that could be changed, or a value does not exist.
     """
     for name, value in alterations.items():
-        ALTERATIONS[name](model, value)
+        ALTERATIONS[name].put(model, value)
 
 
 @contextmanager
@@ -58,7 +63,7 @@ def refusing_escapes(model: nn.Module, alterations: Mapping[str, Scalar]) -> Ite
     if not alterations:
         yield
         return
-    watch = _Watch(frozenset().union(*(_ESCAPES[name] for name in alterations)))
+    watch = _Watch(frozenset().union(*(ALTERATIONS[name].escapes for name in alterations)))
     leaves = [m for m in model.modules() if type(m).__module__.startswith("torch.nn.") and not [*m.children()]]
     handles = [leaf.register_forward_pre_hook(watch.enter) for leaf in leaves]
     handles += [leaf.register_forward_hook(watch.leave) for leaf in leaves]
@@ -69,7 +74,7 @@ def refusing_escapes(model: nn.Module, alterations: Mapping[str, Scalar]) -> Ite
         for handle in handles:
             handle.remove()
     for name in alterations:
-        if found := sorted(watch.called.keys() & _ESCAPES[name]):
+        if found := sorted(watch.called.keys() & ALTERATIONS[name].escapes):
             raise UserError(
                 f"`{name}`: {type(model).__name__} calls {', '.join(found)} as a function {watch.called.total()} times "
                 "per pass, where nothing can be put in its place; set it to null, or choose another model"

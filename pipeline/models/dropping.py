@@ -14,11 +14,8 @@ from torch.nn import functional as F
 
 from pipeline.config import NetworkSettings
 from pipeline.errors import UserError, did_you_mean
+from pipeline.models.branches import branch_ends
 from pipeline.models.layers import classifiers
-
-_LAST_OF_BRANCH = ("conv3", "conv2", "conv_pwl", "fc2")
-"""The names of the last layer of a residual branch: of bottlenecks, of blocks with two convolutions (ours, too), of
-inverted residuals, of the MLPs of transformers. The first that a block has counts."""
 
 
 def add_dropping(model: nn.Module, settings: NetworkSettings) -> nn.Module:
@@ -41,23 +38,14 @@ def drop_in_blocks(model: nn.Module, rate: float) -> None:
     Raises:
         UserError: the network has no residual branch that is known here.
     """
-    found = [layer for block in model.modules() if (layer := _last_of_branch(block)) is not None]
-    if not found:
+    layers = dict.fromkeys(end.layer for end in branch_ends(model))
+    if not layers:
         raise UserError(
             f"`block_dropout`: {type(model).__name__} has no residual branches that are known here; set it to 0, or "
             "name the places in dropout_at"
         )
-    for layer in found:
+    for layer in layers:
         layer.register_forward_pre_hook(partial(_drop_input, rate))
-
-
-def _last_of_branch(block: nn.Module) -> nn.Module | None:
-    children = dict(block.named_children())
-    name = next((name for name in _LAST_OF_BRANCH if isinstance(children.get(name), nn.Conv2d | nn.Linear)), None)
-    is_residual = "drop_path" in children or hasattr(block, "drop_path") or hasattr(block, "shortcut")
-    if name is None or not (is_residual or isinstance(children[name], nn.Linear)):  # an MLP's shortcut is outside of it
-        return None
-    return children[name]
 
 
 def drop_at(model: nn.Module, places: Mapping[str, float]) -> None:

@@ -97,22 +97,24 @@ class ModelInfo(Section):
 
     @model_serializer(mode="wrap")
     def _without_what_is_off(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """model.json is what it was before there was a key that is off."""
-        return {name: value for name, value in dump(self).items() if name != "dropout" or value}
-
-    @property
-    def read_size(self) -> int:
-        """The side at which images are read, of which the model sees the centre (timm's rounding)."""
-        return math.floor(self.input_size[-1] / self.crop_pct)
+        """model.json and digests are what they were before there was a key that is off."""
+        off = {"dropout": 0.0, "preprocessing": "given"}
+        return {name: value for name, value in dump(self).items() if name not in off or value != off[name]}
 
     @property
     def seen(self) -> tuple[int, Interpolation, CropMode]:
         """How images are read for the model; models of which it is equal see the same pixels."""
-        return self.read_size, self.interpolation, self.crop
+        return read_side(self.input_size[-1], self.crop_pct), self.interpolation, self.crop
 
     def with_metrics(self, metrics: dict[str, Any]) -> ModelInfo:
         """The same description with these figures."""
         return changed(self, metrics=metrics)
+
+
+def read_side(size: int, crop_pct: float, scale: float = 1.0) -> int:
+    """The side at which images are read for a model that sees the centre of `size` pixels: timm's rounding at scale 1,
+    and else the nearest whole number."""
+    return math.floor(size / crop_pct) if scale == 1 else round(scale * size / crop_pct)
 
 
 class _Lineage(TypedDict, total=False):
@@ -148,13 +150,7 @@ def described(info: ModelInfo) -> dict[str, Any]:
     """The content of model.json, with the plugin that defines the architecture, if one does."""
     plugins = plugins_of(info.architecture)
     info = changed(info, lineage={**info.lineage, "plugins": plugins}) if plugins else info
-    return _as_json(info)
-
-
-def _as_json(info: ModelInfo) -> dict[str, Any]:
-    """The content of model.json. What other versions do not know is left out where it is off."""
-    off = {"preprocessing"} if info.preprocessing == "given" else set()
-    return info.model_dump(mode="json", by_alias=True, exclude=off)
+    return info.model_dump(mode="json", by_alias=True)
 
 
 def find_weights(path: Path) -> Path:
@@ -261,7 +257,10 @@ def _named(plugins: Mapping[str, str]) -> str:
     return ", ".join(f"{name} ({digest[:8]})" for name, digest in plugins.items()) or "no plugin"
 
 
-_PREDICTS_BY = {"architecture", "model_args", "classes", "input_size", "mean", "std", "crop", "interpolation"}
+_PREDICTS_BY = {
+    *("architecture", "model_args", "classes", "input_size"),
+    *("mean", "std", "preprocessing", "crop", "interpolation"),
+}
 
 
 def model_digest(path: Path) -> str:
@@ -278,8 +277,6 @@ def model_digest(path: Path) -> str:
     sees = info.model_dump(mode="json", include=_PREDICTS_BY)
     if info.crop_pct != 1:  # else it is the digest from before there was a choice
         sees["crop_pct"] = info.crop_pct
-    if info.preprocessing != "given":
-        sees["preprocessing"] = info.preprocessing
     return digest({"weights": sha256, **sees, **plugins_of(info.architecture)})
 
 
@@ -299,7 +296,7 @@ def export_model(source: Path, out: Path) -> ModelInfo:
     data = weights.read_bytes() if weights.suffix == ".safetensors" else _as_safetensors(read_state(weights))
     if out.exists() and out.read_bytes() != data:
         raise UserError(f"{out} exists and holds another model; choose another name, or delete it")
-    beside, content = out.with_suffix(".json"), _as_json(info)
+    beside, content = out.with_suffix(".json"), info.model_dump(mode="json", by_alias=True)
     if beside.exists() and read_json(beside) != content:
         raise UserError(f"{beside} exists and is not of this model; choose another name, or delete it")
     write_bytes(out, data)

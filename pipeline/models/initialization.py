@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Sequence
 
@@ -11,6 +10,7 @@ from torch import nn
 
 from pipeline.config import Init, NetworkSettings
 from pipeline.errors import UserError
+from pipeline.models.branches import branch_ends
 
 Layer = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear
 _ALEXNET_STD = 0.01
@@ -130,19 +130,8 @@ def undo_zero_gamma(model: nn.Module) -> None:
 
 
 def _last_weights(model: nn.Module, value: str) -> list[nn.Parameter]:
-    """The weights that the blocks of a model set to 0 in `zero_init_last`, as timm calls it.
-
-    Blocks do not name them, so a copy of each, all of ones, is asked. It also shows them where tensors have no values.
-    """
-    found = []
-    for block in model.modules():
-        if not hasattr(block, "zero_init_last"):
-            continue
-        ones = copy.deepcopy(block).to_empty(device="cpu")
-        for parameter in ones.parameters():
-            parameter.fill_(1.0)
-        ones.zero_init_last()  # type: ignore[operator]
-        found += [block.get_parameter(name) for name, p in ones.named_parameters() if not p.any()]
+    """What the branches of a model are multiplied by, as their blocks tell it."""
+    found = [end.weight for end in branch_ends(model) if end.weight is not None]
     if not found:
         raise UserError(
             f"`zero_gamma`: {type(model).__name__} has no residual branches, or does not say what they end with, so it "

@@ -17,11 +17,10 @@ from torch import Tensor, nn
 
 from pipeline.errors import UserError
 from pipeline.models.format import ModelInfo
+from pipeline.models.initialization import zero_gamma
 from pipeline.models.poly_inception import KINDS
 from pipeline.models.polynet import PolyNet
 from pipeline.models.registry import build
-
-_ENDS_A_PATH = re.compile(r".*\.project\.\d+\.norms\.0\.weight")
 
 
 def insert(model: nn.Module, state: Mapping[str, Tensor], info: ModelInfo | None, source: str) -> dict[str, Tensor]:
@@ -58,6 +57,7 @@ def insert(model: nn.Module, state: Mapping[str, Tensor], info: ModelInfo | None
                 f"cannot be copied; set model_args.{key} to {other.form[key]:g}, or drop start"
             )
     inserted = {name: tensor for name, tensor in state.items() if not name.startswith("stages.")}
+    zero_gamma(model)
     own = model.state_dict()
     for stage, (old, new) in enumerate(zip(other.kinds, model.kinds, strict=True)):
         found = places(old, new)
@@ -71,8 +71,7 @@ def insert(model: nn.Module, state: Mapping[str, Tensor], info: ModelInfo | None
         for name, tensor in own.items():
             if match := re.fullmatch(rf"stages\.{stage}\.(\d+)\.(.+)", name):
                 theirs = f"stages.{stage}.{number_of.get(int(match[1]))}.{match[2]}"
-                begun = torch.zeros_like(tensor) if _ENDS_A_PATH.fullmatch(name) else tensor
-                inserted[name] = state.get(theirs, begun)
+                inserted[name] = state.get(theirs, tensor)
     return inserted
 
 

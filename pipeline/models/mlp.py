@@ -10,10 +10,11 @@ from timm.models import register_model
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pipeline.models.classifier import Classifier
 from pipeline.models.registry import create
 
 
-class Mlp(nn.Module):
+class Mlp(Classifier):
     """`depth` hidden layers of `width` units, each with an activation, on the pixels of images of one size."""
 
     def __init__(
@@ -39,21 +40,9 @@ class Mlp(nn.Module):
             x = act(layer(x))
         return x
 
-    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Features [B, width] -> logits [B, num_classes], or what the last layer reads."""
-        x = F.dropout(x, self.drop_rate, self.training)
-        if pre_logits:
-            return x
-        logits: Tensor = self.fc(x)
-        return logits
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Images [B, 3, S, S] -> logits [B, num_classes]."""
-        return self.forward_head(self.forward_features(x))
-
-    def get_classifier(self) -> nn.Module:
-        """The last layer, which has one output per class."""
-        return self.fc
+    def pooled(self, x: Tensor) -> Tensor:
+        """Features [B, width] -> what the last layer reads: themselves, with dropout."""
+        return F.dropout(x, self.drop_rate, self.training)
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """The order of the layers, as timm describes it: the first is the stem."""

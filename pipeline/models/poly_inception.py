@@ -142,6 +142,12 @@ class PolyInception(nn.Module):
         self.drop_path = DropPath(drop_path)
         self.act = nn.ReLU()
 
+    def zero_init_last(self) -> None:
+        """Set the gammas that the terms end with to 0, so that the module gives what it gets."""
+        for inception in self.inceptions:
+            for conv in inception.project:  # type: ignore[union-attr]
+                nn.init.zeros_(conv.norms[0].weight)
+
     def forward(self, x: Tensor) -> Tensor:
         """Features that are not negative, [B, C, H, W] -> [B, C, H, W]."""
         family, num_paths = self.kind

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from timm.models import register_model
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from pipeline.errors import did_you_mean
+from pipeline.models.classifier import Classifier
 from pipeline.models.poly_inception import INCEPTIONS, KINDS, ConvNorm, Norm, PolyInception
 from pipeline.models.registry import create
 
@@ -99,7 +99,7 @@ def reduction_b(channels: int, norm: Norm, scaled: Scaled) -> tuple[nn.Module, i
     return Parallel([deep, *flat, nn.MaxPool2d(3, 2)]), channels + 2 * c256 + c384
 
 
-class PolyNet(nn.Module):
+class PolyNet(Classifier):
     """Stem, stage A, reduction, stage B, reduction, stage C, global average pooling, classifier.
 
     Args:
@@ -177,22 +177,6 @@ class PolyNet(nn.Module):
                 again = self.grad_checkpointing and torch.is_grad_enabled()
                 x = checkpoint(module, x, use_reentrant=False) if again else module(x)
         return x
-
-    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Features [B, C, H, W] -> logits [B, num_classes], or what the last layer reads, [B, C]."""
-        pooled = F.dropout(x.mean((2, 3)), self.drop_rate, self.training)
-        if pre_logits:
-            return pooled
-        logits: Tensor = self.fc(pooled)
-        return logits
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Images [B, 3, H, W] -> logits [B, num_classes]."""
-        return self.forward_head(self.forward_features(x))
-
-    def get_classifier(self) -> nn.Module:
-        """The last layer, which has one output per class."""
-        return self.fc
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """The order of the layers, as timm describes it: the stem, reductions and modules, the rest."""

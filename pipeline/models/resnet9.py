@@ -14,6 +14,7 @@ from timm.models import register_model
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pipeline.models.classifier import Classifier
 from pipeline.models.registry import create
 
 
@@ -42,7 +43,7 @@ class Block(nn.Module):
         return x + residual
 
 
-class ResNet9(nn.Module):
+class ResNet9(Classifier):
     """A stem, three stages of `width`, 2 `width` and 4 `width` channels, and a global max pooling.
 
     Logits are scaled by 1/9, which keeps the first steps of a high learning rate from saturating the softmax.
@@ -78,21 +79,13 @@ class ResNet9(nn.Module):
             x = stage(x)
         return x
 
-    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Features [B, C, H, W] -> logits [B, num_classes], or what the last layer reads, [B, C]."""
-        pooled = F.dropout(x.amax((2, 3)), self.drop_rate, self.training)
-        if pre_logits:
-            return pooled
-        logits: Tensor = self.fc(pooled) / 9
-        return logits
+    def pooled(self, x: Tensor) -> Tensor:
+        """Features [B, C, H, W] -> what the last layer reads, [B, C]: their maxima, with dropout."""
+        return F.dropout(x.amax((2, 3)), self.drop_rate, self.training)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Images [B, 3, H, W] -> logits [B, num_classes]."""
-        return self.forward_head(self.forward_features(x))
-
-    def get_classifier(self) -> nn.Module:
-        """The last layer, which has one output per class."""
-        return self.fc
+    def classified(self, x: Tensor) -> Tensor:
+        """What the last layer reads [B, C] -> logits [B, num_classes]."""
+        return super().classified(x) / 9
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """The order of the layers, as timm describes it: the stem, the stages, the rest."""

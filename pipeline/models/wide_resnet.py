@@ -9,8 +9,8 @@ from typing import Any
 from timm.layers import DropPath
 from timm.models import register_model
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from pipeline.models.classifier import Classifier
 from pipeline.models.registry import create
 
 
@@ -42,7 +42,7 @@ class Block(nn.Module):
         return (x if self.shortcut is None else self.shortcut(active)) + residual
 
 
-class WideResNet(nn.Module):
+class WideResNet(Classifier):
     """WRN-depth-width for small images: three stages of (depth - 4) / 6 blocks, at strides 1, 2 and 4.
 
     Raises:
@@ -96,22 +96,6 @@ class WideResNet(nn.Module):
             x = block(x)
         active: Tensor = self.act(self.norm(x))
         return active
-
-    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Features [B, C, H, W] -> logits [B, num_classes], or what the last layer reads, [B, C]."""
-        pooled = F.dropout(x.mean((2, 3)), self.drop_rate, self.training)
-        if pre_logits:
-            return pooled
-        logits: Tensor = self.fc(pooled)
-        return logits
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Images [B, 3, H, W] -> logits [B, num_classes]."""
-        return self.forward_head(self.forward_features(x))
-
-    def get_classifier(self) -> nn.Module:
-        """The last layer, which has one output per class."""
-        return self.fc
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """The order of the layers, as timm describes it: the stem, the blocks, the rest."""

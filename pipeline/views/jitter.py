@@ -64,9 +64,7 @@ class ColorNoise:
 
     def apply(self, images: Tensor, numbers: Tensor) -> Tensor:
         """Images uint8 [B, S, S, 3] with the noise of `numbers` [B, NUM_NUMBERS], of the same shape."""
-        result, values = torch.empty_like(images), images[0].numel() if len(images) else 1
-        # A host takes so few images at a time that they stay in its cache.
-        num = max(_CACHED_NUMBERS // values, 1) if images.device.type == "cpu" else max(len(images), 1)
+        result, num = torch.empty_like(images), num_at_once(images)
         for part, given, of_part in zip(result.split(num), images.split(num), numbers.split(num), strict=True):
             planes = given.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
             self._change(planes, of_part[:, :, None, None])
@@ -88,6 +86,13 @@ class ColorNoise:
                 turn_hue(planes, _column(numbers, _HUE))
         if self.components is not None:
             planes.add_(numbers[:, _SHIFT:])
+
+
+def num_at_once(images: Tensor) -> int:
+    """How many images [B, ...] are worked on at a time: on a host so few that they stay in its cache."""
+    if images.device.type != "cpu":
+        return max(len(images), 1)
+    return max(_CACHED_NUMBERS // max(images[:1].numel(), 1), 1)
 
 
 def blend(planes: Tensor, base: Tensor, factors: Tensor) -> None:

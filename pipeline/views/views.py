@@ -18,13 +18,12 @@ from pipeline.config import StrongView, WeakView
 from pipeline.errors import UserError
 from pipeline.randomness import Purpose, key_of, uniforms
 from pipeline.views.geometry import crop, cut_out, fit, mirror
-from pipeline.views.jitter import ColorNoise
+from pipeline.views.jitter import ColorNoise, num_at_once
 from pipeline.views.randaugment import RandAugment
 
 # Columns of the draws. Each number has its own column, so that turning one kind of noise off changes no other.
 _TOP, _LEFT, _FLIP, _, _, _CUT_TOP, _CUT_LEFT = range(7)
 _RANDAUGMENT = 8
-_CACHED_NUMBERS = 1 << 17
 
 Draws = F64Array
 
@@ -154,8 +153,7 @@ class Views:
     def _normalize(self, view: Tensor) -> Tensor:
         flat = view.flatten(1)
         floats = _empty(flat.shape, self._device)
-        # A host takes so few images at a time that they stay in its cache.
-        num = max(_CACHED_NUMBERS // flat.shape[1] if self._device.type == "cpu" else len(flat), 1)
+        num = num_at_once(flat)
         # Multiply and add stay apart: a fused one may round differently at the end of a batch than within it.
         for part, pixels in zip(floats.split(num), flat.split(num), strict=True):
             part.copy_(pixels).mul_(self._scale).add_(self._shift)

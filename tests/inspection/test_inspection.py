@@ -15,7 +15,7 @@ from pipeline.cli.app import app
 from pipeline.config import Config, Training, changed, dump_yaml, parse
 from pipeline.errors import UserError
 from pipeline.inspection import Snapshot, inspect_variants, parse_variant
-from pipeline.inspection.statistics import layer_statistics
+from pipeline.inspection.activity import layer_statistics
 from pipeline.models import build
 
 SMALL = {"img_size": 8, "width": 30, "depth": 4}

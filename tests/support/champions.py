@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from pipeline.arrays import I64Array
 from pipeline.config import Config, Data, Evaluate, Runtime, dump_yaml, parse
-from pipeline.evaluate.on_demand import predict_split
+from pipeline.evaluate.predictor import predict_by
 from pipeline.models.format import ModelInfo, read_info, save_model
 from pipeline.packing.pack import pack
 from pipeline.shards.dataset import open_split
@@ -40,7 +40,7 @@ def run_with(folder: Path, model: Path, data: Path | None = None) -> Path:
 def answers(model: Path, data: Path) -> I64Array:
     """What a model answers on val, [N]."""
     given = Data(root=data, cache="never")
-    return predict_split(model, open_split(given, "val"), given, Evaluate(), RUNTIME).argmax(1)
+    return predict_by(model, open_split(given, "val"), given, Evaluate(), RUNTIME).argmax(1)
 
 
 def pack_val(folder: Path, labels: Sequence[int]) -> Path:
@@ -54,7 +54,7 @@ def even_model(path: Path, data: Path, seed: int) -> Path:
     """A random model that names every class for about as many of these images."""
     save_random(path, CLASSES, seed=seed)
     given = Data(root=data, cache="never")
-    log_probs = predict_split(path, open_split(given, "val"), given, Evaluate(), RUNTIME)
+    log_probs = predict_by(path, open_split(given, "val"), given, Evaluate(), RUNTIME)
     state = load_file(path)
     (bias,) = (name for name, value in state.items() if name.endswith("bias") and value.shape == (len(CLASSES),))
     state[bias] = state[bias] - torch.from_numpy(np.median(log_probs, 0))

@@ -46,6 +46,7 @@ def check_dropped(dropped: Tensor, whole: Tensor, rate: float) -> None:
         ("wide_resnet10_1", "blocks.1.act2", "blocks.1.conv2"),
         ("resnet18", "layer2.0.act1", "layer2.0.conv2"),
         ("resnet10t", "layer2.0.act1", "layer2.0.conv2"),
+        ("regnetx_002", "s1.b1.se", "s1.b1.conv3.conv"),
         ("test_efficientnet", "blocks.2.0.bn1.act", "blocks.2.0.conv_pwl"),
     ],
 )

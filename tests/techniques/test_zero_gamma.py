@@ -94,6 +94,18 @@ def test_a_branch_that_ends_with_a_convolution_begins_with_a_zero_one_and_learns
         assert all(weight.any() for weight in weights)
 
 
+def test_a_module_of_polynet_gives_what_it_gets() -> None:
+    """Whatever its polynomial is: all of its terms end with a gamma of their own."""
+    stages = {"stage_a": "2-way", "stage_b": "poly-3", "stage_c": "mpoly-2"}
+    model = build("polynet_small", 10, model_args={"width": 0.05, **stages})
+    initialize(model, NetworkSettings(zero_gamma=True))
+    found: list[bool] = []
+    for block in branches(model):
+        block.register_forward_hook(lambda _, given, out: found.append(torch.equal(out, given[0])))
+    model(torch.randn(2, 3, 32, 32))
+    assert found == [True] * 3
+
+
 def test_without_the_key_an_architecture_begins_as_it_did() -> None:
     for name in ("resnet18", "wide_resnet10_1"):
         first, second = small(name), small(name)

@@ -1,0 +1,113 @@
+"""The rows of how a network is built, and of the weights that it begins with."""
+
+from __future__ import annotations
+
+from pipeline.techniques.technique import Technique
+
+NETWORK: tuple[Technique, ...] = (
+    Technique(
+        "activation",
+        "network",
+        ("training.activation",),
+        "relu",
+        "pipeline.models.activations:with_activation",
+        "Krizhevsky 2012, 3.1; He 2015, 2.1; CS231n, training neural networks",
+    ),
+    Technique("dropout", "network", ("training.dropout",), 0.2, "pipeline.models.registry:build", "Srivastava 2014"),
+    Technique(
+        "block_dropout",
+        "network",
+        ("training.block_dropout",),
+        0.3,
+        "pipeline.models.dropping:drop_in_blocks",
+        "Zagoruyko 2016, 2.4",
+    ),
+    Technique(
+        "dropout_at",
+        "network",
+        ("training.dropout_at",),
+        None,
+        "pipeline.models.dropping:drop_at",
+        "Srivastava 2014; CS231n, training neural networks",
+    ),
+    Technique(
+        "drop_connect",
+        "network",
+        ("training.drop_connect",),
+        0.5,
+        "pipeline.models.dropping:DropConnect",
+        "Wan 2013, 3.1",
+    ),
+    Technique(
+        "stochastic_depth",
+        "network",
+        ("training.stochastic_depth",),
+        0.1,
+        "pipeline.models.registry:build",
+        "Huang 2016, 3",
+    ),
+    Technique(
+        "fractional_pooling",
+        "network",
+        ("training.fractional_pooling",),
+        None,
+        "pipeline.models.pooling:FractionalMaxPool",
+        "Graham 2014, 2",
+    ),
+    Technique(
+        "frozen_layers",
+        "network",
+        ("training.frozen_layers",),
+        1,
+        "pipeline.models.layers:set_trainable",
+        "Xie 2020, 3.1",
+    ),
+    Technique(
+        "freeze_norm",
+        "network",
+        ("training.freeze_norm",),
+        True,
+        "pipeline.models.layers:set_trainable",
+        "He 2016, A; Ren 2017",
+    ),
+    Technique(
+        "thaw_steps",
+        "network",
+        ("training.thaw_steps",),
+        100,
+        "pipeline.train.network:Network.train_mode",
+        "Howard 2018 (ULMFiT), 3.3; Kumar 2022 (LP-FT), 4",
+    ),
+    Technique(
+        "probe",
+        "network",
+        ("training.probe",),
+        None,
+        "pipeline.probe.logistic:fit_path",
+        "Oquab 2024, 7.1; Radford 2021, A.3",
+    ),
+    Technique(
+        "init",
+        "init",
+        ("training.init",),
+        {"name": "kaiming"},
+        "pipeline.models.initialization:draw_weights",
+        "Glorot 2010, eq. 16; He 2015, eq. 10 and 14; Krizhevsky 2012, 5",
+    ),
+    Technique(
+        "zero_gamma",
+        "init",
+        ("training.zero_gamma",),
+        True,
+        "pipeline.models.initialization:zero_gamma",
+        "Goyal 2017, 5.1; He 2019 (Bag of Tricks), 3.1",
+    ),
+    Technique(
+        "start",
+        "init",
+        ("training.start",),
+        None,
+        "pipeline.models.weights:load_start",
+        "Girshick 2014; Touvron 2019",
+    ),
+)
