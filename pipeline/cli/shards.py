@@ -189,9 +189,13 @@ def init(
 
     [bold]Example[/bold]: selftrain init shards/birds > birds.yaml
     """
-    from pipeline.starter.plan import starting_config
+    from pipeline.stages.terminal import terminal
 
-    print(starting_config(folder, minutes=minutes, encoder=encoder, method=method), end="")
+    with terminal().status("measuring how fast this machine trains"):  # on stderr: the config alone is on stdout
+        from pipeline.starter.plan import starting_config
+
+        text = starting_config(folder, minutes=minutes, encoder=encoder, method=method)
+    print(text, end="")
 
 
 def _print_pack(report: PackReport) -> None:
