@@ -31,6 +31,10 @@ VARIABLES = {
 STOP_S = 5.0
 
 
+class NotStarted(Exception):
+    """The embedded server does not answer, as on a machine that is too busy."""
+
+
 def start_server() -> None:
     """Start the server for the rest of this process, and set the variables by which this process and its children talk
     to it: PREFECT_API_URL, and a password of this run, so that no other user and no web page can.
@@ -38,7 +42,8 @@ def start_server() -> None:
     It reads PREFECT_HOME and PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS, which flows.settings sets.
 
     Raises:
-        UserError: the server did not start in time, or its log cannot be written.
+        NotStarted: the server did not answer in time, or it ended.
+        UserError: its log cannot be written.
     """
     home = Path(os.environ["PREFECT_HOME"])
     log_path = home / "server.log"
@@ -68,11 +73,9 @@ def start_server() -> None:
     atexit.register(_stop, process)
     timeout_s = float(os.environ["PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS"])
     if not _wait_until_healthy(url, process, timeout_s):
+        ended = process.poll() is not None
         _stop(process)
-        raise UserError(
-            f"the embedded Prefect server did not start (see {log_path}); set PREFECT_API_URL to use another server, "
-            "or pass --no-prefect to run without one"
-        )
+        raise NotStarted(f"it ended, see {log_path}" if ended else f"it does not answer after {timeout_s:g} s")
     os.environ |= {"PREFECT_API_URL": url, "PREFECT_API_AUTH_STRING": password}
 
 

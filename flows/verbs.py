@@ -151,16 +151,20 @@ def _run_loop(config: Config, run_dir: Path, accept_environment: bool, *, watche
 
 
 def _watched(folder: Path, call: Callable[[], T], plain: Callable[[], T]) -> T:
-    """Call a flow on the user's Prefect server, or on an embedded one in `folder`. If the server goes away, `plain` is
-    called, which goes on without it."""
+    """Call a flow on the user's Prefect server, or on an embedded one in `folder`. If the server goes away, or the
+    embedded one does not start, `plain` is called, which goes on without it, to the same results."""
     from flows.settings import import_prefect, prepare
     from pipeline.stages.terminal import terminal
 
     if prepare(folder):
-        from flows.server import start_server
+        from flows.server import NotStarted, start_server
 
-        with terminal().status("starting Prefect's embedded server"):
-            start_server()
+        try:
+            with terminal().status("starting Prefect's embedded server"):
+                start_server()
+        except NotStarted as error:
+            logging.getLogger("selftrain.flows").warning("no Prefect server (%s); going on without it", error)
+            return plain()
         import_prefect()
     from flows.watch import ServerGone, watched
 

@@ -64,6 +64,7 @@ def bar(text: str) -> Iterator[Callable[[int, int], None]]:
     from pipeline.stages.terminal import terminal
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=terminal(), transient=True) as bars:
+    shown_on = terminal()
+    with Progress(*columns, console=shown_on, transient=True, disable=not shown_on.is_terminal) as bars:
         task = bars.add_task(text, total=None)
         yield lambda done, total: bars.update(task, completed=done, total=total)

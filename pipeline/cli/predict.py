@@ -35,7 +35,7 @@ def predict(
 
     With more models it is the mean of their probabilities.
 
-    [bold]Example[/bold]: selftrain predict runs/birds photos/ --out labels.csv
+    [bold]Example[/bold]: selftrain predict runs/birds photos/ --out predictions.csv
     """
     from pipeline.evaluate.on_demand import how_to_see
     from pipeline.predict.prediction import Wanted, predict_images

@@ -202,9 +202,13 @@ def init(
 
     [bold]Example[/bold]: selftrain init shards/birds > birds.yaml
     """
-    from pipeline.starter.plan import starting_config
+    from pipeline.stages.terminal import terminal
 
-    print(starting_config(folder, minutes=minutes, encoder=encoder, method=method), end="")
+    with terminal().status("measuring how fast this machine trains"):  # on stderr: the config alone is on stdout
+        from pipeline.starter.plan import starting_config
+
+        text = starting_config(folder, minutes=minutes, encoder=encoder, method=method)
+    print(text, end="")
 
 
 def _print_pack(report: PackReport) -> None:
@@ -220,15 +224,15 @@ def _print_pack(report: PackReport) -> None:
         ),
         (bool(report.fewer_labels), _fewer(report)),
         (bool(report.num_present), f"{report.num_present:,} images were packed before"),
-        (bool(report.classes), f"{len(report.classes)} classes: {', '.join(report.classes[:12])}"),
+        (bool(report.classes), f"{len(report.classes)} classes: {_some(report.classes, 40)}"),
         (bool(report.ignored), "ignored: " + ", ".join(f"{n} {kind}" for kind, n in report.ignored.items())),
         (bool(report.skipped), f"skipped {len(report.skipped)} bad images, such as {_first(report.skipped.values())}"),
         (bool(report.elsewhere), f"left out {len(report.elsewhere)} images that equal another one"),
-        (report.left_out is not None, f"{report.left_out} lists every file that was left out"),
+        (report.left_out is not None, _left_out(report)),
         (report.value_range is not None, _scaled(report)),
         (bool(report.odd_metadata), f"{report.odd_metadata} images have damaged metadata; their pixels are there"),
         (bool(report.more_frames), f"{report.more_frames} files have several frames or pages; the first was taken"),
-        (bool(report.empty_folders), f"no image in the folders: {', '.join(report.empty_folders[:12])}"),
+        (bool(report.empty_folders), f"no image in the folders: {_some(report.empty_folders, 12)}"),
         (
             bool(report.look_alikes),
             f"classes that differ in case or white space alone: {', '.join(report.look_alikes[:6])}; if they are one, "
@@ -263,10 +267,18 @@ def _scaled(report: PackReport) -> str:
 
 def _fewer(report: PackReport) -> str:
     some = [f"{name} {number}" for name, number in sorted(report.fewer_labels.items(), key=lambda one: one[1])]
-    more = f" and {len(some) - 8} more" if len(some) > 8 else ""
-    return (
-        f"fewer labels than an even share, as all that val and test leave of a rare class: {', '.join(some[:8])}{more}"
-    )
+    return f"fewer labels than an even share, as all that val and test leave of a rare class: {_some(some, 8)}"
+
+
+def _left_out(report: PackReport) -> str:
+    num = report.num_left_out
+    return f"{num:,} file{'s were' if num > 1 else ' was'} left out; {report.left_out} says why"
+
+
+def _some(names: Sequence[str], most: int) -> str:
+    """The first names, and how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def _first(values: Iterable[str]) -> str:
@@ -275,8 +287,7 @@ def _first(values: Iterable[str]) -> str:
 
 def _absent(report: PackReport, split: Split) -> str:
     names = report.absent_classes[split]
-    some = ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
     enough = math.ceil(1000 * len(report.classes) / max(sum(report.num_samples.values()), 1)) / 1000
     carved = split in ("val", "test") and len(report.num_samples) > 1 and enough < 1
     fix = f"; with --{split}-fraction {enough:g} each has one, if it has enough" if carved else ""
-    return f"{split} has no image of {len(names)} of {len(report.classes)} classes: {some}{fix}"
+    return f"{split} has no image of {len(names)} of {len(report.classes)} classes: {_some(names, 6)}{fix}"

@@ -69,6 +69,11 @@ def join_names(names: Sequence[str]) -> str:
     return ",".join('"' + name.replace('"', '""') + '"' if set(name) & set(',"') else name for name in names)
 
 
+NO_CLASSES = frozenset(
+    {"not sure", "unsure", "unknown", "unclear", "undefined", "unlabeled", "unlabelled", "skip", "skipped"}
+    | {"other", "others", "misc", "miscellaneous", "none", "null", "nan", "n/a", "na", "?"}
+)
+"""What people write where they have no class to give, in small letters and with spaces for dashes."""
 BY_FOLDERS = Labeling()
 """Labels are the names of folders, and all of them are classes."""
 
@@ -146,6 +151,16 @@ def choose_classes(items: Sequence[Item], labeling: Labeling, known: Sequence[st
         if names and len(absent) == len(names):
             raise UserError(notes[-1])
     gone = {name for name in labels if name in labeling.drop or (labeling.keep and name not in labeling.keep)}
+    doubtful = sorted(
+        name
+        for name in labels
+        if name not in gone and name.casefold().replace("_", " ").replace("-", " ") in NO_CLASSES
+    )
+    if doubtful and not labeling.keep:
+        notes.append(
+            f"{', '.join(f'`{name}`' for name in doubtful)} may be no class{'es' * (len(doubtful) > 1)}; with --drop "
+            f"{shlex.quote(join_names([*labeling.drop, *doubtful]))}, in another folder, such images are unlabeled"
+        )
     if not gone:
         return Told(list(items), notes=tuple(notes))
     count = sum(labels[name] for name in gone)

@@ -49,8 +49,10 @@ class PackReport:
     """Images that were left out because they equal another one, with its place."""
     duplicates: Path | None
     """The list of images that equal another one and were packed; None if there are none."""
+    num_left_out: int
+    """The files that are neither packed now nor before."""
     left_out: Path | None
-    """The list of the files that are neither packed now nor before; None if there are none."""
+    """The list of them; None if there are none."""
     notes: tuple[str, ...]
     """What was taken for what, as sentences."""
     empty_folders: tuple[str, ...]

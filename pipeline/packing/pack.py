@@ -165,6 +165,7 @@ def pack(
         skipped=images.skipped,
         elsewhere=elsewhere,
         duplicates=duplicates,
+        num_left_out=len(left_out),
         left_out=listed,
         notes=(*told.notes, *note_of_splits(images, splits), *note_of_bare(assigned.bare)),
         empty_folders=files.empty_folders,

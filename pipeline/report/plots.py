@@ -148,10 +148,12 @@ def curve(name: str, lines: Sequence[Mapping[str, float | None]], key: str) -> C
     return name, np.array(steps, float), np.array(values, float)
 
 
-def learning_curves(losses: Sequence[Curve], accuracies: Sequence[Curve]) -> bytes:
-    """Training losses and val accuracies over steps, one line per training. x is steps, y a loss or a fraction."""
-    names = list(dict.fromkeys(name for name, _, _ in [*losses, *accuracies]))
-    colors = {name: color_of(i) for i, name in enumerate(names)}
+def learning_curves(losses: Sequence[Curve], accuracies: Sequence[Curve], names: Sequence[str] = ()) -> bytes:
+    """Training losses and val accuracies over steps, one line per training. x is steps, y a loss or a fraction.
+
+    `names` are those of all trainings of the page, in the order of their colors.
+    """
+    colors = _colors([*names, *(name for name, _, _ in [*losses, *accuracies])])
     with canvas(2, height=3.4) as drawing:
         left, right = drawing.axes
         for name, x, y in losses:
@@ -161,13 +163,23 @@ def learning_curves(losses: Sequence[Curve], accuracies: Sequence[Curve]) -> byt
             right.plot(x, 100 * y, "o-", ms=3.5, color=colors[name], label=name)
         left.set(title="Training loss", xlabel="step", ylabel="loss (nats)", xlim=(0, None))
         right.set(title="Val accuracy (EMA weights)", xlabel="step", ylabel="accuracy (%)", xlim=(0, None))
-        handles = dict(zip(*reversed(left.get_legend_handles_labels()), strict=True))
-        handles |= dict(zip(*reversed(right.get_legend_handles_labels()), strict=True))
-        if handles:
-            drawing.figure.legend(
-                handles.values(), handles.keys(), loc="outside lower center", ncols=min(6, len(handles))
-            )
+        _legend_below(drawing)
     return drawing.png
+
+
+def _colors(names: Iterable[str]) -> dict[str, str]:
+    return {name: color_of(number) for number, name in enumerate(dict.fromkeys(names))}
+
+
+def _legend_below(drawing: Canvas) -> None:
+    """One legend for all axes, outside them, where it hides no curve."""
+    handles: dict[str, Any] = {}
+    for ax in drawing.axes:
+        handles |= dict(zip(*reversed(ax.get_legend_handles_labels()), strict=True))
+    if handles:
+        widest_in = 0.75 + 0.072 * max(map(len, handles))  # of a line with its mark, by the size of letters
+        ncols = min(len(handles), max(1, int(WIDTH_IN / widest_in)))
+        drawing.figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=ncols)
 
 
 def feedback_curves(curves: Mapping[str, Curve], unit: str) -> bytes:
@@ -225,19 +237,20 @@ def smoothed(y: F64Array) -> F64Array:
     return np.asarray((sums[high] - sums[low]) / (high - low))
 
 
-def calibration(names: Sequence[str], bins: Sequence[ReliabilityBins]) -> bytes:
-    """The histogram of confidences beside the reliability diagram, one line per model."""
-    with canvas(2, height=3.6, ratios=[1.35, 1]) as drawing:
+def calibration(bins: Mapping[str, ReliabilityBins], names: Sequence[str] = ()) -> bytes:
+    """The histogram of confidences beside the reliability diagram, one line per model; `names` as in the curves."""
+    colors = _colors([*names, *bins])
+    with canvas(2, height=3.9, ratios=[1.35, 1]) as drawing:
         left, right = drawing.axes
-        right.plot([0, 1], [0, 1], color=MUTED, lw=1, ls=(0, (4, 3)), label="calibrated")
-        for i, (name, b) in enumerate(zip(names, bins, strict=True)):
+        right.plot([0, 1], [0, 1], color=MUTED, lw=1, ls=(0, (4, 3)))
+        for name, b in bins.items():
             full = b.counts >= MIN_BIN
-            left.stairs(100 * b.counts / b.counts.sum(), b.edges, color=color_of(i), lw=1.7, label=name)
-            right.plot(b.confidence[full], b.accuracy[full], "o-", ms=3.5, color=color_of(i), label=name)
+            left.stairs(100 * b.counts / b.counts.sum(), b.edges, color=colors[name], lw=1.7)
+            right.plot(b.confidence[full], b.accuracy[full], "o-", ms=3.5, color=colors[name], label=name)
         left.set(title="Confidence", xlabel="confidence", ylabel="share of images (%)", xlim=(0, 1))
         right.set(title="Reliability", xlabel="mean confidence", ylabel="accuracy", xlim=(0, 1.02), ylim=(0, 1.02))
         right.set_aspect("equal")
-        right.legend(loc="upper left", fontsize=8.5)
+        _legend_below(drawing)
     return drawing.png
 
 

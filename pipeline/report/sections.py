@@ -169,7 +169,12 @@ def _curves_plot(run: RunRecord) -> bytes | None:
     together = [t for t in run.trainings if t.loss != "loss" and any("labeled_loss" in line for line in t.losses)]
     teachers = [("Round 0 teacher", *_measured(t, "loss")[1:]) for t in together]
     accuracies = [plots.curve(title_of(t), t.evaluations, "val_top1") for t in run.trainings if t.evaluations]
-    return plots.learning_curves([*teachers, *losses], accuracies) if losses or accuracies else None
+    return plots.learning_curves([*teachers, *losses], accuracies, _titles(run)) if losses or accuracies else None
+
+
+def _titles(run: RunRecord) -> list[str]:
+    """The names of all trainings, in the order of their colors in every plot."""
+    return [title_of(train) for train in run.trainings]
 
 
 def _measured(train: TrainRecord, name: str) -> plots.Curve:
@@ -178,9 +183,9 @@ def _measured(train: TrainRecord, name: str) -> plots.Curve:
 
 
 def _calibration_plot(run: RunRecord) -> bytes | None:
-    shown = [(title_of(t), t.predictions) for t in run.trainings if t.predictions]
-    bins = [reliability(p.confidence, p.right) for _, p in shown if p is not None]
-    return plots.calibration([name for name, _ in shown], bins) if shown else None
+    shown = {title_of(t): t.predictions for t in run.trainings if t.predictions}
+    bins = {name: reliability(found.confidence, found.right) for name, found in shown.items()}
+    return plots.calibration(bins, _titles(run)) if bins else None
 
 
 # --------------------------------------------------------------------------------------------------- pseudo-labels

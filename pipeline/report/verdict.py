@@ -24,6 +24,8 @@ _NAMES = {
     PROBE: "a probe on the frozen encoder",
 }
 
+_SHORT_NAMES = {TEACHER: "the teacher", CONTROL: "the control", PROBE: "the probe"}
+
 
 @dataclass(frozen=True)
 class Gain:
@@ -81,21 +83,23 @@ def judge(run: RunRecord) -> Verdict:
     gains = {name: _gain(name, run, by) for name in others}
     first = next((train for train in run.trainings if train.role == "teacher"), None)
     is_probe = first is not None and first.is_probe
-    names = {**_NAMES, TEACHER: "the round 0 probe, which saw labels alone"} if is_probe else _NAMES
+    names = {**_NAMES, TEACHER: f"{_NAMES[TEACHER]} (a probe of the labels alone)"} if is_probe else _NAMES
     shown = [f"{_say(gain)} {names[name]}" for name, gain in gains.items()]
     leads = " and ".join([", ".join(shown[:-1]), shown[-1]] if len(shown) > 1 else shown)
     sentences = [f"The final model, of round {round_}, is {head}{': ' if leads else ''}{leads}."]
+    of_probe = TEACHER if is_probe else PROBE
     if CONTROL in gains:
         sentences.append(_conclude(gains[CONTROL]))
     elif final_model.is_probe and TEACHER in gains:
-        sentences.append(_conclude(gains[TEACHER], "round 0 probe"))
+        sentences.append(_conclude(gains[TEACHER], "teacher"))
+        of_probe = ""  # that is said by this
     else:
         missing = "The control is missing"
         if not run.config.evaluate.control:
             missing = "No control was trained (evaluate.control is off)"
         gain = "the gain may come from longer training alone"
         sentences.append(f"{missing}: {gain if gains else 'what the unlabeled images were worth is not known'}.")
-    sentences += _beside_probe(gains, TEACHER if is_probe else PROBE)
+    sentences += _beside_probe(gains, of_probe, also=CONTROL in gains and not gains[CONTROL].certain)
     return Verdict((*sentences, *_of_uneven(run, by, others)), gains, finished=True)
 
 
@@ -124,7 +128,7 @@ def _of_uneven(run: RunRecord, by: JudgeBy, others: Sequence[str]) -> tuple[str,
         return ()
     gains = {name: _gain(name, run, "balanced_accuracy") for name in others}
     leads = " and ".join(
-        f"{_say(gain)} {_NAMES[name]}{'' if gain.certain else ' (within chance)'}" for name, gain in gains.items()
+        f"{_say(gain)} {_SHORT_NAMES[name]}{'' if gain.certain else ' (within chance)'}" for name, gain in gains.items()
     )
     return (
         f"The classes are uneven ({found.count[found.present].min():,} to {found.count.max():,} test images); counting "
@@ -145,13 +149,15 @@ def _say(gain: Gain) -> str:
     return "level with" if points == 0 else f"{abs(points):.1f} points {'above' if points > 0 else 'below'}"
 
 
-def _beside_probe(gains: Mapping[str, Gain], name: str) -> tuple[str, ...]:
-    """What a lead over the probe of the labels alone says; nothing if the final model is surely above it."""
+def _beside_probe(gains: Mapping[str, Gain], name: str, *, also: bool = False) -> tuple[str, ...]:
+    """What a lead over the probe of the labels alone says; nothing if the final model is surely above it. `also` is
+    whether the sentence before says what test does not show."""
     gain = gains.get(name)
     if gain is None or (gain.points > 0 and gain.certain):
         return ()
     if gain.points >= 0 or not gain.certain:
-        return ("But test does not show that the final model is better than a probe of the labels alone.",)
+        begin = "Nor does test" if also else "But test does not"
+        return (f"{begin} show that the final model is better than a probe of the labels alone.",)
     return ("But the final model does not reach a probe of the labels alone, which takes seconds: prefer that.",)
 
 

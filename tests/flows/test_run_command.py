@@ -102,6 +102,17 @@ def test_the_run_goes_on_when_the_server_is_killed(tmp_path: Path) -> None:
     assert "warning: Prefect's server is gone" in err
 
 
+def test_a_server_that_does_not_start_in_time_costs_no_run(tmp_path: Path) -> None:
+    config = tmp_path / "birds.yaml"
+    config.write_text("seed: 1\n")
+    command = (sys.executable, fake_run.__file__, "0.0")
+    at_once = {"PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "0"}
+    code, out, err = finish(type_command("run", config, cwd=tmp_path, command=command, **at_once))
+    assert code == 0, err
+    assert err.splitlines()[0].startswith("warning: no Prefect server (it does not answer after 0 s); going on without")
+    assert "Report: runs/birds/report.html" in out
+
+
 def test_bad_input_prints_the_message_only_and_exits_2(tmp_path: Path) -> None:
     code, out, err = finish(start(tmp_path, 0.0, "--set", "seed=13"))
     assert code == 2

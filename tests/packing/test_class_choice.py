@@ -50,6 +50,19 @@ def test_labels_that_are_no_classes_become_strangers_or_are_left_out(tmp_path: P
         pack(source, tmp_path / "x", labeling=Labeling(table="labels.csv", drop=("Othr",)))
 
 
+def test_labels_that_look_like_no_classes_are_told_with_the_option_that_drops_them(tmp_path: Path) -> None:
+    names = ("cat", "dog", "Not sure", "other")
+    source = write_files(
+        tmp_path / "in", {f"{name}/{n}.png": png(50 * k + n) for k, name in enumerate(names) for n in (1, 2)}
+    )
+    for given, told in (((), "'Not sure,other'"), (("cat",), "'cat,Not sure,other'"), (("other", "Not sure"), None)):
+        report = pack(source, tmp_path / f"out{len(given)}", labeling=Labeling(drop=given))
+        advice = [note for note in report.notes if "may be no class" in note]
+        assert [f"--drop {told}," in note for note in advice] == ([True] if told else [])
+    report = pack(source, tmp_path / "kept", labeling=Labeling(keep=names))
+    assert not any("may be no class" in note for note in report.notes)
+
+
 def test_one_of_several_sources_may_lack_some_of_the_labels(tmp_path: Path) -> None:
     labeling = Labeling(keep=("cat", "dog", "emu"))
     out = tmp_path / "out"

@@ -46,3 +46,14 @@ def test_what_was_taken_for_what_is_told(tmp_path: Path) -> None:
     assert "2 images have no row in labels.csv" in told
     assert "6 images of Skip are unlabeled" in told
     assert "fewer labels than an even share, as all that val and test leave of a rare class: dog 3" in told
+    assert "1 file was left out; " in told
+
+
+def test_all_classes_are_named_or_how_many_more_there_are(tmp_path: Path) -> None:
+    names = [f"class{number:02d}" for number in range(43)]
+    for number in (20, 43):
+        files = {f"{name}/{k}.png": png(number * 100 + k) for k, name in enumerate(names[:number])}
+        out = tmp_path / str(number)
+        text = selftrain("pack", write_files(tmp_path / f"in{number}", files), "--out", out, "--split", "labeled")
+        told = " ".join(text.split())
+        assert (f"20 classes: {', '.join(names[:20])}" if number == 20 else "class39 and 3 more") in told

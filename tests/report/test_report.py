@@ -14,7 +14,7 @@ from support.run_folder import edit, text_of
 from pipeline.evaluate.metrics import Metrics
 from pipeline.report import plots
 from pipeline.report.gallery import make_sprite, spread_over_classes
-from pipeline.report.lineage import draw, teachers_of
+from pipeline.report.lineage import draw, teachers_of, title_of
 from pipeline.report.page import number, percent, points, write_report
 from pipeline.report.panels import dead_units
 from pipeline.report.record import read_run
@@ -224,6 +224,16 @@ def test_plots_survive_runs_of_any_length() -> None:
     for n in (1, 12):
         assert plots.accuracy_by_round([plots.Point(f"Round {k} student", val, "kept") for k in range(n)])
         assert plots.learning_curves([("a", np.array([1.0]), np.array([2.0]))] * n, [])
+
+
+def test_a_training_has_one_color_in_all_plots(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    alone = [("b", np.array([1.0, 2.0]), np.array([2.0, 1.0]))]
+    assert plots.learning_curves(alone, [], ["a", "b"]) != plots.learning_curves(alone, []), "as beside a probe"
+    order: list[list[str]] = []
+    for name in ("learning_curves", "calibration"):
+        monkeypatch.setattr(plots, name, lambda *args: order.append(args[-1]) or b"")
+    assert "All together" in text_of(run)
+    assert order == [[title_of(train) for train in read_run(run).trainings]] * 2
 
 
 def test_differences_have_a_sign_unless_they_are_nothing() -> None:

@@ -7,10 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pytest
 from support.run_folder import edit, text_of
 
 from pipeline.config import Config, Data, changed, dump_yaml
-from pipeline.report.record import read_run
+from pipeline.report.record import TrainRecord, read_run
 from pipeline.report.verdict import judge
 
 
@@ -105,6 +106,20 @@ def test_a_student_that_never_had_a_teacher_is_held_against_the_control_alone(ru
     assert last == "The control is missing: what the unlabeled images were worth is not known.", "no gain is shown"
 
 
+def test_a_teacher_that_is_a_probe_has_one_name_and_each_doubt_is_said_once(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(TrainRecord, "is_probe", property(lambda train: train.role == "teacher"))
+    assert "above the round 0 teacher (a probe of the labels alone) and " in judge(read_run(run)).sentences[0]
+    evaluation = next(run.glob("evaluate-*"))
+    edit(evaluation / "stage.json", lambda record: record.pop("digests"))
+    for name in ("teacher", "control"):
+        shutil.copy(evaluation / "predictions-final.npz", evaluation / f"predictions-{name}.npz")
+    *_, of_control, of_probe = judge(read_run(run)).sentences
+    assert of_control.endswith("test does not show that the unlabeled images helped.")
+    assert of_probe == "Nor does test show that the final model is better than a probe of the labels alone."
+
+
 def test_without_a_test_split_the_run_is_finished_all_the_same(run: Path) -> None:
     edit(run / "result.json", lambda r: r["final"].update(test={}))
     seen = read_run(run)
@@ -134,7 +149,7 @@ def test_of_uneven_classes_the_verdict_says_what_accuracy_hides(run: Path) -> No
     last = judge(read_run(run)).sentences[-1]
     assert "The classes are uneven (5 to " in last
     assert "counting each alike, its balanced accuracy is " in last
-    assert "the round 0 teacher" in last
+    assert "the teacher" in last
     assert "balanced accuracy on test<br>" in text_of(run)
 
 

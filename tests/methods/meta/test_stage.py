@@ -199,7 +199,7 @@ def test_a_run_ends_with_teacher_student_and_finetune(
     assert record["config"]["training"]["unlabeled_ratio"] == 0
     shown: dict[str, list[float]] = {}
 
-    def learning_curves(losses: list[plots.Curve], _: object) -> bytes:
+    def learning_curves(losses: list[plots.Curve], *_: object) -> bytes:
         shown.update({name: list(values) for name, _, values in losses})
         return b""
 
