@@ -86,12 +86,10 @@ def run_label(job: LabelJob, stage: Stage) -> None:
         append_timing(job.out, done, seconds, shard.num_rows)
         progress.report(job.out, done, sum(s.num_rows for s in mine), "images")
     files = [label_path(job.out, shard.name).name for shard in shards]
-    outputs = {
-        "provenance": provenance,
-        "classes": digest(dataset.classes),
-        "num_samples": sum(s.num_rows for s in shards),
-    }
-    stage.finish(files, complete=job.part is None, **outputs, **({"val": figures} if figures else {}))
+    num_samples = sum(shard.num_rows for shard in shards)
+    outputs = {"provenance": provenance, "classes": digest(dataset.classes), "num_samples": num_samples}
+    end = stage.leave if job.part else stage.finish
+    end(files, **outputs, **({"val": figures} if figures else {}))
 
 
 def _siblings(folder: Path) -> Iterable[Path]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,14 +27,20 @@ class Stage:
     stop: StopRequest
     ranks: Ranks
 
-    def finish(self, files: Sequence[str], *, complete: bool = True, **outputs: Json) -> None:
+    def finish(self, files: Sequence[str], **outputs: Json) -> None:
         """Mark the folder complete. It is the last call of a stage's function, on every rank.
 
         Args:
             files: The names of the files without which the folder cannot be reused.
-            complete: Is not set for a part of a stage, whose folder stays unfinished.
             outputs: Values for later stages and for people, which are written into stage.json.
         """
+        self._record(files, outputs, complete=True)
+
+    def leave(self, files: Sequence[str], **outputs: Json) -> None:
+        """Record what a part leaves for its stage, in a folder that stays unfinished; in place of `finish`."""
+        self._record(files, outputs, complete=False)
+
+    def _record(self, files: Sequence[str], outputs: Mapping[str, Json], *, complete: bool) -> None:
         self.ranks.wait()
         if self.ranks.is_main:
             finish_folder(self.path, files, complete=complete, **outputs)
