@@ -97,7 +97,8 @@ def run_label(job: LabelJob, stage: Stage) -> None:
     if on_val is not None:
         files.append(ON_VAL)
         outputs["val"] = figures
-    stage.finish(files, **outputs)
+    end = stage.leave if job.part else stage.finish
+    end(files, **outputs)
 
 
 def _siblings(folder: Path) -> Iterable[Path]:

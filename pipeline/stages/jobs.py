@@ -61,11 +61,6 @@ class Job(Section):
         return ()
 
     @property
-    def is_part(self) -> bool:
-        """Whether it does a part of a stage."""
-        return False
-
-    @property
     def shared_with(self) -> Iterable[Path]:
         """Other folders of the same stage: of its parts and, for a part, that of the whole."""
         return ()
@@ -187,11 +182,6 @@ class LabelJob(Job):
     def shared_with(self) -> Iterable[Path]:
         """The folder of the whole stage and those of its parts, without this one."""
         return [folder for folder in (self.whole, *parts_of(self.whole)) if folder != self.out]
-
-    @property
-    def is_part(self) -> bool:
-        """Whether it labels a part of the shards."""
-        return self.part is not None
 
     def of_part(self, part: Part) -> LabelJob:
         """The job of a part of this one."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,19 +26,24 @@ class Stage:
     inputs: StageInputs
     stop: StopRequest
     ranks: Ranks
-    is_part: bool = False
-    """Whether it is a part of a stage, whose folder stays unfinished."""
 
     def finish(self, files: Sequence[str], **outputs: Json) -> None:
-        """Mark the folder complete, or a part's as done. It is the last call of a stage's function, on every rank.
+        """Mark the folder complete. It is the last call of a stage's function, on every rank.
 
         Args:
             files: The names of the files without which the folder cannot be reused.
             outputs: Values for later stages and for people, which are written into stage.json.
         """
+        self._record(files, outputs, complete=True)
+
+    def leave(self, files: Sequence[str], **outputs: Json) -> None:
+        """Record what a part leaves for its stage, in a folder that stays unfinished; in place of `finish`."""
+        self._record(files, outputs, complete=False)
+
+    def _record(self, files: Sequence[str], outputs: Mapping[str, Json], *, complete: bool) -> None:
         self.ranks.wait()
         if self.ranks.is_main:
-            finish_folder(self.path, files, complete=not self.is_part, **outputs)
+            finish_folder(self.path, files, complete=complete, **outputs)
 
     def check_stop(self, what: str) -> None:
         """Raise Interrupted if a stop was requested; `what` says where the stage stops, and what is saved."""
@@ -73,5 +78,5 @@ def run_stage(job: Job) -> None:
             shared_with=job.shared_with,
         )
     if not complete:
-        kind.run(job, Stage(job.out, fingerprint_of(job, inputs), inputs, stop, ranks, job.is_part))
+        kind.run(job, Stage(job.out, fingerprint_of(job, inputs), inputs, stop, ranks))
     ranks.leave()
