@@ -44,8 +44,7 @@ from pipeline.stages.folder import check_output, read_output
 
 log = logging.getLogger("selftrain.models")
 
-NEIGHBORS = "neighbors.npz"
-"""What a probe by nearest neighbors leaves in the place of a model."""
+NEIGHBORS = "neighbors.npz"  # which a probe by nearest neighbors leaves in the place of a model
 Numbers = tuple[float, float, float]
 
 
@@ -171,10 +170,7 @@ def find_weights(path: Path) -> Path:
             raise UserError(f"{weights} is gone; type the command of the run again, which makes it again")
         return check_output(weights)
     if (path / NEIGHBORS).exists():
-        raise UserError(
-            f"no model at {path}: it is a probe by nearest neighbors, which labels from the stored features of its run "
-            "and is no network; name a model, or fit it with probe.classifier logistic, which makes one"
-        )
+        raise UserError(f"no model at {path}: a probe by nearest neighbors is none; set probe.classifier to logistic")
     if not path.exists():
         raise UserError(f"no model at {path}: it does not exist")
     raise UserError(f"no model at {path}: expected a run, a train stage, a registry, an exported file, or a checkpoint")

@@ -107,5 +107,5 @@ def test_the_file_is_the_classifier_and_its_digest_tells_what_it_is_made_of(tmp_
 
 def test_where_a_model_is_asked_for_the_error_names_the_fix(tmp_path: Path) -> None:
     write_neighbors(tmp_path, classifier())
-    with pytest.raises(UserError, match=r"a probe by nearest neighbors, .* fit it with probe\.classifier logistic"):
+    with pytest.raises(UserError, match=r"a probe by nearest neighbors is none; set probe\.classifier to logistic"):
         load_model(tmp_path)

@@ -179,7 +179,7 @@ def test_neighbors_label_along_with_a_probe_and_are_no_model(
         of_probe = torch.softmax(load_model(probe)[0].get_classifier()(stored), dim=1)
     expected = (of_probe + read_neighbors(knn).log_probs(stored).exp()) / 2
     np.testing.assert_allclose(both.probabilities(rows), expected, atol=1e-5)
-    with pytest.raises(UserError, match=r"no model at .*knn: it is a probe by nearest neighbors"):
+    with pytest.raises(UserError, match=r"no model at .*knn: a probe by nearest neighbors is none"):
         run(label_job(digits, tmp_path / "alone", knn))
 
 

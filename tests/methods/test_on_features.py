@@ -38,14 +38,14 @@ def run_stage(job: Job, lock_fd: int) -> None:
 
 @pytest.fixture(scope="module")
 def config(digits: Config, teacher: Path) -> Config:
-    """Two rounds on features of the digits teacher, then a student that starts from the second of them."""
+    """Two rounds on features of the digits teacher, then a student that starts from the second of them. One of the
+    committee is by neighbors, on the teacher's own features."""
     probe = probing(teacher)
     student = changed(digits.student, start=None, steps=20)
     rounds = changed(digits.rounds, on_features=2, num_rounds=1, start="init", tolerance=0.5)
     label = changed(digits.label, temperature="auto")
-    return changed(
-        digits, teacher=probe, student=student, rounds=rounds, label=label, committee=(probing(teacher, flip=True),)
-    )
+    committee = probing(teacher, flip=True), probing(teacher, classifier="knn")
+    return changed(digits, teacher=probe, student=student, rounds=rounds, label=label, committee=committee)
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +59,7 @@ def test_images_pass_each_encoder_once(finished: Path) -> None:
     kinds = [entry["kind"] for entry in read_json(finished / "stages.json")["stages"]]
     assert kinds.count("embed") == 2
     assert kinds.count("label") == kinds.count("select") == 3
-    assert kinds.count("probe") == 2 * 3  # teacher and committee, in round 0 and on features
+    assert kinds.count("probe") == 3 * 3  # teacher and both of the committee, in round 0 and on features
     final = read_json(finished / "result.json")["final"]["round"]
     assert kinds.count("train") == (2 if final == 3 else 1)  # the student, and its control if it is the final model
 
@@ -96,7 +96,7 @@ def test_the_control_of_a_finetuned_probe_is_the_finetuned_teacher(
             return folder / parent
 
     tuning = changed(config, finetune=Finetune(image_size=8, steps=5), rounds=changed(config.rounds, num_rounds=0))
-    run = Asked(tuning, folder, run_stage, 0, False, {}, Ledger(folder, ""))
+    run = Asked(tuning, folder, run_stage, 0, False, {}, {}, Ledger(folder, ""))
     entries = enumerate(read_json(folder / "result.json")["rounds"][:2])
     teacher, student = (run.judge(entry["role"], number, folder / entry["train_dir"]) for number, entry in entries)
     tuned = replace(student, round=3, role="finetune", val_top1=1.0)
