@@ -134,4 +134,4 @@ def test_no_more_than_half_of_the_level_of_equal_challengers_pass(n: int, share:
             right, other = np.arange(n) < gained, (np.arange(n) >= gained) & (np.arange(n) < apart)
             if paired_difference(right, other, quantile)[1] > 0:
                 passed += weight * comb(apart, gained)
-    assert 0.2 * level < passed < 0.6 * level
+    assert 0.2 * level < passed < 0.52 * level, "on few images fewer pass, as their answers are coarse"
