@@ -1,5 +1,7 @@
-"""A registry is a model for every verb; its history says who, what, when and why, and what somebody changed is told. The
-file is long because each kind of change is a case."""
+"""A registry is a model for every verb; its history says who, what, when and why, and what somebody changed is told.
+
+The file is long because each kind of change is a case.
+"""
 
 from __future__ import annotations
 
