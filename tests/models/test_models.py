@@ -246,7 +246,7 @@ def test_a_model_is_found_in_stage_file_and_run(teacher: Path, tmp_path: Path) -
     assert find_weights(teacher) == find_weights(weights) == weights
     (tmp_path / "result.json").write_text(json.dumps({"final": {"model_dir": str(teacher)}}))
     assert find_weights(tmp_path) == weights
-    with pytest.raises(UserError, match="expected a finished run, a train stage, an exported"):
+    with pytest.raises(UserError, match="expected a run, a train stage, a registry, an exported"):
         find_weights(tmp_path.parent)
 
 
