@@ -20,7 +20,6 @@ from pipeline.errors import UserError
 from pipeline.evaluate.on_demand import evaluate_on
 from pipeline.evaluate.patches import as_text, in_fingerprint, num_patches, patches_of, sides_of
 from pipeline.evaluate.predictor import Predictor, predict, reader_of
-from pipeline.labels.teachers import Teacher
 from pipeline.models import build
 from pipeline.models.cost import cost_of
 from pipeline.models.format import ModelInfo, load_model, save_model
@@ -174,5 +173,5 @@ def test_images_of_models_are_read_once_only_if_their_sides_are_equal_at_every_s
     infos = [changed(info, input_size=(3, side, side), crop_pct=share) for side, share in ((15, 0.875), (17, 1.0))]
     for scales, number in (((1.0,), 1), ((4.0,), 2)):
         how = {"device": CPU, "precision": "fp32", "flip": False, "scales": scales}
-        seen = {Teacher(Predictor(model, one, **how), None).seen for one in infos}
+        seen = {Predictor(model, one, **how).seen for one in infos}
         assert len(seen) == number
