@@ -13,11 +13,10 @@ from support.saved import save_random
 from torch import nn
 from torch.nn import functional as F
 
-from pipeline.cli.models import how_to_see
 from pipeline.config import Config, Evaluate, Runtime
 from pipeline.config.base import dump_yaml
 from pipeline.errors import UserError
-from pipeline.evaluate.on_demand import evaluate_on
+from pipeline.evaluate.on_demand import evaluate_on, how_to_see
 from pipeline.evaluate.predictor import Predictor, predict, reader_of
 from pipeline.models import build
 from pipeline.models.format import load_model, read_info

@@ -49,6 +49,7 @@ def data(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_a_run_is_bit_identical_with_and_without_prefect(data: Path) -> None:
     selftrain("run", "digits.yaml", "--run-dir", "watched", cwd=data)
     selftrain("run", "digits.yaml", "--run-dir", "plain", "--no-prefect", cwd=data)

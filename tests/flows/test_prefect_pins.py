@@ -113,6 +113,7 @@ def test_a_fresh_server_schedules_and_runs_the_flow(tmp_path: Path) -> None:
         check(variables, tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not (POSTGRES / "initdb").exists(), reason="Debian's postgresql is not installed")
 @pytest.mark.skipif(os.geteuid() == 0 and shutil.which("setpriv") is None, reason="needs setpriv to leave root")
 def test_the_same_on_postgresql(tmp_path_factory: pytest.TempPathFactory) -> None:

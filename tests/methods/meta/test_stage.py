@@ -232,6 +232,7 @@ def test_uda_runs_alone_and_trains_the_teacher_of_a_run_without_feedback(
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
+@pytest.mark.slow
 def test_reduced_meta_adjusts_the_stored_labels_of_a_big_teacher(config: Config, tmp_path: Path) -> None:
     raw = config.model_dump(mode="json")
     own = {key: raw["student"][key] for key in ("image_size", "mean", "std", "weak")}
