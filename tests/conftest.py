@@ -18,6 +18,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["GIT_DIR"] = os.devnull  # a stage notes the checkout's commit, which may move between kill and resume
 
 import pytest
+import torch
 from hypothesis import HealthCheck, settings
 from support.digits import digits_config
 from support.processes import label_job, run, select_job, train_job
@@ -94,6 +95,14 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("cache")
     os.environ["XDG_CACHE_HOME"] = str(folder)
     return folder
+
+
+@pytest.fixture
+def same_threads() -> Iterator[None]:
+    """Commands set the number of threads of their process, which is this one."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

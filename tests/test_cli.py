@@ -9,12 +9,10 @@ import shutil
 import subprocess
 import sys
 import tarfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from support import command
 from support.command import ROOT
 from support.command import selftrain_here as selftrain
@@ -58,12 +56,7 @@ def verbs() -> dict[str, Any]:
     return group.commands
 
 
-@pytest.fixture(autouse=True)
-def _threads() -> Iterator[None]:
-    """Commands set the number of threads of their process, which is this one."""
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("same_threads")
 
 
 # --------------------------------------------------------------------------------------------------------- the contract

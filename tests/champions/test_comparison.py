@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from math import comb
 from pathlib import Path
 from statistics import NormalDist
 
 import numpy as np
 import pytest
-import torch
 from support.champions import CLASSES, answers, even_model, pack_val, reordered, run_with
 from support.command import selftrain_here as selftrain
 from support.saved import save_random
@@ -23,11 +21,7 @@ from pipeline.evaluate.metrics import paired_difference
 N = 60
 
 
-@pytest.fixture(autouse=True)
-def _threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("same_threads")
 
 
 @pytest.fixture(scope="module")

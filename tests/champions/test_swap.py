@@ -9,8 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support.champions import CLASSES
-from support.saved import save_random
 from support.waiting import wait_for
 
 from pipeline.champions.history import read_history
@@ -19,12 +17,6 @@ from pipeline.cli.shards import verify
 from pipeline.models.format import model_digest
 
 Step = Callable[[], None]
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    folder = tmp_path_factory.mktemp("models")
-    return [save_random(folder / f"{seed}.safetensors", CLASSES, seed=seed) for seed in range(3)]
 
 
 def each_step(monkeypatch: pytest.MonkeyPatch, step: Step) -> None:

@@ -130,6 +130,12 @@ def signal_at(job: Job, step: int, delay_s: float = 0.0, signum: int = signal.SI
     return kill(process, delay_s, signum)
 
 
+def run_with_a_kill(job: Job, step: int) -> Path:
+    """Run a training to its end, with a SIGKILL after the line of a step; returns its folder."""
+    assert signal_at(job, step) == -signal.SIGKILL
+    return run(job)
+
+
 # ---------------------------------------------------------------------------------------------------------------- bytes
 
 

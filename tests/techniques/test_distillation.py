@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from support.fake_stages import FakeStages, with_section
-from support.processes import outputs, run, signal_at, train_job
+from support.processes import outputs, run, run_with_a_kill, train_job
 from support.tiny_net import TinyNet
 from torch.nn import functional as F
 
@@ -153,6 +153,17 @@ def test_a_teacher_that_lacks_a_class_is_refused(digits: Config, tmp_path: Path)
         learner_of(train_job(digits, tmp_path, training=answers))
 
 
+def test_a_student_that_sees_images_less_a_mean_image_has_no_views_for_a_teacher(
+    digits: Config, tmp_path: Path
+) -> None:
+    save_tiny(tmp_path / "tiny.safetensors", TinyNet(10), open_split(digits.data, "labeled").classes)
+    computed = {"mean": Training().mean, "preprocessing": "mean_image"}
+    whole = changed(digits.teacher, **computed)
+    training = with_distillation(whole, model=str(tmp_path / "tiny.safetensors"))
+    with pytest.raises(UserError, match=r"do not both see images less numbers per channel.* preprocessing: mean_std"):
+        learner_of(train_job(digits, tmp_path, training=training))
+
+
 # ------------------------------------------------------------------------------------------------------------ the step
 
 
@@ -212,10 +223,8 @@ def test_a_distilled_training_resumes_bit_exact_after_a_kill(
     values = {"model": str(teacher)} if source == "model" else {"source": "labels"}
     training = with_distillation(digits.student, **values)
     whole = run(train_job(digits, tmp_path / "whole", selection=selection, training=training))
-    job = train_job(digits, tmp_path / "cut", selection=selection, training=training)
-    assert signal_at(job, 15) == -9
-    run(job)
-    assert outputs(job.out) == outputs(whole)
+    cut = run_with_a_kill(train_job(digits, tmp_path / "cut", selection=selection, training=training), 15)
+    assert outputs(cut) == outputs(whole)
     lines = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
     assert lines[0]["distillation_loss"] > 0
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
-from support.processes import outputs, run, signal_at, train_job
+from support.processes import outputs, run, run_with_a_kill, train_job
 from torch import Tensor
 
 from pipeline.config import Config, Cutmix, Mixup, Training, changed, parse
@@ -117,9 +117,7 @@ def test_a_training_with_mixup_and_cutmix_resumes_bit_exact_after_a_kill(
     half = {"probability": 0.5}
     training = changed(digits.student, mixup=Mixup(alpha=0.5, **half), cutmix=Cutmix(**half))
     whole = run(train_job(digits, tmp_path / "whole", selection=selection, training=training))
-    job = train_job(digits, tmp_path / "cut", selection=selection, training=training)
-    assert signal_at(job, 15) == -9
-    run(job)
-    assert outputs(job.out) == outputs(whole)
+    cut = run_with_a_kill(train_job(digits, tmp_path / "cut", selection=selection, training=training), 15)
+    assert outputs(cut) == outputs(whole)
     lines = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
     assert lines[0]["unlabeled_loss"] > 0
