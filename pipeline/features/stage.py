@@ -22,6 +22,7 @@ from pipeline.stages.adopt import adopt
 from pipeline.stages.fingerprint import StageInputs, digest
 from pipeline.stages.folder import append_timing
 from pipeline.stages.jobs import EmbedJob
+from pipeline.stages.kinds import kind_of
 from pipeline.stages.machine import device_of
 from pipeline.stages.preamble import Stage
 from pipeline.threads import read_ahead
@@ -53,7 +54,11 @@ def run_embed(job: EmbedJob, stage: Stage) -> None:
     probe, device = probe_of(job.training), device_of(job.runtime)
     encoder = Encoder(model, info, device=device, precision=job.runtime.precision, flip=probe.flip)
     encoder.check()
-    provenance = {"encoder": digest(encoder_settings(job.training)), "precision": job.runtime.precision}
+    provenance = {
+        "encoder": digest(encoder_settings(job.training)),
+        "precision": job.runtime.precision,
+        "version": str(kind_of(job).version),
+    }
     work = [(dataset, shard) for dataset in datasets for shard in dataset.shards]
     mine, done = work[stage.ranks.rank :: stage.ranks.number], 0
     total = sum(shard.num_rows for _, shard in mine)

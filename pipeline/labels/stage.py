@@ -24,6 +24,7 @@ from pipeline.stages.adopt import adopt
 from pipeline.stages.fingerprint import StageInputs, digest
 from pipeline.stages.folder import append_timing, stage_record
 from pipeline.stages.jobs import LabelJob
+from pipeline.stages.kinds import kind_of
 from pipeline.stages.part import parts_of
 from pipeline.stages.preamble import Stage
 from pipeline.threads import read_ahead
@@ -71,6 +72,7 @@ def run_label(job: LabelJob, stage: Stage) -> None:
         batch_size=job.label.batch_size,
         top_k=job.label.top_k,
         num_classes=len(dataset.classes),
+        version=kind_of(job).version,
     )
     shards = job.part.share(dataset.shards) if job.part else dataset.shards
     mine = shards[stage.ranks.rank :: stage.ranks.number]

@@ -87,9 +87,10 @@ def label_provenance(
     batch_size: int,
     top_k: int,
     num_classes: int,
+    version: int,
 ) -> dict[str, str]:
     """What the numbers of a label stage depend on beside the shard. `teachers` are fingerprints of weights, `features`
-    those of stored features, empty for a teacher that sees images."""
+    those of stored features, empty for a teacher that sees images. `version` is that of the kind of stage."""
     more = {"features": ",".join(features)} if any(features) else {}
     more |= {"temperatures": ",".join(map(repr, temperatures))} if temperatures else {}
     return {
@@ -100,6 +101,7 @@ def label_provenance(
         "batch_size": str(batch_size),
         "top_k": str(top_k),
         "num_classes": str(num_classes),
+        "version": str(version),
         **more,
     }
 

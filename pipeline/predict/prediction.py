@@ -35,6 +35,7 @@ from pipeline.predict.parts import (
     remove_folder,
     write_part,
 )
+from pipeline.shards.decode import RESIZE_VERSION
 from pipeline.shards.index import BadImages
 from pipeline.shards.values import Survey, merge
 from pipeline.stages.lock import run_lock
@@ -119,6 +120,7 @@ def predict_images(
             **in_fingerprint(evaluate),
             "precision": runtime.precision,
             "selftrain": __version__,
+            "resize": RESIZE_VERSION,
         }
         torch.set_num_threads(max(runtime.threads, 1))
         how = {**patches_of(evaluate), "device": device_of(runtime), "precision": runtime.precision}

@@ -29,6 +29,9 @@ Values = npt.NDArray[np.integer | np.floating]
 DECODER_VERSION = 2
 """Raised when pixels change for equal bytes, with the versions in stages/kinds.py, or when more files can be read:
 caches and indexes are made anew."""
+RESIZE_VERSION = 2
+"""Raised when `resize_to` makes other pixels of an image, with the versions in stages/kinds.py: caches are made anew.
+Indexes, which are of images as they are stored, stay."""
 MAX_PIXELS = 89_478_485  # Pillow's own limit, about 256 MiB of RGB: a bomb, not a photograph
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")  # never EPS, which runs ghostscript
 
@@ -243,17 +246,17 @@ _FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BI
 def resize_to(
     image: Pixels, size: int, interpolation: Interpolation = "bicubic", crop_mode: CropMode = "center"
 ) -> Pixels:
-    """Shorter side to `size`, then the centre square; with `squash` both sides to `size`: uint8 [size, size, 3].
+    """The centre square at `size`, or with `squash` the whole image: uint8 [size, size, 3].
 
-    Pillow's filters, antialiased.
-
-    Identity if the image fits.
+    Pillow's filters, antialiased. The square lies on whole pixels, where torchvision's CenterCrop has it (of a margin
+    of half a pixel, to the even number), so an image whose shorter side is `size` is cut and not filtered. Identity if
+    the image fits.
     """
     height, width = image.shape[:2]
     if height == width == size:
         return image
     side = min(height, width)
-    left, top = (width - side) / 2, (height - side) / 2
+    left, top = round((width - side) / 2), round((height - side) / 2)
     # One call for both keeps the cost bounded: a 1 x 1,000,000 strip must not become 32 x 32,000,000.
     box = (0, 0, width, height) if crop_mode == "squash" else (left, top, left + side, top + side)
     return np.asarray(Image.fromarray(image).resize((size, size), _FILTERS[interpolation], box=box))

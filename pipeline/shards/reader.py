@@ -23,7 +23,7 @@ from pipeline.errors import UserError
 from pipeline.files import atomic_file
 from pipeline.shards.cache import CachedImages, open_cache, worth_of, write_cache
 from pipeline.shards.dataset import Dataset, Shard
-from pipeline.shards.decode import DECODER_VERSION, Pixels, Vector, decode, decode_sample, resize_to
+from pipeline.shards.decode import DECODER_VERSION, RESIZE_VERSION, Pixels, Vector, decode, decode_sample, resize_to
 from pipeline.shards.index import Progress, cache_folder, read_sample
 from pipeline.shards.tar import open_shard
 from pipeline.threads import num_cores
@@ -206,9 +206,8 @@ def read_vectors(dataset: Dataset) -> F32Array:
 def _cache_name(shard: Shard, size: int, interpolation: Interpolation, crop_mode: CropMode) -> str:
     # The offsets tell which samples of the tar are used: skipping bad images changes them, not the tar.
     state = hashlib.blake2b(shard.index.offset.tobytes(), digest_size=16)
-    # Caches from before there was a choice stay valid.
-    other = "".join(f" {value}" for value in (interpolation, crop_mode) if value not in ("bicubic", "center"))
-    state.update(f"{shard.sha256} {size} {DECODER_VERSION}{other}".encode())
+    versions = f"{DECODER_VERSION}.{RESIZE_VERSION}"
+    state.update(f"{shard.sha256} {size} {versions} {interpolation} {crop_mode}".encode())
     return f"{shard.sha256[:16]}-{size}-{state.hexdigest()}"
 
 

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from support.encoders import embed_job, probe_job, probing
 from support.processes import kill, label_job, outputs, run, select_job, start
-from support.spoilers import die_after_2_label_files
+from support.spoilers import be_of_the_version_before, die_after_2_label_files
 from support.waiting import wait_for
 
 from pipeline.config import Config, Start, changed
@@ -27,6 +27,7 @@ from pipeline.models import build
 from pipeline.models.format import ModelInfo, load_model, save_model
 from pipeline.shards.dataset import open_split
 from pipeline.stages.folder import read_output
+from pipeline.stages.kinds import fingerprint_of
 
 pytestmark = pytest.mark.process
 
@@ -102,6 +103,19 @@ def test_files_of_another_view_are_not(digits: Config, teacher: Path, features: 
     unlabeled = open_split(digits.data, "unlabeled")
     both = [FeatureStore(folder, unlabeled).all() for folder in (out, features)]
     assert np.abs(both[0] - both[1]).max() > 0.01
+
+
+def test_files_of_another_version_of_the_stage_are_not_taken_over(
+    digits: Config, teacher: Path, features: Path, tmp_path: Path
+) -> None:
+    """A probe on them has another fingerprint, too: it is of their provenance."""
+    earlier = run(embed_job(digits, tmp_path / "embed-a", probing(teacher)), be_of_the_version_before)
+    out = run(embed_job(digits, tmp_path / "embed-b", probing(teacher)))
+    inodes = [{path.stat().st_ino for path in folder.glob("*.arrow")} for folder in (out, earlier)]
+    assert not inodes[0] & inodes[1]
+    probes = [probe_job(digits, tmp_path / "probe", probing(teacher), folder) for folder in (out, earlier)]
+    assert fingerprint_of(probes[0]) != fingerprint_of(probes[1])
+    assert np.array_equal(*(FeatureStore(folder, open_split(digits.data, "val")).all() for folder in (out, earlier)))
 
 
 def test_a_probe_is_a_model_and_predicts_from_images_what_it_predicts_from_features(

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from support.fake_stages import with_section
 from support.processes import kill, label_job, outputs, run, select_job, start
-from support.spoilers import die_after_2_label_files, die_before_rename, without_links
+from support.spoilers import be_of_the_version_before, die_after_2_label_files, die_before_rename, without_links
 from support.waiting import wait_for
 
 from pipeline.config import Config
@@ -114,6 +114,16 @@ def test_files_of_a_sibling_with_another_teacher_are_not(
     shutil.copytree(labels, tmp_path / "label-b")
     other = run(label_job(digits, tmp_path / "label-a", student))
     assert (other / labels_name(labels)).read_bytes() != (labels / labels_name(labels)).read_bytes()
+
+
+def test_files_of_another_version_of_the_stage_are_not_taken_over_and_stay_readable(
+    digits: Config, job: LabelJob, teacher: Path, tmp_path: Path
+) -> None:
+    earlier = run(label_job(digits, tmp_path / "label-b", teacher), be_of_the_version_before)
+    run(job)
+    assert not {path.stat().st_ino for path in arrows(job.out)} & {path.stat().st_ino for path in arrows(earlier)}
+    both = [LabelStore(folder, open_split(digits.data, "unlabeled")) for folder in (earlier, job.out)]
+    assert (both[0].label == both[1].label).all()
 
 
 def labels_name(folder: Path) -> str:

@@ -14,8 +14,12 @@ from hypothesis import strategies as st
 from PIL import Image
 from support.images import picture, png
 
+import pipeline.models  # noqa: F401  # torchvision cannot be imported beside a CPU torch without it
+from pipeline.config import Interpolation
 from pipeline.errors import UserError
 from pipeline.shards.decode import content_hash, decode, encode_png, resize_to, stored_format
+
+from torchvision.transforms import CenterCrop  # isort: skip
 
 
 def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
@@ -173,6 +177,16 @@ def test_resize_takes_the_centre_square() -> None:
     assert np.array_equal(resize_to(image, 10), whole[:, 10:20])
     fitting = picture(1, 32)
     assert resize_to(fitting, 32) is fitting
+
+
+@pytest.mark.parametrize("sides", [(8, 13), (13, 8), (8, 9), (8, 11), (8, 8), (15, 8)])
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+def test_an_image_stored_at_its_size_is_cut_where_torchvision_cuts_it_and_not_blurred(
+    sides: tuple[int, int], interpolation: Interpolation
+) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (*sides, 3), np.uint8)
+    theirs = np.asarray(CenterCrop(8)(Image.fromarray(image)))
+    assert np.array_equal(resize_to(image, 8, interpolation), theirs)
 
 
 def test_a_long_strip_costs_no_memory() -> None:

@@ -87,6 +87,18 @@ def test_a_damaged_cache_is_made_anew(data: Data, tmp_path: Path) -> None:
     assert np.array_equal(Reader(dataset, 8, data).read(np.arange(60)), expected(dataset, 8))
 
 
+def test_a_cache_from_before_images_were_resized_otherwise_is_not_served(
+    data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = open_split(data, "unlabeled")
+    with monkeypatch.context() as patch:
+        patch.setattr("pipeline.shards.reader.RESIZE_VERSION", 0)
+        patch.setattr("pipeline.shards.reader.resize_to", lambda *_: np.zeros((8, 8, 3), np.uint8))
+        assert not Reader(dataset, 8, data).read(np.arange(60)).any()
+    assert np.array_equal(Reader(dataset, 8, data).read(np.arange(60)), expected(dataset, 8))
+    assert len(list((tmp_path / "cache" / "decoded").glob("*.npy"))) == 6
+
+
 def test_a_damaged_image_of_the_cache_is_refused_with_what_to_delete(data: Data, tmp_path: Path) -> None:
     dataset = open_split(data, "unlabeled")
     Reader(dataset, 8, data)

@@ -66,6 +66,7 @@ def provenance_of(teacher: str = "t0", top_k: int = 10, num_classes: int = 10) -
         batch_size=64,
         top_k=top_k,
         num_classes=num_classes,
+        version=KINDS["label"].version,
     )
 
 

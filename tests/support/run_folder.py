@@ -160,7 +160,14 @@ class Author:
         self.ledger.add(LabelJob.of(self.config, path, round_, []))
         dataset = open_split(self.config.data, "unlabeled")
         provenance = label_provenance(
-            teachers=[model], view="center", precision="fp32", flip=False, batch_size=512, top_k=10, num_classes=10
+            teachers=[model],
+            view="center",
+            precision="fp32",
+            flip=False,
+            batch_size=512,
+            top_k=10,
+            num_classes=10,
+            version=KINDS["label"].version,
         )
         truth = dataset.truth()
         assert truth is not None

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import time
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,6 +19,7 @@ from accelerate.optimizer import AcceleratedOptimizer
 from pipeline.labels import stage as labels_stage
 from pipeline.methods.meta import learner
 from pipeline.methods.meta.step import MetaBatch
+from pipeline.stages.kinds import KINDS
 from pipeline.train.meter import Meter
 from pipeline.train.network import Network
 from support.ranks import become_rank
@@ -59,6 +61,11 @@ def lag_behind() -> None:
         return bad_step(self)
 
     Meter.bad_step = late  # type: ignore[method-assign]
+
+
+def be_of_the_version_before() -> None:
+    """As the stages of a checkout from before the versions of all kinds were raised."""
+    KINDS.update({name: replace(kind, version=kind.version - 1) for name, kind in KINDS.items()})
 
 
 def watch_the_disk() -> None:
