@@ -43,6 +43,8 @@ class TimingRow:
     name: str
     seconds: float | None
     images: int | None
+    on_features: bool
+    """Whether it read stored features, so that its time is without the encoder's, which has a row of its own."""
 
     @property
     def images_per_s(self) -> float | None:
@@ -69,6 +71,14 @@ class RoundSection:
     def is_aligned(self) -> bool:
         """Whether the labels were aligned."""
         return any("weight" in c for c in self.summary["classes"])
+
+    @property
+    def on_val(self) -> list[tuple[str, float, float]]:
+        """Which labels were held against those of val, in words, with their accuracy and their calibration error."""
+        found = [("the stored labels", self.summary.get("on_val"))]
+        found += [("those after alignment", self.summary.get("aligned_on_val"))]
+        found += [(f"those of {scores['table']}", scores) for scores in self.summary.get("scores_on_val", ())]
+        return [(text, quality["top1"], quality["ece"]) for text, quality in found if quality is not None]
 
 
 def sections(run: RunRecord) -> dict[str, Any]:
@@ -246,7 +256,8 @@ def _lineage(run: RunRecord) -> Diagram:
 def _timing(run: RunRecord, stage: StageRecord) -> TimingRow:
     lines = stage.timing
     name = str(stage.path.relative_to(run.path))
+    on_features = any(key.startswith("features") for key in stage.record["inputs"])
     if not lines:
-        return TimingRow(name, None, None)
+        return TimingRow(name, None, None, on_features)
     images = sum(int(line.get("images", 0)) for line in lines)
-    return TimingRow(name, sum(line["seconds"] for line in lines), images or None)
+    return TimingRow(name, sum(line["seconds"] for line in lines), images or None, on_features)

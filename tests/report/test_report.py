@@ -87,6 +87,36 @@ def test_thresholds_alignment_and_warnings_of_a_selection_are_shown(run: Path) -
         assert shown in page
 
 
+def test_what_labels_are_worth_on_val_is_shown_before_and_after_alignment(run: Path) -> None:
+    assert "the stored labels" not in text_of(run)
+
+    def measured(summary: dict) -> None:
+        summary["on_val"] = {"top1": 0.912, "ece": 0.0312, "num_samples": 359, "teachers_top1": [0.9]}
+        summary["aligned_on_val"] = {"top1": 0.934, "ece": 0.0278, "num_samples": 359}
+        summary["scores_on_val"] = [{"table": "<clip>.csv", "temperature": 1.2, "top1": 0.815, "ece": 0.0456}]
+
+    edit(next(run.glob("rounds/1/select-*")) / "selection.json", measured)
+    assert (
+        "On the validation images <b>91.2%</b> of the stored labels are right (ECE&nbsp;0.031), "
+        "<b>93.4%</b> of those after alignment are right (ECE&nbsp;0.028), "
+        "<b>81.5%</b> of those of &lt;clip&gt;.csv are right (ECE&nbsp;0.046)."
+    ) in text_of(run)
+
+
+def test_images_of_earlier_rounds_are_folded(run: Path) -> None:
+    page = text_of(run)
+    folded = [page.index(f"<details{how}><summary>Images</summary>") for how in ("", " open")]
+    assert page.count("<summary>Images</summary>") == 2
+    assert page.index("Pseudo-labels of round 1") < folded[0] < page.index("Pseudo-labels of round 2") < folded[1]
+
+
+def test_the_time_of_stages_on_features_is_told_from_that_of_the_encoder(run: Path) -> None:
+    assert "on stored features" not in text_of(run)
+    teacher = next(run.glob("rounds/0/train-*"))
+    edit(teacher / "stage.json", lambda record: record["inputs"].update(features="provenance"))
+    assert f"<code>rounds/0/{teacher.name}</code> <span class=\"soft\">on stored features</span>" in text_of(run)
+
+
 def test_looking_at_images_does_not_decode_the_whole_data_set(run: Path) -> None:
     cache = read_run(run).config.data.cache_dir
     assert cache is not None
