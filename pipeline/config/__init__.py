@@ -34,7 +34,7 @@ from pipeline.config.runtime import Runtime
 from pipeline.config.schedule import Schedule
 from pipeline.config.selection import Select
 from pipeline.config.training import Finetune, Training
-from pipeline.config.unread import unread_keys
+from pipeline.config.unread import unread_beside, unread_keys
 from pipeline.config.views import ColorJitter, StrongView, WeakView
 
 __all__ = [
@@ -81,5 +81,6 @@ __all__ = [
     "load_config",
     "parse",
     "semantic",
+    "unread_beside",
     "unread_keys",
 ]

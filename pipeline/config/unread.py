@@ -1,16 +1,66 @@
-"""The keys of a config that its method does not read."""
+"""The keys of a config that its method does not read, and those that nothing reads beside another key's value.
+
+Where such a key can only be a mistake, the section itself refuses it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pipeline.config.base import Section, semantic
+from pipeline.config.distillation import Distillation
+from pipeline.config.learners import Uda
 from pipeline.config.methods import METHOD_CONFIGS
+from pipeline.config.network import Optimizer
+from pipeline.config.selection import Select
+from pipeline.config.training import Training
+from pipeline.config.views import StrongView, WeakView
 
 if TYPE_CHECKING:
     from pipeline.config.config import Config
 
+_A_PROBE_READS = (
+    *("probe", "model", "model_args", "activation", "fractional_pooling", "start", "targets", "target_temperature"),
+    *("image_size", "evaluation_size", "mean", "std", "preprocessing", "crop_pct", "crop_mode", "interpolation"),
+    "weak",
+)
+"""The keys of a training that holds for a probe. Of `weak` it is `flip`, which a fine-tune takes over."""
+
+
+@dataclass(frozen=True)
+class _Row:
+    """Keys of a section that nothing reads under a condition."""
+
+    section: type[Section]
+    keys: tuple[str, ...]
+    condition: Callable[[Any], bool]
+    """Whether nothing reads the keys of this section."""
+    words: str
+    """The condition in words."""
+
+
+_UNREAD_BESIDE = (
+    _Row(WeakView, ("padding",), lambda view: view.crop != "pad", "without crop: pad"),
+    _Row(WeakView, ("min_area",), lambda view: view.crop != "resized", "without crop: resized"),
+    _Row(WeakView, ("min_scale", "max_scale"), lambda view: view.crop != "scale", "without crop: scale"),
+    _Row(StrongView, ("magnitude",), lambda view: not view.num_ops, "with num_ops: 0"),
+    _Row(Optimizer, ("nesterov",), lambda optimizer: not optimizer.momentum, "with momentum: 0"),
+    _Row(Optimizer, ("decay_vectors",), lambda optimizer: not optimizer.weight_decay, "with weight_decay: 0"),
+    _Row(Distillation, ("temperature",), lambda distillation: not distillation.weight, "with weight: 0"),
+    _Row(Uda, ("ramp_steps",), lambda uda: not uda.weight, "with weight: 0"),
+    _Row(Select, ("max_copies",), lambda select: select.balance == "off", "with balance: off"),
+    _Row(
+        Training,
+        (
+            *(key for key in Training.model_fields if key not in _A_PROBE_READS),
+            *(f"weak.{key}" for key in WeakView.model_fields if key != "flip"),
+        ),
+        lambda training: training.probe is not None,
+        "of a probe",
+    ),
+)
 EVERY_METHOD_READS = ("seed", "method", "data", "evaluate", "runtime", "finetune", "rounds.judge_by")
 
 
@@ -18,6 +68,41 @@ def unread_keys(config: Config) -> list[str]:
     """The keys, such as `select.threshold`, that differ from their defaults but that the method does not read."""
     defaults = type(config).model_validate({"method": config.method, **{name: {} for name in config.model_extra or ()}})
     return [key for key in _changed(semantic(config), semantic(defaults)) if not reads(config, key)]
+
+
+def unread_beside(config: Config) -> list[str]:
+    """One sentence for each set of keys that differ from their defaults but that nothing reads beside other keys.
+
+    A key that the method does not read at all is left out, and so is one that another round of the run reads.
+    """
+    unread: dict[str, str] = {}
+    read: set[str] = set()
+    for number in range(1, max(len(config.rounds.overrides), 1) + 1):
+        of_round = config.for_round(number)
+        given: dict[str, str] = {}
+        for where, section in _sections(of_round):
+            for row in (row for row in _UNREAD_BESIDE if isinstance(section, row.section)):
+                changes = _changed(semantic(section), semantic(row.section()), where)
+                keys = [key for key in changes if _is_below(key, (f"{where}.{name}" for name in row.keys))]
+                words = row.words if row.condition(section) else ""
+                given |= {key: given.get(key, words) or words for key in keys if reads(of_round, key)}
+        unread |= {key: words for key, words in given.items() if words}
+        read |= {key for key, words in given.items() if not words}
+    groups: dict[str, list[str]] = {}
+    for key in (key for key in unread if key not in read):
+        groups.setdefault(unread[key], []).append(key)
+    return [f"nothing reads {', '.join(keys)} {words}" for words, keys in groups.items()]
+
+
+def _sections(section: Section, where: str = "") -> Iterator[tuple[str, Section]]:
+    """All sections of a section, with the keys at which they are."""
+    for name, value in section:
+        items = enumerate(value) if isinstance(value, tuple) else [("", value)]
+        for number, item in items:
+            if isinstance(item, Section):
+                key = ".".join(filter(None, (where, name, str(number))))
+                yield key, item
+                yield from _sections(item, key)
 
 
 def is_read(method: str, key: str) -> bool:

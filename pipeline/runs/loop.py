@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.config import SPLITS, Config, Split, dump_yaml, semantic, unread_keys
+from pipeline.config import SPLITS, Config, Split, dump_yaml, semantic, unread_beside, unread_keys
 from pipeline.errors import UserError
 from pipeline.files import write_bytes, write_csv, write_sealed
 from pipeline.methods import METHODS
@@ -62,6 +62,8 @@ def run_loop(
     method = METHODS[config.method]
     if unread := unread_keys(config):
         log.warning("method %s does not read %s", method.name, ", ".join(unread))
+    for sentence in unread_beside(config):
+        log.warning("%s", sentence)
     with run_lock(run_dir) as lock_fd:
         earlier = earlier_config(run_dir)
         config = resolve_config(config, earlier)

@@ -22,6 +22,7 @@ from pipeline.config import (
     load_config,
     parse,
     semantic,
+    unread_beside,
     unread_keys,
 )
 from pipeline.config.methods import METHOD_CONFIGS, MethodConfig
@@ -128,6 +129,59 @@ def test_what_is_off_may_stay_beside_what_would_ignore_it(tmp_path: Path) -> Non
 )
 def test_keys_that_a_method_does_not_read_are_known(tmp_path: Path, text: str, unread: list[str]) -> None:
     assert unread_keys(load_config(write(tmp_path, text))) == unread
+
+
+SMALL = "start: {model: a.safetensors}, probe: {}"
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("student: {weak: {min_area: 0.08, padding: 2}}", ["student.weak.min_area without crop: resized"]),
+        (
+            "student: {weak: {crop: scale, min_area: 0.5, max_scale: 3}}",
+            ["student.weak.min_area without crop: resized"],
+        ),
+        ("teacher: {weak: {crop: none, padding: 8}}", ["teacher.weak.padding without crop: pad"]),
+        (
+            "student: {weak: {min_scale: 1.2, max_scale: 3}}",
+            ["student.weak.min_scale, student.weak.max_scale without crop: scale"],
+        ),
+        ("student: {strong: {num_ops: 0, magnitude: 4}}", ["student.strong.magnitude with num_ops: 0"]),
+        ("student: {optimizer: {momentum: 0, nesterov: false}}", ["student.optimizer.nesterov with momentum: 0"]),
+        (
+            "student: {optimizer: {weight_decay: 0, decay_vectors: true}}",
+            ["student.optimizer.decay_vectors with weight_decay: 0"],
+        ),
+        ("student: {distillation: {weight: 0, temperature: 2}}", ["student.distillation.temperature with weight: 0"]),
+        ("method: uda\nuda: {weight: 0, ramp_steps: 9}", ["uda.ramp_steps with weight: 0"]),
+        ("uda: {weight: 0, ramp_steps: 9}", []),
+        ("select: {balance: off, max_copies: 3}", ["select.max_copies with balance: off"]),
+        (
+            f"teacher: {{{SMALL}, steps: 9, image_size: 64, weak: {{flip: false, crop: none}}}}",
+            ["teacher.steps, teacher.weak.crop of a probe"],
+        ),
+        (
+            f"teacher: {{{SMALL}}}\ncommittee: [{{{SMALL}, batch_size: 9}}, {{{SMALL}}}]",
+            ["committee.0.batch_size of a probe"],
+        ),
+        # What one round reads is read, whatever the others say.
+        ("student: {weak: {padding: 8}}\nrounds: {overrides: [{student.weak.crop: none}, {}]}", []),
+        (
+            "rounds: {overrides: [{}, {student.weak.padding: 8, student.weak.crop: none}]}",
+            ["student.weak.padding without crop: pad"],
+        ),
+    ],
+)
+def test_keys_that_nothing_reads_beside_another_are_known(tmp_path: Path, text: str, told: list[str]) -> None:
+    config = load_config(write(tmp_path, text))
+    assert unread_beside(config) == [f"nothing reads {each}" for each in told]
+    assert unread_beside(load_config(write(tmp_path, dump_yaml(config)))) == unread_beside(config)
+
+
+@pytest.mark.parametrize("path", [path for path in RECIPES if section_of(path) is Config], ids=lambda path: path.stem)
+def test_no_recipe_says_what_nothing_reads(path: Path) -> None:
+    assert unread_beside(load_config(path)) == []
 
 
 def test_a_method_without_rounds_reads_the_figure_that_judges_and_nothing_else_of_them() -> None:

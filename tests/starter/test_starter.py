@@ -15,7 +15,7 @@ from support.command import selftrain
 
 from pipeline.config import Config, Probe, changed, load_config, parse
 from pipeline.config.methods import METHOD_CONFIGS
-from pipeline.config.unread import unread_keys
+from pipeline.config.unread import unread_beside, unread_keys
 from pipeline.errors import UserError
 from pipeline.models.format import ModelInfo, save_model
 from pipeline.models.registry import build
@@ -190,7 +190,7 @@ def test_every_method_gets_a_config_that_it_takes_and_reads(
     at_speed(monkeypatch, 100)
     config, text = config_of(request.getfixturevalue(form), method=method)
     assert config.method == method
-    assert unread_keys(config) == []
+    assert unread_keys(config) == unread_beside(config) == []
     sections = {line.split(":")[0] for line in text.splitlines() if line[:1].isalpha()}
     assert sections - {"seed", "method", "data", "evaluate", "runtime"} == set(METHOD_CONFIGS[method].reads) - (
         {"label"} if method == "meta" else {"committee"}
