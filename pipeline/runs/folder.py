@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config import SPLITS, Config, Data, Training, changed, load_config, semantic
+from pipeline.config.base import Scalar
 from pipeline.errors import UserError
 from pipeline.files import read_as
 from pipeline.models.champion import FILE as CHAMPION
 from pipeline.models.champion import pinned
 from pipeline.models.weights import files_read
-from pipeline.runs.inputs import with_inputs
+from pipeline.runs.inputs import models_of_overrides, with_inputs
 from pipeline.runs.result import Result
 from pipeline.stages.fingerprint import digest
 from pipeline.stages.machine import resolve
@@ -77,6 +78,10 @@ def absolute(config: Config) -> Config:
     update: dict[str, Any] = {"data": absolute_data(config.data)}
     others = tuple(changed(one, labels=one.labels.absolute()) for one in config.label.others)
     update |= {"label": changed(config.label, others=others)}
+    overrides: list[dict[str, Scalar]] = [dict(entry) for entry in config.rounds.overrides]
+    for number, key, path in models_of_overrides(config):
+        overrides[number][key] = str(pinned(path.absolute()))
+    update |= {"rounds": changed(config.rounds, overrides=overrides)}
     update |= {"teacher": _absolute(config.teacher), "student": _absolute(config.student)}
     return changed(config, **update, committee=tuple(map(_absolute, config.committee)))
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from pathlib import Path
+
 from pipeline.config import Config, Training, changed
 from pipeline.config.methods import METHOD_CONFIGS
 from pipeline.labels.merging import labels_fingerprint
@@ -43,5 +46,16 @@ def files_of(config: Config) -> dict[str, str]:
     if "committee" in reads:
         trainings |= {f"committee.{number}": member for number, member in enumerate(config.committee)}
     found = {f"{name}.{key}": model_digest(path) for name, one in trainings.items() for key, path in files_read(one)}
+    if "rounds" in reads:
+        named = models_of_overrides(config)
+        found |= {f"rounds.overrides.{number}.{key}": model_digest(path) for number, key, path in named}
     others = enumerate(config.label.others) if "label" in reads else ()
     return found | {f"label.others.{number}": labels_fingerprint(one.labels) for number, one in others}
+
+
+def models_of_overrides(config: Config) -> Iterator[tuple[int, str, Path]]:
+    """Yield (number of the entry, key, path) of each model that `rounds.overrides` names."""
+    for number, entry in enumerate(config.rounds.overrides):
+        for key, path in files_read(config.for_round(number + 1).student):
+            if f"student.{key}" in entry:
+                yield number, f"student.{key}", path

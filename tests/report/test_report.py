@@ -114,7 +114,7 @@ def test_the_time_of_stages_on_features_is_told_from_that_of_the_encoder(run: Pa
     assert "on stored features" not in text_of(run)
     teacher = next(run.glob("rounds/0/train-*"))
     edit(teacher / "stage.json", lambda record: record["inputs"].update(features="provenance"))
-    assert f"<code>rounds/0/{teacher.name}</code> <span class=\"soft\">on stored features</span>" in text_of(run)
+    assert f'<code>rounds/0/{teacher.name}</code> <span class="soft">on stored features</span>' in text_of(run)
 
 
 def test_looking_at_images_does_not_decode_the_whole_data_set(run: Path) -> None:

@@ -13,6 +13,7 @@ from pipeline.config import Config, Distillation, Finetune, OtherLabels, WeakVie
 from pipeline.demos.digits import pack_digits
 from pipeline.files import read_json
 from pipeline.methods.round import Round
+from pipeline.runs.folder import absolute
 from pipeline.runs.loop import run_loop
 
 
@@ -201,6 +202,23 @@ def test_another_model_to_distill_at_its_path_keeps_the_earlier_result(config: C
     model, run, classes = tmp_path / "model.safetensors", tmp_path / "run", tuple("0123456789")
     config = with_section(config, "student", distillation=Distillation(model=str(save_random(model, classes))))
     first = run_loop(config, run, run_stage=FakeStages(0.6, 0.7, 0.8, 0.9))
+    save_random(model, classes, seed=1)
+    run_loop(config, run, run_stage=FakeStages(0.6, 0.7, 0.8, 0.9))
+    (earlier,) = (run / "earlier").iterdir()
+    assert read_json(earlier / "result.json") == first
+
+
+def test_a_model_of_one_round_is_found_from_anywhere_and_another_at_its_path_keeps_the_earlier_result(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    model, run, classes = tmp_path / "model.safetensors", tmp_path / "run", tuple("0123456789")
+    save_random(model, classes)
+    overrides = ({}, {"student.distillation.model": "model.safetensors"}, {})
+    config = with_section(config, "rounds", overrides=overrides, num_rounds=3)
+    assert absolute(config).rounds.overrides == ({}, {"student.distillation.model": str(model)}, {})
+    first = run_loop(config, run, run_stage=FakeStages(0.6, 0.7, 0.8, 0.9))
+    assert list(first["files"]) == ["rounds.overrides.1.student.distillation.model"]
     save_random(model, classes, seed=1)
     run_loop(config, run, run_stage=FakeStages(0.6, 0.7, 0.8, 0.9))
     (earlier,) = (run / "earlier").iterdir()
