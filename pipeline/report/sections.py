@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,7 +76,7 @@ class RoundSection:
     @property
     def on_val(self) -> list[tuple[str, float, float]]:
         """Which labels were held against those of val, in words, with their accuracy and their calibration error."""
-        found = [("the stored labels", self.summary.get("on_val"))]
+        found: list[tuple[str, Mapping[str, Any] | None]] = [("the stored labels", self.summary.get("on_val"))]
         found += [("those after alignment", self.summary.get("aligned_on_val"))]
         found += [(f"those of {scores['table']}", scores) for scores in self.summary.get("scores_on_val", ())]
         return [(text, quality["top1"], quality["ece"]) for text, quality in found if quality is not None]
