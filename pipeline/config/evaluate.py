@@ -44,7 +44,7 @@ class Evaluate(Patches):
     newest first. It chooses nothing. 1 turns it off."""
     mc_dropout: NonNegative = technique(0, off=0)
     """Number of passes with dropout on whose probabilities are averaged, to report on val and test beside the final
-    model, which needs `dropout`. It chooses nothing. 20 is usual; 0 turns it off."""
+    model, which needs `dropout`, `block_dropout` or `dropout_at`. It chooses nothing. 20 is usual; 0 turns it off."""
     probe: bool = operational(True)
     """Whether to fit a probe on the encoder that a network starts from, to report beside the final model: what labels
     give without training. With `teacher.probe` the teacher is that probe already. Turn it off to save the pass over

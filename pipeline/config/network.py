@@ -151,7 +151,8 @@ class NetworkSettings(Adaptation):
     gives, such as `{stages.1: 0.1, stages.2: 0.2}`. Without any it is off."""
     drop_connect: Probability = technique(0.0, off=0.0)
     """Probability of dropping a weight of the classifier, others for each image (DropConnect). 0.5 is usual. It holds
-    the classifier's weights once per image of the batch. 0 turns it off."""
+    the classifier's weights once per image of the batch. What EfficientNet's code calls drop connect is
+    `stochastic_depth`. 0 turns it off."""
     stochastic_depth: Probability = technique(0.0, off=0.0)
     """Probability of dropping the last residual block. It is lower, linearly, for the blocks before (Huang 2016). Noisy
     Student takes 0.2. 0 turns stochastic depth off."""

@@ -1,5 +1,5 @@
-"""Dropout at several places of a network, and DropConnect. They act in training only, so model.json knows nothing of
-them. Their draws come from torch's generators, which are reseeded for each forward pass."""
+"""Dropout at several places of a network, and DropConnect. They act in training, where their draws come from torch's
+generators, which are reseeded for each forward pass; and dropout, as any, in samples of predictions (mc_dropout.py)."""
 
 from __future__ import annotations
 
@@ -24,12 +24,17 @@ def add_dropping(model: nn.Module, settings: NetworkSettings) -> nn.Module:
     Raises:
         UserError: the network has no such place.
     """
-    if settings.block_dropout:
-        drop_in_blocks(model, settings.block_dropout)
-    drop_at(model, settings.dropout_at)
+    add_dropout(model, settings.block_dropout, settings.dropout_at)
     if settings.drop_connect:
         drop_connections(model, settings.drop_connect)
     return model
+
+
+def add_dropout(model: nn.Module, block_dropout: float, places: Mapping[str, float]) -> None:
+    """Let a network drop values at these places, beside those that its architecture has. Raises UserError as above."""
+    if block_dropout:
+        drop_in_blocks(model, block_dropout)
+    drop_at(model, places)
 
 
 def drop_in_blocks(model: nn.Module, rate: float) -> None:
@@ -69,12 +74,15 @@ def drop_at(model: nn.Module, places: Mapping[str, float]) -> None:
         model.get_submodule(name).register_forward_hook(partial(_drop_output, rate))
 
 
-def _drop_input(rate: float, module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
-    return (F.dropout(inputs[0], rate), *inputs[1:]) if module.training else None
+# In eval mode dropout gives back what it is given, unless predictions are sampled, which turns all dropout on.
 
 
-def _drop_output(rate: float, module: nn.Module, _: Any, output: Tensor) -> Tensor | None:
-    return F.dropout(output, rate) if module.training else None
+def _drop_input(rate: float, module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return F.dropout(inputs[0], rate, module.training), *inputs[1:]
+
+
+def _drop_output(rate: float, module: nn.Module, _: Any, output: Tensor) -> Tensor:
+    return F.dropout(output, rate, module.training)
 
 
 class DropConnect(nn.Linear):

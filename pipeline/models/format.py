@@ -21,21 +21,13 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from typing_extensions import TypedDict  # pydantic takes typing's from Python 3.12 on
 
-from pipeline.config import (
-    CropMode,
-    Interpolation,
-    NetworkSettings,
-    Probability,
-    Scalar,
-    Section,
-    Training,
-    changed,
-    parse,
-)
+from pipeline.config import NetworkSettings, Section, Training, changed, parse
+from pipeline.config.base import CropMode, Interpolation, Probability, Scalar
 from pipeline.errors import UserError
 from pipeline.files import check_shape, read_as, read_json, write_bytes, write_json
 from pipeline.models.champion import champion_of
 from pipeline.models.checkpoints import read_checkpoint
+from pipeline.models.dropping import add_dropout
 from pipeline.models.forward import check_forward
 from pipeline.models.preprocessing import make_room
 from pipeline.models.registry import build, plugins_of
@@ -70,6 +62,8 @@ class ModelInfo(Section):
     interpolation: Interpolation = "bicubic"
     dropout: Probability = 0.0
     """What it was trained with. Predictions are without it, unless they are samples (`evaluate.mc_dropout`)."""
+    block_dropout: Probability = 0.0
+    dropout_at: dict[str, Probability] = Field({})
     metrics: dict[str, Any]
     lineage: dict[str, Any]
 
@@ -90,6 +84,8 @@ class ModelInfo(Section):
             crop_pct=training.crop_pct,
             interpolation=training.interpolation,
             dropout=network.dropout,
+            block_dropout=network.block_dropout,
+            dropout_at=network.dropout_at,
             metrics={},
             lineage=lineage,
         )
@@ -97,7 +93,7 @@ class ModelInfo(Section):
     @model_serializer(mode="wrap")
     def _without_what_is_off(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """model.json and digests are what they were before there was a key that is off."""
-        off = {"dropout": 0.0, "preprocessing": "given"}
+        off = {"dropout": 0.0, "block_dropout": 0.0, "dropout_at": {}, "preprocessing": "given"}
         return {name: value for name, value in dump(self).items() if name not in off or value != off[name]}
 
     @property
@@ -236,6 +232,8 @@ def load_model(path: Path, *, dropout: bool = False) -> tuple[nn.Module, ModelIn
     check_forward(info.architecture, len(info.classes), size, model_args=info.model_args, trains=False)
     kept = info.dropout if dropout else 0.0
     model = build(info.architecture, len(info.classes), dropout=kept, model_args=info.model_args)
+    if dropout:
+        add_dropout(model, info.block_dropout, info.dropout_at)
     make_room(model, info.preprocessing, info.input_size[-1])
     if (trained := info.lineage.get("plugins", {})) != (here := plugins_of(info.architecture)):
         raise UserError(

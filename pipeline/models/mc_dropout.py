@@ -28,8 +28,8 @@ def sample_logits(
 ) -> list[Tensor]:
     """The logits, float32 [B, C], of `num_samples` forward passes with dropout on (Gal and Ghahramani 2016, section 4).
 
-    All else is in eval mode: BatchNorm has its statistics, and no path is dropped. Where dropout is in the head alone,
-    the body, which it does not touch, runs once.
+    All else is in eval mode: BatchNorm has its statistics, and no path or weight is dropped. Where dropout is in the
+    head alone, the body, which it does not touch, runs once.
 
     Args:
         model: The network, in eval mode, with the dropout that it was trained with.
@@ -51,9 +51,9 @@ def sample_logits(
             logits.append(model.forward_head(body))  # type: ignore[operator]
         if not dropout.num_calls:
             raise UserError(
-                f"this {type(model).__name__} was trained without `dropout`, which alone is sampled (block_dropout, "
-                "dropout_at and drop_connect stay off); evaluate it without mc_dropout, or train it with `dropout` (if "
-                "an earlier version did, its model.json lacks that: add the key `dropout`)"
+                f"this {type(model).__name__} was trained without `dropout`, `block_dropout` and `dropout_at`, which "
+                "are sampled (drop_connect is not); evaluate it without mc_dropout, or train it with one of them (if "
+                "an earlier version did, its model.json lacks that: add the key)"
             )
     return logits
 

@@ -57,11 +57,11 @@ def beside(config: Config, rounds: Sequence[Round], final: Round) -> Beside:
         )
     names = [FINAL, *(f"member-{number}" for number in range(2, len(folders) + 1))]
     if samples and not _has_dropout(final.train):
-        log.warning("evaluate.mc_dropout is %d, but the final model was trained without `dropout`", samples)
+        log.warning("evaluate.mc_dropout is %d, but the final model was trained without dropout", samples)
         samples = 0
     return Beside(dict(zip(names, folders, strict=True)) if len(folders) > 1 else {}, samples)
 
 
 def _has_dropout(folder: Path) -> bool:
     info = read_info(folder)
-    return bool(info.dropout or info.model_args.get("drop_rate"))
+    return any((info.dropout, info.block_dropout, info.dropout_at, info.model_args.get("drop_rate")))

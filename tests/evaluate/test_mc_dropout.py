@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from pipeline.errors import UserError
 from pipeline.evaluate.on_demand import evaluate_on, how_to_see
 from pipeline.evaluate.predictor import Predictor, predict, reader_of
 from pipeline.models import build
+from pipeline.models.dropping import add_dropout
 from pipeline.models.format import load_model, read_info
 from pipeline.models.mc_dropout import PositionedDropout, sample_logits
 from pipeline.randomness import key_of, uniforms
@@ -78,6 +80,36 @@ def test_dropout_inside_the_body_is_drawn_per_layer_and_sample() -> None:
 
 
 @torch.inference_mode()
+@pytest.mark.parametrize(
+    "where", [{"block_dropout": 0.4}, {"dropout_at": {"norm": 0.4}}, {"dropout_at": {"blocks.1": 0.4}, "dropout": 0.2}]
+)
+def test_dropout_of_blocks_and_at_any_place_is_on_and_off_again(where: dict[str, Any], tmp_path: Path) -> None:
+    """What model.json says of it is enough, and every pass without samples is that of the network without any."""
+    path, images = save_random(tmp_path / "m.safetensors", ("cat", "dog"), **where), IMAGES
+    (model, info), (plain, _) = load_model(path, dropout=True), load_model(path)
+    assert {key: getattr(info, key) for key in where} == where
+    assert torch.equal(model(images), plain(images))
+    first, second = sample_logits(model, images, None, ROWS, 2)
+    assert not torch.equal(first, second)
+    torch.testing.assert_close(sample_logits(model, images[2:4], None, ROWS[2:4], 1)[0], first[2:4])
+    assert torch.equal(model(images), plain(images))
+
+
+@torch.inference_mode()
+def test_samples_of_a_place_are_those_of_a_mask_drawn_by_hand() -> None:
+    model = network(dropout=0.0)
+    add_dropout(model, 0.0, {"norm": 0.3})
+    (found,) = sample_logits(model, IMAGES, None, ROWS, 1)
+    seen: list[torch.Tensor] = []
+    model.get_submodule("norm").register_forward_hook(lambda module, inputs, output: seen.append(output.clone()))
+    model(IMAGES)
+    draws = uniforms(key_of(0, "mc_dropout", 0, 0), ROWS, seen[0][0].numel())
+    mask = torch.from_numpy((draws >= 0.3) / 0.7).float().view(seen[0].shape)
+    features = F.leaky_relu(seen[0] * mask, 0.2).mean((2, 3))
+    torch.testing.assert_close(found, model.get_classifier()(features))  # type: ignore[operator]
+
+
+@torch.inference_mode()
 def test_the_mean_of_many_samples_is_that_of_torchs_own_dropout() -> None:
     model = network()
     ours = torch.stack(sample_logits(model, IMAGES, None, ROWS, 2000)).mean(0)
@@ -111,7 +143,7 @@ def test_a_model_without_dropout_is_refused(tmp_path: Path) -> None:
         save_random(tmp_path / f"{name}.safetensors", classes, dropout=rate) for name, rate in (("a", 0.0), ("b", 0.5))
     )
     how = Evaluate(mc_dropout=4)
-    with pytest.raises(UserError, match="was trained without `dropout`, which alone is sampled"):
+    with pytest.raises(UserError, match="was trained without `dropout`, `block_dropout` and `dropout_at`"):
         evaluate_on(without, images, "val", how, RUNTIME)
     sampled, plain = (evaluate_on(with_it, images, "val", each, RUNTIME).metrics for each in (how, Evaluate()))
     assert sampled.nll != plain.nll
@@ -141,7 +173,7 @@ def test_a_run_whose_final_model_has_none_says_so(
     config = with_section(digits, "evaluate", mc_dropout=4)
     finals = [Round(1, "student", "net", 0.5, (0.4, 0.6), None, True, path, None, None) for path in (student, teacher)]
     assert [beside(config, [final], final).job()["sampled"] for final in finals] == ["final", None]
-    assert "evaluate.mc_dropout is 4, but the final model was trained without `dropout`" in caplog.text
+    assert "evaluate.mc_dropout is 4, but the final model was trained without dropout" in caplog.text
 
 
 def test_a_model_of_a_run_that_samples_is_measured_without_unless_asked(digits: Config, tmp_path: Path) -> None:
