@@ -149,10 +149,7 @@ def _sha256(lines: bytes) -> str:
 
 
 def succession(history: Sequence[Entry]) -> list[Entry]:
-    """The promotions that count, the earliest first: the last one is the champion's, and a rollback takes it away.
-
-    So a second rollback goes back one champion more; it does not undo the first.
-    """
+    """The promotions that count, the earliest first: the last one is the champion's, and a rollback takes it away."""
     standing: list[Entry] = []
     for entry in history:
         if entry["action"] == "rollback":

@@ -59,7 +59,8 @@ def promote(
     """Make a model the champion of a registry, or with `rollback` the model that was champion before this one.
 
     Whoever reads the registry meanwhile sees the old champion or the new one. After a kill at any moment it is one of
-    them, and the same call goes on. A second call at the same time waits for the first.
+    them, and the same call goes on. A second call at the same time waits for the first. The same call again changes
+    nothing: a rollback after a rollback neither, unless the champion is damaged.
 
     Args:
         model: A run folder, a stage folder, another registry, an exported file or a checkpoint; None for a rollback.
@@ -126,7 +127,14 @@ def _promote(
 
 
 def _roll_back(registry: Path, history: list[Entry], reason: str) -> Promotion:
-    if len(standing := succession(history)) < 2:
+    standing = succession(history)
+    now = history[-1] if history else None
+    if now is not None and now["action"] == "rollback" and fault_of(registry, now["digests"]) is None:
+        earlier = (
+            f"promote {weights_of(registry, standing[-2]['version'])}" if len(standing) > 1 else "there is no other"
+        )
+        return Promotion(now, now, f"a rollback made it so, and no second one follows; to go back further, {earlier}")
+    if len(standing) < 2:
         what = f"no champion before v{history[-1]['version']}" if history else "no champion yet"
         raise UserError(f"{registry} has {what}, so there is nothing to go back to; promote the model that you want")
     target = standing[-2]

@@ -26,7 +26,9 @@ def promote(
         float | None, typer.Option(help="Level of that test; lower it to ask for a clearer lead.", show_default="0.05")
     ] = None,
     reason: Annotated[str, typer.Option(metavar="TEXT", help="Why, for the history.")] = "",
-    rollback: Annotated[bool, typer.Option("--rollback", help="Go back to the champion before this one.")] = False,
+    rollback: Annotated[
+        bool, typer.Option("--rollback", help="Go back to the champion before the last promotion.")
+    ] = False,
 ) -> None:
     """Make a model the champion of a registry, which then is a MODEL for every verb.
 

@@ -121,24 +121,28 @@ def test_an_earlier_champion_that_is_promoted_again_is_not_stored_twice(registry
 
 @given(st.lists(st.sampled_from([0, 1, 2, None]), max_size=12))
 @settings(max_examples=25)
-def test_the_history_only_grows_and_each_rollback_goes_one_champion_back(
+def test_the_history_only_grows_and_a_rollback_takes_the_last_promotion_back(
     models: list[Path], tmp_path_factory: pytest.TempPathFactory, changes: list[int | None]
 ) -> None:
-    """None stands for a rollback. The last champions are kept as a stack, of which two rollbacks take two."""
+    """None stands for a rollback. The champions are a stack, of which a second rollback in a row takes nothing."""
     registry = tmp_path_factory.mktemp("history") / "birds"
     standing: list[int] = []
-    lines = b""
+    lines, is_back = b"", False
     for change in changes:
         if change is not None:
             promote(models[change], registry)
             if standing[-1:] != [change]:
                 standing.append(change)
+                is_back = False
+        elif is_back:
+            assert not promote(None, registry, rollback=True).changed
         elif len(standing) < 2:
             with pytest.raises(UserError, match="nothing to go back to; promote the model that you want"):
                 promote(None, registry, rollback=True)
         else:
-            promote(None, registry, rollback=True)
+            assert promote(None, registry, rollback=True).changed
             standing.pop()
+            is_back = True
         if standing:
             assert read_state(registry).keys() == read_state(models[standing[-1]]).keys()
             assert model_digest(registry) == model_digest(models[standing[-1]])
@@ -154,6 +158,23 @@ def test_a_rollback_takes_no_model(registry: Path, models: list[Path]) -> None:
         selftrain("promote", "--to", registry)
     assert "v1 (" in selftrain("promote", "--to", registry, "--rollback", "--reason", "v2 sees no owls")
     assert read_history(registry)[-1]["reason"] == "v2 sees no owls"
+
+
+def test_a_rollback_typed_twice_says_how_to_go_back_further(registry: Path, models: list[Path]) -> None:
+    promote(models[2], registry)
+    selftrain("promote", "--to", registry, "--rollback")
+    said = selftrain("promote", "--to", registry, "--rollback")
+    assert f"v2 ({models[1]}) stays champion: a rollback made it so, and no second one follows" in said
+    assert f"to go back further, promote {registry}/v1.safetensors" in said
+    assert promote(registry / "v1.safetensors", registry).champion["version"] == 1
+    assert len(read_history(registry)) == 5
+
+
+def test_a_damaged_champion_is_rolled_back_even_after_a_rollback(registry: Path, models: list[Path]) -> None:
+    promote(models[2], registry)
+    promote(None, registry, rollback=True)
+    (registry / "v2.safetensors").unlink()
+    assert promote(None, registry, rollback=True).champion["version"] == 1
 
 
 # ------------------------------------------------------------------------------------------------------ what is refused
