@@ -19,9 +19,8 @@ from typing_extensions import TypedDict  # pydantic takes typing's from Python 3
 
 from pipeline.errors import UserError
 from pipeline.files import check_shape, parse_line, read_as, write_bytes, write_sealed
-from pipeline.models.champion import FILE, fault_of, is_registry
+from pipeline.models.champion import FILE, HISTORY, fault_of, is_registry
 
-HISTORY = "history.jsonl"
 SCHEMA = 1
 _OWN = re.compile(rf"run\.lock|{re.escape(FILE)}|{re.escape(HISTORY)}|v\d+\.(safetensors|json)|\..*")
 

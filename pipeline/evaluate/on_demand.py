@@ -23,7 +23,7 @@ from pipeline.evaluate.per_class import PerClass, per_class, taken_for
 from pipeline.evaluate.predictions import Predictions, predictions_of
 from pipeline.evaluate.predictor import predict_by
 from pipeline.files import append_json, open_to_append
-from pipeline.models.champion import pinned
+from pipeline.models.champion import origin_of, pinned
 from pipeline.models.format import read_info
 from pipeline.packing.pack import pack
 from pipeline.shards.dataset import Dataset, open_split, warn_of_left_out
@@ -95,7 +95,8 @@ def evaluate_on(
 ) -> Evaluation:
     """What a model does on a split of a packed folder, or on all images of an unpacked one.
 
-    Classes are matched by name. If the model is in a run, a read of test is logged in the run's test_reads.jsonl.
+    Classes are matched by name. If the model is in a run, or was promoted from one, a read of test is logged in the
+    run's test_reads.jsonl.
 
     Args:
         model_path: A run folder, a stage folder, a registry of champions, an exported file or a checkpoint.
@@ -195,12 +196,12 @@ class TestRead:
 
     @classmethod
     def of(cls, model: Path) -> TestRead | None:
-        """The read to log before its results are shown; None if the model is in no run.
+        """The read to log before its results are shown; None if the model is in no run, nor promoted from one.
 
         Raises:
             UserError: it cannot be logged.
         """
-        run = find_run(model)
+        run = find_run(origin_of(model))
         if run is None:
             return None
         path = run / TEST_READS
@@ -214,9 +215,10 @@ class TestRead:
 
     def log(self, data: Path, num_samples: int, **figures: float) -> None:
         """Write the line of the read."""
+        path = self.model.absolute()
         line = {
             "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            "model": str(self.model.absolute().relative_to(self.run)),
+            "model": str(path.relative_to(self.run) if path.is_relative_to(self.run) else path),
             "data": str(data.absolute()),
             **figures,
             "num_samples": num_samples,

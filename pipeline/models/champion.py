@@ -11,18 +11,22 @@ from pathlib import Path
 from typing_extensions import TypedDict  # pydantic takes typing's from Python 3.12 on
 
 from pipeline.errors import UserError
-from pipeline.files import read_as
+from pipeline.files import check_shape, read_as, read_lines
 from pipeline.stages.fingerprint import digest_once
 
-FILE = "champion.json"
+FILE, HISTORY = "champion.json", "history.jsonl"
 
 
 class Standing(TypedDict):
     """What is needed of champion.json to find the champion."""
 
     version: int
+    model: str
+    """The digest of all that its predictions depend on."""
     digests: dict[str, str]
     """Name of a file of the version -> the sha256 of its bytes."""
+    source: str
+    """The path that was promoted."""
 
 
 def weights_of(registry: Path, version: int) -> Path:
@@ -69,3 +73,31 @@ def pinned(path: Path) -> Path:
     nothing. Raises UserError as `champion_of` does.
     """
     return champion_of(path) or path
+
+
+def origin_of(weights: Path) -> Path:
+    """The path that a version of a registry was promoted from, through all registries; any other path is its own.
+
+    Raises:
+        UserError: a registry on the way is damaged.
+    """
+    for change in _changes(weights.parent):
+        if weights_of(weights.parent, change["version"]) == weights:
+            return _origin(Path(change["source"]), change["model"])
+    return weights
+
+
+def _origin(source: Path, model: str) -> Path:
+    """Where a model comes from that was promoted from a path. A registry there may have another champion by now."""
+    changes = _changes(source) or _changes(source.parent)
+    return next((_origin(Path(change["source"]), model) for change in changes if change["model"] == model), source)
+
+
+def _changes(registry: Path) -> list[Standing]:
+    """The changes of a registry, the earliest first; none of any other folder. The last may be there twice."""
+    if not is_registry(registry):
+        return []
+    lines = read_lines(registry / HISTORY)
+    for line in lines:
+        check_shape(Standing, line, registry / HISTORY)
+    return [*lines, read_as(Standing, registry / FILE)]  # type: ignore[list-item]  # their shape is checked

@@ -71,6 +71,26 @@ def test_a_registry_is_a_model_for_evaluate_predict_export_and_promote(
     assert model_digest(tmp_path / "production") == model_digest(registry) == model_digest(models[1])
 
 
+def test_reads_of_test_by_a_champion_are_those_of_the_run_that_it_is_from(models: list[Path], tmp_path: Path) -> None:
+    """Through another registry, too, and by an earlier version; a file that is in no run has nobody to tell."""
+    images = write_files(tmp_path / "images", class_files(3))
+    runs = [run_with(tmp_path / "runs" / model.stem, model) for model in models[:2]]
+    first, second = tmp_path / "champions/first", tmp_path / "champions/second"
+    for run in runs:
+        promote(run, first)
+        promote(first, second)
+    promote(models[2], first)
+    selftrain("evaluate", first, images)
+    assert not list(tmp_path.rglob("test_reads.jsonl"))
+    selftrain("evaluate", second, images, "--split", "val")
+    assert not list(tmp_path.rglob("test_reads.jsonl"))
+    selftrain("evaluate", second, images)
+    selftrain("evaluate", first / "v1.safetensors", images)
+    for run, version in zip(runs, (first / "v1.safetensors", second / "v2.safetensors"), strict=True):
+        (line,) = (run / "test_reads.jsonl").read_text().splitlines()
+        assert json.loads(line)["model"] == str(version)
+
+
 def test_a_run_that_starts_from_a_registry_has_one_champion_throughout(digits: Config, registry: Path) -> None:
     config = absolute(with_section(digits, "teacher", start={"model": str(registry), "mode": "init"}))
     assert config.teacher.start is not None
