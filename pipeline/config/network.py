@@ -90,6 +90,13 @@ class Start(Section):
     """Whether weights before the classifier may stay random with `init` because the start has none for them. If not,
     that is an error. Set it to true if you take a part of another architecture on purpose."""
 
+    @model_validator(mode="after")
+    def _weights_alone_can_only_begin(self) -> Start:
+        if self.model.startswith("timm:") and self.mode in ("continue", "insert"):
+            lacks = {"continue": "no checkpoint to go on from", "insert": "nothing that says which modules they have"}
+            raise ValueError(f"mode is {self.mode}, but weights of timm have {lacks[self.mode]}; use mode: init")
+        return self
+
     @property
     def begins_anew(self) -> bool:
         """Whether a new training begins with the weights, which is not so of `use` and `continue`."""

@@ -48,6 +48,14 @@ from pipeline.errors import UserError
             "rounds: {start: init}\nstudent: {unlabeled_ratio: 4, start: {model: a.safetensors}}",
             r"student\.start is a\.safetensors, but with rounds\.start: init .*drop student\.start",
         ),
+        (
+            "student: {start: {model: timm:resnet18.a1_in1k, mode: insert}}",
+            r"`student\.start`: mode is insert, but weights of timm have nothing that says .*use mode: init",
+        ),
+        (
+            "student: {start: {model: timm:resnet18.a1_in1k, mode: continue}}",
+            r"`student\.start`: mode is continue, but weights of timm have no checkpoint .*use mode: init",
+        ),
         ("teacher: {steps: 0}", r"`teacher\.steps`: Input should be greater than 0 \(got 0\)"),
         ("teacher: {steps: many}", r"`teacher\.steps`: .*valid integer.* \(got 'many'\)"),
         ("teacher: {optimizer: {lr: .inf}}", r"`teacher\.optimizer\.lr`: Input should be a finite number"),
