@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pipeline.arrays import F32Array, I64Array
 from pipeline.config import CropMode, Data, Evaluate, Interpolation, Runtime, StrongView, WeakView
-from pipeline.config.evaluate import Crops
+from pipeline.config.evaluate import Crops, Patches
 from pipeline.evaluate.patches import Pyramid, cut, patches_of, reader_at, sides_of, unpacked
 from pipeline.models.format import ModelInfo, load_model
 from pipeline.models.forward import predict_both, predict_logits
@@ -128,6 +128,17 @@ class Predictor:
                 yield views.flip(3)
 
 
+def open_predictor(path: Path, section: Patches, runtime: Runtime, *, mc_dropout: int = 0) -> Predictor:
+    """The predictor of a saved model, which sees images as a section of the config says, on the device of this process.
+
+    Raises:
+        UserError: there is no model, or it cannot see such patches.
+    """
+    model, info = load_model(path, dropout=mc_dropout > 0)
+    how = {**patches_of(section), "precision": runtime.precision, "mc_dropout": mc_dropout}
+    return Predictor(model, info, device=device_of(runtime), **how)
+
+
 def batches_of(rows: I64Array, batch_size: int) -> Iterator[I64Array]:
     """Yield rows [N] in their order, in batches; the last one may be smaller."""
     return (rows[start : start + batch_size] for start in range(0, len(rows), batch_size))
@@ -179,8 +190,6 @@ def predict_by(
     Raises:
         UserError: there is no model, or it cannot see the images so.
     """
-    model, info = load_model(path, dropout=mc_dropout > 0)
-    how = {**patches_of(evaluate), "mc_dropout": mc_dropout}
-    predictor = Predictor(model, info, device=device_of(runtime), precision=runtime.precision, **how)
-    reader = reader_of(info, dataset, data, evaluate.scales)
+    predictor = open_predictor(path, evaluate, runtime, mc_dropout=mc_dropout)
+    reader = reader_of(predictor.info, dataset, data, evaluate.scales)
     return predict(predictor, reader, len(dataset), evaluate.batch_size, check_stop=check_stop)

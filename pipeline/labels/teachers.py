@@ -19,13 +19,12 @@ from pipeline.arrays import F32Array, I64Array
 from pipeline.errors import UserError
 from pipeline.evaluate.calibration import fit_temperature
 from pipeline.evaluate.metrics import compute_metrics
-from pipeline.evaluate.patches import patches_of
-from pipeline.evaluate.predictor import Predictor, Seen, batches_of, mean_logits, reader_of
+from pipeline.evaluate.predictor import Seen, batches_of, mean_logits, open_predictor, reader_of
 from pipeline.features.encoder import linear_classifier
 from pipeline.features.neighbors import neighbors_digest, read_neighbors
 from pipeline.features.store import FeatureStore
 from pipeline.labels.on_val import LabelsOnVal, as_stored
-from pipeline.models.format import NEIGHBORS, load_model, model_digest
+from pipeline.models.format import NEIGHBORS, model_digest, read_info
 from pipeline.shards.dataset import Dataset, open_split
 from pipeline.stages.jobs import LabelJob
 from pipeline.stages.machine import device_of
@@ -69,16 +68,14 @@ def open_teachers(job: LabelJob, dataset: Dataset) -> list[Teacher]:
 
 
 def _open(job: LabelJob, path: Path, dataset: Dataset) -> Teacher:
-    model, info = load_model(path)
-    _check_classes(path, info.classes, dataset)
-    how = patches_of(job.label)
-    predictor = Predictor(model, info, device=device_of(job.runtime), precision=job.runtime.precision, **how)
+    _check_classes(path, read_info(path).classes, dataset)
+    predictor = open_predictor(path, job.label, job.runtime)
     if (features := job.features.get(path)) is not None:
-        head = linear_classifier(predictor.model, info.architecture)
+        head = linear_classifier(predictor.model, predictor.info.architecture)
         return Teacher(features, partial(_of_features, features), partial(_answer, head, predictor.device))
 
     def reading(seen: Dataset) -> Reading:
-        return partial(predictor.read, reader_of(info, seen, job.data, job.label.scales))
+        return partial(predictor.read, reader_of(predictor.info, seen, job.data, job.label.scales))
 
     return Teacher(predictor.seen, reading, predictor.logits)
 

@@ -100,4 +100,4 @@ def _changes(registry: Path) -> list[Standing]:
     lines = read_lines(registry / HISTORY)
     for line in lines:
         check_shape(Standing, line, registry / HISTORY)
-    return [*lines, read_as(Standing, registry / FILE)]  # type: ignore[list-item]  # their shape is checked
+    return [*lines, read_as(Standing, registry / FILE)]

@@ -17,11 +17,11 @@ from pipeline.config import Evaluate, Runtime, Split
 from pipeline.errors import UserError
 from pipeline.evaluate.ensemble import check_others, columns_of
 from pipeline.evaluate.on_demand import TestRead
-from pipeline.evaluate.patches import in_fingerprint, patches_of
-from pipeline.evaluate.predictor import Predictor
+from pipeline.evaluate.patches import in_fingerprint
+from pipeline.evaluate.predictor import open_predictor
 from pipeline.files import as_utf8, write_csv
 from pipeline.models.champion import pinned
-from pipeline.models.format import load_model, model_digest, read_info
+from pipeline.models.format import model_digest, read_info
 from pipeline.predict.batch import Batch, Member, predict_batch, read_batch
 from pipeline.predict.formats import FEATURES, FORMATS, Block, check_extension, write_features, write_rows
 from pipeline.predict.images import Images, open_images
@@ -39,7 +39,6 @@ from pipeline.shards.decode import RESIZE_VERSION
 from pipeline.shards.index import BadImages
 from pipeline.shards.values import Survey, merge
 from pipeline.stages.lock import run_lock
-from pipeline.stages.machine import device_of
 from pipeline.threads import num_cores, read_ahead
 
 _PART_BATCHES = 2
@@ -123,8 +122,7 @@ def predict_images(
             "resize": RESIZE_VERSION,
         }
         torch.set_num_threads(max(runtime.threads, 1))
-        how = {**patches_of(evaluate), "device": device_of(runtime), "precision": runtime.precision}
-        members = [(Predictor(*load_model(path), **how), at) for path, at in zip(paths, columns, strict=True)]
+        members = [(open_predictor(path, evaluate, runtime), at) for path, at in zip(paths, columns, strict=True)]
         with run_lock(folder):
             try:
                 begin(folder, record, files, overwrite=wanted.overwrite)

@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pipeline.config import Distillation
+from pipeline.config.evaluate import Patches
 from pipeline.errors import UserError, did_you_mean
-from pipeline.evaluate.predictor import Predictor
-from pipeline.models.format import load_model
+from pipeline.evaluate.predictor import open_predictor
 from pipeline.models.forward import predict_logits
 from pipeline.models.preprocessing import Normalization, normalization_of
 from pipeline.train.losses import distillation_loss, smooth_one_hot
@@ -82,18 +82,19 @@ class Teacher:
                 "`distillation.model` names no model; name a trained one (in the rounds of `selftrain run` it is the "
                 "round's teacher)"
             )
-        model, info = load_model(Path(source))
+        self.predictor = open_predictor(Path(source), Patches(), setup.job.runtime)
+        self.predictor.model.requires_grad_(False)
+        info = self.predictor.info
         classes = setup.labeled.classes
         if unknown := [name for name in classes if name not in info.classes]:
             raise UserError(
                 f"`distillation.model`: {source} does not know class {unknown[0]!r} of the data, "
                 f"{did_you_mean(unknown[0], info.classes)}; choose a model that knows all of them"
             )
-        device, precision = setup.accelerator.device, setup.job.runtime.precision
-        self.predictor = Predictor(model.requires_grad_(False), info, device=device, precision=precision, flip=False)
         self.size = info.input_size[-1]
+        device = setup.accelerator.device
         self.classes = torch.tensor([info.classes.index(name) for name in classes], device=device)
-        theirs = normalization_of(model, info.mean, info.std)
+        theirs = normalization_of(self.predictor.model, info.mean, info.std)
         self.normalization = _from_one_to_other(setup.normalization, theirs, source, device)
 
     @torch.no_grad()
