@@ -13,6 +13,7 @@ from pipeline.files import read_as
 from pipeline.models.champion import FILE as CHAMPION
 from pipeline.models.champion import pinned
 from pipeline.models.weights import files_read
+from pipeline.remote import Place
 from pipeline.runs.inputs import with_inputs
 from pipeline.runs.result import Result
 from pipeline.stages.fingerprint import digest
@@ -91,11 +92,14 @@ def _absolute(training: Training) -> Training:
 
 def absolute_data(data: Data) -> Data:
     """The data with absolute paths."""
-    update: dict[str, Any] = {split: tuple(p.absolute() for p in getattr(data, split)) for split in SPLITS}
+    update: dict[str, Any] = {split: tuple(map(_absolute_place, getattr(data, split))) for split in SPLITS}
     for name in ("root", "classes", "cache_dir"):
-        path = getattr(data, name)
-        update[name] = path.absolute() if path is not None else None
+        update[name] = _absolute_place(getattr(data, name))
     return changed(data, **update)
+
+
+def _absolute_place(at: Place | None) -> Place | None:
+    return at.absolute() if isinstance(at, Path) else at
 
 
 def set_aside(run_dir: Path, earlier: Config, config: Config, data: str, files: dict[str, str]) -> None:
