@@ -35,6 +35,10 @@ _FIXES = (
 """What of a message of pyarrow's says which fix; the first that is found."""
 
 
+class RemoteError(UserError):
+    """An object store cannot be reached, or lacks what it should hold; no fault of the image that was asked for."""
+
+
 class Status(NamedTuple):
     """What tells one version of a file from another."""
 
@@ -95,8 +99,10 @@ class Remote:
         from pyarrow.fs import FileSelector
 
         with self._reached("listed"):
-            selector = FileSelector(self.path, allow_not_found=True, recursive=below)
-            found: list[FileInfo] = self._filesystem().get_file_info(selector)
+            try:  # with allow_not_found, a bucket that is gone would be an empty one
+                found: list[FileInfo] = self._filesystem().get_file_info(FileSelector(self.path, recursive=below))
+            except FileNotFoundError:
+                return []
         return found
 
     def chunks(self) -> Iterator[bytes]:
@@ -150,11 +156,11 @@ class Remote:
             bucket = self.path.partition("/")[0]
             if bucket != self.path:  # which may be gone too, and then says so
                 replace(self, path=bucket).files()
-            raise UserError(f"{self} does not exist; fix the address, or restore the file") from error
+            raise RemoteError(f"{self} does not exist; fix the address, or restore the file") from error
         except (OSError, ValueError, NotImplementedError) as error:  # ArrowInvalid is a ValueError
             why = " ".join(str(error).split())[:300]
             fix = next(fix for pattern, fix in _FIXES if re.search(pattern, why))
-            raise UserError(f"{self} cannot be {done} ({why}); {fix}") from error
+            raise RemoteError(f"{self} cannot be {done} ({why}); {fix}") from error
 
 
 @functools.cache

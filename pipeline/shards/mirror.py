@@ -19,9 +19,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.errors import UserError
 from pipeline.files import atomic_file, read_json, write_bytes
-from pipeline.remote import Place, Remote, Status, place
+from pipeline.remote import Place, Remote, RemoteError, Status, place
 from pipeline.shards.exclusive import exclusive
 from pipeline.shards.manifest import MANIFEST, read_manifest
 from pipeline.stages.fingerprint import once
@@ -63,7 +62,7 @@ def here(at: Place, cache: Path, limit_gb: float) -> Path:
     manifest = (at / MANIFEST).read() if (at / MANIFEST).status() else None
     files = at.files()
     if not files:
-        raise UserError(f"{at} holds no files; fix the address, or pack a folder and copy it there")
+        raise RemoteError(f"{at} holds no files; fix the address, or pack a folder and copy it there")
     _put(folder / MANIFEST, manifest)
     _put(folder / RECORD, _encoded(_Record(at, int(limit_gb * 1e9), root, files)))
     if manifest is not None and at.has_folder("truth"):
@@ -210,10 +209,10 @@ def _check(path: Path, address: Remote, status: Status, size: int, sha256: str) 
     packed = _digests(path.parent / MANIFEST) if (path.parent / MANIFEST).exists() else {}
     if path.name in packed:
         if sha256 != packed[path.name]:
-            wanted = packed[path.name]
-            raise UserError(f"{address} is not the shard that was packed: sha256 {sha256[:12]}, manifest {wanted[:12]}")
+            differ = f"sha256 {sha256[:12]}, manifest {packed[path.name][:12]}"
+            raise RemoteError(f"{address} is not the shard that was packed: {differ}; copy it there again")
     elif size != status.size or address.status() != status:
-        raise UserError(f"{address} changed while it was read; type the command again when nobody writes there")
+        raise RemoteError(f"{address} changed while it was read; type the command again when nobody writes there")
 
 
 @once

@@ -11,9 +11,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-
-import pytest
-from pyarrow.fs import FileSystem
+from typing import Any
 
 from pipeline.remote import Remote, place
 from support.waiting import wait_for
@@ -62,7 +60,7 @@ def object_store() -> Iterator[ObjectStore]:
             "AWS_REGION": "us-east-1",
             "AWS_EC2_METADATA_DISABLED": "true",
         }
-        FileSystem.from_uri(f"s3://{BUCKET}?allow_bucket_creation=true")[0].create_dir(BUCKET)
+        make_bucket(BUCKET)
         yield store
     finally:
         store.stop()
@@ -70,15 +68,9 @@ def object_store() -> Iterator[ObjectStore]:
         os.environ |= before
 
 
-@pytest.fixture(scope="session")
-def bucket(children: None) -> Iterator[ObjectStore]:
-    with object_store() as store:
-        yield store
-
-
 def upload(folder: Path, to: str) -> Remote:
-    """Copy a folder into the bucket, file by file."""
-    remote = place(f"s3://{BUCKET}/{to}")
+    """Copy a folder into the store, file by file, to BUCKET/KEY."""
+    remote = place(f"s3://{to}")
     assert isinstance(remote, Remote)
     for path in sorted(folder.rglob("*")):
         if path.is_file():
@@ -86,6 +78,12 @@ def upload(folder: Path, to: str) -> Remote:
     return remote
 
 
-def filesystem() -> FileSystem:
+def filesystem() -> Any:
     """The store as pyarrow sees it, to look and to damage."""
-    return FileSystem.from_uri(f"s3://{BUCKET}?allow_bucket_deletion=true")[0]
+    from pyarrow.fs import FileSystem
+
+    return FileSystem.from_uri(f"s3://{BUCKET}?allow_bucket_creation=true&allow_bucket_deletion=true")[0]
+
+
+def make_bucket(name: str) -> None:
+    filesystem().create_dir(name)
