@@ -17,6 +17,7 @@ from pipeline.remote import Place
 from pipeline.runs.inputs import with_inputs
 from pipeline.runs.result import Result
 from pipeline.stages.fingerprint import digest
+from pipeline.stages.lock import refuse_address
 from pipeline.stages.machine import resolve
 from pipeline.stages.plugins import digests
 
@@ -29,6 +30,7 @@ def check_run_folder(run_dir: Path, config_path: Path | None = None) -> None:
     Raises:
         UserError: the folder has files but is not a run folder, or its config.yaml, which a run writes, is the user's.
     """
+    refuse_address(run_dir)
     if config_path is not None and config_path.resolve() == (run_dir / "config.yaml").resolve():
         raise UserError(
             f"{config_path} is where the run in {run_dir} writes its resolved config; copy it elsewhere, or choose "

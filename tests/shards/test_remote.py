@@ -81,12 +81,12 @@ def test_remote_data_are_those_on_disk(digits: Config, data: Data, reads: Counte
 
 
 def test_a_stage_on_remote_data_is_the_stage_on_the_data_on_disk(
-    digits: Config, data: Data, teacher: Path, labels: Path, tmp_path: Path
+    digits: Config, data: Data, bucket: ObjectStore, teacher: Path, labels: Path, tmp_path: Path
 ) -> None:
     remote = changed(digits, data=data)
     training, same_training = (train_job(one, tmp_path / "train") for one in (remote, digits))
     assert folder_name(training) == folder_name(same_training)
-    assert outputs(run(label_job(remote, tmp_path / "labels", teacher))) == outputs(labels)
+    assert outputs(run(label_job(remote, tmp_path / "labels", teacher), bucket.found)) == outputs(labels)
 
 
 def test_the_cache_keeps_the_shards_that_were_read_last_within_its_limit(data: Data, reads: Counter[str]) -> None:

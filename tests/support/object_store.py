@@ -8,8 +8,9 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,22 @@ class ObjectStore:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
+    @property
+    def variables(self) -> dict[str, str]:
+        """The variables of the environment by which pyarrow finds it."""
+        return {
+            "AWS_ENDPOINT_URL_S3": self.url,
+            "AWS_ACCESS_KEY_ID": "nobody",
+            "AWS_SECRET_ACCESS_KEY": "secret",
+            "AWS_REGION": "us-east-1",
+            "AWS_EC2_METADATA_DISABLED": "true",
+        }
+
+    @property
+    def found(self) -> Callable[[], None]:
+        """Has a process of `support.processes` find it, whose environment is from before: for `before` of `start`."""
+        return partial(_find, self.variables)
+
     def _answers(self) -> bool:
         assert self.process.poll() is None, "moto's server ended; pip install 'moto[server]'"
         try:
@@ -47,19 +64,17 @@ class ObjectStore:
         self.process.wait()
 
 
+def _find(variables: dict[str, str]) -> None:
+    os.environ |= variables
+
+
 @contextmanager
 def object_store() -> Iterator[ObjectStore]:
     """A server with an empty bucket, and the variables by which pyarrow finds it."""
     before = dict(os.environ)
     store = ObjectStore()
     try:
-        os.environ |= {
-            "AWS_ENDPOINT_URL_S3": store.url,
-            "AWS_ACCESS_KEY_ID": "nobody",
-            "AWS_SECRET_ACCESS_KEY": "secret",
-            "AWS_REGION": "us-east-1",
-            "AWS_EC2_METADATA_DISABLED": "true",
-        }
+        os.environ |= store.variables
         make_bucket(BUCKET)
         yield store
     finally:
