@@ -21,6 +21,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 from support.digits import digits_config
+from support.object_store import ObjectStore, object_store
 from support.processes import label_job, run, select_job, train_job
 
 from pipeline.config import Config
@@ -109,6 +110,13 @@ def same_threads() -> Iterator[None]:
 def digits(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Config:
     """A run on scikit-learn's digits."""
     return digits_config(tmp_path_factory.mktemp("digits") / "packed")
+
+
+@pytest.fixture(scope="session")
+def bucket(children: None) -> Iterator[ObjectStore]:
+    """A local S3 with an empty bucket. Whoever stores something there takes a folder of its own."""
+    with object_store() as store:
+        yield store
 
 
 @pytest.fixture(scope="session")

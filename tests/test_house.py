@@ -14,7 +14,7 @@ from support.imports import imports_of, sources
 
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("errors", "arrays"),
-    ("files", "randomness", "threads"),
+    ("files", "randomness", "remote", "threads"),
     ("config",),
     ("techniques",),
     ("stages",),

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from pipeline.config import SPLITS, Split
-from pipeline.errors import did_you_mean
+from pipeline.errors import UserError, did_you_mean
 from pipeline.stages.terminal import output
 
 app = typer.Typer(
@@ -54,6 +54,24 @@ def check_split(value: str | None) -> str | None:
 def as_split(value: str | None) -> Split | None:
     """A checked value as the type that the pipeline takes."""
     return next((split for split in SPLITS if split == value), None)
+
+
+def read_here(path: Path) -> Path:
+    """A folder that a command reads: itself, or of an address the mirror of the packed folder there.
+
+    Raises:
+        UserError: it is an address of another kind, of no packed folder, or one that cannot be reached.
+    """
+    from pipeline.config import Data, parse
+    from pipeline.shards.manifest import MANIFEST
+    from pipeline.shards.split import folder_of
+
+    data = parse(Data, {"root": path}, str(path))
+    assert data.root is not None
+    folder = folder_of(data.root, data)
+    if folder != path and not (folder / MANIFEST).exists():
+        raise UserError(f"{data.root} has no {MANIFEST}, and only packed folders are read there; download what it has")
+    return folder
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import typer
 from rich.table import Table
 
-from pipeline.cli.app import app, as_split, check_split, console
+from pipeline.cli.app import app, as_split, check_split, console, read_here
 from pipeline.config import Evaluate, parse
 
 OthersOption = Annotated[
@@ -46,7 +46,7 @@ def evaluate(
     given = {"crops": crops, "scales": None if scales is None else scales.split(","), "mc_dropout": mc_dropout or None}
     asked = {key: value for key, value in given.items() if value is not None}
     how = parse(Evaluate, {**dict(how), **asked}, "--crops, --scales, --mc-dropout")
-    found = evaluate_on(model, data, as_split(split) or "test", how, runtime, others or ())
+    found = evaluate_on(model, read_here(data), as_split(split) or "test", how, runtime, others or ())
     if as_json:
         print(json.dumps(found.to_json()))
         return

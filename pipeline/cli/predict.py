@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from pipeline.cli.app import app, as_split, bar, check_split, console
+from pipeline.cli.app import app, as_split, bar, check_split, console, read_here
 from pipeline.cli.models import OthersOption
 
 
@@ -52,7 +52,7 @@ def predict(
         others=tuple(others or ()),
     )
     with bar("predicting") as progress:
-        done = predict_images(model, images, wanted, *how_to_see(model), progress)
+        done = predict_images(model, read_here(images), wanted, *how_to_see(model), progress)
     console.print(f"{out}: {done.num_rows:,} images", soft_wrap=True)
     if done.left_out is not None:
         first = next(iter(done.bad.values()))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 from rich.table import Table
 
-from pipeline.cli.app import OutOption, app, as_split, bar, check_split, console
+from pipeline.cli.app import OutOption, app, as_split, bar, check_split, console, read_here
 from pipeline.errors import UserError
 
 if TYPE_CHECKING:
@@ -151,6 +151,7 @@ def verify(
     from pipeline.shards.manifest import MANIFEST
     from pipeline.stages.folder import RECORD
 
+    folder = read_here(folder)
     check, again = _verify_packed, "pack it again from the images"
     if is_registry(folder):
         check, again = _verify_registry, "do what each says"

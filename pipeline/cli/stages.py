@@ -10,6 +10,7 @@ import typer
 from pipeline.cli.app import AcceptOption, ConfigArgument, OutOption, SetOption, app, console
 from pipeline.config import Config, OtherLabels, Start, changed, load_config, parse
 from pipeline.errors import UserError
+from pipeline.remote import Place, Remote, place
 
 if TYPE_CHECKING:
     from pipeline.stages.jobs import Job
@@ -85,7 +86,10 @@ def train(
 def label(
     config: ConfigArgument,
     teacher: Annotated[Path, typer.Option(metavar="MODEL", help="A run folder, a stage folder or an exported file.")],
-    out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Output folder.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="DIR", help="Output folder, or its address, such as s3://BUCKET/KEY."),
+    ] = None,
     part: Annotated[
         str | None,
         typer.Option(metavar="K/N", help="Label one of N shares of the shards; the same command without it finishes."),
@@ -126,18 +130,20 @@ def label(
         raise UserError(
             "committee is set, but this verb takes one teacher; pass --set committee=[], or use selftrain run"
         )
-    whole = (out or Path()).absolute()
+    at = None if out is None else _place(out, "--out")
+    whole = at.absolute() if isinstance(at, Path) else Path().absolute()
     teachers = [pinned(teacher.absolute())]
     job = LabelJob.of(settings, whole, 1, teachers, accept_environment=accept_environment)
     if run_dir is not None:
         job = changed(job, out=_folder_in_run(job, run_dir))
-    if number is None:
-        _run(job)
-        console.print(f"{out}: labels of {stage_record(whole)['outputs']['num_samples']} images")
-        return
+    if isinstance(at, Remote):
+        job = changed(job, out=_folder_of(job, at))
     check_stage_folder(job.out, job.kind)
-    _run(job.of_part(number))
-    console.print(f"{out or job.out}: part {number} is labeled", soft_wrap=True)
+    _run(job.of_part(number) if number else job, job.out, at if isinstance(at, Remote) else None)
+    said = f"part {number} is labeled"
+    if number is None:
+        said = f"labels of {stage_record(job.out)['outputs']['num_samples']} images"
+    console.print(f"{at or job.out}: {said}", soft_wrap=True)
 
 
 @app.command()
@@ -174,7 +180,7 @@ def merge(
 @app.command()
 def select(
     config: ConfigArgument,
-    labels: Annotated[Path, typer.Option(metavar="DIR", help="A label stage.")],
+    labels: Annotated[Path, typer.Option(metavar="DIR", help="A label stage, or its address.")],
     out: OutOption,
     overrides: SetOption = None,
     accept_environment: AcceptOption = False,
@@ -186,10 +192,14 @@ def select(
     from pipeline.files import write_bytes
     from pipeline.report.plots import per_class
     from pipeline.selection.selection import read_selection
+    from pipeline.shards.index import cache_folder
+    from pipeline.stages.away import fetch_stage
     from pipeline.stages.jobs import SelectJob
 
     settings = _load(config, overrides)
-    _run(SelectJob.of(settings, out.absolute(), 1, labels.absolute(), accept_environment=accept_environment))
+    at = _place(labels, "--labels")
+    folder = at.absolute() if isinstance(at, Path) else fetch_stage(cache_folder(settings.data.cache_dir), at)
+    _run(SelectJob.of(settings, out.absolute(), 1, folder, accept_environment=accept_environment))
     write_bytes(out / "selection.png", per_class(read_selection(out).summary))
 
 
@@ -223,11 +233,33 @@ def _folder_in_run(job: Job, run_dir: Path) -> Path:
     return run_dir.resolve() / "rounds/1" / folder_name(job)
 
 
-def _run(job: Job) -> None:
-    """Run one stage in child processes, under the lock of its folder, with a progress bar."""
+def _place(path: Path, option: str) -> Place:
+    try:
+        return place(path)
+    except ValueError as error:
+        raise UserError(f"{option}: {error}") from error
+
+
+def _folder_of(job: Job, address: Remote) -> Path:
+    """The folder of this machine in which the stage at an address is filled."""
+    from pipeline.shards.index import cache_folder
+    from pipeline.stages.away import work_folder
+    from pipeline.stages.kinds import folder_name
+
+    return work_folder(cache_folder(job.data.cache_dir), address, folder_name(job))
+
+
+def _run(job: Job, whole: Path | None = None, address: Remote | None = None) -> None:
+    """Run one stage in child processes, under the lock of its folder, with a progress bar. With an address, its outputs
+    are stored there; `whole` is the folder of the whole stage, where this is a part."""
+    from pipeline.stages.away import run_away
     from pipeline.stages.launch import run_job
     from pipeline.stages.lock import run_lock
     from pipeline.stages.progress import show_progress
 
+    if address is not None:
+        with show_progress() as on_progress:
+            run_away(job, whole or job.out, address, on_progress)
+        return
     with run_lock(job.out) as lock_fd, show_progress() as on_progress:
         run_job(job, lock_fd=lock_fd, on_progress=on_progress)

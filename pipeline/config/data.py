@@ -5,53 +5,68 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, Field, PlainSerializer, PlainValidator, WithJsonSchema
 
 from pipeline.config.base import NonNegative, Positive, Section, operational
+from pipeline.remote import Place, Remote, place
 
 Split = Literal["labeled", "unlabeled", "val", "test"]
 SPLITS: tuple[Split, ...] = ("labeled", "unlabeled", "val", "test")
 
 
-def _path(value: Any) -> Any:
-    """A path as a shell would read it, where `~` is the user's folder."""
+def _place(value: Any) -> Any:
+    """A path as a shell would read it, where `~` is the user's folder, or an address."""
     if value is None:
         return None
-    if not isinstance(value, str | Path):
+    if not isinstance(value, str | Path | Remote):
         raise ValueError("a path is needed")
-    if "://" in str(value):
-        raise ValueError(f"{value} is an address, from which nothing is read; download it and name the file")
+    found = place(value)
     try:
-        return Path(value).expanduser()
+        return found.expanduser() if isinstance(found, Path) else found
     except RuntimeError as error:
         raise ValueError(f"there is no home folder for {value}; write the path in full") from error
 
 
-def _paths(value: Any) -> Any:
-    """One path is a list of one."""
-    values = [value] if isinstance(value, str | Path) else value
-    return [_path(each) for each in values] if isinstance(values, list | tuple) else values
+def _path(value: Any) -> Any:
+    """A path on this machine."""
+    found = _place(value)
+    if isinstance(found, Remote):
+        raise ValueError(f"{value} is an address, from which nothing is read here; download it and name the file")
+    return found
+
+
+def _places(value: Any) -> Any:
+    """One place is a list of one."""
+    values = [value] if isinstance(value, str | Path | Remote) else value
+    return [_place(each) for each in values] if isinstance(values, list | tuple) else values
 
 
 APath = Annotated[Path, BeforeValidator(_path)]
-Paths = Annotated[tuple[Path, ...], BeforeValidator(_paths)]
+APlace = Annotated[
+    Place,
+    PlainValidator(_place),
+    PlainSerializer(str, when_used="json"),
+    WithJsonSchema({"type": "string", "format": "path"}),
+]
+Places = Annotated[tuple[APlace, ...], BeforeValidator(_places)]
 
 
 class Data(Section):
-    """The images of a run: a packed folder, WebDataset tars that others made, or both."""
+    """The images of a run: a packed folder, WebDataset tars that others made, or both. They may also lie in an object
+    store: s3://BUCKET/FOLDER, gs:// or az://."""
 
-    root: APath | None = operational(None)
+    root: APlace | None = operational(None)
     """A folder that `selftrain pack` wrote; its manifest names the splits."""
-    labeled: Paths = operational(())
+    labeled: Places = operational(())
     """More labeled tars, folders of tars, packed folders, or patterns such as `shards/*.tar`. Tars need `classes` if
     there is no `root`."""
-    unlabeled: Paths = operational(())
+    unlabeled: Places = operational(())
     """More unlabeled tars, folders of tars, or packed folders."""
-    val: Paths = operational(())
+    val: Places = operational(())
     """More validation tars, folders of tars, or packed folders."""
-    test: Paths = operational(())
+    test: Places = operational(())
     """More test tars, folders of tars, or packed folders. A model sees them only in the last stage of a run."""
-    classes: APath | None = operational(None)
+    classes: APlace | None = operational(None)
     """A text file with one class name per line, for tars without a manifest. Line numbers are the class ids."""
     window_shards: Positive = 64
     """In each epoch shards are permuted, and then samples within windows of this many shards. Lower it to save memory
@@ -66,6 +81,9 @@ class Data(Section):
     cache_dir: APath | None = operational(None)
     """Folder for decoded images and for indexes of read-only tars. The default is `selftrain` below `$XDG_CACHE_HOME`,
     or below `~/.cache`."""
+    remote_cache_gb: Annotated[float, Field(gt=0)] = operational(50.0)
+    """Gigabytes of shards from object stores that are kept in `cache_dir`; those that were read least recently are
+    removed for others. Raise it if the shards of an epoch do not fit, which then are fetched in every epoch."""
     decode_workers: NonNegative = operational(0)
     """Number of threads that decode images. 0 means one per core that the process may use. Lower it if others use the
     machine too."""

@@ -13,6 +13,7 @@ from pydantic_core import PydanticUndefined
 
 from pipeline.config.base import Section, is_operational, is_technique, off_value, own_first
 from pipeline.config.config import Config
+from pipeline.remote import Remote
 
 _HEAD = """\
 # Config keys
@@ -83,16 +84,20 @@ def _name(annotation: Any) -> str:
     if origin in (types.UnionType,) or str(origin) == "typing.Union":
         return " or ".join("nothing" if a is type(None) else _name(a) for a in arguments)
     if origin is tuple:
-        return f"list of {_name(arguments[0])}s"
+        return f"list of {' or '.join(map(_plural, _name(arguments[0]).split(' or ')))}"
     if origin is dict:
         return "mapping"
     if isinstance(annotation, type) and issubclass(annotation, Section):
         return "section"
     if hasattr(annotation, "__metadata__"):
         return _name(arguments[0])
-    return {int: "integer", float: "number", str: "text", bool: "true or false"}.get(
+    return {Remote: "address", int: "integer", float: "number", str: "text", bool: "true or false"}.get(
         annotation, getattr(annotation, "__name__", str(annotation)).lower()
     )
+
+
+def _plural(name: str) -> str:
+    return f"{name}{'es' if name.endswith('s') else 's'}"
 
 
 def _default(value: Any) -> str:

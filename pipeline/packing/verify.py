@@ -13,8 +13,10 @@ import numpy.typing as npt
 from pipeline.config import SPLITS
 from pipeline.errors import UserError
 from pipeline.packing.staging import STAGING
+from pipeline.remote import RemoteError
 from pipeline.shards.index import OF_TAR, SCHEMA, Index, Progress, build_index, index_path, read_index
 from pipeline.shards.manifest import MANIFEST, Manifest, ShardEntry, read_manifest
+from pipeline.shards.mirror import names_in
 from pipeline.shards.truth import read_truth, truth_of
 
 
@@ -43,6 +45,8 @@ def verify(folder: Path, *, workers: int = 0, progress: Progress | None = None) 
         report = (lambda count, _, before=before: progress(before + count, total)) if progress else None
         try:
             indexes[entry.name] = build_index(folder / f"{entry.name}.tar", workers=workers, progress=report)
+        except RemoteError:
+            raise
         except UserError as error:
             problems.append(str(error))
             continue
@@ -122,8 +126,8 @@ def _used(entry: ShardEntry, index: Index) -> npt.NDArray[np.bytes_]:
 
 def _strangers(folder: Path, manifest: Manifest) -> Iterator[str]:
     listed = {f"{entry.name}.tar" for entry in manifest.shards}
-    for path in sorted(folder.glob("*.tar")):
-        if path.name not in listed:
-            yield f"{path}: not listed in the manifest, so it is never read; move it away"
+    for name in names_in(folder):
+        if name.endswith(".tar") and name not in listed:
+            yield f"{folder / name}: not listed in the manifest, so it is never read; move it away"
     if (folder / STAGING).exists():
         yield f"{folder / STAGING}: a pack was killed; type its command again to complete or clear it"

@@ -16,6 +16,7 @@ from pipeline.evaluate.patches import packed
 from pipeline.evaluate.predictor import Predictor, Seen, mean_logits
 from pipeline.predict.images import Images
 from pipeline.predict.parts import Part
+from pipeline.remote import RemoteError
 from pipeline.shards.decode import Pixels
 from pipeline.shards.values import Facts, Survey
 
@@ -44,6 +45,8 @@ def read_batch(images: Images, rows: I64Array, predictors: Sequence[Predictor], 
                 [images.pixels(row, side, interpolation, crop) for side in sides]
                 for sides, interpolation, crop in views
             ]
+        except RemoteError:  # which is no fault of the image
+            raise
         except UserError as error:
             return str(error)
         return [packed([pixels for pixels, _ in seen]) for seen in levels], levels[0][0][1]

@@ -14,9 +14,11 @@ from pipeline.files import read_as
 from pipeline.models.champion import FILE as CHAMPION
 from pipeline.models.champion import pinned
 from pipeline.models.weights import files_read
+from pipeline.remote import Place
 from pipeline.runs.inputs import models_of_overrides, with_inputs
 from pipeline.runs.result import Result
 from pipeline.stages.fingerprint import digest
+from pipeline.stages.lock import refuse_address
 from pipeline.stages.machine import resolve
 from pipeline.stages.plugins import digests
 
@@ -29,6 +31,7 @@ def check_run_folder(run_dir: Path, config_path: Path | None = None) -> None:
     Raises:
         UserError: the folder has files but is not a run folder, or its config.yaml, which a run writes, is the user's.
     """
+    refuse_address(run_dir)
     if config_path is not None and config_path.resolve() == (run_dir / "config.yaml").resolve():
         raise UserError(
             f"{config_path} is where the run in {run_dir} writes its resolved config; copy it elsewhere, or choose "
@@ -96,11 +99,14 @@ def _absolute(training: Training) -> Training:
 
 def absolute_data(data: Data) -> Data:
     """The data with absolute paths."""
-    update: dict[str, Any] = {split: tuple(p.absolute() for p in getattr(data, split)) for split in SPLITS}
+    update: dict[str, Any] = {split: tuple(map(_absolute_place, getattr(data, split))) for split in SPLITS}
     for name in ("root", "classes", "cache_dir"):
-        path = getattr(data, name)
-        update[name] = path.absolute() if path is not None else None
+        update[name] = _absolute_place(getattr(data, name))
     return changed(data, **update)
+
+
+def _absolute_place(at: Place | None) -> Place | None:
+    return at.absolute() if isinstance(at, Path) else at
 
 
 def set_aside(run_dir: Path, earlier: Config, config: Config, data: str, files: dict[str, str]) -> None:

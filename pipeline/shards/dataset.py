@@ -20,7 +20,7 @@ from pipeline.errors import UserError
 from pipeline.shards.index import Index, keep_rows, load_index
 from pipeline.shards.manifest import read_manifest
 from pipeline.shards.members import scan_members
-from pipeline.shards.split import bad_samples, check_values, find_tars
+from pipeline.shards.split import bad_samples, check_values, find_tars, folder_of
 from pipeline.shards.truth import Truth, truth_as
 from pipeline.stages.fingerprint import digest
 
@@ -130,7 +130,8 @@ def has_test(data: Data) -> bool:
     Raises:
         UserError: `data.root` is no packed folder.
     """
-    return bool(data.test) or (data.root is not None and bool(read_manifest(data.root).of_split("test")))
+    root = None if data.root is None else folder_of(data.root, data)
+    return bool(data.test) or (root is not None and bool(read_manifest(root).of_split("test")))
 
 
 def open_split(data: Data, split: Split, *, verify: bool = False, progress: Progress | None = None) -> Dataset:
@@ -154,7 +155,9 @@ def open_split(data: Data, split: Split, *, verify: bool = False, progress: Prog
     start = 0
     for tar in tars:
         report = functools.partial(progress, tar.name) if progress else None
-        index = load_index(tar.path, cache_dir=data.cache_dir, workers=data.decode_workers, progress=report)
+        index = load_index(
+            tar.path, sha256=tar.sha256, cache_dir=data.cache_dir, workers=data.decode_workers, progress=report
+        )
         bad = bad_samples(tar, index, split, classes, skip=data.bad_images == "skip", verify=verify)
         indexes.append(index)
         skipped |= {f"{tar.path}: {index.key[row]}": why for row, why in bad.items()}

@@ -21,8 +21,10 @@ import pyarrow as pa
 
 from pipeline.arrays import I32Array, I64Array
 from pipeline.errors import UserError
+from pipeline.remote import Status
 from pipeline.shards.decode import DECODER_VERSION, content_hash, read_file, to_sample
 from pipeline.shards.members import scan_members
+from pipeline.shards.mirror import fetched, is_remote, status_of
 from pipeline.shards.table import read_table, write_table
 from pipeline.shards.tar import open_shard
 from pipeline.shards.values import Facts, Survey, facts_of, survey_of
@@ -69,27 +71,35 @@ class Index:
 def load_index(
     tar: Path,
     *,
+    sha256: str | None = None,
     cache_dir: Path | None = None,
     workers: int = 0,
     progress: Progress | None = None,
 ) -> Index:
     """The index of a tar: the stored one if the tar's bytes are still the same, else a new one, stored for next time.
 
-    Bad samples are listed in `problems`, and a cut tar in `cut`; the caller decides what to do about them.
+    Bad samples are listed in `problems`, and a cut tar in `cut`; the caller decides what to do about them. A remote tar
+    of a packed folder, whose `sha256` the manifest tells, is not fetched for that: its bytes are compared when they
+    come.
 
     Raises:
-        UserError: not a tar, a damaged header, or a key that points outside.
+        UserError: not a tar, a damaged header, or a key that points outside; or a remote one cannot be fetched.
     """
     status = _stat(tar)
     name = hashlib.blake2b(bytes(tar.resolve()), digest_size=16).hexdigest()
     places = (index_path(tar), cache_folder(cache_dir) / "index" / f"{name}.arrow")
-    stored = [index for index in map(read_index, places) if index and index.tar_size == status.st_size]
+    stored = _stored(places, status.size)
     for index in stored:
-        if index.tar_mtime_ns == status.st_mtime_ns:
+        if index.tar_mtime_ns == status.mtime_ns:
             return index
+    remote = is_remote(tar)
+    if remote:
+        fetched(places[0])
+        stored = _stored(places, status.size)
     for index in stored:
-        if index.sha256 == digest_file(tar):  # copied or touched: the bytes are the same, only the clock differs
-            return _store(replace(index, tar_mtime_ns=status.st_mtime_ns), places)
+        # Copied or touched: the bytes are the same, only the clock differs.
+        if index.sha256 == (sha256 if remote and sha256 else digest_file(fetched(tar))):
+            return _store(replace(index, tar_mtime_ns=status.mtime_ns), places)
     return _store(build_index(tar, workers=workers, progress=progress), places)
 
 
@@ -125,9 +135,9 @@ def build_index(
         ignored=dict(Counter(os.path.splitext(name)[1].lower() or "no extension" for name in unused)),
         survey=survey,
         cut=cut,
-        sha256=digest_file(tar),
-        tar_size=status.st_size,
-        tar_mtime_ns=status.st_mtime_ns,
+        sha256=digest_file(fetched(tar)),
+        tar_size=status.size,
+        tar_mtime_ns=status.mtime_ns,
     )
 
 
@@ -219,6 +229,10 @@ def read_index(path: Path) -> Index | None:
         return None
 
 
+def _stored(places: Sequence[Path], tar_size: int) -> list[Index]:
+    return [index for index in map(read_index, places) if index and index.tar_size == tar_size]
+
+
 def _store(index: Index, places: Sequence[Path]) -> Index:
     beside, cached = places
     place = beside if os.access(beside.parent, os.W_OK, effective_ids=True) else cached
@@ -226,8 +240,8 @@ def _store(index: Index, places: Sequence[Path]) -> Index:
     return index
 
 
-def _stat(tar: Path) -> os.stat_result:
+def _stat(tar: Path) -> Status:
     try:
-        return tar.stat()
+        return status_of(tar)
     except OSError as error:
         raise UserError(f"{tar} cannot be read: {error.strerror}") from error

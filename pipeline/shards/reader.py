@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import hashlib
 import logging
 import math
-import os
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -24,6 +21,7 @@ from pipeline.files import atomic_file
 from pipeline.shards.cache import CachedImages, open_cache, worth_of, write_cache
 from pipeline.shards.dataset import Dataset, Shard
 from pipeline.shards.decode import DECODER_VERSION, RESIZE_VERSION, Pixels, Vector, decode, decode_sample, resize_to
+from pipeline.shards.exclusive import exclusive
 from pipeline.shards.index import Progress, cache_folder, read_sample
 from pipeline.shards.tar import open_shard
 from pipeline.threads import num_cores
@@ -151,7 +149,7 @@ class Reader:
         for wait in (False, True):
             for shard, path in zip(self._dataset.shards, paths, strict=True):
                 if self._map(path, shard) is None:
-                    with _locked(path.with_suffix(".lock"), wait=wait) as locked:
+                    with exclusive(path.with_suffix(".lock"), wait=wait) as locked:
                         if locked and self._map(path, shard) is None:
                             self._build(path, shard, progress)
         return [self._map_or_raise(path, shard) for path, shard in zip(paths, self._dataset.shards, strict=True)]
@@ -209,27 +207,3 @@ def _cache_name(shard: Shard, size: int, interpolation: Interpolation, crop_mode
     versions = f"{DECODER_VERSION}.{RESIZE_VERSION}"
     state.update(f"{shard.sha256} {size} {versions} {interpolation} {crop_mode}".encode())
     return f"{shard.sha256[:16]}-{size}-{state.hexdigest()}"
-
-
-@contextlib.contextmanager
-def _locked(path: Path, *, wait: bool) -> Iterator[bool]:
-    """Hold an flock. Yields False if another process has it and `wait` is not set. The lock dies with its process."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}; set data.cache_dir, or data.cache to never") from error
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            yield False
-        except OSError as error:
-            raise UserError(
-                f"{path.parent} is on a file system that has no locks ({error.strerror}); set data.cache_dir to a "
-                "folder on another disk, or data.cache to never"
-            ) from error
-        else:
-            yield True
-    finally:
-        os.close(descriptor)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,8 +12,10 @@ import numpy as np
 
 from pipeline.config import Data, Split
 from pipeline.errors import UserError
-from pipeline.shards.index import Index
+from pipeline.remote import Place, Remote
+from pipeline.shards.index import Index, cache_folder
 from pipeline.shards.manifest import MANIFEST, read_classes, read_manifest
+from pipeline.shards.mirror import fetched, here, is_file, names_in
 from pipeline.shards.truth import Truth, truth_of
 from pipeline.shards.values import merge
 from pipeline.stages.fingerprint import digest_file
@@ -39,27 +42,29 @@ def find_tars(data: Data, split: Split) -> tuple[list[SplitTar], tuple[str, ...]
     Raises:
         UserError: a path leads to no tar, two tars have one name, or classes are missing or differ.
     """
-    classes = read_classes(data.classes) if data.classes else ()
+    classes = read_classes(fetched(_file(data.classes, data))) if data.classes else ()
     tars: list[SplitTar] = []
     if data.root is not None:
-        tars, classes = _packed(data.root, split, classes, prefix="")
-    extras: Sequence[Path] = getattr(data, split)
-    for path in extras:
+        tars, classes = _packed(folder_of(data.root, data), split, classes, prefix="")
+    extras: Sequence[Place] = getattr(data, split)
+    for at in extras:
+        one_file = at.name.endswith(".tar") or bool(set("*?[") & set(at.name))
+        path = (_file if one_file else folder_of)(at, data)
         if (path / MANIFEST).exists():
             found, classes = _packed(path, split, classes, prefix=f"{path.resolve().name}-")
         elif path.is_dir():
-            found = [_foreign(tar) for tar in sorted(path.glob("*.tar"))]
-            if compressed := sorted(tar.name for tar in path.iterdir() if tar.name.endswith(_COMPRESSED)):
+            found = [_foreign(tar) for tar in _named(path, "*.tar")]
+            if compressed := [tar.name for end in _COMPRESSED for tar in _named(path, f"*{end}")]:
                 raise UserError(
                     f"data.{split}: {path} holds {', '.join(compressed[:3])}, and samples are read at their places; "
                     "decompress them (gunzip, zstd -d, ...), or move them away"
                 )
         elif not path.exists() and set("*?[") & set(path.name):
-            found = [_foreign(tar) for tar in sorted(path.parent.glob(path.name))]
+            found = [_foreign(tar) for tar in _named(path.parent, path.name)]
         else:
             found = [_foreign(path)]
         if not found:
-            raise UserError(f"data.{split}: {path} holds no {split} tars")
+            raise UserError(f"data.{split}: {at} holds no {split} tars")
         tars += found
     if extras and not classes and split != "unlabeled":
         raise UserError(f"data.{split} names tars without a manifest; name their classes in data.classes, one per line")
@@ -69,6 +74,22 @@ def find_tars(data: Data, split: Split) -> tuple[list[SplitTar], tuple[str, ...]
             raise UserError(f"data.{split}: {names[tar.name]} and {tar.path} are both called {tar.name}; rename one")
         names[tar.name] = tar.path
     return tars, classes
+
+
+def folder_of(at: Place, data: Data) -> Path:
+    """The folder at a place of the config; of a remote one its mirror. Raises UserError as `mirror.here` does."""
+    return here(at, cache_folder(data.cache_dir), data.remote_cache_gb)
+
+
+def _file(at: Place, data: Data) -> Path:
+    """The file at a place of the config; of a remote one where it comes to lie in the mirror of its folder."""
+    return folder_of(at.parent, data) / at.name if isinstance(at, Remote) else at
+
+
+def _named(folder: Path, pattern: str) -> list[Path]:
+    """The files of a folder whose names match, sorted."""
+    names = names_in(folder) if folder.is_dir() else []
+    return [folder / name for name in fnmatch.filter(names, pattern)]
 
 
 def _packed(
@@ -91,7 +112,7 @@ def _packed(
 
 
 def _foreign(tar: Path) -> SplitTar:
-    if not tar.is_file():
+    if not is_file(tar):
         raise UserError(f"{tar} does not exist or is no tar; fix the path in the config")
     return SplitTar(f"{tar.resolve().parent.name}-{tar.stem}", tar)
 
@@ -121,7 +142,7 @@ def bad_samples(
 
 
 def _check_tar(tar: SplitTar, index: Index, *, verify: bool) -> None:
-    actual, packed = digest_file(tar.path) if verify else index.sha256, str(tar.sha256)
+    actual, packed = digest_file(fetched(tar.path)) if verify else index.sha256, str(tar.sha256)
     if actual != packed:
         raise UserError(f"{tar.path} is not the shard that was packed: sha256 {actual[:12]}, manifest {packed[:12]}")
     if len(index) != tar.num_samples:

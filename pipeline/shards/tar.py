@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 from pipeline.errors import UserError
 from pipeline.files import atomic_file
+from pipeline.shards.mirror import open_fetched
 
 _BLOCK = 512
 _COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")  # gzip, bzip2, xz, zstd
@@ -47,9 +48,13 @@ class CutTarError(UserError):
 
 @contextlib.contextmanager
 def open_shard(path: Path) -> Iterator[int]:
-    """Yield a file descriptor to `os.pread` samples from. Every read of a shard goes through here."""
+    """Yield a file descriptor to `os.pread` samples from. Every read of a shard goes through here.
+
+    Raises:
+        UserError: the tar does not exist, cannot be read or, if it is remote, cannot be fetched.
+    """
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = open_fetched(path)
     except FileNotFoundError as error:
         raise UserError(f"{path} does not exist") from error
     except OSError as error:

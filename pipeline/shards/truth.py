@@ -11,6 +11,7 @@ from pipeline.arrays import I32Array, I64Array
 from pipeline.errors import UserError
 from pipeline.files import parsing
 from pipeline.shards.manifest import ShardEntry
+from pipeline.shards.mirror import fetched
 from pipeline.stages.fingerprint import digest_file
 
 
@@ -37,7 +38,7 @@ def read_truth(truth: Truth) -> I32Array | None:
         UserError: the file is damaged or does not belong to the shard.
     """
     path, classes, num_samples, sha256 = truth
-    if not path.exists():
+    if not fetched(path).exists():
         return None
     fix = "restore it, or remove it to go without truth"
     with parsing(f"{path} cannot be read", fix):

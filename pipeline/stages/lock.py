@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +22,12 @@ def find_run(path: Path) -> Path | None:
     return next((f for f in (path, *path.parents) if (f / LOCK).exists() and (f / "config.yaml").exists()), None)
 
 
+def refuse_address(folder: Path) -> None:
+    """Refuse an address in place of a folder to write into; `Path` has taken one of its slashes away."""
+    if any(re.fullmatch(r"(s3|gs|az|file):", part) for part in folder.parts):
+        raise UserError(f"{folder} is an address, where this command writes nothing; give a folder of this machine")
+
+
 @contextlib.contextmanager
 def run_lock(folder: Path, *, wait_s: float = 20.0) -> Iterator[int]:
     """Hold the lock of a run folder; yields its file descriptor, which child processes inherit.
@@ -33,6 +40,7 @@ def run_lock(folder: Path, *, wait_s: float = 20.0) -> Iterator[int]:
             locked.
     """
     path = folder / LOCK
+    refuse_address(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
@@ -20,7 +19,6 @@ from pipeline.shards.reader import Reader
 class Given:
     """What is known before a recipe is chosen."""
 
-    folder: Path
     manifest: Manifest
     counts: dict[Split, int]
     labeled: Dataset

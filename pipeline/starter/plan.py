@@ -11,11 +11,13 @@ import numpy as np
 import torch
 
 from pipeline.arrays import I64Array
-from pipeline.config import SPLITS, Config, Data, Runtime, Split
+from pipeline.config import SPLITS, Config, Data, Runtime, Split, parse
 from pipeline.config.methods import METHOD_CONFIGS
 from pipeline.errors import UserError, did_you_mean
+from pipeline.remote import Place
 from pipeline.shards.dataset import Dataset, open_split
 from pipeline.shards.manifest import Manifest, read_manifest
+from pipeline.shards.split import folder_of
 from pipeline.stages.machine import resolve
 from pipeline.starter.given import Given, Lengths
 from pipeline.starter.photographs import MINUTES, fine_tuning
@@ -48,15 +50,17 @@ def starting_config(
         raise UserError(f"--minutes must be a positive number, not {minutes:g}")
     if method not in METHOD_CONFIGS:
         raise UserError(f"--method {method} is unknown; {did_you_mean(method, METHOD_CONFIGS)}")
-    manifest = read_manifest(folder)
-    counts = _count(folder, manifest)
+    data = parse(Data, {"root": folder}, str(folder))
+    assert data.root is not None
+    manifest = read_manifest(folder_of(data.root, data))
+    counts = _count(data.root, manifest)
     machine = resolve(Runtime())
     processes = max(torch.cuda.device_count(), 1) if machine.device == "cuda" else 1
-    labeled = open_split(Data(root=folder), "labeled")
-    given = Given(folder, manifest, counts, labeled, machine, processes, method, minutes)
-    balance, prior, why_balance = _balance(labeled, open_split(Data(root=folder), "val"))
+    labeled = open_split(data, "labeled")
+    given = Given(manifest, counts, labeled, machine, processes, method, minutes)
+    balance, prior, why_balance = _balance(labeled, open_split(data, "val"))
     common = {
-        "folder": folder,
+        "folder": data.root,
         "splits": ", ".join(f"{count:,} {split}" for split, count in counts.items()),
         "num_classes": given.num_classes,
         "size": "{1}x{0}".format(*manifest.image_size),
@@ -115,7 +119,7 @@ def _times(lengths: Lengths, minutes: float | None) -> dict[str, object]:
     }
 
 
-def _count(folder: Path, manifest: Manifest) -> dict[Split, int]:
+def _count(folder: Place, manifest: Manifest) -> dict[Split, int]:
     counts: dict[Split, int] = {s: sum(e.num_used for e in manifest.of_split(s)) for s in SPLITS}
     missing = [split for split in SPLITS if not counts[split] and split != "test"]
     if missing:

@@ -26,6 +26,7 @@ def test_paths_workers_and_intervals_are_operational() -> None:
     assert operational == paths | intervals | {
         "cache",
         "decode_workers",
+        "remote_cache_gb",
         "dead_units",
         "gradient_checkpointing",
         "probe",
