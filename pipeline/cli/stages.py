@@ -65,7 +65,7 @@ def train(
     training = with_input_of(training.start, training, role)
     labeled = open_split(settings.data, "labeled")
     warn_of_left_out(labeled)
-    check_training(role, training, len(labeled.classes), settings.runtime.processes)
+    check_training(role, training, len(labeled.classes), settings.runtime.ranks)
     job = TrainJob.of(
         settings,
         out.absolute(),
@@ -227,7 +227,8 @@ def _run(job: Job) -> None:
     """Run one stage in child processes, under the lock of its folder, with a progress bar."""
     from pipeline.stages.launch import run_job
     from pipeline.stages.lock import run_lock
+    from pipeline.stages.nodes import leading
     from pipeline.stages.progress import show_progress
 
-    with run_lock(job.out) as lock_fd, show_progress() as on_progress:
+    with run_lock(job.out) as lock_fd, leading(job.out, job.runtime.nodes), show_progress() as on_progress:
         run_job(job, lock_fd=lock_fd, on_progress=on_progress)
