@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
+import psutil
 import pytest
 from support import slurm
 from support.command import finish, type_command
@@ -56,6 +57,14 @@ def in_two_processes(job: Job, _lock: int) -> None:
         run(job)
 
 
+def lose(pid: int) -> None:
+    """End a machine as a power cut does: all at once, so that none of its processes can tell of the others."""
+    machine = psutil.Process(pid)
+    machine.suspend()
+    for process in (*machine.children(recursive=True), machine):
+        process.kill()
+
+
 def test_a_run_that_lost_a_machine_goes_on_under_srun_and_ends_with_the_bits_of_two_processes(
     small: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -67,7 +76,7 @@ def test_a_run_that_lost_a_machine_goes_on_under_srun_and_ends_with_the_bits_of_
 
     def run_stage(job: Job, lock_fd: int) -> None:
         if job.title == "train student (round 1)":
-            threading.Thread(target=lambda: wait_for(lambda: has_come_to(job, 10)) and other.kill()).start()
+            threading.Thread(target=lambda: wait_for(lambda: has_come_to(job, 10)) and lose(other.pid)).start()
         run_job(job, lock_fd)
 
     with pytest.raises(Interrupted, match=r"train student \(round 1\) was stopped: no sign of life came from "):
