@@ -36,6 +36,7 @@ VERBS = {
     "init": "DIR --minutes --encoder --method",
     "run": "CONFIG --run-dir --set --no-prefect --accept-environment",
     "train": "CONFIG --out --selection --start --set --accept-environment",
+    "join": "RUN",
     "label": "CONFIG --teacher --out --part --run-dir --set --accept-environment",
     "merge": "CONFIG --labels --out --set --accept-environment",
     "select": "CONFIG --labels --out --set --accept-environment",

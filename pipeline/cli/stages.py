@@ -66,7 +66,7 @@ def train(
     training = with_input_of(training.start, training, role)
     labeled = open_split(settings.data, "labeled")
     warn_of_left_out(labeled)
-    check_training(role, training, len(labeled.classes), settings.runtime.processes)
+    check_training(role, training, len(labeled.classes), settings.runtime.ranks)
     job = TrainJob.of(
         settings,
         out.absolute(),
@@ -255,11 +255,12 @@ def _run(job: Job, whole: Path | None = None, address: Remote | None = None) -> 
     from pipeline.stages.away import run_away
     from pipeline.stages.launch import run_job
     from pipeline.stages.lock import run_lock
+    from pipeline.stages.nodes import leading
     from pipeline.stages.progress import show_progress
 
     if address is not None:
         with show_progress() as on_progress:
             run_away(job, whole or job.out, address, on_progress)
         return
-    with run_lock(job.out) as lock_fd, show_progress() as on_progress:
+    with run_lock(job.out) as lock_fd, leading(job.out, job.runtime.nodes), show_progress() as on_progress:
         run_job(job, lock_fd=lock_fd, on_progress=on_progress)

@@ -16,8 +16,11 @@ class Runtime(Section):
     """Precision of forward passes. `auto` takes bf16 if the hardware has it, else fp32. Set `fp16` on older GPUs (V100,
     T4)."""
     processes: Positive = 1
-    """Number of processes that train and label, one per GPU; on a CPU they talk by gloo. Batch sizes must be multiples
-    of it."""
+    """Number of processes per machine that train and label, one per GPU; on a CPU they talk by gloo. Batch sizes must
+    be multiples of nodes x processes."""
+    nodes: Positive = operational(1)
+    """Number of machines that train and label together, each with `processes`. The command is typed on one of them, and
+    `selftrain join RUN` on the others. As many processes in all give the same bits, on however many equal machines."""
     threads: NonNegative = 0
     """CPU threads per process. 0 means cores / processes, which is resolved once, when the run is made."""
     compile: bool = False
@@ -29,3 +32,8 @@ class Runtime(Section):
     seconds."""
     keep_checkpoints: Positive = operational(2)
     """Number of last checkpoints that are kept, beside the best one on val."""
+
+    @property
+    def ranks(self) -> int:
+        """The number of processes on all machines together."""
+        return self.nodes * self.processes

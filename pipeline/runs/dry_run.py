@@ -36,11 +36,11 @@ def check_networks(config: Config, method: Method, num_classes: int) -> None:
         recipe = method.recipe(config, number)
         section = "student" if number and recipe.probe is None else "teacher"
         tuned = config.finetune if method.finetunes in ("best", section) else None
-        check_training(section, recipe, num_classes, config.runtime.processes, tuned)
+        check_training(section, recipe, num_classes, config.runtime.ranks, tuned)
         for name, how in seen:
             check_patches(section, recipe, name, how)
     for number, member in enumerate(config.committee if method.reads("committee") else ()):
-        check_training(f"committee.{number}", member, num_classes, config.runtime.processes)
+        check_training(f"committee.{number}", member, num_classes, config.runtime.ranks)
 
 
 def check_patches(section: str, training: Training, name: str, how: Patches) -> None:

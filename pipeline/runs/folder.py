@@ -68,7 +68,7 @@ def resolve_config(config: Config, earlier: Config | None) -> Config:
     runtime = config.runtime
     if earlier is not None:
         fixed: list[tuple[str, str | int]] = [("device", "auto"), ("precision", "auto")]
-        if runtime.processes == earlier.runtime.processes:  # the number of threads is per process
+        if runtime.ranks == earlier.runtime.ranks:  # the number of threads is per process
             fixed.append(("threads", 0))
         kept = {name: getattr(earlier.runtime, name) for name, unset in fixed if getattr(runtime, name) == unset}
         runtime = changed(runtime, **kept)

@@ -27,6 +27,7 @@ from pipeline.shards.dataset import Dataset, check_disjoint, has_test, left_out,
 from pipeline.stages.fingerprint import digest
 from pipeline.stages.kinds import KINDS
 from pipeline.stages.lock import run_lock
+from pipeline.stages.nodes import leading
 
 log = logging.getLogger("selftrain.loop")
 
@@ -64,7 +65,7 @@ def run_loop(
         log.warning("method %s does not read %s", method.name, ", ".join(unread))
     for sentence in unread_beside(config):
         log.warning("%s", sentence)
-    with run_lock(run_dir) as lock_fd:
+    with run_lock(run_dir) as lock_fd, leading(run_dir, config.runtime.nodes):
         earlier = earlier_config(run_dir)
         config = resolve_config(config, earlier)
         datasets = _check_data(config, method)

@@ -18,7 +18,7 @@ from pathlib import Path
 from pipeline.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_USER_ERROR, Interrupted, UserError, shown
 from pipeline.stages.interrupt import ignore, leave_at_once
 from pipeline.stages.owner import die_with_parent
-from pipeline.stages.ranks import env_rank
+from pipeline.stages.ranks import count_over_machines, env_rank
 from pipeline.stages.streams import keep_streams
 
 WARNINGS = "warnings.jsonl"
@@ -28,6 +28,7 @@ def main() -> int:
     """Run the job that the command line names; returns the exit code."""
     leave_at_once()  # before the slow imports
     die_with_parent(signal.SIGKILL)
+    count_over_machines()
     path = Path(sys.argv[1])
     return guarded(lambda: _run(path), path.parent)
 
@@ -39,7 +40,7 @@ def _run(path: Path) -> int:
 
     load_plugins()
     job = read_job(path)
-    if kind_of(job).ranks and job.runtime.processes > 1 and "RANK" not in os.environ:
+    if kind_of(job).ranks and job.runtime.ranks > 1 and "RANK" not in os.environ:
         from pipeline.stages.torchrun import run_ranks
 
         return run_ranks(job.runtime.processes, ["-m", "pipeline.stages.child", str(path)])

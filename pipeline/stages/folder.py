@@ -15,7 +15,7 @@ from pipeline.stages.fingerprint import StageInputs, digest_file, digest_once, f
 from pipeline.stages.part import PARTS
 
 SCHEMA = 2
-OWN_FILES = {"run.lock", "job.json", "output.log", "progress.json", "error.json", "warnings.jsonl", PARTS}
+OWN_FILES = {"run.lock", "job.json", "output.log", "progress.json", "error.json", "warnings.jsonl", PARTS, "nodes"}
 """The files that a launcher writes into a stage folder before the stage opens it."""
 RECORD = "stage.json"
 
@@ -192,7 +192,7 @@ def check_stage_folder(path: Path, kind: str) -> None:
         return
     names = {p.name for p in path.iterdir() if p.name[0] != "."}
     begun = "job.json" in names and _is_job(path / "job.json")
-    if others := sorted(names - (OWN_FILES if begun else {"run.lock", PARTS})):
+    if others := sorted(names - (OWN_FILES if begun else {"run.lock", PARTS, "nodes"})):
         fix = "choose another output folder"
         if begun:  # by a launcher, in a folder that held them already, or in one whose record is gone
             fix += (

@@ -184,8 +184,8 @@ class LabelJob(Job):
         return [folder for folder in (self.whole, *parts_of(self.whole)) if folder != self.out]
 
     def of_part(self, part: Part) -> LabelJob:
-        """The job of a part of this one."""
-        return changed(self, out=part.folder(self.out), part=part)
+        """The job of a part of this one, for one machine: parts are how a labeling goes to many."""
+        return changed(self, out=part.folder(self.out), part=part, runtime=changed(self.runtime, nodes=1))
 
     @classmethod
     def of(

@@ -11,6 +11,7 @@ import contextlib
 import datetime
 import logging
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -23,6 +24,7 @@ from pathlib import Path
 
 import psutil
 
+from pipeline.config import Runtime
 from pipeline.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_USER_ERROR, Interrupted, UserError
 from pipeline.files import cannot_write, open_to_append, read_json, read_lines, write_bytes
 from pipeline.stages.child import WARNINGS
@@ -30,6 +32,7 @@ from pipeline.stages.folder import check_stage_folder
 from pipeline.stages.interrupt import deferred
 from pipeline.stages.jobs import Job
 from pipeline.stages.kinds import kind_of
+from pipeline.stages.nodes import others
 from pipeline.stages.owner import LOCK_VARIABLE, PARENT_VARIABLE
 from pipeline.stages.preamble import run_stage
 from pipeline.stages.progress import Progress, read_progress
@@ -52,6 +55,9 @@ KEEP_FREED_MEMORY = {
 """Settings of glibc for CPU stages. Each step allocates the same large tensors, and handing them back to the kernel in
 between costs page faults. With these settings training is 7 to 19% and labeling 50% faster (docs/log.md). A user's own
 values win."""
+
+_OF_RANKS = re.compile(r"(LOCAL_)?(RANK|WORLD_SIZE)$|MASTER_(ADDR|PORT)$|(PMI|PMIX|OMPI|MPI|MV2|PET)_")
+"""What Accelerate or torchrun would take for the place of a process among ranks."""
 
 
 class StageFailed(RuntimeError):
@@ -87,15 +93,17 @@ def run_job(
         if on_progress:
             on_progress(Progress(job.title, 1, 1, job.kind, ""))
         return
-    run_child(
-        [*CHILD, str(job.out / "job.json")],
-        job.out,
-        title=job.title,
-        env=_environment(job.runtime.device, job.runtime.threads, job.runtime.processes),
-        lock_fd=lock_fd,
-        on_progress=on_progress,
-        stop=stop,
-    )
+    with others(job, stop, on_progress) as machines:
+        run_child(
+            [*CHILD, str(job.out / "job.json")],
+            job.out,
+            title=job.title,
+            env={**stage_variables(job.runtime), **machines.variables},
+            lock_fd=lock_fd,
+            on_progress=on_progress,
+            stop=lambda: bool(stop and stop()) or machines.is_broken(),
+            explain=machines.explain,
+        )
 
 
 def run_child(
@@ -108,10 +116,12 @@ def run_child(
     on_progress: Callable[[Progress], None] | None = None,
     stop: Callable[[], bool] | None = None,
     grace_s: float = GRACE_S,
+    explain: Callable[[BaseException], BaseException] = lambda error: error,
 ) -> None:
     """Run one command to its end and append its output to `out/output.log`. Its outcomes are those of `run_job`.
 
-    In any case nothing is left running that the command started in its process group or below it.
+    In any case nothing is left running that the command started in its process group or below it. `explain` gets the
+    error that says what became of it, and returns the one to raise.
     """
     for stale in ("error.json", "progress.json", WARNINGS):
         (out / stale).unlink(missing_ok=True)
@@ -138,7 +148,8 @@ def run_child(
             _tell_warnings(out)
         stopped = stopped or asked()
         if process.returncode != EXIT_OK:
-            raise _outcome(process.returncode, out, title, grace_s, _tail(path, log_start), stopped=stopped)
+            tail = _tail(path, log_start)
+            raise explain(_outcome(process.returncode, out, title, grace_s, tail, stopped=stopped))
         if stopped:  # too late for this stage, in time for the next
             raise Interrupted(f"{title} is finished; stopped before the next stage")
 
@@ -157,19 +168,23 @@ def _begin_log(path: Path, command: Sequence[str]) -> int:
 # ------------------------------------------------------------------------------------------------------- environment
 
 
-def _environment(device: str, threads: int, processes: int) -> dict[str, str]:
-    threads = threads or max(1, num_cores() // processes)
+def stage_variables(runtime: Runtime) -> dict[str, str]:
+    """The variables by which the processes of a stage use what the runtime says."""
+    threads = runtime.threads or max(1, num_cores() // runtime.processes)
     variables = {"OMP_NUM_THREADS": str(threads)}
-    if device == "cpu":
+    if runtime.device == "cpu":
         variables["ACCELERATE_USE_CPU"] = "true"
         variables |= {name: os.environ.get(name, value) for name, value in KEEP_FREED_MEMORY.items()}
     return variables
 
 
 def child_variables(env: Mapping[str, str], lock_fd: int | None = None) -> dict[str, str]:
-    """The environment of a child: ours, with variables to find this package and its parent, and with `env` on top."""
+    """The environment of a child: ours, with variables to find this package and its parent, and with `env` on top.
+
+    What srun, mpirun or torchrun told us of ranks is not the child's business, which would wait for the others.
+    """
     variables = {
-        **os.environ,
+        **{name: value for name, value in os.environ.items() if not _OF_RANKS.match(name)},
         "PYTHONUNBUFFERED": "1",
         "PYTHONFAULTHANDLER": "1",
         "PYTHONSAFEPATH": "1",  # else a folder `pipeline` where the user works would shadow ours

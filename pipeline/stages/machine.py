@@ -94,7 +94,7 @@ def environment(runtime: Runtime | None = None) -> dict[str, str | int]:
         "device": runtime.device,
         "processor": processor(runtime.device),
         "threads": runtime.threads,
-        "processes": runtime.processes,
+        "processes": runtime.ranks,  # on however many machines
         "precision": runtime.precision,
     }
 

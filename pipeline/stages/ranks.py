@@ -5,11 +5,14 @@ from __future__ import annotations
 import contextlib
 import datetime
 import os
+import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from torch._C._distributed_c10d import Store
     from torch.distributed import ProcessGroup
 
 T = TypeVar("T")
@@ -21,11 +24,23 @@ too early loses the run. If a rank fails, torchrun ends the others, not this lim
 
 STORE_VARIABLE = "SELFTRAIN_RANKS"
 """The file by which ranks that torchrun.py started find each other; others use torchrun's own way."""
+NODE_VARIABLE = "SELFTRAIN_NODE"
+"""`K/N` in the processes of machine K, from 0 on, of N; not set on a single machine."""
+_POLL_S = 0.1
 
 
 def env_rank() -> int:
     """The rank of this process, as torchrun sets it; 0 without torchrun."""
     return int(os.environ.get("RANK", "0"))
+
+
+def count_over_machines() -> None:
+    """In a rank that torchrun started on one of several machines, count the ranks of all of them, as torch and
+    Accelerate read it. Rank 0 is on machine 0."""
+    if NODE_VARIABLE in os.environ and "RANK" in os.environ:
+        node, nodes = map(int, os.environ[NODE_VARIABLE].split("/"))
+        rank, number = (int(os.environ[name]) for name in ("LOCAL_RANK", "LOCAL_WORLD_SIZE"))
+        os.environ |= {"RANK": str(node * number + rank), "WORLD_SIZE": str(nodes * number)}
 
 
 class Ranks:
@@ -45,9 +60,11 @@ class Ranks:
 
         # Accelerate uses a process group that exists. Host tensors travel by gloo on any device.
         backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
-        where = os.environ.get(STORE_VARIABLE)
-        by_file: dict[str, Any] = {"init_method": f"file://{where}", "rank": env_rank(), "world_size": number}
-        distributed.init_process_group(backend, timeout=WAIT, **(by_file if where else {}))
+        place: dict[str, Any] = {}
+        if where := os.environ.get(STORE_VARIABLE):
+            found = {"store": _meet(Path(where))} if NODE_VARIABLE in os.environ else {"init_method": f"file://{where}"}
+            place = {"rank": env_rank(), "world_size": number, **found}
+        distributed.init_process_group(backend, timeout=WAIT, **place)
         # Flags travel between hosts, because an all-reduce on the devices would make every step wait for them.
         return cls(env_rank(), number, distributed.new_group(backend="gloo", timeout=WAIT))
 
@@ -114,3 +131,25 @@ class Ranks:
             flat /= self.number
             for tensor, mean in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
                 tensor.copy_(mean.view_as(tensor))
+
+
+def _meet(where: Path) -> Store:
+    """The store of ranks on several machines. Rank 0 serves it and writes its address into the file `where`, which
+    others wait for: if rank 0 never comes, their parents end them.
+
+    A store in a file would need a file system whose locks reach other machines. What is in it is never unpickled.
+    """
+    from torch._C._distributed_c10d import TCPStore
+
+    from pipeline.files import read_json, write_json
+    from pipeline.stages.interface import interface
+
+    if env_rank() == 0:
+        address = interface().address
+        store = TCPStore(address, 0, None, is_master=True, timeout=WAIT, wait_for_workers=False)
+        write_json(where, {"host": address, "port": store.port})
+        return store
+    while not where.exists():
+        time.sleep(_POLL_S)
+    found = read_json(where)
+    return TCPStore(found["host"], found["port"], None, is_master=False, timeout=WAIT, wait_for_workers=False)

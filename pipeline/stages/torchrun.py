@@ -1,4 +1,8 @@
-"""Several ranks of one stage: this process becomes torchrun's agent and starts them."""
+"""Several ranks of one stage: this process becomes torchrun's agent and starts those of this machine.
+
+Agents of several machines know nothing of each other: nodes.py brings machines together. Torch's own rendezvous of
+agents unpickles what anybody sends to a socket without a password, and decides by itself where rank 0 is, which writes.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +18,11 @@ from typing import NoReturn
 from pipeline.errors import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_OK, EXIT_USER_ERROR
 from pipeline.stages.interrupt import ignore
 from pipeline.stages.owner import LOCK_VARIABLE, PARENT_VARIABLE, die_with_parent
-from pipeline.stages.ranks import STORE_VARIABLE
+from pipeline.stages.ranks import NODE_VARIABLE, STORE_VARIABLE
 
 
 def run_ranks(num_ranks: int, arguments: Sequence[str]) -> int:
-    """Run `python ARGUMENTS` as `num_ranks` processes, as torchrun's agent; returns the exit code.
+    """Run `python ARGUMENTS` as `num_ranks` processes of this machine, as torchrun's agent; returns the exit code.
 
     A SIGTERM is passed on to the ranks, and they are awaited. If a rank fails, the other ranks are ended.
     """
@@ -27,6 +31,8 @@ def run_ranks(num_ranks: int, arguments: Sequence[str]) -> int:
     from torch.distributed import run as torchrun
     from torch.distributed.elastic.multiprocessing import api
     from torch.distributed.elastic.multiprocessing.subprocess_handler import subprocess_handler
+
+    from pipeline.stages.interface import interface
 
     api._terminate_process_handler = _stop_once
     lock_fd = os.environ.get(LOCK_VARIABLE)
@@ -38,7 +44,10 @@ def run_ranks(num_ranks: int, arguments: Sequence[str]) -> int:
     with tempfile.TemporaryDirectory(prefix="selftrain-ranks-") as folder:
         rendezvous = ["--rdzv-backend", "c10d", "--rdzv-conf", "store_type=file", "--rdzv-endpoint", f"{folder}/agent"]
         options = ["--nnodes", "1", "--nproc-per-node", str(num_ranks), "--max-restarts", "0"]
-        os.environ |= {STORE_VARIABLE: f"{folder}/ranks", "GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
+        if NODE_VARIABLE in os.environ:  # ranks meet those of other machines, where the launcher says
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", interface().name)
+        else:
+            os.environ |= {STORE_VARIABLE: f"{folder}/ranks", "GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
         os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"  # the agent would serve one for ranks, all the same
         return _run(partial(torchrun.main, [*rendezvous, *options, "--no-python", sys.executable, *arguments]))
 

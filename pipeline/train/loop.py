@@ -120,7 +120,8 @@ class Loop:
         Raises:
             UserError: metrics.jsonl is gone.
         """
-        state, metrics = self.checkpoints.load_last(), self.out / "metrics.jsonl"
+        path = self.ranks.gather(self.checkpoints.last_path())[0]  # other machines may see an older listing
+        state, metrics = self.checkpoints.load(path) if path else None, self.out / "metrics.jsonl"
         if state is not None:
             self.load(state)
         if self.ranks.is_main:

@@ -24,6 +24,7 @@ def test_paths_workers_and_intervals_are_operational() -> None:
     paths = {"root", "labeled", "unlabeled", "val", "test", "classes", "cache_dir"}
     intervals = {"log_every", "checkpoint_every", "keep_checkpoints"}
     assert operational == paths | intervals | {
+        "nodes",
         "cache",
         "decode_workers",
         "remote_cache_gb",

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from pipeline.config import changed
 from pipeline.stages.jobs import Job
+from pipeline.stages.ranks import NODE_VARIABLE, STORE_VARIABLE, count_over_machines
 from support.processes import has_come_to, start
 from support.tiny_net import register
 from support.waiting import wait_for
@@ -25,6 +26,14 @@ def become_rank(rank: int, port: int) -> None:
     register()
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
     os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
+
+
+def become_machine(where: Path, number: int, _port: int) -> None:
+    """What torchrun and the launcher do on one of two machines with one process each."""
+    register()
+    os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
+    os.environ |= {"MASTER_ADDR": "nowhere", NODE_VARIABLE: f"{number}/2", STORE_VARIABLE: str(where)}
+    count_over_machines()
 
 
 def run_ranks(

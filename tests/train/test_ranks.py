@@ -6,13 +6,14 @@ import json
 import os
 import random
 import signal
+from functools import partial
 from pathlib import Path
 
 import psutil
 import pytest
 import torch
 from support.processes import label_job, outputs, run, train_job
-from support.ranks import in_two, run_ranks
+from support.ranks import become_machine, in_two, run_ranks
 from support.spoilers import become_rank_that_is_stopped_in_step_3, become_rank_with_a_clock
 from support.tiny_net import register
 
@@ -91,6 +92,15 @@ def test_two_ranks_resume_bit_exact_after_kill_and_sigterm(
     for resumed in (cut, stopped):
         assert run_ranks(resumed) == [0, 0]
         assert outputs(resumed.out) == outputs(whole.out)
+
+
+def test_two_machines_take_over_what_two_processes_began_and_end_with_their_bits(job: TrainJob, tmp_path: Path) -> None:
+    whole, cut = (in_two(job, tmp_path, name) for name in ("whole", "cut"))
+    assert run_ranks(whole) == [0, 0]
+    assert run_ranks(cut, kill_at=15) == [-9, -9]
+    machines = changed(cut, runtime=changed(cut.runtime, processes=1, nodes=2))
+    assert run_ranks(machines, rank=partial(become_machine, tmp_path / "store.json")) == [0, 0]
+    assert outputs(cut.out) == outputs(whole.out)
 
 
 def test_a_stop_of_one_rank_stops_all_in_the_same_step(job: TrainJob, tmp_path: Path) -> None:
