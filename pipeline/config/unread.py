@@ -26,7 +26,7 @@ _A_PROBE_READS = (
     *("image_size", "evaluation_size", "mean", "std", "preprocessing", "crop_pct", "crop_mode", "interpolation"),
     "weak",
 )
-"""The keys of a training that holds for a probe. Of `weak` it is `flip`, which a fine-tune takes over."""
+"""The keys that count in a training with a probe. Of `weak` that is `flip`, which a fine-tune takes over."""
 
 
 @dataclass(frozen=True)
