@@ -63,13 +63,14 @@ def read_here(path: Path) -> Path:
         UserError: it is an address of another kind, of no packed folder, or one that cannot be reached.
     """
     from pipeline.config import Data, parse
+    from pipeline.remote import Remote
     from pipeline.shards.manifest import MANIFEST
     from pipeline.shards.split import folder_of
 
     data = parse(Data, {"root": path}, str(path))
     assert data.root is not None
     folder = folder_of(data.root, data)
-    if folder != path and not (folder / MANIFEST).exists():
+    if isinstance(data.root, Remote) and not (folder / MANIFEST).exists():
         raise UserError(f"{data.root} has no {MANIFEST}, and only packed folders are read there; download what it has")
     return folder
 

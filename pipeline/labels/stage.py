@@ -19,6 +19,7 @@ from pipeline.labels.on_val import ON_VAL, write_on_val
 from pipeline.labels.store import LabelRows, label_path, label_provenance, read_labels, summarize, write_labels
 from pipeline.labels.teachers import Committee, calibrate, open_teachers, teacher_digest
 from pipeline.shards.dataset import Dataset, Shard, open_split
+from pipeline.shards.mirror import fetched
 from pipeline.stages import progress
 from pipeline.stages.adopt import adopt
 from pipeline.stages.fingerprint import StageInputs, digest
@@ -77,15 +78,24 @@ def run_label(job: LabelJob, stage: Stage) -> None:
     shards = job.part.share(dataset.shards) if job.part else dataset.shards
     mine = shards[stage.ranks.rank :: stage.ranks.number]
     done = 0
-    for shard in mine:
-        started = time.monotonic()
-        path = label_path(job.out, shard.name)
-        expected = {**provenance, "shard": shard.sha256}
+
+    def is_labeled(shard: Shard) -> bool:
+        """Whether its label file is there already. If not, its tar is here from now on, if it is remote."""
+        path, expected = label_path(job.out, shard.name), {**provenance, "shard": shard.sha256}
         if path.exists():
             read_labels(path, expected)
-        elif not adopt(path, _siblings(job.whole), partial(read_labels, expected=expected)):
+            return True
+        if adopt(path, _siblings(job.whole), partial(read_labels, expected=expected)):
+            return True
+        if set(job.teachers) - job.features.keys():  # probes see no images
+            fetched(shard.path)
+        return False
+
+    for shard, labeled in read_ahead(mine, is_labeled):
+        started = time.monotonic()
+        if not labeled:
             rows = _label_shard(job, stage, dataset, shard, committee)
-            write_labels(path, rows, expected)
+            write_labels(label_path(job.out, shard.name), rows, {**provenance, "shard": shard.sha256})
         done += shard.num_rows
         seconds = (time.monotonic() - started) / stage.ranks.number  # ranks work in parallel, and lines are summed
         append_timing(job.out, done, seconds, shard.num_rows)

@@ -28,6 +28,9 @@ from pipeline.stages.fingerprint import once
 RECORD = ".selftrain-remote.json"
 _FOLDER = "remote"
 _FLAGS = os.O_RDONLY | os.O_CLOEXEC
+_FULL = 15 / 16  # of the limit, to which a look clears
+_room: dict[Path, int] = {}
+"""Folder of all mirrors -> the bytes that this process may fetch before it looks again what is there."""
 
 log = logging.getLogger("selftrain.shards")
 
@@ -106,7 +109,7 @@ def _record_of(path: Path) -> _Record | None:
     """The record of the mirror that a file lies in; None for other files."""
     try:
         return _read(path.parent / RECORD)
-    except FileNotFoundError:
+    except OSError:  # there is none, or no such folder
         return None
 
 
@@ -223,20 +226,28 @@ def _digests(manifest: Path) -> dict[str, str]:
 def _make_room(root: Path, num_bytes: int, limit: int) -> None:
     """Remove the tars that were read least recently, until so many bytes more are within the limit.
 
-    A tar that is open in some process stays, so the limit may be exceeded by those that are read at one time.
+    A tar that is open in some process stays, so the limit may be exceeded by those that are read at one time. With many
+    small tars a look at all of them takes longer than to fetch one. So each look makes some room more, and this process
+    looks again when it has fetched as much as a quarter of what is free, since others fetch too.
     """
     with exclusive(root / "room.lock"):
+        _room[root] = _room.get(root, 0) - num_bytes
+        if _room[root] >= 0:
+            return
         found = []
-        for path in root.rglob("*.t[am][rp]"):  # *.tmp is being fetched
-            with contextlib.suppress(FileNotFoundError):
-                status = path.stat()
-                found.append((status.st_atime_ns, status.st_size, path))
-        excess = sum(size for _, size, _ in found) + num_bytes - limit
+        for folder, _, names in os.walk(root):
+            for name in names:
+                if name.endswith((".tar", ".tmp")):  # the latter is being fetched
+                    with contextlib.suppress(FileNotFoundError):
+                        status = os.stat(path := os.path.join(folder, name))
+                        found.append((status.st_atime_ns, status.st_size, Path(path)))
+        total = sum(size for _, size, _ in found) + num_bytes
         for _, size, path in sorted(found):
-            if excess <= 0:
-                return
+            if total <= _FULL * limit:
+                break
             if path.suffix == ".tar" and _removed(path):
-                excess -= size
+                total -= size
+        _room[root] = max(limit - total, 0) // 4
 
 
 def _removed(path: Path) -> bool:

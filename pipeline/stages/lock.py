@@ -25,7 +25,9 @@ def find_run(path: Path) -> Path | None:
 def refuse_address(folder: Path) -> None:
     """Refuse an address in place of a folder to write into; `Path` has taken one of its slashes away."""
     if any(re.fullmatch(r"(s3|gs|az|file):", part) for part in folder.parts):
-        raise UserError(f"{folder} is an address, where this command writes nothing; give a folder of this machine")
+        raise UserError(
+            f"{folder} is an address, where this command writes nothing; give a folder here, and copy it there"
+        )
 
 
 @contextlib.contextmanager

@@ -6,7 +6,9 @@ import os
 import threading
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,6 +20,8 @@ from support.processes import label_job, outputs, run, train_job
 from pipeline.config import Config, Data, changed
 from pipeline.errors import UserError
 from pipeline.packing.pack import pack
+from pipeline.predict.batch import read_batch
+from pipeline.predict.images import open_images
 from pipeline.remote import Remote, RemoteError, place
 from pipeline.shards.dataset import Dataset, has_test, open_split
 from pipeline.shards.mirror import open_fetched
@@ -211,8 +215,12 @@ def test_a_bucket_that_vanishes_stops_whoever_reads_it(digits: Config, bucket: O
     data = Data(root=upload(digits.data.root, "vanishing/x"), cache="never", cache_dir=tmp_path)
     dataset = open_split(data, "unlabeled")
     pixels(dataset, data, [0])
-    filesystem().delete_dir("vanishing")
-    pixels(dataset, data, [0])  # which is here
+    with open_images(dataset.shards[0].path.parent, "unlabeled") as images, ThreadPoolExecutor() as pool:
+        filesystem().delete_dir("vanishing")
+        pixels(dataset, data, [0])  # which is here
+        anyone = SimpleNamespace(seen=((8,), "bicubic", "center"))
+        with pytest.raises(RemoteError, match="NO_SUCH_BUCKET"):  # and no bad image
+            read_batch(images, np.array([len(dataset) - 1]), [anyone], pool)  # type: ignore[list-item]
     with pytest.raises(RemoteError, match=r"^s3://vanishing.* cannot be listed .*NO_SUCH_BUCKET.*make the bucket"):
         pixels(dataset, data)
     with pytest.raises(RemoteError, match="NO_SUCH_BUCKET"):
