@@ -49,7 +49,7 @@ def job(tmp_path: Path) -> LabelJob:
 def test_two_machines_of_one_process_are_two_processes_of_one_machine() -> None:
     one, two = Config(runtime=Runtime(device="cpu", processes=2)), Config(runtime=Runtime(device="cpu", nodes=2))
     assert environment(one.runtime) == environment(two.runtime)
-    assert semantic(two) == semantic(Config(runtime=Runtime(device="cpu")))
+    assert semantic(two) == semantic(one) != semantic(Config(runtime=Runtime(device="cpu")))
     began = resolve_config(changed(one, runtime=changed(one.runtime, threads=7)), None)
     assert resolve_config(two, began).runtime.threads == 7  # another number of threads would give other bits
 
@@ -137,7 +137,9 @@ def test_a_part_of_a_labeling_needs_no_other_machine(job: LabelJob) -> None:
 
 def test_the_cells_of_an_ablation_are_of_one_machine(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"`runtime\.nodes`"):
-        run_ablation(Config(runtime=Runtime(nodes=2)), tmp_path / "out", ["ema"], run_stage=lambda job, lock: None)
+        run_ablation(
+            Config(runtime=Runtime(nodes=2)), tmp_path / "out", ["ema"], "alone", 1, run_stage=lambda job, lock: None
+        )
     assert not (tmp_path / "out").exists()
 
 
