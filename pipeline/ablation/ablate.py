@@ -69,6 +69,8 @@ def run_ablation(
         UserError: a bad technique or config, `out` holds other files or is in use, or the data changed in between.
         Interrupted: stopped by a signal; the same call goes on.
     """
+    if config.runtime.nodes > 1:
+        raise UserError("`runtime.nodes`: the cells of an ablation run on one machine each; set it to 1")
     out = out.resolve()
     _check_out(out)
     config = with_inputs(changed(config, evaluate=changed(config.evaluate, control=False)))

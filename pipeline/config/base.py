@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from reprlib import Repr
-from typing import Annotated, Any, Literal, TypeVar, get_origin
+from typing import Annotated, Any, Literal, Self, TypeVar, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -75,6 +75,10 @@ class Section(BaseModel):
     def beside(self, given: Mapping[str, Any]) -> Mapping[str, Any]:
         """The values of this section, the default of a field, that hold beside those that are given."""
         return self.model_dump(exclude_unset=True)
+
+    def by_results(self) -> Self:
+        """The section that stands for all those that give the same results."""
+        return self
 
     @model_validator(mode="before")
     @classmethod
@@ -163,6 +167,7 @@ def dump_yaml(section: Section) -> str:
 
 def semantic(section: Section) -> dict[str, Any]:
     """The section's semantic fields as JSON, which its results depend on. A technique that is off is left out."""
+    section = section.by_results()
     values = section.model_dump(mode="json")
     result: dict[str, Any] = {}
     for name, field in type(section).model_fields.items():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
 from pipeline.config.base import NonNegative, Positive, Precision, Section, operational
 
@@ -37,3 +37,7 @@ class Runtime(Section):
     def ranks(self) -> int:
         """The number of processes on all machines together."""
         return self.nodes * self.processes
+
+    def by_results(self) -> Self:
+        """As many processes on one machine."""
+        return self.model_copy(update={"processes": self.ranks, "nodes": 1})

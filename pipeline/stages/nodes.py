@@ -18,7 +18,7 @@ from pathlib import Path
 
 from typing_extensions import TypedDict  # pydantic takes typing's from Python 3.12 on
 
-from pipeline.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_USER_ERROR, Interrupted, UserError
+from pipeline.errors import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_OK, EXIT_USER_ERROR, Interrupted, UserError
 from pipeline.files import write_json
 from pipeline.stages.jobs import Job
 from pipeline.stages.kinds import kind_of
@@ -98,7 +98,7 @@ class Others:
 
     def explain(self, error: BaseException) -> BaseException:
         """What the outcome of this machine's part of the stage is, with the outcomes of others in mind."""
-        if isinstance(error, UserError | Interrupted) and not self.is_broken():
+        if isinstance(error, UserError) or (isinstance(error, Interrupted) and not self.is_broken()):
             return error
         from pipeline.stages.launch import StageFailed
 
@@ -108,14 +108,16 @@ class Others:
         went_on = "the same command goes on from what is saved"
         if lost := [name for name in self._names if self._code(name) is None]:
             return Interrupted(f"{self._title} was stopped: no sign of life came from {', '.join(lost)}; {went_on}")
-        told = {name: self._signs.see(self._folder / name / SIGN)["message"] for name in self._names}
-        of = {code: [name for name in self._names if self._code(name) == code] for code in map(self._code, told)}
-        if bad := of.get(EXIT_USER_ERROR):
-            return UserError(f"on {bad[0]}, {told[bad[0]]}")
-        if stopped := of.get(EXIT_INTERRUPTED):
-            saved = isinstance(error, Interrupted) and error.args
-            return error if saved else Interrupted(f"{self._title} was stopped on {', '.join(stopped)}; {went_on}")
-        failed = [f"On {name}: {told[name]}" for name in self._names if self._code(name) != EXIT_OK]
+        ends: dict[int | None, list[str]] = {}
+        for name in self._names:
+            said = self._signs.see(self._folder / name / SIGN)["message"]
+            ends.setdefault(self._code(name), []).append(f"on {name}: {said}")
+        if EXIT_USER_ERROR in ends:
+            return UserError(ends[EXIT_USER_ERROR][0])
+        if EXIT_INTERRUPTED in ends:
+            stopped = Interrupted(f"{self._title} was stopped {ends[EXIT_INTERRUPTED][0]}; {went_on}")
+            return error if isinstance(error, Interrupted) else stopped
+        failed = ends.get(EXIT_FAILURE, [])
         return StageFailed("\n".join([str(error), *failed])) if failed else error
 
     @property

@@ -15,6 +15,7 @@ import pytest
 from support.parents import script
 from support.waiting import wait_for
 
+from pipeline.ablation.ablate import run_ablation
 from pipeline.config import Config, Data, Label, Runtime, changed, semantic
 from pipeline.errors import Interrupted, UserError
 from pipeline.runs.folder import resolve_config
@@ -48,7 +49,7 @@ def job(tmp_path: Path) -> LabelJob:
 def test_two_machines_of_one_process_are_two_processes_of_one_machine() -> None:
     one, two = Config(runtime=Runtime(device="cpu", processes=2)), Config(runtime=Runtime(device="cpu", nodes=2))
     assert environment(one.runtime) == environment(two.runtime)
-    assert semantic(two) == semantic(Config(runtime=Runtime(device="cpu")))
+    assert semantic(two) == semantic(one) != semantic(Config(runtime=Runtime(device="cpu")))
     began = resolve_config(changed(one, runtime=changed(one.runtime, threads=7)), None)
     assert resolve_config(two, began).runtime.threads == 7  # another number of threads would give other bits
 
@@ -134,6 +135,14 @@ def test_a_part_of_a_labeling_needs_no_other_machine(job: LabelJob) -> None:
     assert job.of_part(Part(1, 2)).runtime.nodes == 1
 
 
+def test_the_cells_of_an_ablation_are_of_one_machine(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"`runtime\.nodes`"):
+        run_ablation(
+            Config(runtime=Runtime(nodes=2)), tmp_path / "out", ["ema"], "alone", 1, run_stage=lambda job, lock: None
+        )
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_stage_of_one_rank_calls_nobody(job: LabelJob, tmp_path: Path) -> None:
     one = changed(job, runtime=changed(job.runtime, nodes=1))
     with leading(tmp_path, 1), others(one) as alone:
@@ -157,14 +166,15 @@ FAILED, STOPPED, BAD, SAVED = StageFailed("lost a peer"), Interrupted("killed"),
     ("own", "theirs", "said"),
     [
         (FAILED, {"call": "c", "code": 0, "message": ""}, FAILED),
-        (FAILED, {"call": "c", "code": 1, "message": "no memory"}, StageFailed("lost a peer\nOn b: no memory")),
-        (FAILED, {"call": "c", "code": 2, "message": "no data"}, UserError("on b, no data")),
-        (FAILED, {"call": "c", "code": 75, "message": ""}, Interrupted("label was stopped on b; the same")),
+        (FAILED, {"call": "c", "code": 1, "message": "no memory"}, StageFailed("lost a peer\non b: no memory")),
+        (FAILED, {"call": "c", "code": 2, "message": "no data"}, UserError("on b: no data")),
+        (FAILED, {"call": "c", "code": 75, "message": "saved"}, Interrupted("label was stopped on b: saved; the same")),
         (FAILED, {"call": "before", "code": 0, "message": ""}, Interrupted("no sign of life came from b; the same")),
         (STOPPED, {"busy": True}, Interrupted("no sign of life came from b")),
-        (STOPPED, {"call": "c", "code": 1, "message": "no memory"}, StageFailed("killed\nOn b: no memory")),
+        (STOPPED, {"call": "c", "code": 1, "message": "no memory"}, StageFailed("killed\non b: no memory")),
         (SAVED, {"call": "c", "code": 75, "message": ""}, SAVED),
         (BAD, {"call": "c", "code": 0, "message": ""}, BAD),
+        (BAD, {"call": "c", "code": 1, "message": "lost a peer"}, BAD),
     ],
 )
 def test_the_outcome_of_a_stage_is_that_of_all_its_machines(
