@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from pipeline.runs.run import Run, RunStage
 from pipeline.shards.dataset import Dataset, check_disjoint, has_test, left_out, open_split, warn_of_left_out
 from pipeline.stages.fingerprint import digest
 from pipeline.stages.kinds import KINDS
-from pipeline.stages.lock import run_lock
+from pipeline.stages.lock import read_lock, run_lock
 
 log = logging.getLogger("selftrain.loop")
 
@@ -62,7 +63,10 @@ def run_loop(
     method = METHODS[config.method]
     if unread := unread_keys(config):
         log.warning("method %s does not read %s", method.name, ", ".join(unread))
-    with run_lock(run_dir) as lock_fd:
+    with contextlib.ExitStack() as held:
+        lock_fd = held.enter_context(run_lock(run_dir))
+        if config.data.root is not None:
+            held.enter_context(read_lock(config.data.root))  # images that come meanwhile wait until this run has ended
         earlier = earlier_config(run_dir)
         config = resolve_config(config, earlier)
         datasets = _check_data(config, method)
