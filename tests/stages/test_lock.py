@@ -73,9 +73,13 @@ def test_whoever_reads_holds_off_a_pack_and_not_another_reader(tmp_path: Path) -
         read_lock(tmp_path, wait_s=0),
     ):
         pass
-    with read_lock(tmp_path, wait_s=0), read_lock(tmp_path, wait_s=0):
-        with pytest.raises(InUse, match="is read by a run; wait for it"), run_lock(tmp_path, wait_s=0):
-            pass
+    with (
+        read_lock(tmp_path, wait_s=0),
+        read_lock(tmp_path, wait_s=0),
+        pytest.raises(InUse, match="is read by a run; wait for it"),
+        run_lock(tmp_path, wait_s=0),
+    ):
+        pass
     with run_lock(tmp_path, wait_s=0):
         pass
 
