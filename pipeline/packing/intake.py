@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from pipeline.files import as_utf8
 from pipeline.packing.archives import open_folder
 from pipeline.packing.assign import assign_splits
 from pipeline.packing.item import Item, normal, sample_key
+from pipeline.packing.news import has_news, note_before, tell
 from pipeline.packing.overlap import find_overlap
 from pipeline.packing.pack import SHARD_SIZE, extend, recorded_range
 from pipeline.packing.scan import NoneReadable, check_images
@@ -69,6 +70,7 @@ def intake(
     settle_s: float = SETTLE_S,
     shard_size: int = SHARD_SIZE,
     workers: int = 0,
+    announce: Callable[[int], None] | None = None,
     progress: Progress | None = None,
 ) -> Intake:
     """Pack the new images of `source`, a folder that others write into, as unlabeled shards of `data`.
@@ -85,6 +87,8 @@ def intake(
         settle_s: Leave files that changed within so many seconds for a later intake, since they may still grow.
         shard_size: The most files that make one shard.
         workers: The number of decoding threads; 0 means one per core.
+        announce: Is called at the end with the number of images that `data` got since it was last told, if any. What it
+            raises goes to the caller, and the next call tells them again; without it they are told by a later call.
         progress: Is called with the numbers of files done and in total.
 
     Raises:
@@ -97,7 +101,8 @@ def intake(
     read_manifest(data)
     files = list_files(source)
     done = Intake(data)
-    if not _new(files, read_known(data, source), settle_s, at_least, done):
+    new = _new(files, read_known(data, source), settle_s, at_least, done)
+    if not new and not (announce and has_news(data)):
         return done  # without the lock, for which it would wait while a run reads
     with run_lock(data):
         recover(data)
@@ -116,6 +121,8 @@ def intake(
             done.bad |= {name: became[name].removeprefix(BAD) for name in unchanged if became[name].startswith(BAD)}
             if progress:
                 progress(start + len(batch), len(names))
+        if announce:
+            tell(data, announce)
     return done
 
 
@@ -160,6 +167,7 @@ def _pack_batch(source: Path, data: Path, batch: Sequence[str], workers: int, do
     overlap = find_overlap(data, manifest, images, assigned)
     rows = np.setdiff1d(np.flatnonzero(~overlap.present), list(overlap.elsewhere))
     if len(rows):
+        note_before(data, manifest)
         with staged(data) as staging:
             writer = ShardWriter(files, images, data, staging, len(rows), _silent, verified=True)
             entries = writer.write_split("unlabeled", rows, manifest, with_truth=False)

@@ -144,7 +144,7 @@ def test_a_file_that_changes_while_it_is_packed_stops_the_intake_and_the_next_on
         patched.setattr(intake_module, "check_images", meddling)
         with pytest.raises(UserError, match=r"2\.png changed while it was packed"):
             take(incoming, data)
-    assert snapshot(data) == before
+    assert snapshot(data) == {**before, "untold.json": snapshot(data)["untold.json"]}
     assert take(incoming, data).num_new == 6
     assert verify(data).problems == ()
 
@@ -175,6 +175,28 @@ def test_a_folder_that_is_none_and_data_that_are_not_packed_are_errors(
     with pytest.raises(UserError, match=r"has no manifest\.json"):
         take(incoming, tmp_path / "typo")
     assert not (tmp_path / "typo").exists()
+
+
+def test_new_images_are_told_once_and_again_if_telling_failed(data: Path, incoming: Path) -> None:
+    told: list[int] = []
+
+    def fail(number: int) -> None:
+        raise ConnectionError("no server")
+
+    take(incoming, data, announce=told.append)
+    take(incoming, data, announce=told.append)
+    assert told == [6]
+    write_files(incoming, {"4.png": png(9200)})
+    with pytest.raises(ConnectionError):
+        take(incoming, data, announce=fail)
+    write_files(incoming, {"5.png": png(9201), "again.png": png(9200)})
+    take(incoming, data)  # the verb, which tells nobody
+    take(incoming, data, announce=told.append)
+    assert told == [6, 2]
+    write_files(incoming, {"6.png": png(9200)})
+    take(incoming, data, announce=told.append)
+    assert told == [6, 2]
+    assert not (data / "untold.json").exists()
 
 
 KILLED = """
