@@ -8,7 +8,7 @@ PYTHON ?= python3
 PIP_ARGS ?=
 PYTEST_ARGS ?=
 BIN := .venv/bin
-SOURCES := pipeline flows tests benchmarks
+SOURCES := pipeline flows selftrain.py tests benchmarks
 
 .DEFAULT_GOAL := help
 .PHONY: help install install-demo install-dev demo moons test test-fast test-slow test-gpu gpu lint format bench clean
