@@ -18,7 +18,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import NoReturn
 
-FLOWS = {"self_train": "flows.flow", "intake": "flows.intake", "promote": "flows.promote"}
+FLOWS = {
+    "self_train": "flows.flow",
+    "intake": "flows.intake",
+    "promote": "flows.promote",
+    "crash_zombie": "flows.zombie",
+}
 """Each flow, with its module."""
 NAMES = ("flows", "pipeline")
 HOME = Path(__file__).resolve().parent
