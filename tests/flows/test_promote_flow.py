@@ -6,7 +6,7 @@ import inspect
 import json
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 from uuid import uuid4
 
 import pytest
@@ -57,6 +57,7 @@ def test_the_link_holds_every_value_as_it_is(ui_url: str) -> None:
     url = urlsplit(promotion_link(ui_url, deployment, **values))
     assert f"{url.scheme}://{url.netloc}{url.path}" == f"http://prefect:4200/deployments/deployment/{deployment}/run"
     assert json.loads(parse_qs(url.query)["parameters"][0]) == values
+    assert json.loads(unquote(parse_qs(url.query)["parameters"][0])) == values  # Prefect's older UI decodes twice
 
 
 def test_the_link_fills_in_parameters_of_the_flow() -> None:
@@ -79,7 +80,9 @@ def test_the_link_is_found_by_the_deployment_and_there_is_none_without(monkeypat
     with temporary_settings({PREFECT_UI_URL: "http://ui"}):
         assert find_promotion_link("m", "c", "r") is None
         with get_client(sync_client=True) as client:
-            deployment = client.create_deployment(client.create_flow(promote_flow), "promote")
+            flow_id = client.create_flow(promote_flow)
+            client.create_deployment(flow_id, "a copy")
+            deployment = client.create_deployment(flow_id, "promote")
         link = find_promotion_link("m", "c", "r")
     assert link is not None
     assert link.startswith(f"http://ui/deployments/deployment/{deployment}/run?")
