@@ -11,7 +11,7 @@ import datetime
 from uuid import UUID
 
 from prefect import flow
-from prefect.client.orchestration import get_client
+from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.objects import State
 from prefect.states import Completed, Crashed
 
@@ -26,21 +26,33 @@ def crash_zombie(flow_run: str, silent_s: float = 540.0) -> State[None]:
         flow_run: The id of the run, with or without `prefect.flow-run.` before it.
         silent_s: For how many seconds it must have been silent; heartbeats come every 180 seconds by default.
     """
-    name = flow_run.removeprefix("prefect.flow-run.")
+    run = UUID(flow_run.removeprefix("prefect.flow-run."))
     since = datetime.datetime.now(datetime.UTC) - datetime.timedelta(seconds=silent_s)
-    heard = {
-        "event": {"name": [HEARTBEAT]},
-        "resource": {"id": [f"prefect.flow-run.{name}"]},
-        "occurred": {"since": since.isoformat()},
-    }
     with get_client(sync_client=True) as client:
-        state = client.read_flow_run(UUID(name)).state
-        if state is None or not state.is_running() or state.timestamp > since:
-            return Completed(message=f"{name} is {state.name if state else 'without a state'}; it is left alone")
-        if client.request("POST", "/events/filter", json={"filter": heard}).json()["events"]:
-            return Completed(message=f"{name} is alive; it is left alone")
+        if (alive := sign_of_life(client, run, since)) is not None:
+            return Completed(message=f"{run} {alive}; it is left alone")
         why = (
             f"no heartbeat for {silent_s:g} s, so its process is gone; run it again, and it goes on from what is saved"
         )
-        client.set_flow_run_state(UUID(name), Crashed(message=why))
-    return Completed(message=f"{name}: {why}")
+        client.set_flow_run_state(run, Crashed(message=why))
+    return Completed(message=f"{run}: {why}")
+
+
+def sign_of_life(client: SyncPrefectClient, run: UUID, since: datetime.datetime) -> str | None:
+    """Why a run is no zombie; None if it is one: Running since before that time, and not heard from since.
+
+    Raises:
+        httpx.HTTPError: the server does not answer, or knows no such run.
+    """
+    state = client.read_flow_run(run).state
+    if state is None or not state.is_running():
+        return f"is {state.name if state else 'without a state'}"
+    if state.timestamp > since:
+        return "has just begun"
+    heard = {
+        "event": {"name": [HEARTBEAT]},
+        "resource": {"id": [f"prefect.flow-run.{run}"]},
+        "occurred": {"since": since.isoformat()},
+    }
+    events = client.request("POST", "/events/filter", json={"filter": heard}).json()["events"]
+    return "is alive" if events else None
