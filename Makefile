@@ -8,15 +8,16 @@ PYTHON ?= python3
 PIP_ARGS ?=
 PYTEST_ARGS ?=
 BIN := .venv/bin
-SOURCES := pipeline flows tests benchmarks
+SOURCES := pipeline flows selftrain.py tests benchmarks
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-demo install-dev demo moons test test-fast test-slow test-gpu gpu lint format bench clean
+.PHONY: help install install-demo install-dev demo moons team test test-fast test-slow test-gpu gpu lint format bench clean
 
 help:
 	@echo "make install      .venv with selftrain in it"
 	@echo "make demo         the whole loop on handwritten digits, about 2 minutes"
 	@echo "make moons        Meta Pseudo Labels on points in the plane, about 3 minutes"
+	@echo "make team         a Prefect server with pools, workers and deployments on this machine, on the digits; Ctrl-C ends it"
 	@echo "make test         tests; also test-fast (those without processes), test-slow, test-gpu"
 	@echo "make gpu          the tests that need a GPU, and what it does in 6 minutes"
 	@echo "make lint         formatting, ruff, mypy, spelling; make format fixes what can be fixed"
@@ -43,6 +44,15 @@ demo: install-demo
 moons: install
 	$(BIN)/python -m pipeline.demos.moons.data shards/two_moons
 	$(BIN)/python -m pipeline.demos.moons configs/two_moons.yaml --out runs/two_moons
+
+# TEAM is a folder with train.yaml and shards; where it has none it becomes one with the digits. The database is that of
+# PREFECT_SERVER_DATABASE_CONNECTION_URL, else SQLite. TEAM_ARGS="--port 4300" takes another port than 4200.
+TEAM ?= runs/team
+team: install-demo
+	mkdir -p $(TEAM)
+	test -e $(TEAM)/train.yaml || { $(BIN)/python -m pipeline.demos.digits $(TEAM)/shards && \
+		sed 's|root: shards/digits|root: shards|' configs/digits.yaml >$(TEAM)/train.yaml; }
+	$(BIN)/python -m flows.team $(TEAM) $(TEAM_ARGS)
 
 # A file stays in one process, so that its fixtures are made once.
 test: install-dev

@@ -33,6 +33,7 @@ VERBS = {
     "--drop --keep-classes --leave-out --labels --proportional --val-fraction --test-fraction --seed "
     "--skip-bad-images --skip-duplicates --value-range --zip-encoding --workers",
     "verify": "DIR",
+    "intake": "SOURCE --data --at-least --settle --shard-size --workers",
     "init": "DIR --minutes --encoder --method",
     "run": "CONFIG --run-dir --set --no-prefect --accept-environment",
     "train": "CONFIG --out --selection --start --set --accept-environment",

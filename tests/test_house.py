@@ -89,10 +89,12 @@ PARTS = {
     "loop.py",
     "plot.py",
     "store.py",
+    "intake.py",
+    "promote.py",
 }
 """Names that several files have, because they play the same part: `loop.py` is a loop over rounds or over steps,
 `folder.py` says what may be in a run folder or in a stage folder, `plot.py` draws one figure,
-`store.py` has the files of one stage, one per shard."""
+`store.py` has the files of one stage, one per shard, `intake.py` and `promote.py` do so, as a verb or as a flow."""
 
 
 def test_files_of_one_name_play_the_same_part() -> None:

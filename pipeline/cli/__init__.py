@@ -3,7 +3,7 @@
 Heavy imports are inside the functions, because `selftrain --help` must be instant.
 """
 
-from pipeline.cli import shards, stages, join, models, predict, promote, inspect  # isort: skip - in the order in which the help shows the verbs
+from pipeline.cli import shards, intake, stages, join, models, predict, promote, inspect  # isort: skip - in the order in which the help shows the verbs
 from pipeline.cli.app import AcceptOption, ConfigArgument, SetOption, app
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "SetOption",
     "app",
     "inspect",
+    "intake",
     "join",
     "models",
     "predict",

@@ -111,7 +111,7 @@ def pack(
             workers,
             tick,
             value_range=_agreed(value_range, manifest, out),
-            deep_range=_recorded(manifest) if _recorded(manifest) != FULL else None,
+            deep_range=recorded_range(manifest) if recorded_range(manifest) != FULL else None,
         )
         assigned = assign_splits(images, names, split=split, carve=carve, skip_duplicates=skip_duplicates)
         splits, carve = assigned.splits, assigned.carve
@@ -130,7 +130,7 @@ def pack(
                 for one in SPLITS:
                     rows = np.flatnonzero((splits == SPLITS.index(one)) & added)
                     entries += writer.write_split(one, rows, manifest, with_truth=carve is not None)
-                write_manifest(staging, _extend(manifest, names, images, entries, record, overlap.moved))
+                write_manifest(staging, extend(manifest, names, images, entries, record, overlap.moved))
         elsewhere = {images.items[row].name: twin for row, twin in overlap.elsewhere.items()}
         left_out = {
             **{name: f"no image ({kind})" for name, kind in files.ignored.items()},
@@ -214,7 +214,7 @@ def _agreed(
     value_range: ValueRange | Literal["auto"] | None, manifest: Manifest | None, out: Path
 ) -> ValueRange | Literal["auto"] | None:
     """The range of values to scale with: one and the same for all that a folder holds."""
-    recorded = _recorded(manifest)
+    recorded = recorded_range(manifest)
     if value_range is None or recorded is None:
         return value_range
     if value_range not in ("auto", recorded):
@@ -252,12 +252,12 @@ def _check_classes(items: Sequence[Item], names: Sequence[str], out: Path) -> No
             )
 
 
-def _recorded(manifest: Manifest | None) -> ValueRange | None:
+def recorded_range(manifest: Manifest | None) -> ValueRange | None:
     """The range of the deep images that a folder holds; None without any."""
     return ValueRange(*manifest.value_range) if manifest and manifest.value_range else None
 
 
-def _extend(
+def extend(
     manifest: Manifest | None,
     classes: tuple[str, ...],
     images: Images,
@@ -265,6 +265,7 @@ def _extend(
     record: CarveRecord | None,
     moved: Mapping[str, tuple[int, ...]],
 ) -> Manifest:
+    """The manifest of a folder with more shards."""
     manifest = manifest or Manifest(image_size=images.image_size, shards=())
     added = () if record is None else (record,)
     shards = [one.without(moved[one.name]) if one.name in moved else one for one in manifest.shards]

@@ -54,6 +54,15 @@ class Images:
     """What was done to their values."""
 
 
+class NoneReadable(UserError):
+    """All images of a SOURCE are bad."""
+
+    def __init__(self, message: str, skipped: dict[str, str]) -> None:
+        super().__init__(message)
+        self.skipped = skipped
+        """Each image, with the reason."""
+
+
 class _Checked(NamedTuple):
     content: bytes
     size: tuple[int, int]
@@ -94,8 +103,9 @@ def check_images(
         deep_range: The same, for images of more than 8 bits only, if `value_range` is None.
 
     Raises:
-        UserError: there is a bad image, unless `bad_images="skip"`, or no good one; images and vectors are mixed; or
-            values do not use the range of their kind, so that the images would be nearly black.
+        NoneReadable: all images are bad, and `bad_images="skip"`.
+        UserError: there is a bad image, unless `bad_images="skip"`; images and vectors are mixed; or values do not use
+            the range of their kind, so that the images would be nearly black.
     """
     scaling = Scaling(deep_range)
     if value_range is not None:
@@ -121,7 +131,7 @@ def check_images(
         more = f" (and {len(skipped) - 3} more)" if len(skipped) > 3 else ""
         raise UserError(f"{source.path}: {'; '.join(skipped[:3])}{more}; repair them, or pack with --skip-bad-images")
     if not scan.good:
-        raise UserError(f"{source.path}: none of {len(items)} images is readable, e.g. {skipped[0]}")
+        raise NoneReadable(f"{source.path}: none of {len(items)} images is readable, e.g. {skipped[0]}", scan.skipped)
     ids = {name: class_id for class_id, name in enumerate(names)}
     labels = np.array([-1 if item.class_name is None else ids[item.class_name] for item in scan.good], np.int32)
     sizes = Counter(one.size for one in scan.checked)

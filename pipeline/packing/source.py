@@ -70,7 +70,7 @@ def open_source(path: Path, zip_encoding: str | None = None) -> Iterator[Source]
     with contextlib.ExitStack() as stack:
         folders: list[str] = []
         if path.is_dir():
-            names, folders = _walk_folder(path)
+            names, folders = walk_folder(path)
             files = open_folder(path, names)
         elif read_regular(path, HEAD, cut=True).startswith(MAGIC):
             yield _of_parquet(path, ParquetImages(path.parent, [path.name]), {})
@@ -100,17 +100,7 @@ def _open_archive(path: Path, zip_encoding: str | None) -> contextlib.AbstractCo
 
 
 def _sift(path: Path, files: Files, folders: list[str]) -> Source:
-    names: list[str] = []
-    ignored: dict[str, str] = {}
-    for name in files.names:
-        if _is_litter(name):
-            ignored[name] = "hidden"
-            continue
-        suffix = os.path.splitext(name)[1].lower()
-        if suffix in EXTENSIONS or _is_image(files, name):
-            names.append(name)
-        else:
-            ignored[name] = suffix or "no extension"
+    names, ignored = sift(files)
     tables = [name for name, kind in ignored.items() if kind == PARQUET]
     if not names and tables and path.is_dir():
         others = {name: kind for name, kind in ignored.items() if kind != PARQUET}
@@ -119,9 +109,24 @@ def _sift(path: Path, files: Files, folders: list[str]) -> Source:
         raise UserError(f"{path} holds no images; {_found(path, ignored)}")
     full = {os.path.dirname(name) for name in names} if folders else set()
     full |= {"", *(str(parent) for folder in full for parent in PurePosixPath(folder).parents)}
-    empty = [folder for folder in folders if folder not in full and not _is_litter(folder)]
+    empty = [folder for folder in folders if folder not in full and not is_litter(folder)]
     topmost = [folder for folder in empty if os.path.dirname(folder) in full]
     return Source(path, tuple(sorted(names)), ignored, tuple(topmost), files)
+
+
+def sift(files: Files) -> tuple[list[str], dict[str, str]]:
+    """Tell images, which may be bad ones, from other files, with the kind of each."""
+    names: list[str] = []
+    ignored: dict[str, str] = {}
+    for name in files.names:
+        suffix = os.path.splitext(name)[1].lower()
+        if is_litter(name):
+            ignored[name] = "hidden"
+        elif suffix in EXTENSIONS or _is_image(files, name):
+            names.append(name)
+        else:
+            ignored[name] = suffix or "no extension"
+    return names, ignored
 
 
 def _of_parquet(path: Path, parquet: ParquetImages, ignored: dict[str, str]) -> Source:
@@ -138,7 +143,8 @@ def _is_image(files: Files, name: str) -> bool:
         return False
 
 
-def _is_litter(name: str) -> bool:
+def is_litter(name: str) -> bool:
+    """Whether a path is that of a hidden file, or of what systems put beside images."""
     return any(part.startswith(".") or part.lower() in _LITTER for part in name.split("/"))
 
 
@@ -151,8 +157,8 @@ def _found(path: Path, ignored: dict[str, str]) -> str:
     return f"found: {counts}; give a folder, .tar, .zip or .parquet of images"
 
 
-def _walk_folder(root: Path) -> tuple[list[str], list[str]]:
-    """All files and all folders below, relative to `root`."""
+def walk_folder(root: Path) -> tuple[list[str], list[str]]:
+    """All files and all folders below, relative to `root`. Raises UserError for what cannot be listed."""
 
     def refuse(error: OSError) -> None:
         raise UserError(f"{error.filename} cannot be listed: {error.strerror}; fix its permissions (chmod +rx)")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from pipeline.files import atomic_file
 from pipeline.packing.scan import Images
 from pipeline.packing.source import Source
 from pipeline.shards.decode import decode, encode_png, read_file, stored_format
-from pipeline.shards.index import build_index, index_path, write_index
+from pipeline.shards.index import Index, build_index, index_path, write_index
 from pipeline.shards.manifest import Manifest, ShardEntry
 from pipeline.shards.tar import write_tar
 from pipeline.shards.values import facts_of
@@ -33,6 +33,9 @@ class ShardWriter:
     staging: Path
     shard_size: int
     tick: Callable[[int], None]
+    verified: bool = False
+    """Whether to decode every written image once more: files of a folder that others write into may have changed since
+    they were checked."""
 
     def write_split(
         self, split: Split, rows: I64Array, manifest: Manifest | None, *, with_truth: bool
@@ -58,7 +61,9 @@ class ShardWriter:
         path = self.staging / f"{name}.tar"
         write_tar(path, self._files(rows, labeled=split != "unlabeled"))
         known = {self.images.items[row].key: self.images.contents[row] for row in rows}
-        index = build_index(path, known_contents=known)
+        index = build_index(path, known_contents=None if self.verified else known)
+        if self.verified:
+            self._compare(rows, index, known)
         write_index(index_path(path), index)
         truth = self.staging / "truth" / f"{name}.npy"
         if split == "unlabeled" and with_truth:
@@ -72,6 +77,14 @@ class ShardWriter:
             sha256=index.sha256,
             truth_sha256=digest_file(truth) if truth.exists() else None,
         )
+
+    def _compare(self, rows: I64Array, index: Index, known: Mapping[str, np.bytes_]) -> None:
+        """Refuse a shard that does not hold what was checked. Raises UserError."""
+        wrong = [key for key, content in zip(index.key, index.content, strict=True) if content != known.get(key)]
+        if wrong or len(index) != len(rows):
+            names = {self.images.items[row].key: self.images.items[row].name for row in rows}
+            name = names[wrong[0]] if wrong else "a file"
+            raise UserError(f"{self.source.path}: {name} changed while it was packed; pack again when it is complete")
 
     def _files(self, rows: I64Array, *, labeled: bool) -> Iterator[tuple[str, bytes]]:
         for row in rows:

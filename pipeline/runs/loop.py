@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from pipeline.runs.run import Run, RunStage
 from pipeline.shards.dataset import Dataset, check_disjoint, has_test, left_out, open_split, warn_of_left_out
 from pipeline.stages.fingerprint import digest
 from pipeline.stages.kinds import KINDS
-from pipeline.stages.lock import run_lock
+from pipeline.stages.lock import read_lock, run_lock
 from pipeline.stages.nodes import leading
 
 log = logging.getLogger("selftrain.loop")
@@ -65,7 +66,11 @@ def run_loop(
         log.warning("method %s does not read %s", method.name, ", ".join(unread))
     for sentence in unread_beside(config):
         log.warning("%s", sentence)
-    with run_lock(run_dir) as lock_fd, leading(run_dir, config.runtime.nodes):
+    with contextlib.ExitStack() as held:
+        lock_fd = held.enter_context(run_lock(run_dir))
+        held.enter_context(leading(run_dir, config.runtime.nodes))
+        if isinstance(config.data.root, Path):
+            held.enter_context(read_lock(config.data.root))  # images that come meanwhile wait until this run has ended
         earlier = earlier_config(run_dir)
         config = resolve_config(config, earlier)
         datasets = _check_data(config, method)

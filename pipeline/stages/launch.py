@@ -192,8 +192,10 @@ def child_variables(env: Mapping[str, str], lock_fd: int | None = None) -> dict[
         **env,
     }
     root = Path(__file__).resolve().parents[2]
-    if root.name not in {"site-packages", "dist-packages"}:  # this runs from a source tree
-        variables["PYTHONPATH"] = os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")]))
+    folders = [folder for folder in os.environ.get("PYTHONPATH", "").split(os.pathsep) if folder]
+    from_source = root.name not in {"site-packages", "dist-packages"}
+    if from_source or any((Path(folder) / "pipeline").exists() for folder in folders):  # which would come before ours
+        variables["PYTHONPATH"] = os.pathsep.join([str(root), *folders])
     if lock_fd is not None:
         variables[LOCK_VARIABLE] = str(lock_fd)
     return variables

@@ -1,9 +1,10 @@
-"""The lock of a run folder, and the run folder that a path lies in."""
+"""The lock of a folder that is written or read, and the run folder that a path lies in."""
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import logging
 import os
 import re
 import time
@@ -14,6 +15,20 @@ from pipeline.errors import UserError
 from pipeline.files import cannot_write
 
 LOCK = "run.lock"
+READ_WAIT_S = 600.0
+"""How long a run waits for images that are being packed. A pack may take long, and a run that failed for it would have
+to be started again."""
+
+
+log = logging.getLogger("selftrain.lock")
+
+
+class InUse(UserError):
+    """Another process holds the lock of a folder."""
+
+
+class NoLocks(UserError):
+    """The file system of a folder has no locks."""
 
 
 def find_run(path: Path) -> Path | None:
@@ -38,8 +53,8 @@ def run_lock(folder: Path, *, wait_s: float = 20.0) -> Iterator[int]:
     after a kill therefore waits for the old children.
 
     Raises:
-        UserError: another process still holds the lock after `wait_s` seconds, or the folder cannot be written or
-            locked.
+        InUse: another process still holds the lock after `wait_s` seconds.
+        UserError: the folder cannot be written or locked.
     """
     path = folder / LOCK
     refuse_address(folder)
@@ -51,23 +66,7 @@ def run_lock(folder: Path, *, wait_s: float = 20.0) -> Iterator[int]:
             f"cannot write in {folder}: {error.strerror}; choose another folder or fix permissions"
         ) from error
     try:
-        deadline = time.monotonic() + wait_s
-        while True:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    owner = os.pread(descriptor, 64, 0).decode(errors="replace").strip() or "unknown"
-                    raise UserError(
-                        f"{folder} is in use by process {owner}; wait for it, stop it, or choose another folder"
-                    ) from None
-                time.sleep(0.1)
-            except OSError as error:
-                raise UserError(
-                    f"{folder} is on a file system that has no locks ({error.strerror}), so two commands could write "
-                    "into it; choose a folder on another disk"
-                ) from error
+        _take(descriptor, fcntl.LOCK_EX, folder, wait_s)
         content = os.pread(descriptor, 64, 0).strip()
         if content and not content.isdigit():
             raise UserError(f"{path} is no lock of selftrain; rename it, or choose another folder")
@@ -79,3 +78,57 @@ def run_lock(folder: Path, *, wait_s: float = 20.0) -> Iterator[int]:
         yield descriptor
     finally:
         os.close(descriptor)
+
+
+@contextlib.contextmanager
+def read_lock(folder: Path, *, wait_s: float = READ_WAIT_S) -> Iterator[None]:
+    """Keep others from packing into a folder while it is read. Any number of processes may read at once.
+
+    A folder without a lock file is not locked, since nobody packed there, or it was copied. Nothing is made there. On
+    a file system that has no locks, a warning asks people to see to it.
+
+    Raises:
+        InUse: another process still packs into it after `wait_s` seconds.
+    """
+    try:
+        descriptor = os.open(folder / LOCK, os.O_RDONLY | os.O_NOFOLLOW)
+    except OSError:
+        yield
+        return
+    try:
+        try:
+            _take(descriptor, fcntl.LOCK_SH, folder, wait_s)
+        except NoLocks:
+            log.warning("%s is on a file system that has no locks; pack nothing into it while this runs", folder)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _take(descriptor: int, how: int, folder: Path, wait_s: float) -> None:
+    """Wait for a lock: LOCK_EX, or LOCK_SH that several processes may hold."""
+    deadline = time.monotonic() + wait_s
+    while True:
+        try:
+            fcntl.flock(descriptor, how | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise InUse(
+                    f"{folder} is {_whose(descriptor)}; wait for it, stop it, or choose another folder"
+                ) from None
+            time.sleep(0.1)
+        except OSError as error:
+            raise NoLocks(
+                f"{folder} is on a file system that has no locks ({error.strerror}), so two commands could write "
+                "into it; choose a folder on another disk"
+            ) from error
+
+
+def _whose(descriptor: int) -> str:
+    """Who holds the lock that could not be taken."""
+    with contextlib.suppress(OSError):
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        return "read by a run"
+    owner = os.pread(descriptor, 64, 0).decode(errors="replace").strip() or "unknown"
+    return f"in use by process {owner}"

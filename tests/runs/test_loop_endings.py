@@ -25,7 +25,7 @@ from pipeline.runs.folder import absolute
 from pipeline.runs.loop import run_loop
 from pipeline.shards.dataset import open_split
 from pipeline.stages.jobs import Job, TrainJob
-from pipeline.stages.lock import run_lock
+from pipeline.stages.lock import InUse, run_lock
 
 
 def test_a_teacher_at_chance_is_an_error(config: Config, tmp_path: Path) -> None:
@@ -132,6 +132,23 @@ def test_bad_images_that_are_skipped_are_counted(
     result = run_loop(config, tmp_path / "run", run_stage=FakeStages(0.6, 0.7, 0.8, 0.9))
     assert result["skipped"] == {"unlabeled": 1}
     assert "1 bad samples of unlabeled are left out" in caplog.text
+
+
+def test_a_run_holds_off_a_pack_into_its_data(config: Config, tmp_path: Path) -> None:
+    assert config.data.root is not None
+    shutil.copytree(config.data.root, tmp_path / "packed")
+
+    class Packing(FakeStages):
+        def train(self, job: TrainJob) -> None:
+            super().train(job)
+            with pytest.raises(InUse, match="packed is read by a run"), run_lock(tmp_path / "packed", wait_s=0):
+                pass
+
+    run_loop(
+        with_section(config, "data", root=tmp_path / "packed"), tmp_path / "run", run_stage=Packing(0.6, 0.7, 0.8, 0.9)
+    )
+    with run_lock(tmp_path / "packed", wait_s=0):
+        pass
 
 
 @pytest.mark.parametrize("split", ["unlabeled", "test"])

@@ -14,7 +14,7 @@ from support.command import environment
 from support.waiting import FOREVER_S, LIMIT_S
 
 from pipeline.errors import UserError
-from pipeline.stages.lock import find_run, run_lock
+from pipeline.stages.lock import InUse, find_run, read_lock, run_lock
 
 
 def test_the_run_of_a_path_is_found_upwards(tmp_path: Path) -> None:
@@ -64,3 +64,26 @@ def test_a_file_of_the_user_that_has_the_name_of_the_lock_is_left_alone(tmp_path
     with pytest.raises(UserError, match=r"run\.lock is no lock of selftrain; rename it"), run_lock(tmp_path):
         pass
     assert (tmp_path / "run.lock").read_text() == "flask==3.0  # mine\n"
+
+
+def test_whoever_reads_holds_off_a_pack_and_not_another_reader(tmp_path: Path) -> None:
+    with (
+        run_lock(tmp_path),
+        pytest.raises(InUse, match=f"in use by process {os.getpid()};"),
+        read_lock(tmp_path, wait_s=0),
+    ):
+        pass
+    with (
+        read_lock(tmp_path, wait_s=0),
+        read_lock(tmp_path, wait_s=0),
+        pytest.raises(InUse, match="is read by a run; wait for it"),
+        run_lock(tmp_path, wait_s=0),
+    ):
+        pass
+    with run_lock(tmp_path, wait_s=0):
+        pass
+
+
+def test_a_folder_without_a_lock_is_read_and_nothing_is_made_there(tmp_path: Path) -> None:
+    with read_lock(tmp_path, wait_s=0):
+        assert list(tmp_path.iterdir()) == []
