@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterable
 from functools import partial
@@ -27,6 +28,8 @@ from pipeline.stages.jobs import LabelJob
 from pipeline.stages.part import parts_of
 from pipeline.stages.preamble import Stage
 from pipeline.threads import read_ahead
+
+log = logging.getLogger("selftrain.label")
 
 
 def label_inputs(job: LabelJob) -> StageInputs:
@@ -74,7 +77,7 @@ def run_label(job: LabelJob, stage: Stage) -> None:
     )
     shards = job.part.share(dataset.shards) if job.part else dataset.shards
     mine = shards[stage.ranks.rank :: stage.ranks.number]
-    done = 0
+    done = num_labeled = 0
     for shard in mine:
         started = time.monotonic()
         path = label_path(job.out, shard.name)
@@ -84,10 +87,13 @@ def run_label(job: LabelJob, stage: Stage) -> None:
         elif not adopt(path, _siblings(job.whole), partial(read_labels, expected=expected)):
             rows = _label_shard(job, stage, dataset, shard, committee)
             write_labels(path, rows, expected)
+            num_labeled += 1
         done += shard.num_rows
         seconds = (time.monotonic() - started) / stage.ranks.number  # ranks work in parallel, and lines are summed
         append_timing(job.out, done, seconds, shard.num_rows)
         progress.report(job.out, done, sum(s.num_rows for s in mine), "images")
+    who = "" if stage.ranks.number == 1 else f" by the first of {stage.ranks.number} processes"
+    log.info("%d of %d shards are labeled%s, the others were labeled before", num_labeled, len(mine), who)
     files = [label_path(job.out, shard.name).name for shard in shards]
     outputs: dict[str, Json] = {
         "provenance": provenance,
