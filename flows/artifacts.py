@@ -152,5 +152,5 @@ def result_message(result: Mapping[str, Any]) -> str:
     return "no test split" if test is None else f"test {100 * test:.1f}%"
 
 
-def show_verdict(run_dir: Path) -> None:
-    """Show what the run is worth."""
+def show_verdict(run_dir: Path, promotion: str = "") -> None:
+    """Show what the run is worth, and what became of its promotion, as Markdown."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal
@@ -68,3 +69,10 @@ def promote_if_better(run_dir: Path, registry: Path, reason: str) -> Promotion:
         UserError: somebody edited the registry, or the two models cannot be compared.
     """
     return promote(run_dir, registry, reason, if_better=True)
+
+
+def asked(link: str | None, run_dir: Path, registry: Path) -> str:
+    """How somebody who is asked makes the run's model champion, as text that is Markdown too."""
+    form = f"open <{link}>" if link else "deploy the flow `promote`, whose form a link would open"
+    command = f"`selftrain promote {shlex.quote(str(run_dir))} --to {shlex.quote(str(registry))}`"
+    return f"To make it champion, {form}, or type {command}"

@@ -17,11 +17,12 @@ from prefect.client.schemas.objects import FlowRun, State
 from prefect.context import FlowRunContext
 from prefect.states import Completed
 
-from flows.artifacts import ProgressArtifact, result_message, show_rounds, show_table, show_verdict
-from flows.champion import Promote, champion_here, config_of, promote_if_better, tag_of
+from flows.artifacts import ProgressArtifact, never_fatal, result_message, show_rounds, show_table, show_verdict
+from flows.champion import Promote, asked, champion_here, config_of, promote_if_better, tag_of
 from flows.edges import read_by
 from flows.failure import failed_by_message
 from flows.log import logged_in_the_ui
+from flows.promote import find_promotion_link
 from flows.run_name import run_name, tag_run, tags_of
 from pipeline.ablation.ablate import run_ablation
 from pipeline.ablation.cells import Mode
@@ -46,7 +47,7 @@ def self_train(
     champion: str | None = None,
     promote: Promote = "never",
     accept_environment: bool = False,
-) -> Any:
+) -> dict[str, Any]:
     """Train by the config's method, from labeled and unlabeled images to a final model that is measured on test once.
 
     A run that was stopped goes on, and stages that are finished are reused.
@@ -88,14 +89,16 @@ def self_train(
                 on_reuse=tasks.reuse,
                 accept_environment=accept_environment,
             )
-        said = result_message(result)
-        if registry is not None and promote == "if better":
-            said += f". {tasks.promote(Path(run_dir), registry)}"
-        show_verdict(Path(run_dir))
-        return Completed(message=said, data=result)
+        try:
+            said = "" if registry is None else tasks.succeed(Path(run_dir), registry, promote)
+        except UserError as error:
+            show_verdict(Path(run_dir), f"Not promoted: {error}")
+            raise
+        show_verdict(Path(run_dir), said)
+        return Completed(message=". ".join(filter(None, [result_message(result), said])), data=result)
 
     with logged_in_the_ui():
-        return failed_by_message(run)
+        return failed_by_message(run)  # type: ignore[return-value]  # the caller gets the data of the state
 
 
 @flow(name="ablate", persist_result=False)
@@ -107,7 +110,7 @@ def ablate(
     mode: Mode = "alone",
     num_seeds: int = 3,
     accept_environment: bool = False,
-) -> Any:
+) -> str:
     """Run an ablation, which is one run per technique and seed; its table is an artifact. A stopped one is resumed.
 
     Args:
@@ -132,7 +135,7 @@ def ablate(
         return table(rows)
 
     with logged_in_the_ui():
-        return failed_by_message(run)
+        return failed_by_message(run)  # type: ignore[return-value]  # the caller gets the error of a state
 
 
 # --------------------------------------------------------------------------------------------------------------- tasks
@@ -184,10 +187,22 @@ class _Tasks:
         if job.out not in self._states:
             self._add(job, reused(job.title, job.out, wait_for=self._before(job), return_state=True))
 
-    def promote(self, run_dir: Path, registry: Path) -> str:
-        """Promote the result, if it is better; returns what became of it."""
+    def succeed(self, run_dir: Path, registry: Path, how: Promote) -> str:
+        """Promote the result, if that was asked for; returns what became of it.
+
+        Raises:
+            UserError: somebody edited the registry, or the two models cannot be compared.
+        """
         here = _flow_run()
-        reason, last = f"flow run {here.name} ({here.id})", list(self._states.values())[-1:]
+        reason = f"flow run {here.name} ({here.id})"
+        if how == "never":
+            return ""
+        if how == "ask":
+            link = None
+            with never_fatal("find the form of the flow `promote`"):
+                link = find_promotion_link(str(run_dir), str(registry), reason)
+            return asked(link, run_dir, registry)
+        last = list(self._states.values())[-1:]
         said: str = promotion(run_dir, registry, reason, wait_for=last, return_state=True).result()
         return said
 
