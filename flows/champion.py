@@ -48,9 +48,9 @@ def tag_of(champion: Path) -> str:
 def config_of(path: Path, overrides: Sequence[str], champion: Path | None) -> Config:
     """Load the config of a run, whose round-0 teacher is the champion, if there is one.
 
-    The champion is used as it is, and all else that the config says of a teacher is moot. So there are no rounds on
-    features and no committee, which need a probe as the teacher. A method without rounds has no such teacher, and
-    trains as its config says.
+    The champion is used as it is, so what the config says of a teacher is moot, but for what a fine-tune of it would
+    take. There are no rounds on features and no committee, which need a probe as the teacher. A method without rounds
+    has no such teacher, and trains as its config says.
 
     Raises:
         UserError: the config is bad.
@@ -58,8 +58,15 @@ def config_of(path: Path, overrides: Sequence[str], champion: Path | None) -> Co
     config = load_config(path, overrides)
     if champion is None or not METHODS[config.method].reads("rounds"):
         return config
-    start = json.dumps({"start": {"model": str(champion.absolute()), "mode": "use"}})
-    return load_config(path, [*overrides, f"teacher={start}", "rounds.on_features=0", "committee=[]"])
+    before = config.teacher
+    teacher = {
+        "start": {"model": str(champion.absolute()), "mode": "use"},
+        "weak": {"flip": before.weak.flip},
+        "balance_labeled": before.balance_labeled,
+        "logit_adjustment": before.logit_adjustment,
+    }
+    changes = [f"teacher={json.dumps(teacher)}", "rounds.on_features=0", "committee=[]"]
+    return load_config(path, [*overrides, *changes])
 
 
 def promote_if_better(run_dir: Path, registry: Path, reason: str) -> Promotion:

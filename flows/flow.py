@@ -65,7 +65,7 @@ def self_train(
     """
     registry = Path(champion) if champion else None
 
-    def run() -> State[Any]:
+    def run() -> Any:
         here = _flow_run()
         if here.deployment_id is not None:
             _check_absolute(run_dir=run_dir, champion=champion)

@@ -20,7 +20,8 @@ from pipeline.config import Config
 from pipeline.errors import UserError
 
 ON_FEATURES = """
-teacher: {model: wide_resnet10_1, start: {model: runs/x, mode: init}, probe: {}}
+teacher:
+  {model: wide_resnet10_1, weak: {flip: false}, balance_labeled: 9, start: {model: runs/x, mode: init}, probe: {}}
 committee: [{model: wide_resnet16_2, start: {model: runs/y, mode: init}, probe: {}}]
 rounds: {on_features: 2, num_rounds: 1}
 """
@@ -45,6 +46,7 @@ def test_the_champion_is_used_in_place_of_the_whole_teacher(tmp_path: Path, regi
     assert config.teacher.start is not None
     assert (config.teacher.start.model, config.teacher.start.mode) == (str(registry / "v2.safetensors"), "use")
     assert (config.teacher.probe, config.rounds.on_features, config.committee) == (None, 0, ())
+    assert (config.teacher.weak.flip, config.teacher.balance_labeled) == (False, 9)
     assert (config.seed, config.rounds.num_rounds) == (3, 1)
 
 
