@@ -18,12 +18,12 @@ from prefect.context import FlowRunContext
 from prefect.states import Completed
 
 from flows.artifacts import ProgressArtifact, never_fatal, result_message, show_rounds, show_table, show_verdict
-from flows.champion import Promote, asked, champion_here, config_of, promote_if_better, tag_of
 from flows.edges import read_by
 from flows.failure import failed_by_message
 from flows.log import logged_in_the_ui
 from flows.promote import find_promotion_link
 from flows.run_name import run_name, tag_run, tags_of
+from flows.succession import Promote, asked, champion_here, config_of, promote_if_better, tag_of
 from pipeline.ablation.ablate import run_ablation
 from pipeline.ablation.cells import Mode
 from pipeline.ablation.rows import table

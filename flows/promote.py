@@ -44,6 +44,7 @@ def promotion_link(ui_url: str, deployment_id: UUID | str, model: str, champion:
         reason: Why, which whoever reads the form may change.
     """
     values = json.dumps({"model": model, "champion": champion, "reason": reason})
+    values = values.replace("%", r"\u0025")  # the older of Prefect's two UIs decodes the address twice
     return f"{ui_url.rstrip('/')}/deployments/deployment/{deployment_id}/run?parameters={quote(values)}"
 
 
@@ -56,4 +57,7 @@ def find_promotion_link(model: str, champion: str, reason: str) -> str | None:
     ui_url = PREFECT_UI_URL.value()
     with get_client(sync_client=True) as client:
         found = client.read_deployments(flow_filter=FlowFilter(name=FlowFilterName(any_=[NAME])))
-    return promotion_link(ui_url, found[0].id, model, champion, reason) if found and ui_url else None
+    if not found or not ui_url:
+        return None
+    deployment = min(found, key=lambda one: one.name != NAME)  # the one of prefect.yaml, if there are several
+    return promotion_link(ui_url, deployment.id, model, champion, reason)

@@ -13,7 +13,7 @@ from support.champions import CLASSES, answers, even_model, pack_val, run_with
 from support.saved import save_random
 from support.watched import last_flow_run, run_watched
 
-from flows.champion import asked, champion_here, config_of, tag_of
+from flows.succession import asked, champion_here, config_of, tag_of
 from pipeline.champions.history import read_history
 from pipeline.champions.promotion import promote
 from pipeline.config import Config
