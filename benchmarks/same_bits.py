@@ -28,7 +28,7 @@ import pyarrow as pa
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
-NOT_COMPARED = {"stage.json", "job.json", "output.log", "timing.jsonl", "progress.json", "warnings.jsonl"}
+NOT_COMPARED = {"stage.json", "job.json", "output.log", "timing.jsonl", "progress.json", "messages.jsonl"}
 SHORT = {"teacher.steps": 60, "student.steps": 60, "teacher.warmup_steps": 10, "student.warmup_steps": 10}
 COMMON = {**SHORT, "runtime.checkpoint_every": 30, "runtime.log_every": 5, "student.evaluations": 3}
 TOGETHER = {"student.unlabeled_ratio": 4, "student.stochastic_depth": 0.1, "teacher.stochastic_depth": 0.1}

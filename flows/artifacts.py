@@ -9,8 +9,8 @@ import base64
 import contextlib
 import logging
 import time
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, cast
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, cast
 from uuid import UUID
 
 from prefect.artifacts import (
@@ -144,3 +144,13 @@ def _folders(round_: Round) -> Iterator[tuple[str, Path]]:
     for name, path in (("train", round_.train), ("label", round_.label), ("select", round_.select)):
         if path is not None:
             yield name, path
+
+
+def result_message(result: Mapping[str, Any]) -> str:
+    """The result of a run as the message of its final state."""
+    test = result["final"].get("test_top1")
+    return "no test split" if test is None else f"test {100 * test:.1f}%"
+
+
+def show_verdict(run_dir: Path, promotion: str = "") -> None:
+    """Show what the run is worth, and what became of its promotion, as Markdown."""

@@ -15,8 +15,6 @@ EXTERNAL_VARIABLES = ("PREFECT_API_URL", "PREFECT_PROFILE")
 TERMINAL = {
     # The terminal shows our progress bars. Prefect's server still gets every log line.
     "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "WARNING",
-    "PREFECT_LOGGING_EXTRA_LOGGERS": "selftrain",
-    "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
 }
 EMBEDDED = {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",

@@ -50,10 +50,11 @@ def run(
     from pipeline.runs.folder import check_run_folder
     from pipeline.stages.terminal import output
 
-    settings = load_config(config, set_ or ())
+    settings = load_config(config, set_ or ())  # before Prefect is imported, so that a mistake is told at once
     folder = run_dir or Path("runs") / config.stem
     check_run_folder(folder, config)
-    result = _run_loop(settings, folder, accept_environment, watched=not no_prefect)
+    watched = None if no_prefect else (config, set_ or [])
+    result = _run_loop(settings, folder, accept_environment, watched)
     output().print(summary(result))
     try:
         report = write_report(folder)
@@ -127,7 +128,9 @@ def ablate(
     def under_prefect() -> str:
         from flows.flow import ablate as ablation_flow
 
-        return ablation_flow(settings, folder, names, how, seeds, accept_environment)
+        changes = list(set_ or ())
+        done: str = ablation_flow(str(config), str(folder), names, changes, how, seeds, accept_environment)
+        return done
 
     text = plain() if no_prefect else _watched(folder, under_prefect, plain)
     output().quiet = False
@@ -135,19 +138,29 @@ def ablate(
     output().print(f"Written: {folder}/rows.jsonl, table.md, ablation.png", soft_wrap=True)
 
 
-def _run_loop(config: Config, run_dir: Path, accept_environment: bool, *, watched: bool) -> dict[str, Any]:
+def _run_loop(
+    config: Config, run_dir: Path, accept_environment: bool, watched: tuple[Path, list[str]] | None
+) -> dict[str, Any]:
+    """Run the loop; with the file of the config and the changes of it, as a flow, whose parameters they are."""
     from pipeline.runs.loop import run_loop
 
     def plain() -> dict[str, Any]:
         with _stages_with_bars() as run_stage:
             return run_loop(config, run_dir, run_stage=run_stage, accept_environment=accept_environment)
 
+    if watched is None:
+        return plain()
+    path, changes = watched
+    if not path.is_file():
+        raise UserError(f"config {path} can be read only once, and Prefect's flow reads it too; pass --no-prefect")
+
     def under_prefect() -> dict[str, Any]:
         from flows.flow import self_train
 
-        return self_train(config, run_dir, accept_environment)
+        result: dict[str, Any] = self_train(str(path), str(run_dir), changes, accept_environment=accept_environment)
+        return result
 
-    return _watched(run_dir, under_prefect, plain) if watched else plain()
+    return _watched(run_dir, under_prefect, plain)
 
 
 def _watched(folder: Path, call: Callable[[], T], plain: Callable[[], T]) -> T:

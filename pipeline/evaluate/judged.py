@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from pipeline.evaluate.metrics import compute_metrics
 from pipeline.evaluate.predictions import write_predictions
 from pipeline.files import write_json
 from pipeline.models.format import ModelInfo, save_model
+
+log = logging.getLogger("selftrain.evaluate")
 
 ANSWER_FILES = ("evaluation-val.json", "predictions-val.npz")
 """The files that `write_answers` leaves."""
@@ -30,7 +33,9 @@ def write_judged(
 
 def write_answers(out: Path, log_probs: F32Array, labels: I32Array) -> dict[str, Any]:
     """Write answers [N, C] on val, whose labels are [N], and their figures; returns the figures."""
-    metrics = compute_metrics(log_probs, labels).to_json()
+    found = compute_metrics(log_probs, labels)
+    log.info("val: %s", found)
+    metrics = found.to_json()
     write_json(out / "evaluation-val.json", metrics)
     write_predictions(out / "predictions-val.npz", log_probs, labels)
     return metrics

@@ -61,6 +61,13 @@ class Metrics:
     macro_f1: float | None = None
     """The mean F1 over the classes that have images."""
 
+    def __str__(self) -> str:
+        low, high = self.interval
+        return (
+            f"{self.top1:.2%} of {self.num_samples:,} images are right ({low:.2%} to {high:.2%}), nll {self.nll:.4f}, "
+            f"calibration error {self.ece:.2%}"
+        )
+
     def to_json(self) -> dict[str, Any]:
         """The figures as JSON values."""
         known = {name: value for name, value in asdict(self).items() if value is not None}

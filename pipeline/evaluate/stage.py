@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from functools import partial
 from pathlib import Path
@@ -22,6 +23,8 @@ from pipeline.stages.fingerprint import StageInputs
 from pipeline.stages.folder import append_timing
 from pipeline.stages.jobs import EvaluateJob
 from pipeline.stages.preamble import Stage
+
+log = logging.getLogger("selftrain.evaluate")
 
 ENSEMBLE, SAMPLED = "ensemble", "mc_dropout"
 """The names, beside those of models, of a mean of models and of a mean of samples."""
@@ -58,7 +61,9 @@ def run_evaluate(job: EvaluateJob, stage: Stage) -> None:
     members: list[F32Array] = []
 
     def keep(name: str, log_probs: F32Array) -> None:
-        results[name] = compute_metrics(log_probs, dataset.labels).to_json()
+        metrics = compute_metrics(log_probs, dataset.labels)
+        log.info("%s on %s: %s", name, job.split, metrics)
+        results[name] = metrics.to_json()
         write_predictions(job.out / f"predictions-{name}.npz", log_probs, dataset.labels)
 
     def answers(path: Path, mc_dropout: int = 0) -> F32Array:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterable
 from functools import partial
@@ -29,6 +30,8 @@ from pipeline.stages.kinds import kind_of
 from pipeline.stages.part import parts_of
 from pipeline.stages.preamble import Stage
 from pipeline.threads import read_ahead
+
+log = logging.getLogger("selftrain.label")
 
 
 def label_inputs(job: LabelJob) -> StageInputs:
@@ -77,7 +80,7 @@ def run_label(job: LabelJob, stage: Stage) -> None:
     )
     shards = job.part.share(dataset.shards) if job.part else dataset.shards
     mine = shards[stage.ranks.rank :: stage.ranks.number]
-    done = 0
+    done = num_labeled = 0
 
     def is_labeled(shard: Shard) -> bool:
         """Whether its label file is there already. If not, its tar is here from now on, if it is remote."""
@@ -96,10 +99,13 @@ def run_label(job: LabelJob, stage: Stage) -> None:
         if not labeled:
             rows = _label_shard(job, stage, dataset, shard, committee)
             write_labels(label_path(job.out, shard.name), rows, {**provenance, "shard": shard.sha256})
+            num_labeled += 1
         done += shard.num_rows
         seconds = (time.monotonic() - started) / stage.ranks.number  # ranks work in parallel, and lines are summed
         append_timing(job.out, done, seconds, shard.num_rows)
         progress.report(job.out, done, sum(s.num_rows for s in mine), "images")
+    who = "" if stage.ranks.number == 1 else f" by the first of {stage.ranks.number} processes"
+    log.info("%d of %d shards are labeled%s, the others were labeled before", num_labeled, len(mine), who)
     files = [label_path(job.out, shard.name).name for shard in shards]
     outputs: dict[str, Json] = {
         "provenance": provenance,

@@ -23,7 +23,7 @@ from pipeline.runs.folder import check_run_folder, earlier_config, resolve_confi
 from pipeline.runs.inputs import files_of
 from pipeline.runs.ledger import Ledger
 from pipeline.runs.result import FINAL, models_of, result_of
-from pipeline.runs.run import Run, RunStage
+from pipeline.runs.run import OnReuse, Run, RunStage
 from pipeline.shards.dataset import Dataset, check_disjoint, has_test, left_out, open_split, warn_of_left_out
 from pipeline.stages.fingerprint import digest
 from pipeline.stages.kinds import KINDS
@@ -41,6 +41,7 @@ def run_loop(
     *,
     run_stage: RunStage,
     on_round: OnRound = lambda _: None,
+    on_reuse: OnReuse = lambda _: None,
     accept_environment: bool = False,
     read_test: bool = True,
 ) -> dict[str, Any]:
@@ -51,6 +52,7 @@ def run_loop(
         run_dir: The run folder. Finished stages are reused, begun ones are resumed, and nothing is overwritten.
         run_stage: Runs one stage, as `launch.run_job` does.
         on_round: Is called with each round when its model is trained and evaluated.
+        on_reuse: Is called with the job of each stage that was finished before, in place of `run_stage`.
         accept_environment: Whether to resume stages that were begun in another environment.
         read_test: Whether to measure the final model on test. Turn it off where runs are compared to choose one.
 
@@ -84,7 +86,7 @@ def run_loop(
         write_bytes(run_dir / "config.yaml", dump_yaml(config).encode())  # after the ledger
         _list_left_out(run_dir, datasets)
 
-        run = Run(config, run_dir, run_stage, lock_fd, accept_environment, data, files, ledger)
+        run = Run(config, run_dir, run_stage, lock_fd, accept_environment, data, files, ledger, on_reuse)
         rounds = finetune(run, method, method.run_rounds(run, on_round), on_round)
         final = best_of(rounds)
         skipped: dict[str, int] = {split: len(d.skipped) for split, d in datasets.items() if d.skipped}

@@ -21,6 +21,8 @@ log = logging.getLogger("selftrain.loop")
 
 RunStage = Callable[[Job, int], None]
 """It runs one stage to completion, or raises. The int is the file descriptor of the run lock, for child processes."""
+OnReuse = Callable[[Job], None]
+"""It is called with the job of each stage that is finished already, in place of running it."""
 
 
 @dataclass
@@ -35,6 +37,7 @@ class Run(Stages):
     files: dict[str, str]
     """Config key -> digest of what the run reads there beside its data."""
     ledger: Ledger
+    on_reuse: OnReuse
 
     def stage(self, job: Job, parent: str) -> Path:
         """Run a job in RUN/parent/KIND-FP8, or reuse the finished stage there; returns the folder.
@@ -52,6 +55,7 @@ class Run(Stages):
         self.ledger.add(job)
         if is_finished(job.out):
             log.info("%s is finished, reused", job.out)
+            self.on_reuse(job)
         else:
             self.run_stage(job, self.lock_fd)
         return job.out

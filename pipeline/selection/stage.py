@@ -51,7 +51,7 @@ def run_select(job: SelectJob, stage: Stage) -> None:
     Raises:
         UserError: the labels are stale or damaged, nothing is selected, or a class is lost that may not be lost.
     """
-    from pipeline.stages.terminal import output
+    from pipeline.stages.terminal import as_text, output
 
     unlabeled = open_split(job.data, "unlabeled")
     labels: Labels = LabelStore(job.labels, unlabeled)
@@ -81,7 +81,9 @@ def run_select(job: SelectJob, stage: Stage) -> None:
     if weights is not None and (on_val := read_on_val(job.labels)) is not None:
         of_aligned = replace(on_val, probabilities=aligned(on_val.probabilities, weights)).metrics()
         summary["aligned_on_val"] = cast(QualityOnVal, _picked(QualityOnVal, of_aligned.to_json()))
-    output().print(summary_table(summary))
+    table = summary_table(summary)
+    output().print(table)
+    log.info("%s", as_text(table))
     check_summary(summary, job.select)
     if notices := find_notices(summary, job.select):
         summary["warnings"] = notices

@@ -21,7 +21,8 @@ from pipeline.stages.owner import die_with_parent
 from pipeline.stages.ranks import count_over_machines, env_rank
 from pipeline.stages.streams import keep_streams
 
-WARNINGS = "warnings.jsonl"
+MESSAGES = "messages.jsonl"
+"""What the process of a stage logs from INFO on, for its parent, who logs it too."""
 
 
 def main() -> int:
@@ -56,7 +57,7 @@ def guarded(run: Callable[[], int], out: Path) -> int:
     if env_rank() == 0:
         log = logging.getLogger("selftrain")
         log.setLevel(logging.INFO)
-        log.addHandler(_WarningFile(out / WARNINGS))
+        log.addHandler(_MessageFile(out / MESSAGES))
         log.addHandler(logging.StreamHandler(sys.stdout))  # the stage's output.log
     try:
         return run()
@@ -72,17 +73,17 @@ def guarded(run: Callable[[], int], out: Path) -> int:
         ignore()
 
 
-class _WarningFile(logging.Handler):
-    """Writes warnings as JSON lines, for the parent to show."""
+class _MessageFile(logging.Handler):
+    """Writes messages as JSON lines, for the parent to log."""
 
     def __init__(self, path: Path) -> None:
-        super().__init__(logging.WARNING)
+        super().__init__(logging.INFO)
         self.path = path
 
     def emit(self, record: logging.LogRecord) -> None:
         from pipeline.files import append_json
 
-        append_json(self.path, {"message": record.getMessage()})
+        append_json(self.path, {"level": record.levelno, "message": record.getMessage()})
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from pipeline.stages.fingerprint import StageInputs, digest_file, digest_once, f
 from pipeline.stages.part import PARTS
 
 SCHEMA = 2
-OWN_FILES = {"run.lock", "job.json", "output.log", "progress.json", "error.json", "warnings.jsonl", PARTS, "nodes"}
+OWN_FILES = {"run.lock", "job.json", "output.log", "progress.json", "error.json", "messages.jsonl", PARTS, "nodes"}
 """The files that a launcher writes into a stage folder before the stage opens it."""
 RECORD = "stage.json"
 

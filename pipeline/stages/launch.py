@@ -27,7 +27,7 @@ import psutil
 from pipeline.config import Runtime
 from pipeline.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_USER_ERROR, Interrupted, UserError
 from pipeline.files import cannot_write, open_to_append, read_json, read_lines, write_bytes
-from pipeline.stages.child import WARNINGS
+from pipeline.stages.child import MESSAGES
 from pipeline.stages.folder import check_stage_folder
 from pipeline.stages.interrupt import deferred
 from pipeline.stages.jobs import Job
@@ -123,10 +123,11 @@ def run_child(
     In any case nothing is left running that the command started in its process group or below it. `explain` gets the
     error that says what became of it, and returns the one to raise.
     """
-    for stale in ("error.json", "progress.json", WARNINGS):
+    for stale in ("error.json", "progress.json", MESSAGES):
         (out / stale).unlink(missing_ok=True)
     path = out / "output.log"
     log_start = _begin_log(path, command)
+    messages = _Messages(out / MESSAGES)
     with deferred() as signalled, open_to_append(path) as log:
         process = subprocess.Popen(
             command,
@@ -142,10 +143,11 @@ def run_child(
             return signalled() or bool(stop and stop())
 
         try:
-            stopped = _watch(process, out, title, grace_s, on_progress, asked)
+            stopped = _watch(process, out, title, grace_s, on_progress, asked, messages)
         finally:
             _kill_rest(process)
-            _tell_warnings(out)
+            messages.tell()
+            messages.path.unlink(missing_ok=True)
         stopped = stopped or asked()
         if process.returncode != EXIT_OK:
             tail = _tail(path, log_start)
@@ -211,12 +213,15 @@ def _watch(
     grace_s: float,
     on_progress: Callable[[Progress], None] | None,
     stop: Callable[[], bool],
+    messages: _Messages,
 ) -> bool:
-    """Wait until the child or its grace ends, and pass on progress and a stop; returns whether it was stopped."""
+    """Wait until the child or its grace ends, and pass on messages, progress and a stop; returns whether it was
+    stopped."""
     shown: Progress | None = None
     deadline: float | None = None
     while True:
         ended = _has_ended(process)
+        messages.tell()
         now = read_progress(out, title)
         if now and deadline is not None:
             now = replace(now, text="saving, then stopping")
@@ -271,11 +276,22 @@ def _outcome(code: int, out: Path, title: str, grace_s: float, tail: str, *, sto
     return StageFailed(f"{title} failed ({_cause(code)}). The end of {out / 'output.log'}:\n{tail}")
 
 
-def _tell_warnings(out: Path) -> None:
-    """Log the warnings of the child."""
-    for line in read_lines(out / WARNINGS):
-        log.warning("%s", line["message"])
-    (out / WARNINGS).unlink(missing_ok=True)
+class _Messages:
+    """What a child says, each message logged once and as soon as it is there."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._size = self._told = 0
+
+    def tell(self) -> None:
+        """Log the messages that are new."""
+        size = self.path.stat().st_size if self.path.exists() else 0
+        if size == self._size:
+            return
+        lines = read_lines(self.path, torn=True)
+        for line in lines[self._told :]:
+            log.log(line["level"], "%s", line["message"])
+        self._size, self._told = size, len(lines)
 
 
 def _cause(code: int) -> str:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import io
 from collections.abc import Iterable
+from typing import Any
 
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
@@ -14,8 +16,8 @@ from pipeline.errors import escaped
 class Terminal(Console):
     """A console without markup, which `[red]` in a name would be, that escapes control characters of texts."""
 
-    def __init__(self, *, stderr: bool = False) -> None:
-        super().__init__(stderr=stderr, markup=False, emoji=False, highlight=False)
+    def __init__(self, **options: Any) -> None:
+        super().__init__(markup=False, emoji=False, highlight=False, **options)
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
         """The parts of anything that is shown: texts, which are escaped, and rich's own moves of the cursor."""
@@ -33,3 +35,11 @@ def terminal() -> Terminal:
 def output() -> Terminal:
     """The one console on stdout, for what a command was asked for."""
     return Terminal()
+
+
+def as_text(table: RenderableType) -> str:
+    """A table as plain text, for a log."""
+    console = Terminal(file=io.StringIO(), width=100)
+    with console.capture() as captured:
+        console.print(table)
+    return captured.get().rstrip()

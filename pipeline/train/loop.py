@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shlex
 import time
 from collections.abc import Callable
@@ -20,6 +21,8 @@ from pipeline.stages.jobs import TrainJob
 from pipeline.stages.preamble import Stage
 from pipeline.train.checkpoint import Checkpoints
 from pipeline.train.learner import Learner
+
+log = logging.getLogger("selftrain.train")
 
 BAD_BATCH = "bad-batch.json"
 NO_BEST = (-1.0, 0)
@@ -164,6 +167,8 @@ class Loop:
         if self._is_on_plateau():
             self.learner.falls.append(self.step)
         self._append("metrics.jsonl", {"step": self.step, **values})
+        figures = ", ".join(f"{name} {value:.4f}" for name, value in values.items())
+        log.info("step %s of %s: %s", f"{self.step:,}", f"{self.job.training.steps:,}", figures)
 
     def _log(self, step: int, started: float, num_images: int) -> None:
         self._stop_if_not_finite()  # host sync: from here on the steps since `started` are done

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,8 @@ from pipeline.train.network import Network
 from pipeline.train.setup import Setup
 from pipeline.train.validation import Validation
 from pipeline.views.crops import CROPS
+
+log = logging.getLogger("selftrain.train")
 
 _KEPT = (
     *("activation", "fractional_pooling", "optimizer.name", "optimizer.decay_vectors"),
@@ -101,6 +104,9 @@ def run_train(job: TrainJob, stage: Stage) -> None:
     digest = model_digest(job.out) if stage.ranks.is_main else ""
     best_top1, best_step = loop.best
     figures = {"steps": loop.step, "best_step": best_step, "best_top1": max(best_top1, 0.0)}
+    if loop.step:
+        done, best = f"{loop.step:,} steps", f"{best_top1:.2%} after step {best_step:,}"
+        log.info("%s are done; best on val: %s; keep: %s", done, best, job.training.keep)
     stopped = {"stopped_early": True} if loop.has_stalled() and loop.step < job.training.steps else {}
     stage.finish(MODEL_FILES, model_sha256=digest, **figures, **stopped)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -101,10 +102,15 @@ def test_a_plugin_that_cannot_be_imported_stops_the_command_with_its_line() -> N
 
 
 @pytest.mark.process
-def test_a_flow_offers_the_methods_of_plugins_that_the_environment_names(folder: Path) -> None:
-    code = (
-        "from flows.flow import self_train; print(self_train.parameters.definitions['Config']['properties']['method'])"
-    )
+def test_a_flow_knows_the_methods_of_plugins_that_the_environment_names(folder: Path) -> None:
+    code = """
+        from prefect.context import FlowRunContext
+        from flows.run_name import run_name
+        parameters = {"config": "mean_teacher.yaml", "run_dir": "runs/birds", "set": []}
+        with FlowRunContext.model_construct(parameters=parameters):
+            print(run_name())
+    """
     variables = environment(**{VARIABLE: str(folder / "mean_teacher.py")})
-    done = subprocess.run([sys.executable, "-c", code], env=variables, capture_output=True, text=True, check=False)
-    assert "'mean_teacher'" in done.stdout, done.stderr
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    done = subprocess.run(command, env=variables, cwd=folder, capture_output=True, text=True, check=False)
+    assert done.stdout.startswith("birds: Mean Teacher"), done.stdout + done.stderr

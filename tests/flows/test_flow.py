@@ -12,27 +12,15 @@ from typing import Any
 
 import pytest
 from support import fake_run
-from support.waiting import wait_for
+from support.watched import last_flow_run, logs_of, run_watched
 
-from pipeline.config import Config, parse
+from pipeline.config import Config
 from pipeline.errors import Interrupted, UserError
 from pipeline.methods import METHODS
 from pipeline.stages import launch
 from pipeline.stages.lock import run_lock
 
-pytestmark = pytest.mark.usefixtures("prefect_server")
-
-
-@pytest.fixture(autouse=True)
-def _fakes(monkeypatch: pytest.MonkeyPatch) -> None:
-    from flows import flow
-
-    monkeypatch.setattr(flow, "run_loop", fake_run.fake_loop)
-    set_stage_seconds(monkeypatch, 0.0)
-
-
-def set_stage_seconds(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
-    monkeypatch.setattr(launch, "CHILD", (sys.executable, fake_run.__file__, "stage", str(seconds)))
+pytestmark = pytest.mark.usefixtures("prefect_server", "fake_stages")
 
 
 def artifacts() -> dict[str, Any]:
@@ -44,57 +32,32 @@ def artifacts() -> dict[str, Any]:
     return {artifact["key"]: artifact for artifact in found}
 
 
-def last_flow_run(num_tasks: int) -> tuple[Any, list[Any]]:
-    """The newest flow run, and its task runs once the server has recorded so many, in order."""
-    from prefect.client.orchestration import get_client
-    from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
-    from prefect.client.schemas.sorting import FlowRunSort
-
-    with get_client(sync_client=True) as client:
-        (run,) = client.read_flow_runs(limit=1, sort=FlowRunSort.EXPECTED_START_TIME_DESC)
-        tasks: list[Any] = []
-
-        def are_recorded() -> bool:
-            tasks[:] = client.read_task_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[run.id])))
-            return len(tasks) == num_tasks and all(task.state and task.state.is_final() for task in tasks)
-
-        wait_for(are_recorded, poll_s=0.1)  # they arrive as events
-    return run, sorted(tasks, key=lambda task: task.start_time or run.created)
-
-
-def run_watched(config: Config, run_dir: Path) -> dict[str, Any]:
-    """Call the flow as the command does."""
-    from flows.flow import self_train
-    from flows.watch import watched
-
-    return watched(lambda: self_train(config, run_dir))
-
-
 def test_a_task_per_stage_and_the_result_comes_back(tmp_path: Path) -> None:
-    result = run_watched(Config(seed=5), tmp_path)
+    result = run_watched(tmp_path, set=["seed=6"])
     assert result["final"]["test_top1"] == 0.75
     run, tasks = last_flow_run(num_tasks=2)
     assert run.state.is_completed()
-    assert run.parameters["config"]["seed"] == 5
-    assert run.parameters["run_dir"] == str(tmp_path)
+    assert run.parameters["config"] == str(tmp_path / "birds.yaml")
+    assert run.parameters["set"] == ["seed=6"]
     assert {task.name for task in tasks} == {"label (round 0)", "label (round 1)"}
     assert all(task.state.is_completed() for task in tasks)
 
 
+@pytest.mark.usefixtures("instant_stages")
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_is_the_same_flow(tmp_path: Path, method: str) -> None:
     from prefect.client.orchestration import get_client
 
-    run_watched(parse(Config, {"method": method}, "tests"), tmp_path)
+    run_watched(tmp_path, f"method: {method}\n")
     run, _ = last_flow_run(num_tasks=2)
-    assert run.name
-    assert run.parameters["config"]["method"] == method
+    assert run.name == f"run: {METHODS[method].title}"
+    assert f"method:{method}" in run.tags
     with get_client(sync_client=True) as client:
         assert client.read_flow(run.flow_id).name == "self-train"
 
 
 def test_artifacts_show_progress_leaderboard_and_plots(tmp_path: Path) -> None:
-    run_watched(Config(), tmp_path)
+    run_watched(tmp_path)
     found = artifacts()
     assert {"label-progress", "leaderboard", "round-report"} <= set(found)
     assert found["label-progress"]["data"] == 100
@@ -117,8 +80,12 @@ def test_a_display_that_fails_costs_a_warning_only(
 
     for name in ("create_markdown_artifact", "create_progress_artifact", "create_table_artifact"):
         monkeypatch.setattr(module, name, broken)
-    monkeypatch.setattr(logging.getLogger("selftrain"), "propagate", True)
-    assert run_watched(Config(), tmp_path)["schema"] == 1
+    logger = logging.getLogger("selftrain")  # which does not propagate while a flow runs
+    logger.addHandler(caplog.handler)
+    try:
+        assert run_watched(tmp_path)["schema"] == 1
+    finally:
+        logger.removeHandler(caplog.handler)
     warnings = [r.getMessage() for r in caplog.records if r.name == "selftrain.flows"]
     assert any("leaderboard" in text and "the run goes on" in text for text in warnings)
 
@@ -132,24 +99,29 @@ def test_a_ctrl_c_while_the_page_is_drawn_is_no_display_error() -> None:
 
 def test_bad_input_fails_the_flow_and_comes_out_as_user_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="pack first"):
-        run_watched(Config(seed=13), tmp_path)
+        run_watched(tmp_path, "seed: 13\n")
     run, _ = last_flow_run(num_tasks=0)
     assert run.state.is_failed()
+    assert run.state.message == "data.root: nothing there; pack first"
+    said = "Finished in state Failed('data.root: nothing there; pack first')"
+    assert not any("Traceback" in line for line in logs_of(run, said))
 
 
 def test_a_failed_stage_fails_its_task_and_the_flow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launch, "CHILD", (sys.executable, "-c", "raise ArithmeticError('a defect')"))
     with pytest.raises(launch.StageFailed, match="a defect"):
-        run_watched(Config(), tmp_path)
+        run_watched(tmp_path)
     run, tasks = last_flow_run(num_tasks=1)
     assert run.state.is_failed()
     assert [task.state.is_failed() for task in tasks] == [True]
+    assert run.state.message.startswith("label (round 0) failed (exit code 1)")
+    assert "a defect" in run.state.message
 
 
 def test_an_interrupted_stage_interrupts_the_flow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launch, "CHILD", (sys.executable, "-c", "raise SystemExit(75)"))
     with pytest.raises(Interrupted):
-        run_watched(Config(), tmp_path)
+        run_watched(tmp_path)
 
 
 def test_an_unreachable_server_of_the_user_is_a_user_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -160,7 +132,7 @@ def test_an_unreachable_server_of_the_user_is_a_user_error(tmp_path: Path, monke
         temporary_settings({PREFECT_API_URL: "http://127.0.0.1:9/api"}),
         pytest.raises(UserError, match=r"PREFECT_API_URL=http://127\.0\.0\.1:9/api"),
     ):
-        run_watched(Config(), tmp_path)
+        run_watched(tmp_path)
 
 
 def test_an_ablation_is_a_flow_whose_stages_are_tasks_and_whose_table_is_an_artifact(
@@ -179,7 +151,8 @@ def test_an_ablation_is_a_flow_whose_stages_are_tasks_and_whose_table_is_an_arti
         return [base, Row(technique="ema", against="base", val_top1=0.9, **common)]  # type: ignore[arg-type]
 
     monkeypatch.setattr(flow, "run_ablation", one_stage)
-    text = watched(lambda: flow.ablate(Config(), tmp_path, ["ema"], "alone", 1))
+    (tmp_path / "birds.yaml").write_text("seed: 5\n")
+    text = watched(lambda: flow.ablate(str(tmp_path / "birds.yaml"), str(tmp_path / "out"), ["ema"], num_seeds=1))
     assert "| ema | +10.00 |" in text
     assert artifacts()["ablation"]["data"] == text
     run, tasks = last_flow_run(num_tasks=1)
@@ -193,11 +166,11 @@ def test_the_handlers_of_signals_stay_ours_while_a_flow_runs(tmp_path: Path, mon
 
     seen: list[object] = []
 
-    def look(*_: object, **__: object) -> dict[str, Any]:
+    def look(*arguments: Any, **options: Any) -> dict[str, Any]:
         seen.append(signal.getsignal(signal.SIGTERM))
-        return {}
+        return fake_run.fake_loop(*arguments, **options)
 
     monkeypatch.setattr(flow, "run_loop", look)
     before = signal.getsignal(signal.SIGTERM)
-    run_watched(Config(), tmp_path)
+    run_watched(tmp_path)
     assert seen == [before]

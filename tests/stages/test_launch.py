@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -129,6 +130,33 @@ def test_run_job_runs_the_stage_function_of_the_job_in_a_child(
         run_job(job(1))
     with pytest.raises(Interrupted):
         run_job(job(2))
+
+
+def test_what_a_child_says_is_logged_once_and_while_it_runs(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    code = """
+        import logging, pathlib, sys, time
+        from pipeline.stages.child import guarded
+        def stage():
+            logging.getLogger("selftrain.train").info("step 1")
+            while not pathlib.Path("heard").exists():
+                time.sleep(0.05)
+            logging.getLogger("selftrain.train").warning("the loss jumps")
+            return 0
+        sys.exit(guarded(stage, pathlib.Path(".")))
+    """
+
+    def hear(record: logging.LogRecord) -> bool:
+        (tmp_path / "heard").touch()
+        return True
+
+    with caplog.at_level(logging.INFO, "selftrain"):
+        launch.log.addFilter(hear)
+        try:
+            run_child(script(tmp_path, code), tmp_path, title="stage")
+        finally:
+            launch.log.removeFilter(hear)
+    said = [(record.levelname, record.getMessage()) for record in caplog.records]
+    assert said == [("INFO", "step 1"), ("WARNING", "the loss jumps")]
 
 
 def test_files_of_the_user_are_refused_before_any_is_touched(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ Everything but the loop and the stages is real: the command, Prefect, its embedd
 from __future__ import annotations
 
 import json
+import logging
 import signal
 import sys
 import time
@@ -22,10 +23,10 @@ METRICS = {"top1": 0.8, "top5": 0.9, "nll": 0.5, "ece": 0.1, "num_samples": 100,
 
 
 def job(run_dir: Path, round: int) -> LabelJob:
+    """The job of a round, whose teacher is that of the round before."""
     runtime = Runtime(device="cpu", threads=1)
-    return LabelJob(
-        out=run_dir / f"label-{round}", round=round, data=Data(), label=Label(), runtime=runtime, teachers=()
-    )
+    out, teachers = run_dir / f"label-{round}", (run_dir / f"label-{round - 1}",) if round else ()
+    return LabelJob(out=out, round=round, data=Data(), label=Label(), runtime=runtime, teachers=teachers)
 
 
 def fake_loop(
@@ -34,6 +35,7 @@ def fake_loop(
     *,
     run_stage: Callable[[Job, int], None],
     on_round: Callable[[Any], None] | None = None,
+    on_reuse: Callable[[Job], None] = lambda _: None,
     accept_environment: bool = False,
 ) -> dict[str, Any]:
     from pipeline.methods.round import Round
@@ -45,7 +47,9 @@ def fake_loop(
     with run_lock(run_dir) as lock_fd:
         for number in range(NUM_ROUNDS):
             out = job(run_dir, number).out
-            if not (out / "done").exists():
+            if (out / "done").exists():
+                on_reuse(job(run_dir, number))
+            else:
                 run_stage(job(run_dir, number), lock_fd)
             rounds.append(
                 Round(number, "student", "tiny", 0.8, (0.7, 0.9), 5 * number, True, out, out, None),
@@ -80,10 +84,19 @@ def fake_stage(out: Path, seconds: float) -> int:
         if stopped:
             (out / "saved").touch()
             return 75
+    logging.getLogger("selftrain.train").info("step 2 of 2: val_top1 0.8000")
     (out / "evaluation-val.json").write_text(json.dumps(METRICS))
     report(out, 2, 2, "steps", "loss 0.05")
     (out / "done").touch()
     return 0
+
+
+def finish_at_once(job: Job, lock_fd: int | None = None, **_: Any) -> None:
+    """In place of the launcher: a fake stage that is finished, without a process."""
+    job.out.mkdir(parents=True, exist_ok=True)
+    logging.getLogger("selftrain.launch").info("step 2 of 2: val_top1 0.8000")
+    (job.out / "evaluation-val.json").write_text(json.dumps(METRICS))
+    (job.out / "done").touch()
 
 
 def install(seconds: float) -> None:
@@ -99,7 +112,10 @@ def install(seconds: float) -> None:
 
 if __name__ == "__main__":
     if sys.argv[1] == "stage":
-        sys.exit(fake_stage(Path(sys.argv[3]).parent, float(sys.argv[2])))
+        from pipeline.stages.child import guarded
+
+        folder, stage_s = Path(sys.argv[3]).parent, float(sys.argv[2])
+        sys.exit(guarded(lambda: fake_stage(folder, stage_s), folder))
     install(float(sys.argv.pop(1)))
     from flows.cli import main
 

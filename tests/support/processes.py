@@ -33,7 +33,7 @@ _PRELOAD = [f"pipeline.{name}" for name in ("train.stage", "labels.stage", "sele
 HAS_BF16 = torch.cpu._is_avx512_bf16_supported()
 _FORKS = multiprocessing.get_context("forkserver")
 _FORKS.set_forkserver_preload(_PRELOAD)
-_NOT_COMPARED = {"timing.jsonl", "output.log", "job.json", "progress.json", "run.lock"}
+_NOT_COMPARED = {"timing.jsonl", "output.log", "messages.jsonl", "job.json", "progress.json", "run.lock"}
 """Wall-clock times, absolute paths and what is for people."""
 
 

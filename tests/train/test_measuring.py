@@ -85,6 +85,19 @@ def test_the_time_of_steps_lasts_until_the_device_has_taken_them(digits: Config,
     assert all(line["seconds"] > LAG_S for line in timing)
 
 
+def test_the_log_has_each_evaluation_and_what_the_stage_made(teacher: Path, labels: Path, selection: Path) -> None:
+    said = (teacher / "output.log").read_text()
+    evaluations = [line for line in lines(teacher) if "val_top1" in line]
+    assert evaluations
+    for line in evaluations:
+        assert f"step {line['step']:,} of " in said
+        assert f"val_top1 {line['val_top1']:.4f}" in said
+    assert "steps are done; best on val: " in said
+    assert f"val: {json.loads((teacher / 'evaluation-val.json').read_text())['top1']:.2%} of " in said
+    assert "shards are labeled, the others were labeled before" in (labels / "output.log").read_text()
+    assert "Selected pseudo-labels" in (selection / "messages.jsonl").read_text()
+
+
 def test_the_norm_of_the_gradient_is_measured_without_clipping(teacher: Path, student: Path) -> None:
     for folder in (teacher, student):
         assert all(0.01 < line["grad_norm"] < 100 for line in lines(folder) if "loss" in line)
