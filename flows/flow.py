@@ -12,8 +12,10 @@ from typing import Any
 
 from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State
 
 from flows.artifacts import ProgressArtifact, show_rounds, show_table
+from flows.ends import bars, cancelled_if_stopped, go_on, obeying_its_run
 from pipeline.ablation.ablate import run_ablation
 from pipeline.ablation.cells import Mode
 from pipeline.ablation.rows import table
@@ -23,7 +25,7 @@ from pipeline.runs.loop import run_loop
 from pipeline.stages.jobs import Job
 from pipeline.stages.launch import run_job
 from pipeline.stages.plugins import load_plugins
-from pipeline.stages.progress import Progress, show_progress
+from pipeline.stages.progress import Progress
 
 load_plugins()  # before a config is checked, which may name a method of theirs
 
@@ -40,10 +42,10 @@ def self_train(config: Config, run_dir: Path, accept_environment: bool = False) 
         rounds.append(new)
         show_rounds(rounds)
 
-    with show_progress() as show:
+    with obeying_its_run(), bars() as show:
 
         def run_stage(job: Job, lock_fd: int) -> None:
-            stage(job.title, job, lock_fd, show)
+            go_on(stage(job.title, job, lock_fd, show))
 
         return run_loop(config, run_dir, run_stage=run_stage, on_round=on_round, accept_environment=accept_environment)
 
@@ -61,10 +63,10 @@ def ablate(
 
     A stopped ablation is resumed.
     """
-    with show_progress() as show:
+    with obeying_its_run(), bars() as show:
 
         def run_stage(job: Job, lock_fd: int) -> None:
-            stage(job.title, job, lock_fd, show)
+            go_on(stage(job.title, job, lock_fd, show))
 
         options: dict[str, Any] = {"run_stage": run_stage, "accept_environment": accept_environment}
         rows = run_ablation(config, out, techniques, mode, num_seeds, **options)
@@ -73,7 +75,7 @@ def ablate(
 
 
 @task(name="stage", task_run_name="{title}", cache_policy=NO_CACHE, persist_result=False)
-def stage(title: str, job: Job, lock_fd: int, show: Callable[[Progress], None]) -> None:
+def stage(title: str, job: Job, lock_fd: int, show: Callable[[Progress], None]) -> State[None] | None:
     """Run one stage. The task is called directly, never submitted, because signals reach the main thread only."""
     artifact = ProgressArtifact(f"{job.kind}-progress")
 
@@ -81,4 +83,4 @@ def stage(title: str, job: Job, lock_fd: int, show: Callable[[Progress], None]) 
         show(progress)
         artifact.show(progress)
 
-    run_job(job, lock_fd, on_progress=on_progress)
+    return cancelled_if_stopped(lambda: run_job(job, lock_fd, on_progress=on_progress))

@@ -33,6 +33,7 @@ from pipeline.stages.kinds import kind_of
 from pipeline.stages.owner import LOCK_VARIABLE, PARENT_VARIABLE
 from pipeline.stages.preamble import run_stage
 from pipeline.stages.progress import Progress, read_progress
+from pipeline.stages.stall import Stall
 from pipeline.threads import num_cores
 
 log = logging.getLogger("selftrain.launch")
@@ -58,6 +59,10 @@ class StageFailed(RuntimeError):
     """A defect or a lack of memory ended the process of a stage. The message holds the end of its log."""
 
 
+class StageStalled(StageFailed):
+    """A stage stood still for too long and was ended. The same command goes on from what is saved."""
+
+
 def run_job(
     job: Job,
     lock_fd: int | None = None,
@@ -77,6 +82,7 @@ def run_job(
         UserError: the input is bad; the message is the child's.
         Interrupted: SIGTERM, SIGINT or `stop` stopped the stage; the message says whether its state is saved.
         StageFailed: the child failed; the message holds the end of its log.
+        StageStalled: it stood still for `runtime.stall_minutes`, and was ended.
     """
     check_stage_folder(job.out, job.kind)
     write_bytes(job.out / "job.json", job.model_dump_json(indent=2).encode())
@@ -95,6 +101,7 @@ def run_job(
         lock_fd=lock_fd,
         on_progress=on_progress,
         stop=stop,
+        stall_s=60 * job.runtime.stall_minutes,
     )
 
 
@@ -108,6 +115,7 @@ def run_child(
     on_progress: Callable[[Progress], None] | None = None,
     stop: Callable[[], bool] | None = None,
     grace_s: float = GRACE_S,
+    stall_s: float = 0.0,
 ) -> None:
     """Run one command to its end and append its output to `out/output.log`. Its outcomes are those of `run_job`.
 
@@ -128,15 +136,20 @@ def run_child(
             process_group=0,
         )
 
+        stall = Stall(stall_s)
+
         def asked() -> bool:
             return signalled() or bool(stop and stop())
 
         try:
-            stopped = _watch(process, out, title, grace_s, on_progress, asked)
+            stopped = _watch(process, out, title, grace_s, on_progress, asked, stall) and not stall.reached
         finally:
             _kill_rest(process)
             _tell_warnings(out)
         stopped = stopped or asked()
+        if stall.reached and not stopped:
+            end = _tail(path, log_start)
+            raise StageStalled(f"{title} {stall}, and was ended; the same command goes on. The end of {path}:\n{end}")
         if process.returncode != EXIT_OK:
             raise _outcome(process.returncode, out, title, grace_s, _tail(path, log_start), stopped=stopped)
         if stopped:  # too late for this stage, in time for the next
@@ -194,13 +207,17 @@ def _watch(
     grace_s: float,
     on_progress: Callable[[Progress], None] | None,
     stop: Callable[[], bool],
+    stall: Stall,
 ) -> bool:
-    """Wait until the child or its grace ends, and pass on progress and a stop; returns whether it was stopped."""
+    """Wait until the child or its grace ends, and pass on progress and a stop; returns whether it was stopped.
+
+    A child that stands still is stopped too."""
     shown: Progress | None = None
     deadline: float | None = None
     while True:
         ended = _has_ended(process)
         now = read_progress(out, title)
+        stands_still = stall.sees(now)
         if now and deadline is not None:
             now = replace(now, text="saving, then stopping")
         if on_progress and now and now != shown:
@@ -208,7 +225,7 @@ def _watch(
             shown = now
         if ended or (deadline is not None and time.monotonic() > deadline):
             return deadline is not None
-        if deadline is None and stop():
+        if deadline is None and (stop() or stands_still):
             process.send_signal(signal.SIGTERM)
             deadline = time.monotonic() + grace_s
         time.sleep(POLL_S)

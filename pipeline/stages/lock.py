@@ -15,6 +15,10 @@ from pipeline.files import cannot_write
 LOCK = "run.lock"
 
 
+class FolderInUse(UserError):
+    """Another process holds the lock of the folder. Later it will be free."""
+
+
 def find_run(path: Path) -> Path | None:
     """The run folder that is this path or contains it; None if there is none."""
     path = path.absolute()
@@ -29,8 +33,8 @@ def run_lock(folder: Path, *, wait_s: float = 20.0) -> Iterator[int]:
     after a kill therefore waits for the old children.
 
     Raises:
-        UserError: another process still holds the lock after `wait_s` seconds, or the folder cannot be written or
-            locked.
+        FolderInUse: another process still holds the lock after `wait_s` seconds.
+        UserError: the folder cannot be written or locked.
     """
     path = folder / LOCK
     try:
@@ -49,7 +53,7 @@ def run_lock(folder: Path, *, wait_s: float = 20.0) -> Iterator[int]:
             except BlockingIOError:
                 if time.monotonic() > deadline:
                     owner = os.pread(descriptor, 64, 0).decode(errors="replace").strip() or "unknown"
-                    raise UserError(
+                    raise FolderInUse(
                         f"{folder} is in use by process {owner}; wait for it, stop it, or choose another folder"
                     ) from None
                 time.sleep(0.1)

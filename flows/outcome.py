@@ -1,0 +1,80 @@
+"""What becomes of a run that was stopped before its end: decided here, without Prefect, and reported by `ends`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from pipeline.errors import UserError
+
+ATTEMPTS_VARIABLE = "SELFTRAIN_ATTEMPTS"
+ATTEMPTS = 10
+"""How often a run is started anew by itself. A run that is preempted once per day gets through a long training."""
+RETRY, WAIT = "AwaitingRetry", "AwaitingFolder"
+"""The names of the two scheduled states that a run gives itself; Prefect has the first one, and people know it."""
+RETRY_S = 10.0
+"""The seconds until a stopped run starts again. Its old process is gone by then, or holds the lock a little longer."""
+WAIT_S, LONGEST_WAIT_S = 60.0, 15 * 60.0
+"""The seconds until a run looks again whether its folder is free: double each time, up to the longest wait. Each look
+starts a process and leaves three states on the server, and the other run may take days."""
+
+StateType = Literal["CANCELLED", "FAILED", "SCHEDULED"]
+_FINAL = {"COMPLETED", "FAILED", "CANCELLED", "CRASHED"}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The next state of a run; a scheduled one begins after `delay_s` seconds."""
+
+    type: StateType
+    name: str
+    message: str
+    delay_s: float = 0.0
+
+
+def outcome(history: Sequence[tuple[str, str]], message: str, *, waits: bool, attempts: int) -> Outcome | None:
+    """What a run becomes that ended early; None if the server knows its end already.
+
+    Args:
+        history: The types and names of its states, from the first one to the current one.
+        message: Why it ended early, and what is saved.
+        waits: Whether another run uses its folder. Such waits are not counted.
+        attempts: How often it may be started anew, since the last end that somebody saw.
+    """
+    current = history[-1][0] if history else "RUNNING"
+    if current == "CANCELLING":
+        return Outcome("CANCELLED", "Cancelled", message)
+    if current in _FINAL:
+        return None
+    ends = [number for number, (kind, _) in enumerate(history) if kind in _FINAL - {"CRASHED"}]
+    names = [name for _, name in history[ends[-1] + 1 if ends else 0 :]]
+    if waits:
+        return Outcome("SCHEDULED", WAIT, message, min(LONGEST_WAIT_S, WAIT_S * 2.0 ** names.count(WAIT)))
+    if (before := names.count(RETRY)) >= attempts:
+        why = f"{message}. It was started anew {before} times, which is the limit ({ATTEMPTS_VARIABLE}={attempts})"
+        return Outcome("FAILED", "Failed", f"{why}; retry the run to go on from what is saved")
+    return Outcome("SCHEDULED", RETRY, f"{message}. Start {before + 1} of {attempts} anew", RETRY_S)
+
+
+def num_attempts() -> int:
+    """How often a run may be started anew, from the environment.
+
+    Raises:
+        UserError: the variable is no number.
+    """
+    text = os.environ.get(ATTEMPTS_VARIABLE, str(ATTEMPTS))
+    if not text.isdecimal():
+        raise UserError(f"{ATTEMPTS_VARIABLE}={text!r} is no number; set it to how often a run may be started anew")
+    return int(text)
+
+
+def limits_by_lease(limit: int | None) -> str | None:
+    """A warning, if the run's deployment has a concurrency limit; None if it has none."""
+    if limit is None:
+        return None
+    return (
+        f"this deployment has a concurrency_limit ({limit}), whose lease is lost when the server restarts, and Prefect "
+        "then crashes the run. Remove it, and limit the work pool: prefect work-pool update POOL --concurrency-limit N"
+    )
