@@ -11,13 +11,14 @@ BIN := .venv/bin
 SOURCES := pipeline flows tests benchmarks
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-demo install-dev demo moons test test-fast test-slow test-gpu gpu lint format bench clean
+.PHONY: help install install-demo install-dev demo moons test test-fast test-slow test-team test-gpu gpu lint format bench clean
 
 help:
 	@echo "make install      .venv with selftrain in it"
 	@echo "make demo         the whole loop on handwritten digits, about 2 minutes"
 	@echo "make moons        Meta Pseudo Labels on points in the plane, about 3 minutes"
 	@echo "make test         tests; also test-fast (those without processes), test-slow, test-gpu"
+	@echo "make test-team    runs that are stopped and killed on a real Prefect server, worker and PostgreSQL"
 	@echo "make gpu          the tests that need a GPU, and what it does in 6 minutes"
 	@echo "make lint         formatting, ruff, mypy, spelling; make format fixes what can be fixed"
 	@echo "make bench        benchmarks"
@@ -53,7 +54,10 @@ test-fast: install-dev
 		$(PYTEST_ARGS)
 
 test-slow: install-dev
-	$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m slow --ignore tests/team $(PYTEST_ARGS)
+
+test-team: install-dev
+	$(BIN)/python -m pytest -m slow tests/team $(PYTEST_ARGS)
 
 test-gpu: install-dev
 	$(BIN)/python -m pytest -m gpu $(PYTEST_ARGS)

@@ -15,10 +15,11 @@ from collections.abc import Callable, Iterator
 from uuid import UUID
 
 import httpx
+from prefect._internal.control_listener import get_intent
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.context import FlowRunContext
-from prefect.exceptions import Abort
+from prefect.exceptions import Abort, TerminationSignal
 from prefect.states import Cancelled, Scheduled
 
 from flows.outcome import limits_by_lease, num_attempts, outcome
@@ -28,6 +29,7 @@ from pipeline.stages import interrupt
 from pipeline.stages.launch import StageStalled
 from pipeline.stages.lock import FolderInUse
 from pipeline.stages.progress import Progress, show_progress
+from pipeline.stages.terminal import output
 
 PATIENCE_S = 3600.0
 """How long an end waits for a server that is away. All that is trained is on disk, and no GPU is in use meanwhile."""
@@ -46,6 +48,8 @@ def obeying_its_run() -> Iterator[None]:
 
     Raises:
         Abort: the flow run has its state; Prefect is to set no other.
+        TerminationSignal: the worker asked for the stop, and says that it is done: it would say so in any case, also
+            later, of a run that somebody has retried meanwhile.
     """
     context = FlowRunContext.get()
     run = context.flow_run if context else None
@@ -60,6 +64,8 @@ def obeying_its_run() -> Iterator[None]:
         with _our_signals() if deployed else contextlib.nullcontext(), polled(run.id):
             yield
     except Interrupted as stop:
+        if get_intent() == "cancel":
+            raise TerminationSignal(signal.SIGTERM) from stop
         if not deployed and not _is_cancelled(run.id):
             raise
         raise _end(run.id, str(stop), attempts) from stop
@@ -73,10 +79,11 @@ def obeying_its_run() -> Iterator[None]:
 
 @contextlib.contextmanager
 def bars() -> Iterator[Callable[[Progress], None]]:
-    """Yield what shows the progress of stages: bars for who typed the command, and nothing under a worker, whose
-    terminal is nobody's and may be closed."""
+    """Yield what shows the progress of stages: bars for who typed the command. Under a worker, whose terminal is
+    nobody's, nothing is shown, tables of selections neither."""
     context = FlowRunContext.get()
     if context and context.flow_run and context.flow_run.deployment_id:
+        output().quiet = True
         yield lambda _: None
         return
     with show_progress() as show:

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from uuid import UUID
 
 from prefect.client.orchestration import get_client
-from prefect.settings import PREFECT_API_REQUEST_TIMEOUT, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
+from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
 POLL_S = 15.0
 _logger = logging.getLogger("selftrain.flows")
@@ -38,8 +38,10 @@ def _poll(run_id: UUID, done: threading.Event) -> None:
     answers = True
     while not done.wait(POLL_S):
         try:
-            impatient = {PREFECT_CLIENT_MAX_RETRIES: 0, PREFECT_API_REQUEST_TIMEOUT: POLL_S}
-            with temporary_settings(impatient), get_client(sync_client=True) as client:
+            with (
+                temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}),
+                get_client(httpx_settings={"timeout": POLL_S}, sync_client=True) as client,
+            ):
                 state = client.read_flow_run(run_id).state
         except Exception as error:  # whatever the client raises: no server is a reason to end a training
             if answers:

@@ -239,9 +239,9 @@ class Team:
         wait_for(lambda: name in self.history(run_id), poll_s=0.5)
 
     def retry(self, run_id: UUID) -> None:
-        """Retry, as the UI does."""
+        """Retry, or start a scheduled run at once, as the UI does."""
         with self.client() as client:
-            client.set_flow_run_state(run_id, Scheduled(message="retried"), force=True)
+            client.set_flow_run_state(run_id, Scheduled(message="now"), force=True)
 
     def cancel(self, run_id: UUID) -> None:
         """Cancel, as the UI does."""

@@ -51,3 +51,127 @@ def test_a_preempted_engine_saves_and_runs_again_by_itself(
     assert team.history(run).count("AwaitingRetry") == 1
     assert "Failed" not in {task.state_name for task in team.tasks(run)}
     same_bits(run_dir)
+
+
+def test_a_killed_engine_runs_again_by_itself(team: Team, config: Config, tmp_path: Path, same_bits: SameBits) -> None:
+    """As by the kernel for want of memory; its stage dies with it."""
+    run_dir = tmp_path / "run"
+    team.start_worker()
+    run = team.run(config, run_dir)
+    wait_for(trains(run_dir, 220), poll_s=0.3)
+    team.engine(run).kill()
+    team.until(run, "Completed")
+    assert team.history(run).count("AwaitingRetry") == 1
+    assert "Crashed" not in team.history(run)
+    same_bits(run_dir)
+
+
+def test_a_killed_engine_that_nobody_keeps_is_crashed_and_a_retry_goes_on(
+    team: Team, config: Config, tmp_path: Path, same_bits: SameBits
+) -> None:
+    """A deployment without our command: Prefect's own end, from which the same run resumes."""
+    run_dir = tmp_path / "run"
+    team.start_worker()
+    run = team.run(config, run_dir, command=None)
+    wait_for(trains(run_dir, 220), poll_s=0.3)
+    team.engine(run).kill()
+    team.until(run, "Crashed")
+    team.retry(run)
+    team.until_name(run, "Completed")
+    same_bits(run_dir)
+
+
+def test_a_server_that_is_killed_and_comes_back_is_reported_to_and_obeyed(
+    team: Team, config: Config, tmp_path: Path, same_bits: SameBits
+) -> None:
+    run_dir = tmp_path / "run"
+    team.start_worker()
+    run = team.run(config, run_dir)
+    wait_for(trains(run_dir), poll_s=0.3)
+    team.kill_server()
+    wait_for(lambda: list(run_dir.glob("rounds/1/label-*")), poll_s=0.3)  # it goes on without
+    team.start_server()
+    team.until(run, "Completed")
+    same_bits(run_dir)
+
+
+def test_a_cancel_after_the_server_came_back_is_obeyed(team: Team, config: Config, tmp_path: Path) -> None:
+    """Prefect's worker has given up to pass it on by then, so the run has to see it."""
+    run_dir = tmp_path / "run"
+    team.start_worker()
+    long = changed(config, teacher=changed(config.teacher, steps=20_000))
+    run = team.run(long, run_dir)
+    wait_for(trains(run_dir), poll_s=0.3)
+    team.kill_server()
+    log = team.folder / f"worker-{len(team.workers) - 1}.log"
+    wait_for(lambda: b"cancellation" in log.read_bytes(), poll_s=0.5)  # "... will fail"
+    team.start_server()
+    team.cancel(run)
+    team.until(run, "Cancelled")
+    wait_for(lambda: not team.processes(run_dir), poll_s=0.3)
+
+
+def test_a_second_run_of_one_folder_waits_for_the_first(
+    team: Team, config: Config, tmp_path: Path, same_bits: SameBits
+) -> None:
+    run_dir = tmp_path / "run"
+    team.limit_pool(2)
+    team.start_worker()
+    first = team.run(config, run_dir)
+    wait_for(trains(run_dir), poll_s=0.3)
+    second = team.run(config, run_dir)
+    team.until_name(second, "AwaitingFolder")
+    assert team.state(first).name == "Running"
+    team.until(first, "Completed")
+    team.until(second, "Completed", "AwaitingFolder")
+    team.retry(second)
+    team.until_name(second, "Completed")
+    same_bits(run_dir)
+
+
+def test_a_training_that_stands_still_is_ended_and_retried(
+    team: Team, config: Config, tmp_path: Path, same_bits: SameBits
+) -> None:
+    run_dir = tmp_path / "run"
+    team.start_worker()
+    run = team.run(changed(config, runtime=changed(config.runtime, stall_minutes=1)), run_dir)
+    wait_for(trains(run_dir, 220), poll_s=0.3)
+    (training,) = team.processes(run_dir)
+    training.suspend()  # it hangs
+    team.until(run, "AwaitingRetry")
+    assert "stood still" in (team.state(run).message or "")
+    team.until(run, "Completed")
+    same_bits(run_dir)
+
+
+def test_a_killed_worker_and_its_closed_pipes_do_not_end_the_run(
+    team: Team, config: Config, tmp_path: Path, same_bits: SameBits
+) -> None:
+    run_dir = tmp_path / "run"
+    worker = team.start_worker()
+    run = team.run(config, run_dir)
+    wait_for(trains(run_dir), poll_s=0.3)
+    worker.kill()
+    worker.wait()
+    team.until(run, "Completed")
+    assert team.history(run).count("Running") == 1
+    same_bits(run_dir)
+
+
+def test_a_stopped_worker_leaves_a_run_that_the_next_worker_goes_on_with(
+    team: Team, config: Config, tmp_path: Path, same_bits: SameBits
+) -> None:
+    """As systemd restarts it. The pool has one slot, which must be free again."""
+    run_dir = tmp_path / "run"
+    worker = team.start_worker()
+    run = team.run(config, run_dir)
+    wait_for(trains(run_dir), poll_s=0.3)
+    worker.terminate()
+    worker.wait()
+    state = team.until(run, "AwaitingRetry")
+    assert "saved" in (state.message or "")
+    wait_for(lambda: not team.processes(run_dir), poll_s=0.3)
+    team.start_worker()
+    team.until(run, "Completed")
+    assert team.history(run).count("AwaitingRetry") == 1
+    same_bits(run_dir)
