@@ -9,20 +9,21 @@ from __future__ import annotations
 import contextlib
 import datetime
 import logging
+import os
 import signal
 import time
 from collections.abc import Callable, Iterator
 from uuid import UUID
 
 import httpx
-from prefect._internal.control_listener import get_intent
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.context import FlowRunContext
-from prefect.exceptions import Abort, TerminationSignal
+from prefect.exceptions import Abort
 from prefect.states import Cancelled, Scheduled
 
-from flows.outcome import limits_by_lease, num_attempts, outcome
+from flows.engine import KEPT_VARIABLE
+from flows.outcome import num_attempts, outcome, warnings_of
 from flows.own_state import polled
 from pipeline.errors import Interrupted
 from pipeline.stages import interrupt
@@ -48,8 +49,6 @@ def obeying_its_run() -> Iterator[None]:
 
     Raises:
         Abort: the flow run has its state; Prefect is to set no other.
-        TerminationSignal: the worker asked for the stop, and says that it is done: it would say so in any case, also
-            later, of a run that somebody has retried meanwhile.
     """
     context = FlowRunContext.get()
     run = context.flow_run if context else None
@@ -59,13 +58,11 @@ def obeying_its_run() -> Iterator[None]:
     deployed = run.deployment_id is not None
     attempts = num_attempts()
     if deployed:
-        _warn_of_leases(run)
+        _warn(run)
     try:
         with _our_signals() if deployed else contextlib.nullcontext(), polled(run.id):
             yield
     except Interrupted as stop:
-        if get_intent() == "cancel":
-            raise TerminationSignal(signal.SIGTERM) from stop
         if not deployed and not _is_cancelled(run.id):
             raise
         raise _end(run.id, str(stop), attempts) from stop
@@ -163,12 +160,13 @@ def _is_cancelled(run_id: UUID) -> bool:
     return state is not None and (state.is_cancelling() or state.is_cancelled())
 
 
-def _warn_of_leases(run: FlowRun) -> None:
+def _warn(run: FlowRun) -> None:
     assert run.deployment_id is not None
     with contextlib.suppress(httpx.HTTPError), get_client(sync_client=True) as client:
         limit = client.read_deployment(run.deployment_id).global_concurrency_limit
-        if warning := limits_by_lease(limit.limit if limit else None):
-            _logger.warning("%s", warning)
+        worker = run.labels.get("prefect.worker.type")
+        for text in warnings_of(limit.limit if limit else None, str(worker), kept=KEPT_VARIABLE in os.environ):
+            _logger.warning("%s", text)
 
 
 @contextlib.contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -70,11 +70,22 @@ def num_attempts() -> int:
     return int(text)
 
 
-def limits_by_lease(limit: int | None) -> str | None:
-    """A warning, if the run's deployment has a concurrency limit; None if it has none."""
-    if limit is None:
-        return None
-    return (
-        f"this deployment has a concurrency_limit ({limit}), whose lease is lost when the server restarts, and Prefect "
-        "then crashes the run. Remove it, and limit the work pool: prefect work-pool update POOL --concurrency-limit N"
-    )
+def warnings_of(limit: int | None, worker_type: str | None, *, kept: bool) -> Iterator[str]:
+    """Yield what is risky in how a run was started.
+
+    Args:
+        limit: The concurrency limit of its deployment, if it has one.
+        worker_type: The type of the worker that started it, if one did.
+        kept: Whether `flows.engine` keeps its engine.
+    """
+    if limit is not None:
+        yield (
+            f"this deployment has a concurrency_limit ({limit}), whose lease is lost when the server restarts, and "
+            "Prefect then crashes the run. Remove it, and limit the work pool: prefect work-pool update POOL "
+            "--concurrency-limit N"
+        )
+    if worker_type == "process" and not kept:
+        yield (
+            "when its worker stops, this run is killed, and stays Running. Set the job variable `command` of the "
+            "deployment to `python -m flows.engine`, and it is saved and started again"
+        )

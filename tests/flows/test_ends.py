@@ -13,7 +13,6 @@ from uuid import UUID
 import httpx
 import pytest
 from prefect import flow, task
-from prefect._internal import control_listener
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun, State
 from prefect.exceptions import Abort
@@ -127,18 +126,6 @@ def test_a_cancelled_run_that_stops_is_cancelled(deployed: bool) -> None:
     assert state_of(ended).is_cancelled()
     assert state_of(ended).message == "the training is saved"
     assert ended.labels["outcome"] == "Abort"
-
-
-def test_a_cancel_by_the_worker_is_left_to_the_worker_to_report() -> None:
-    def body() -> None:
-        set_state(Cancelling())
-        control_listener._set_intent("cancel")
-        raise Interrupted("the training is saved")
-
-    try:
-        assert run(body).labels["outcome"] == "TerminationSignal"  # for which the engine exits with 0
-    finally:
-        control_listener.reset_for_testing()
 
 
 def test_whoever_typed_the_run_gets_the_errors_themselves() -> None:

@@ -12,9 +12,9 @@ from flows.outcome import (
     WAIT,
     WAIT_S,
     Outcome,
-    limits_by_lease,
     num_attempts,
     outcome,
+    warnings_of,
 )
 from pipeline.errors import UserError
 
@@ -92,6 +92,11 @@ def test_the_limit_is_a_variable(monkeypatch: pytest.MonkeyPatch) -> None:
         num_attempts()
 
 
-def test_a_limit_of_the_deployment_is_warned_of() -> None:
-    assert limits_by_lease(None) is None
-    assert "work-pool update" in (limits_by_lease(1) or "")
+def test_a_limit_of_the_deployment_and_an_engine_that_nobody_keeps_are_warned_of() -> None:
+    assert list(warnings_of(None, "process", kept=True)) == []
+    assert list(warnings_of(None, "kubernetes", kept=False)) == []
+    (limit,) = warnings_of(1, "process", kept=True)
+    assert "concurrency_limit (1)" in limit
+    assert "work-pool update" in limit
+    (loose,) = warnings_of(None, "process", kept=False)
+    assert "python -m flows.engine" in loose

@@ -117,6 +117,10 @@ class Team:
         wait_for(lambda: b"started!" in (self.folder / f"{name}.log").read_bytes(), poll_s=0.3)
         return self.workers[-1]
 
+    def log(self, worker: int) -> bytes:
+        """What a worker and its runs have printed."""
+        return (self.folder / f"worker-{range(len(self.workers))[worker]}.log").read_bytes()
+
     def stop_workers(self) -> None:
         for worker in self.workers:
             if worker.poll() is None:

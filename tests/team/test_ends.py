@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 from support.team import Team, trains
 from support.waiting import wait_for
@@ -28,13 +29,14 @@ def test_a_cancel_saves_leaves_no_process_and_a_retry_goes_on(
     team.cancel(run)
     state = team.until(run, "Cancelled")
     assert state.type.value == "CANCELLED"
-    wait_for(lambda: not team.processes(run_dir), poll_s=0.3)
+    wait_for(lambda: not team.processes(run_dir) + team.processes(), poll_s=0.3)
     (task,) = wait_for(lambda: [task for task in team.tasks(run) if task.state and task.state.is_final()], poll_s=0.3)
     assert task.state is not None
     assert task.state.is_cancelled(), task.state
     assert "saved" in (task.state.message or "")
+    wait_for(lambda: b"Cancelled flow run" in team.log(-1), poll_s=0.3)  # the worker says so too, in its time
     team.retry(run)
-    team.until_name(run, "Completed")
+    team.until(run, "Completed")
     if processes == 1:  # two ranks add in another order
         same_bits(run_dir)
 
@@ -103,8 +105,7 @@ def test_a_cancel_after_the_server_came_back_is_obeyed(team: Team, config: Confi
     run = team.run(long, run_dir)
     wait_for(trains(run_dir), poll_s=0.3)
     team.kill_server()
-    log = team.folder / f"worker-{len(team.workers) - 1}.log"
-    wait_for(lambda: b"cancellation" in log.read_bytes(), poll_s=0.5)  # "... will fail"
+    wait_for(lambda: b"low run cancellation" in team.log(-1), poll_s=0.5)  # "... will fail"
     team.start_server()
     team.cancel(run)
     team.until(run, "Cancelled")
@@ -158,15 +159,18 @@ def test_a_killed_worker_and_its_closed_pipes_do_not_end_the_run(
     same_bits(run_dir)
 
 
+@pytest.mark.parametrize("everyone", [False, True])
 def test_a_stopped_worker_leaves_a_run_that_the_next_worker_goes_on_with(
-    team: Team, config: Config, tmp_path: Path, same_bits: SameBits
+    team: Team, config: Config, tmp_path: Path, same_bits: SameBits, everyone: bool
 ) -> None:
-    """As systemd restarts it. The pool has one slot, which must be free again."""
+    """As systemd restarts it, which signals all of its processes. The pool's one slot must be free again."""
     run_dir = tmp_path / "run"
     worker = team.start_worker()
     run = team.run(config, run_dir)
     wait_for(trains(run_dir), poll_s=0.3)
-    worker.terminate()
+    started = psutil.Process(worker.pid).children(recursive=True) if everyone else []
+    for process in (worker, *started):
+        process.terminate()
     worker.wait()
     state = team.until(run, "AwaitingRetry")
     assert "saved" in (state.message or "")
