@@ -22,8 +22,8 @@ from prefect.context import FlowRunContext
 from prefect.exceptions import Abort
 from prefect.states import Cancelled, Scheduled
 
+from flows.early_end import early_end, num_attempts, warnings_of
 from flows.engine import KEPT_VARIABLE
-from flows.outcome import num_attempts, outcome, warnings_of
 from flows.own_state import polled
 from pipeline.errors import Interrupted
 from pipeline.stages import interrupt
@@ -111,7 +111,7 @@ def report_end(run_id: UUID, message: str, attempts: int, *, waits: bool = False
     with get_client(sync_client=True) as client:
         states = client.read_flow_run_states(run_id)
         history = [(state.type.value, state.name or "") for state in sorted(states, key=lambda s: s.timestamp)]
-        if (end := outcome(history, message, waits=waits, attempts=attempts)) is None:
+        if (end := early_end(history, message, waits=waits, attempts=attempts)) is None:
             return client.read_flow_run(run_id).state
         state: State[None] = State(type=StateType(end.type), name=end.name, message=end.message)
         if end.type == "SCHEDULED":

@@ -53,8 +53,8 @@ def _be_the_engine() -> int:
 def _was_killed(by: signal.Signals) -> int:
     import httpx
 
+    from flows.early_end import num_attempts
     from flows.ends import report_end
-    from flows.outcome import num_attempts
 
     message = f"the engine was killed by {by.name}; what was finished is saved"
     try:

@@ -25,7 +25,7 @@ _FINAL = {"COMPLETED", "FAILED", "CANCELLED", "CRASHED"}
 
 
 @dataclass(frozen=True)
-class Outcome:
+class EarlyEnd:
     """The next state of a run; a scheduled one begins after `delay_s` seconds."""
 
     type: StateType
@@ -34,7 +34,7 @@ class Outcome:
     delay_s: float = 0.0
 
 
-def outcome(history: Sequence[tuple[str, str]], message: str, *, waits: bool, attempts: int) -> Outcome | None:
+def early_end(history: Sequence[tuple[str, str]], message: str, *, waits: bool, attempts: int) -> EarlyEnd | None:
     """What a run becomes that ended early; None if the server knows its end already.
 
     Args:
@@ -45,17 +45,17 @@ def outcome(history: Sequence[tuple[str, str]], message: str, *, waits: bool, at
     """
     current = history[-1][0] if history else "RUNNING"
     if current == "CANCELLING":
-        return Outcome("CANCELLED", "Cancelled", message)
+        return EarlyEnd("CANCELLED", "Cancelled", message)
     if current in _FINAL:
         return None
     ends = [number for number, (kind, _) in enumerate(history) if kind in _FINAL - {"CRASHED"}]
     names = [name for _, name in history[ends[-1] + 1 if ends else 0 :]]
     if waits:
-        return Outcome("SCHEDULED", WAIT, message, min(LONGEST_WAIT_S, WAIT_S * 2.0 ** names.count(WAIT)))
+        return EarlyEnd("SCHEDULED", WAIT, message, min(LONGEST_WAIT_S, WAIT_S * 2.0 ** names.count(WAIT)))
     if (before := names.count(RETRY)) >= attempts:
         why = f"{message}. It was started anew {before} times, which is the limit ({ATTEMPTS_VARIABLE}={attempts})"
-        return Outcome("FAILED", "Failed", f"{why}; retry the run to go on from what is saved")
-    return Outcome("SCHEDULED", RETRY, f"{message}. Start {before + 1} of {attempts} anew", RETRY_S)
+        return EarlyEnd("FAILED", "Failed", f"{why}; retry the run to go on from what is saved")
+    return EarlyEnd("SCHEDULED", RETRY, f"{message}. Start {before + 1} of {attempts} anew", RETRY_S)
 
 
 def num_attempts() -> int:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from flows.outcome import (
+from flows.early_end import (
     ATTEMPTS,
     ATTEMPTS_VARIABLE,
     LONGEST_WAIT_S,
     RETRY,
     WAIT,
     WAIT_S,
-    Outcome,
+    EarlyEnd,
+    early_end,
     num_attempts,
-    outcome,
     warnings_of,
 )
 from pipeline.errors import UserError
@@ -23,8 +23,8 @@ RETRIED = [("SCHEDULED", RETRY), RUNNING]
 WAITED = [("SCHEDULED", WAIT), RUNNING]
 
 
-def after(*history: tuple[str, str], waits: bool = False, attempts: int = 3) -> Outcome | None:
-    return outcome(history, "the training is saved", waits=waits, attempts=attempts)
+def after(*history: tuple[str, str], waits: bool = False, attempts: int = 3) -> EarlyEnd | None:
+    return early_end(history, "the training is saved", waits=waits, attempts=attempts)
 
 
 def test_a_stopped_run_starts_again_by_itself_and_says_how_often() -> None:
