@@ -148,8 +148,7 @@ def run_child(
             _tell_warnings(out)
         stopped = stopped or asked()
         if stall.reached and not stopped:
-            end = _tail(path, log_start)
-            raise StageStalled(f"{title} {stall}, and was ended; the same command goes on. The end of {path}:\n{end}")
+            raise StageStalled(f"{title} {stall}, and was ended, see {path}; the same command goes on")
         if process.returncode != EXIT_OK:
             raise _outcome(process.returncode, out, title, grace_s, _tail(path, log_start), stopped=stopped)
         if stopped:  # too late for this stage, in time for the next

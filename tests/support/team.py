@@ -215,10 +215,18 @@ class Team:
         assert state is not None
         return state
 
+    def states(self, run_id: UUID) -> list[State[Any]]:
+        """All of its states, in order."""
+        with self.client() as client:
+            return sorted(client.read_flow_run_states(run_id), key=lambda state: state.timestamp)
+
     def history(self, run_id: UUID) -> list[str]:
         """The names of its states, in order."""
-        with self.client() as client:
-            return [s.name for s in sorted(client.read_flow_run_states(run_id), key=lambda s: s.timestamp)]
+        return [state.name or "" for state in self.states(run_id)]
+
+    def message(self, run_id: UUID, name: str) -> str | None:
+        """The message of its last state of a name."""
+        return next((state.message for state in reversed(self.states(run_id)) if state.name == name), None)
 
     def tasks(self, run_id: UUID) -> list[TaskRun]:
         with self.client() as client:

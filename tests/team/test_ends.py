@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from support.team import Team, trains
 from support.waiting import wait_for
 
 from pipeline.config import Config, changed
+from pipeline.stages.lock import run_lock
 
 pytestmark = [pytest.mark.slow, pytest.mark.process]
 
@@ -30,10 +32,12 @@ def test_a_cancel_saves_leaves_no_process_and_a_retry_goes_on(
     state = team.until(run, "Cancelled")
     assert state.type.value == "CANCELLED"
     wait_for(lambda: not team.processes(run_dir) + team.processes(), poll_s=0.3)
-    (task,) = wait_for(lambda: [task for task in team.tasks(run) if task.state and task.state.is_final()], poll_s=0.3)
-    assert task.state is not None
-    assert task.state.is_cancelled(), task.state
-    assert "saved" in (task.state.message or "")
+    tasks = wait_for(
+        lambda: [task.state for task in team.tasks(run) if task.state and task.state.is_final()], poll_s=0.3
+    )
+    (cancelled,) = [state for state in tasks if not state.is_completed()]
+    assert cancelled.is_cancelled(), cancelled
+    assert "saved" in (cancelled.message or "")
     wait_for(lambda: b"Cancelled flow run" in team.log(-1), poll_s=0.3)  # the worker says so too, in its time
     team.retry(run)
     team.until(run, "Completed")
@@ -112,21 +116,19 @@ def test_a_cancel_after_the_server_came_back_is_obeyed(team: Team, config: Confi
     wait_for(lambda: not team.processes(run_dir), poll_s=0.3)
 
 
-def test_a_second_run_of_one_folder_waits_for_the_first(
+def test_a_run_whose_folder_is_in_use_waits_and_frees_its_slot(
     team: Team, config: Config, tmp_path: Path, same_bits: SameBits
 ) -> None:
+    """Another run uses it: here this process, whose use ends when the test says so."""
     run_dir = tmp_path / "run"
-    team.limit_pool(2)
     team.start_worker()
-    first = team.run(config, run_dir)
-    wait_for(trains(run_dir), poll_s=0.3)
-    second = team.run(config, run_dir)
-    team.until_name(second, "AwaitingFolder")
-    assert team.state(first).name == "Running"
-    team.until(first, "Completed")
-    team.until(second, "Completed", "AwaitingFolder")
-    team.retry(second)
-    team.until_name(second, "Completed")
+    with run_lock(run_dir):
+        run = team.run(config, run_dir)
+        team.until_name(run, "AwaitingFolder")
+        assert team.state(run).type.value != "FAILED"
+        assert str(os.getpid()) in (team.message(run, "AwaitingFolder") or "")
+    team.retry(run)  # now, and not a minute later
+    team.until_name(run, "Completed")
     same_bits(run_dir)
 
 
@@ -139,8 +141,8 @@ def test_a_training_that_stands_still_is_ended_and_retried(
     wait_for(trains(run_dir, 220), poll_s=0.3)
     (training,) = team.processes(run_dir)
     training.suspend()  # it hangs
-    team.until(run, "AwaitingRetry")
-    assert "stood still" in (team.state(run).message or "")
+    team.until_name(run, "AwaitingRetry")
+    assert "stood still" in (team.message(run, "AwaitingRetry") or "")
     team.until(run, "Completed")
     same_bits(run_dir)
 
@@ -172,8 +174,7 @@ def test_a_stopped_worker_leaves_a_run_that_the_next_worker_goes_on_with(
     for process in (worker, *started):
         process.terminate()
     worker.wait()
-    state = team.until(run, "AwaitingRetry")
-    assert "saved" in (state.message or "")
+    assert "saved" in (team.until(run, "AwaitingRetry").message or "")
     wait_for(lambda: not team.processes(run_dir), poll_s=0.3)
     team.start_worker()
     team.until(run, "Completed")
