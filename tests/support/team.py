@@ -23,7 +23,7 @@ import psutil
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
-from prefect.client.schemas.objects import FlowRun, State, TaskRun
+from prefect.client.schemas.objects import FlowRun, State
 from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings
 from prefect.states import Cancelling, Scheduled
 
@@ -228,11 +228,16 @@ class Team:
         """The message of its last state of a name."""
         return next((state.message for state in reversed(self.states(run_id)) if state.name == name), None)
 
-    def tasks(self, run_id: UUID) -> list[TaskRun]:
-        with self.client() as client:
-            return client.read_task_runs(  # type: ignore[no-any-return]
-                flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[run_id]))
-            )
+    def task_states(self, run_id: UUID) -> list[State[Any]]:
+        """The states of its tasks, once all of them are final; they arrive as events."""
+        ours = FlowRunFilter(id=FlowRunFilterId(any_=[run_id]))
+
+        def final() -> list[State[Any]]:
+            with self.client() as client:
+                states = [task.state for task in client.read_task_runs(flow_run_filter=ours)]
+            return states if all(state and state.is_final() for state in states) else []
+
+        return wait_for(final, poll_s=0.3)
 
     def until(self, run_id: UUID, *names: str) -> State[Any]:
         """Wait until the run has a state of one of these names; other ends fail at once."""
