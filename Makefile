@@ -11,7 +11,7 @@ BIN := .venv/bin
 SOURCES := pipeline flows selftrain.py tests benchmarks
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-demo install-dev demo moons team test test-fast test-slow test-gpu gpu lint format bench clean
+.PHONY: help install install-demo install-dev demo moons team test test-fast test-slow test-team test-gpu gpu lint format bench clean
 
 help:
 	@echo "make install      .venv with selftrain in it"
@@ -19,6 +19,7 @@ help:
 	@echo "make moons        Meta Pseudo Labels on points in the plane, about 3 minutes"
 	@echo "make team         a Prefect server with pools, workers and deployments on this machine, on the digits; Ctrl-C ends it"
 	@echo "make test         tests; also test-fast (those without processes), test-slow, test-gpu"
+	@echo "make test-team    runs that are stopped and killed on a real Prefect server, worker and PostgreSQL"
 	@echo "make gpu          the tests that need a GPU, and what it does in 6 minutes"
 	@echo "make lint         formatting, ruff, mypy, spelling; make format fixes what can be fixed"
 	@echo "make bench        benchmarks"
@@ -63,7 +64,10 @@ test-fast: install-dev
 		$(PYTEST_ARGS)
 
 test-slow: install-dev
-	$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m slow --ignore tests/team $(PYTEST_ARGS)
+
+test-team: install-dev
+	$(BIN)/python -m pytest -m slow tests/team $(PYTEST_ARGS)
 
 test-gpu: install-dev
 	$(BIN)/python -m pytest -m gpu $(PYTEST_ARGS)

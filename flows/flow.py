@@ -19,6 +19,7 @@ from prefect.states import Completed
 
 from flows.artifacts import ProgressArtifact, never_fatal, result_message, show_rounds, show_table, show_verdict
 from flows.edges import read_by
+from flows.ends import bars, cancelled_if_stopped, go_on, obeying_its_run
 from flows.failure import failed_by_message
 from flows.log import logged_in_the_ui
 from flows.promote import find_promotion_link
@@ -34,7 +35,7 @@ from pipeline.runs.loop import run_loop
 from pipeline.stages.jobs import Job
 from pipeline.stages.launch import run_job
 from pipeline.stages.plugins import load_plugins
-from pipeline.stages.progress import Progress, show_progress
+from pipeline.stages.progress import Progress
 
 NONE: list[str] = []
 
@@ -79,7 +80,7 @@ def self_train(
             rounds.append(new)
             show_rounds(rounds)
 
-        with show_progress() as show:
+        with bars() as show:
             tasks = _Tasks(show)
             result = run_loop(
                 settings,
@@ -98,7 +99,7 @@ def self_train(
         return Completed(message=". ".join(filter(None, [result_message(result), said])), data=result)
 
     with logged_in_the_ui():
-        return failed_by_message(run)  # type: ignore[return-value]  # the caller gets the data of the state
+        return failed_by_message(obeying_its_run()(run))  # type: ignore[return-value]  # the caller gets the data of the state
 
 
 @flow(name="ablate", persist_result=False)
@@ -128,14 +129,14 @@ def ablate(
             _check_absolute(out=out)
         load_plugins()
         settings = load_config(Path(config), set)
-        with show_progress() as show:
+        with bars() as show:
             options: dict[str, Any] = {"run_stage": _Tasks(show).run, "accept_environment": accept_environment}
             rows = run_ablation(settings, Path(out), techniques, mode, num_seeds, **options)
         show_table("ablation", table(rows))
         return table(rows)
 
     with logged_in_the_ui():
-        return failed_by_message(run)  # type: ignore[return-value]  # the caller gets the error of a state
+        return failed_by_message(obeying_its_run()(run))  # type: ignore[return-value]  # the caller gets the error of a state
 
 
 # --------------------------------------------------------------------------------------------------------------- tasks
@@ -150,7 +151,8 @@ def stage(title: str, job: Job, lock_fd: int, show: Callable[[Progress], None]) 
         show(progress)
         artifact.show(progress)
 
-    return failed_by_message(partial(run_job, job, lock_fd, on_progress=on_progress))
+    run = partial(run_job, job, lock_fd, on_progress=on_progress)
+    return cancelled_if_stopped(partial(failed_by_message, run))
 
 
 @task(name="reused", task_run_name="{title}", cache_policy=NO_CACHE, persist_result=False)
@@ -210,6 +212,7 @@ class _Tasks:
         return [self._states[folder] for folder in read_by(job, self._states)]
 
     def _add(self, job: Job, state: State[Any]) -> None:
+        go_on(state)
         state.result()
         self._states[job.out] = state
 

@@ -12,7 +12,7 @@ from prefect.states import Completed
 from flows.events import data_changed, emit
 from pipeline.packing.intake import SETTLE_S, Intake
 from pipeline.packing.intake import intake as take_in
-from pipeline.stages.lock import InUse
+from pipeline.stages.lock import FolderInUse
 
 MOST_LINES = 20
 """The most bad files that get a line of the log each; quarantine.csv has all."""
@@ -43,7 +43,7 @@ def intake(
 
     try:
         done = take_in(Path(source), folder, at_least=at_least, settle_s=settle_s, announce=announce)
-    except InUse as error:
+    except FolderInUse as error:
         return Completed(name="Waiting", message=f"new images wait: {error}")
     _log_bad(done)
     return Completed(message=str(done))

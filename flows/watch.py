@@ -11,6 +11,7 @@ from typing import TypeVar
 import httpx
 from prefect import flow_engine
 from prefect.client.orchestration import get_client
+from prefect.exceptions import Abort
 
 from pipeline.errors import Interrupted, UserError
 
@@ -44,6 +45,8 @@ def watched(call: Callable[[], T]) -> T:
     flow_engine.capture_sigterm = contextlib.nullcontext  # type: ignore[attr-defined,assignment]  # a stop is ours, and comes once
     try:
         return call()
+    except Abort as end:  # it was cancelled on the server
+        raise Interrupted(str(end)) from end
     except httpx.HTTPError as error:
         for outcome in _chain(error):
             if isinstance(outcome, UserError | Interrupted):  # Prefect could not report it to the server

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
+
+from pydantic import Field
 
 from pipeline.config.base import NonNegative, Positive, Precision, Section, operational
 
@@ -32,6 +34,10 @@ class Runtime(Section):
     seconds."""
     keep_checkpoints: Positive = operational(2)
     """Number of last checkpoints that are kept, beside the best one on val."""
+    stall_minutes: Annotated[float, Field(ge=0)] = operational(0.0)
+    """Minutes without progress after which a stage is ended, and started again under a Prefect worker. 0 waits for
+    ever: some healthy stages report nothing for long, such as an evaluation of many images on a CPU, and one that is
+    ended for that never gets past it. On a cluster set several times the longest evaluation, such as 60."""
 
     @property
     def ranks(self) -> int:

@@ -92,7 +92,7 @@ def intake(
         progress: Is called with the numbers of files done and in total.
 
     Raises:
-        InUse: a run reads `data`, or another process packs into it; the files wait for the next call.
+        FolderInUse: a run reads `data`, or another process packs into it; the files wait for the next call.
         UserError: `source` is no folder, `data` is no packed folder, the disk is full, or images have values that
             `data` does not take.
     """

@@ -29,9 +29,13 @@ _ends_since: list[float] = []
 
 
 def listen() -> None:
-    """Have the first signal raise Interrupted in the main thread. A command calls this before its slow imports."""
+    """Have the first signal raise Interrupted in the main thread. A command calls this before its slow imports.
+
+    A terminal that is closed ends nothing: it is a display, and a connection that breaks closes it too.
+    """
     atexit.register(ignore)  # the first to be registered is the last to be called
     sys.unraisablehook = _leave_if_lost
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     for number in SIGNALS:
         signal.signal(number, _on_signal)
 

@@ -36,6 +36,7 @@ from pipeline.stages.nodes import others
 from pipeline.stages.owner import LOCK_VARIABLE, PARENT_VARIABLE
 from pipeline.stages.preamble import run_stage
 from pipeline.stages.progress import Progress, read_progress
+from pipeline.stages.stall import Stall
 from pipeline.threads import num_cores
 
 log = logging.getLogger("selftrain.launch")
@@ -64,6 +65,10 @@ class StageFailed(RuntimeError):
     """A defect or a lack of memory ended the process of a stage. The message holds the end of its log."""
 
 
+class StageStalled(StageFailed):
+    """A stage stood still for too long and was ended. The same command goes on from what is saved."""
+
+
 def run_job(
     job: Job,
     lock_fd: int | None = None,
@@ -83,6 +88,7 @@ def run_job(
         UserError: the input is bad; the message is the child's.
         Interrupted: SIGTERM, SIGINT or `stop` stopped the stage; the message says whether its state is saved.
         StageFailed: the child failed; the message holds the end of its log.
+        StageStalled: it stood still for `runtime.stall_minutes`, and was ended.
     """
     check_stage_folder(job.out, job.kind)
     write_bytes(job.out / "job.json", job.model_dump_json(indent=2).encode())
@@ -102,6 +108,7 @@ def run_job(
             lock_fd=lock_fd,
             on_progress=on_progress,
             stop=lambda: bool(stop and stop()) or machines.is_broken(),
+            stall_s=60 * job.runtime.stall_minutes,
             explain=machines.explain,
         )
 
@@ -116,6 +123,7 @@ def run_child(
     on_progress: Callable[[Progress], None] | None = None,
     stop: Callable[[], bool] | None = None,
     grace_s: float = GRACE_S,
+    stall_s: float = 0.0,
     explain: Callable[[BaseException], BaseException] = lambda error: error,
 ) -> None:
     """Run one command to its end and append its output to `out/output.log`. Its outcomes are those of `run_job`.
@@ -139,16 +147,20 @@ def run_child(
             process_group=0,
         )
 
+        stall = Stall(stall_s)
+
         def asked() -> bool:
             return signalled() or bool(stop and stop())
 
         try:
-            stopped = _watch(process, out, title, grace_s, on_progress, asked, messages)
+            stopped = _watch(process, out, title, grace_s, on_progress, asked, messages, stall) and not stall.reached
         finally:
             _kill_rest(process)
             messages.tell()
             messages.path.unlink(missing_ok=True)
         stopped = stopped or asked()
+        if stall.reached and not stopped:
+            raise StageStalled(f"{title} {stall}, and was ended, see {path}; the same command goes on")
         if process.returncode != EXIT_OK:
             tail = _tail(path, log_start)
             raise explain(_outcome(process.returncode, out, title, grace_s, tail, stopped=stopped))
@@ -214,15 +226,17 @@ def _watch(
     on_progress: Callable[[Progress], None] | None,
     stop: Callable[[], bool],
     messages: _Messages,
+    stall: Stall,
 ) -> bool:
     """Wait until the child or its grace ends, and pass on messages, progress and a stop; returns whether it was
-    stopped."""
+    stopped. A child that stands still is stopped too."""
     shown: Progress | None = None
     deadline: float | None = None
     while True:
         ended = _has_ended(process)
         messages.tell()
         now = read_progress(out, title)
+        stands_still = stall.sees(now)
         if now and deadline is not None:
             now = replace(now, text="saving, then stopping")
         if on_progress and now and now != shown:
@@ -230,7 +244,7 @@ def _watch(
             shown = now
         if ended or (deadline is not None and time.monotonic() > deadline):
             return deadline is not None
-        if deadline is None and stop():
+        if deadline is None and (stop() or stands_still):
             process.send_signal(signal.SIGTERM)
             deadline = time.monotonic() + grace_s
         time.sleep(POLL_S)

@@ -23,8 +23,8 @@ to be started again."""
 log = logging.getLogger("selftrain.lock")
 
 
-class InUse(UserError):
-    """Another process holds the lock of a folder."""
+class FolderInUse(UserError):
+    """Another process holds the lock of the folder. Later it will be free."""
 
 
 class NoLocks(UserError):
@@ -53,7 +53,7 @@ def run_lock(folder: Path, *, wait_s: float = 20.0) -> Iterator[int]:
     after a kill therefore waits for the old children.
 
     Raises:
-        InUse: another process still holds the lock after `wait_s` seconds.
+        FolderInUse: another process still holds the lock after `wait_s` seconds.
         UserError: the folder cannot be written or locked.
     """
     path = folder / LOCK
@@ -88,7 +88,7 @@ def read_lock(folder: Path, *, wait_s: float = READ_WAIT_S) -> Iterator[None]:
     a file system that has no locks, a warning asks people to see to it.
 
     Raises:
-        InUse: another process still packs into it after `wait_s` seconds.
+        FolderInUse: another process still packs into it after `wait_s` seconds.
     """
     try:
         descriptor = os.open(folder / LOCK, os.O_RDONLY | os.O_NOFOLLOW)
@@ -114,7 +114,7 @@ def _take(descriptor: int, how: int, folder: Path, wait_s: float) -> None:
             return
         except BlockingIOError:
             if time.monotonic() > deadline:
-                raise InUse(
+                raise FolderInUse(
                     f"{folder} is {_whose(descriptor)}; wait for it, stop it, or choose another folder"
                 ) from None
             time.sleep(0.1)

@@ -8,9 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
 import signal
-import socket
 import subprocess
 import sys
 import textwrap
@@ -22,16 +20,10 @@ from typing import Any
 import pytest
 from support import fake_run
 from support.command import environment, finish, type_command
+from support.team import HAS_POSTGRES, free_port, postgres
 from support.waiting import LIMIT_S, wait_for
 
 pytestmark = pytest.mark.process
-
-POSTGRES = max(Path("/usr/lib/postgresql").glob("*/bin"), default=Path("/nowhere"))
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
 
 
 def call(url: str, body: Any = None) -> Any:
@@ -114,26 +106,10 @@ def test_a_fresh_server_schedules_and_runs_the_flow(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not (POSTGRES / "initdb").exists(), reason="Debian's postgresql is not installed")
-@pytest.mark.skipif(os.geteuid() == 0 and shutil.which("setpriv") is None, reason="needs setpriv to leave root")
-def test_the_same_on_postgresql(tmp_path_factory: pytest.TempPathFactory) -> None:
-    folder = tmp_path_factory.mktemp("postgres")
-    unprivileged: list[str] = []
-    if os.geteuid() == 0:  # PostgreSQL refuses to run as root
-        unprivileged = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
-    data = Path(subprocess.check_output([*unprivileged, "mktemp", "-d", "/tmp/selftrain-pg-XXXXXX"], text=True).strip())
-    port = free_port()
-    options = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={data}"
-    pg_ctl = [*unprivileged, str(POSTGRES / "pg_ctl"), "-D", str(data / "db")]
-    initdb = [*unprivileged, str(POSTGRES / "initdb"), "-D", str(data / "db"), "-U", "prefect", "-A", "trust"]
-    subprocess.run(initdb, check=True, capture_output=True)
-    subprocess.run(
-        [*pg_ctl, "-w", "-o", options, "-l", str(data / "log"), "start"], check=True, stdout=subprocess.DEVNULL
-    )
-    try:
-        url = f"postgresql+asyncpg://prefect@127.0.0.1:{port}/postgres"
-        with prefect_server(folder / "home", PREFECT_SERVER_DATABASE_CONNECTION_URL=url) as variables:
-            check(variables, folder)
-    finally:
-        subprocess.run([*pg_ctl, "-m", "fast", "-w", "stop"], check=True, capture_output=True)
-        shutil.rmtree(data)
+@pytest.mark.skipif(not HAS_POSTGRES, reason="Debian's postgresql is not installed, or setpriv to leave root")
+def test_the_same_on_postgresql(tmp_path: Path) -> None:
+    with (
+        postgres() as url,
+        prefect_server(tmp_path / "home", PREFECT_SERVER_DATABASE_CONNECTION_URL=url) as variables,
+    ):
+        check(variables, tmp_path)

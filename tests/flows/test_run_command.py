@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 from support import fake_run
-from support.command import finish, type_command
+from support.command import environment, finish, type_command
 from support.waiting import FOREVER_S, LIMIT_S, wait_for
 
 from pipeline.errors import UserError
@@ -175,3 +175,36 @@ def test_the_embedded_server_lives_in_the_run_folder_and_settings_of_the_user_st
     assert environment["DO_NOT_TRACK"] == "0"
     assert environment["no_proxy"] == "intranet,127.0.0.1"
     assert not set(settings.TERMINAL) & set(environment)
+
+
+IN_A_TERMINAL = """
+import fcntl, os, sys, termios
+os.setsid()
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
+"""
+
+
+def test_a_closed_terminal_ends_no_run(tmp_path: Path) -> None:
+    """A real terminal, whose end the kernel tells by SIGHUP."""
+    (tmp_path / "birds.yaml").write_text("seed: 1\n")
+    typed = [fake_run.__file__, str(FOREVER_S), "run", "birds.yaml", "--no-prefect"]
+    terminal, inside = os.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-c", IN_A_TERMINAL, *typed],
+        cwd=tmp_path,
+        env=environment(),
+        stdin=inside,
+        stdout=inside,
+        stderr=inside,
+    )
+    os.close(inside)
+    first, last = (tmp_path / "runs/birds" / name for name in ("label-0", "label-1"))
+    wait_for((first / "began").exists)
+    os.close(terminal)
+    (first / "go").touch()
+    wait_for(lambda: (last / "began").exists() or process.poll() is not None)
+    assert process.poll() is None
+    (last / "go").touch()
+    process.wait()
+    assert (last / "done").exists()

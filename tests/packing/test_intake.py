@@ -22,7 +22,7 @@ from pipeline.packing.verify import verify
 from pipeline.packing.watched import read_known
 from pipeline.shards.dataset import open_split
 from pipeline.shards.manifest import MANIFEST, read_manifest
-from pipeline.stages.lock import InUse, read_lock, run_lock
+from pipeline.stages.lock import FolderInUse, read_lock, run_lock
 
 take = functools.partial(intake, settle_s=0)
 
@@ -159,7 +159,7 @@ def test_large_folders_are_packed_in_batches_that_each_stand(data: Path, incomin
 def test_while_a_run_reads_new_images_wait(data: Path, incoming: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(intake_module, "run_lock", functools.partial(run_lock, wait_s=0))
     with read_lock(data, wait_s=0):
-        with pytest.raises(InUse, match="data is read by a run"):
+        with pytest.raises(FolderInUse, match="data is read by a run"):
             take(incoming, data)
         assert not (data / "intake.csv").exists()
     take(incoming, data)

@@ -25,7 +25,7 @@ from pipeline.runs.folder import absolute
 from pipeline.runs.loop import run_loop
 from pipeline.shards.dataset import open_split
 from pipeline.stages.jobs import Job, TrainJob
-from pipeline.stages.lock import InUse, run_lock
+from pipeline.stages.lock import FolderInUse, run_lock
 
 
 def test_a_teacher_at_chance_is_an_error(config: Config, tmp_path: Path) -> None:
@@ -141,7 +141,7 @@ def test_a_run_holds_off_a_pack_into_its_data(config: Config, tmp_path: Path) ->
     class Packing(FakeStages):
         def train(self, job: TrainJob) -> None:
             super().train(job)
-            with pytest.raises(InUse, match="packed is read by a run"), run_lock(tmp_path / "packed", wait_s=0):
+            with pytest.raises(FolderInUse, match="packed is read by a run"), run_lock(tmp_path / "packed", wait_s=0):
                 pass
 
     run_loop(

@@ -14,7 +14,7 @@ from support.command import environment
 from support.waiting import FOREVER_S, LIMIT_S
 
 from pipeline.errors import UserError
-from pipeline.stages.lock import InUse, find_run, read_lock, run_lock
+from pipeline.stages.lock import FolderInUse, find_run, read_lock, run_lock
 
 
 def test_the_run_of_a_path_is_found_upwards(tmp_path: Path) -> None:
@@ -69,14 +69,14 @@ def test_a_file_of_the_user_that_has_the_name_of_the_lock_is_left_alone(tmp_path
 def test_whoever_reads_holds_off_a_pack_and_not_another_reader(tmp_path: Path) -> None:
     with (
         run_lock(tmp_path),
-        pytest.raises(InUse, match=f"in use by process {os.getpid()};"),
+        pytest.raises(FolderInUse, match=f"in use by process {os.getpid()};"),
         read_lock(tmp_path, wait_s=0),
     ):
         pass
     with (
         read_lock(tmp_path, wait_s=0),
         read_lock(tmp_path, wait_s=0),
-        pytest.raises(InUse, match="is read by a run; wait for it"),
+        pytest.raises(FolderInUse, match="is read by a run; wait for it"),
         run_lock(tmp_path, wait_s=0),
     ):
         pass

@@ -1,0 +1,72 @@
+"""One server, on PostgreSQL where it is installed, one pool and one undisturbed run for all tests of this folder."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from support.command import selftrain
+from support.digits import digits_config
+from support.processes import outputs
+from support.team import HAS_POSTGRES, Team, postgres
+from support.waiting import wait_for
+
+from pipeline.config import Config, changed, dump_yaml
+
+
+@pytest.fixture(scope="session")
+def team(tmp_path_factory: pytest.TempPathFactory, children: None) -> Iterator[Team]:
+    """A running server and a pool of one slot; no worker."""
+    with contextlib.ExitStack() as stack:
+        database = stack.enter_context(postgres()) if HAS_POSTGRES else None
+        team = Team(tmp_path_factory.mktemp("team"), database)
+        stack.callback(team.close)
+        team.start_server()
+        team.set_up()
+        yield team
+
+
+@pytest.fixture(autouse=True)
+def _nothing_left(team: Team) -> Iterator[None]:
+    """After each test no worker and no run lives: a test that leaves one has failed."""
+    yield
+    team.stop_workers()
+    team.limit_pool(1)
+    wait_for(lambda: not team.processes(), poll_s=0.5)
+
+
+@pytest.fixture(scope="session")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
+    """A run that lasts long enough to disturb it."""
+    small = digits_config(tmp_path_factory.mktemp("digits") / "packed")
+    return changed(
+        small,
+        teacher=changed(small.teacher, steps=600, evaluations=2),
+        evaluate=changed(small.evaluate, control=False),
+    )
+
+
+@pytest.fixture(scope="session")
+def undisturbed(config: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that nobody disturbed, without Prefect."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    (folder / "digits.yaml").write_text(dump_yaml(config))
+    selftrain("run", "digits.yaml", "--run-dir", "run", "--no-prefect", cwd=folder)
+    return folder / "run"
+
+
+@pytest.fixture
+def same_bits(undisturbed: Path) -> Callable[[Path], None]:
+    """Asserts that a run left the same models, labels, selection and result as the undisturbed one."""
+
+    def check(run_dir: Path) -> None:
+        expected, found = outputs(undisturbed), outputs(run_dir)
+        names = {name for name in expected if not name.endswith((".html", ".yaml"))}
+        assert any(name.endswith("model.safetensors") for name in names)
+        assert "result.json" in names
+        different = [name for name in names if found.get(name) != expected[name]]
+        assert not different
+
+    return check

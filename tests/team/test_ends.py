@@ -1,0 +1,179 @@
+"""A run that is stopped, killed or cancelled on a real server and worker ends as it should, with undisturbed bits."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+from support.team import Team, trains
+from support.waiting import wait_for
+
+from pipeline.config import Config, changed
+from pipeline.stages.lock import run_lock
+
+pytestmark = [pytest.mark.slow, pytest.mark.process]
+
+SameBits = Callable[[Path], None]
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_cancel_saves_leaves_no_process_and_a_retry_goes_on(
+    team: Team, config: Config, tmp_path: Path, same_bits: SameBits, processes: int
+) -> None:
+    run_dir = tmp_path / "run"
+    ranks = changed(config, runtime=changed(config.runtime, processes=processes))
+    team.start_worker()
+    run = team.run(ranks, run_dir)
+    wait_for(trains(run_dir), poll_s=0.3)
+    team.cancel(run)
+    state = team.until(run, "Cancelled")
+    assert state.type.value == "CANCELLED"
+    wait_for(lambda: not team.processes(run_dir) + team.processes(), poll_s=0.3)
+    (cancelled,) = [state for state in team.task_states(run) if not state.is_completed()]
+    assert cancelled.is_cancelled(), cancelled
+    assert "saved" in (cancelled.message or "")
+    wait_for(lambda: b"Cancelled flow run" in team.log(-1), poll_s=0.3)  # the worker says so too, in its time
+    team.retry(run)
+    team.until(run, "Completed")
+    if processes == 1:  # two ranks add in another order
+        same_bits(run_dir)
+
+
+def test_a_preempted_engine_saves_and_runs_again_by_itself(
+    team: Team, config: Config, tmp_path: Path, same_bits: SameBits
+) -> None:
+    run_dir = tmp_path / "run"
+    team.start_worker()
+    run = team.run(config, run_dir)
+    wait_for(trains(run_dir), poll_s=0.3)
+    team.engine(run).terminate()
+    team.until(run, "Completed")
+    assert team.history(run).count("AwaitingRetry") == 1
+    assert {state.name for state in team.task_states(run)} == {"Completed", "Cancelled"}
+    same_bits(run_dir)
+
+
+def test_a_killed_engine_runs_again_by_itself(team: Team, config: Config, tmp_path: Path, same_bits: SameBits) -> None:
+    """As by the kernel for want of memory; its stage dies with it."""
+    run_dir = tmp_path / "run"
+    team.start_worker()
+    run = team.run(config, run_dir)
+    wait_for(trains(run_dir, 220), poll_s=0.3)
+    team.engine(run).kill()
+    team.until(run, "Completed")
+    assert team.history(run).count("AwaitingRetry") == 1
+    assert "Crashed" not in team.history(run)
+    same_bits(run_dir)
+
+
+def test_a_killed_engine_that_nobody_keeps_is_crashed_and_a_retry_goes_on(
+    team: Team, config: Config, tmp_path: Path, same_bits: SameBits
+) -> None:
+    """A deployment without our command: Prefect's own end, from which the same run resumes."""
+    run_dir = tmp_path / "run"
+    team.start_worker()
+    run = team.run(config, run_dir, command=None)
+    wait_for(trains(run_dir, 220), poll_s=0.3)
+    team.engine(run).kill()
+    team.until(run, "Crashed")
+    team.retry(run)
+    team.until_name(run, "Completed")
+    same_bits(run_dir)
+
+
+def test_a_server_that_is_killed_and_comes_back_is_reported_to_and_obeyed(
+    team: Team, config: Config, tmp_path: Path, same_bits: SameBits
+) -> None:
+    run_dir = tmp_path / "run"
+    team.start_worker()
+    run = team.run(config, run_dir)
+    wait_for(trains(run_dir), poll_s=0.3)
+    team.kill_server()
+    wait_for(lambda: list(run_dir.glob("rounds/1/label-*")), poll_s=0.3)  # it goes on without
+    team.start_server()
+    team.until(run, "Completed")
+    same_bits(run_dir)
+
+
+def test_a_cancel_after_the_server_came_back_is_obeyed(team: Team, config: Config, tmp_path: Path) -> None:
+    """Prefect's worker has given up to pass it on by then, so the run has to see it."""
+    run_dir = tmp_path / "run"
+    team.start_worker()
+    long = changed(config, teacher=changed(config.teacher, steps=20_000))
+    run = team.run(long, run_dir)
+    wait_for(trains(run_dir), poll_s=0.3)
+    team.kill_server()
+    wait_for(lambda: b"low run cancellation" in team.log(-1), poll_s=0.5)  # "... will fail"
+    team.start_server()
+    team.cancel(run)
+    team.until(run, "Cancelled")
+    wait_for(lambda: not team.processes(run_dir), poll_s=0.3)
+
+
+def test_a_run_whose_folder_is_in_use_waits_and_frees_its_slot(
+    team: Team, config: Config, tmp_path: Path, same_bits: SameBits
+) -> None:
+    """Another run uses it: here this process, whose use ends when the test says so."""
+    run_dir = tmp_path / "run"
+    team.start_worker()
+    with run_lock(run_dir):
+        run = team.run(config, run_dir)
+        team.until_name(run, "AwaitingFolder")
+        assert team.state(run).type.value != "FAILED"
+        assert str(os.getpid()) in (team.message(run, "AwaitingFolder") or "")
+    team.retry(run)  # now, and not a minute later
+    team.until_name(run, "Completed")
+    same_bits(run_dir)
+
+
+def test_a_training_that_stands_still_is_ended_and_retried(
+    team: Team, config: Config, tmp_path: Path, same_bits: SameBits
+) -> None:
+    run_dir = tmp_path / "run"
+    team.start_worker()
+    run = team.run(changed(config, runtime=changed(config.runtime, stall_minutes=1)), run_dir)
+    wait_for(trains(run_dir, 220), poll_s=0.3)
+    (training,) = team.processes(run_dir)
+    training.suspend()  # it hangs
+    team.until_name(run, "AwaitingRetry")
+    assert "stood still" in (team.message(run, "AwaitingRetry") or "")
+    team.until(run, "Completed")
+    same_bits(run_dir)
+
+
+def test_a_killed_worker_and_its_closed_pipes_do_not_end_the_run(
+    team: Team, config: Config, tmp_path: Path, same_bits: SameBits
+) -> None:
+    run_dir = tmp_path / "run"
+    worker = team.start_worker()
+    run = team.run(config, run_dir)
+    wait_for(trains(run_dir), poll_s=0.3)
+    worker.kill()
+    worker.wait()
+    team.until(run, "Completed")
+    assert team.history(run).count("Running") == 1
+    same_bits(run_dir)
+
+
+@pytest.mark.parametrize("everyone", [False, True])
+def test_a_stopped_worker_leaves_a_run_that_the_next_worker_goes_on_with(
+    team: Team, config: Config, tmp_path: Path, same_bits: SameBits, everyone: bool
+) -> None:
+    """As systemd restarts it, which signals all of its processes. The pool's one slot must be free again."""
+    run_dir = tmp_path / "run"
+    worker = team.start_worker()
+    run = team.run(config, run_dir)
+    wait_for(trains(run_dir), poll_s=0.3)
+    started = psutil.Process(worker.pid).children(recursive=True) if everyone else []
+    for process in (worker, *started):
+        process.terminate()
+    worker.wait()
+    assert "saved" in (team.until(run, "AwaitingRetry").message or "")
+    wait_for(lambda: not team.processes(run_dir), poll_s=0.3)
+    team.start_worker()
+    team.until(run, "Completed")
+    assert team.history(run).count("AwaitingRetry") == 1
+    same_bits(run_dir)
