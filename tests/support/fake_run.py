@@ -1,6 +1,6 @@
 """`selftrain run` with a loop of fake stages, in a process of its own: `python fake_run.py SECONDS run CONFIG ...`.
 
-Everything but the loop and the stages is real: the command, Prefect, its embedded server, the launcher, the children.
+Everything but the loop and the stages is real: the command, Prefect, the launcher, the children.
 """
 
 from __future__ import annotations
