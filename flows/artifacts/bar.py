@@ -21,7 +21,7 @@ class StageBar:
     is under way."""
 
     def __init__(self, run_dir: Path, title: str) -> None:
-        self._key = artifact_key(run_dir, f"progress {title}")
+        self._key = artifact_key(run_dir, title)
         self._id: UUID | None = None
         self._next_update = 0.0
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import io
 import logging
+import re
 from collections.abc import Iterator, Sequence
 
 from prefect.settings import PREFECT_API_REQUEST_TIMEOUT, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
@@ -28,18 +30,28 @@ def image(title: str, data: bytes, kind: str = "png") -> str:
     return f"![{title}](data:image/{kind};base64,{base64.b64encode(data).decode()})"
 
 
+def plot(title: str, png: bytes) -> str:
+    """A plot of the report as Markdown: on white, because its ink is dark, as is the UI."""
+    from PIL import Image
+
+    picture = Image.open(io.BytesIO(png)).convert("RGBA")
+    white = Image.new("RGBA", picture.size, "white")
+    buffer = io.BytesIO()
+    Image.alpha_composite(white, picture).convert("P", palette=Image.Palette.ADAPTIVE).save(
+        buffer, "png", optimize=True
+    )
+    return image(title, buffer.getvalue())
+
+
 def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     """A table as lines of Markdown. Columns after the first are aligned to the right."""
     return [
         f"| {' | '.join(columns)} |",
-        f"| --- |{' ---: |' * (len(columns) - 1)}",
-        *(f"| {' | '.join(map(plain, row))} |" for row in rows),
+        f"| :--- |{' ---: |' * (len(columns) - 1)}",
+        *(f"| {' | '.join(row)} |" for row in rows),
     ]
 
 
 def plain(text: str) -> str:
-    """A text in which a name of the user's cannot be taken for Markdown or HTML."""
-    return "".join(f"&#{ord(letter)};" if letter in MARKUP else letter for letter in text)
-
-
-MARKUP = frozenset("\\`*_{}[]()<>#+!|~&$\n\r")
+    """A name of the user's in one line, which cannot be taken for Markdown or HTML."""
+    return re.sub(r"([\\`*_{}\[\]<>#|~&$!])", r"\\\1", " ".join(text.split()))

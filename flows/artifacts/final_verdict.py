@@ -10,8 +10,9 @@ from pathlib import Path
 from PIL import Image
 from prefect.artifacts import create_link_artifact, create_markdown_artifact
 
-from flows.artifacts.display import image, markdown_table, never_fatal, plain
+from flows.artifacts.display import image, markdown_table, never_fatal, plain, plot
 from flows.artifacts.keys import artifact_key
+from flows.artifacts.message import result_message
 from pipeline.errors import UserError
 from pipeline.evaluate.judging import TITLES
 from pipeline.report.gallery import Gallery, inspect_pseudo_labels
@@ -32,7 +33,7 @@ def show_verdict(run_dir: Path) -> None:
     with never_fatal("show the verdict"):
         run = read_run(run_dir)
         verdict = judge(run)
-        about = f"{run.path.name}: {' '.join(verdict.sentences)}"
+        about = f"{run.path.name}: {result_message(run.result)}" if run.result else f"{run.path.name}: not finished"
         create_markdown_artifact(
             verdict_page(run, verdict, report), key=artifact_key(run_dir, "verdict"), description=about
         )
@@ -73,7 +74,7 @@ def _test_table(run: RunRecord, verdict: Verdict) -> list[str]:
     unit = TITLES[run.config.rounds.judge_by]
     columns = ("", "test accuracy", "95% interval", f"lead of the final model (points of {unit})")
     num = next(iter(run.test.values())).num_samples
-    return [*markdown_table(columns, rows), "", f"Measured once, on {num:,} images, after every choice was made."]
+    return [*markdown_table(columns, rows), "", f"On {num:,} images, measured after every choice was made."]
 
 
 def _pictures(run: RunRecord) -> Iterator[str]:
@@ -94,23 +95,24 @@ def _pictures(run: RunRecord) -> Iterator[str]:
                 yield f"Where truth is known, {right}. Truth is read for this display only.\n"
             for gallery in found.galleries:
                 yield "\n".join([f"### {gallery.title}, {gallery.note}", "", *_tiles(gallery), ""])
-    if (plot := accuracy_plot(run)) is not None:
-        yield "\n".join(["", "## Rounds", "", image("accuracy on val of each model, with 95% intervals", plot), ""])
+    if (png := accuracy_plot(run)) is not None:
+        yield "\n".join(["", "## Rounds", "", plot("accuracy on val of each model, with 95% intervals", png), ""])
 
 
 def _tiles(gallery: Gallery) -> list[str]:
     """A gallery as a table of pictures, each with its label, confidence and truth below it."""
     sprite = Image.open(io.BytesIO(gallery.sprite))
     side = gallery.tile_px
+    nothing_known = all(tile.truth is None for tile in gallery.tiles)
     cells = []
     for number, tile in enumerate(gallery.tiles[:NUM_TILES]):
         picture = sprite.crop((number * side, 0, (number + 1) * side, side))
-        truth = f"<br>truth: {plain(tile.truth)}" if tile.truth not in (None, tile.label) else ""
+        truth = "" if nothing_known else f"<br>truth: {plain(tile.truth or 'unknown')}"
         cells.append(f"{_small(picture)}<br>**{plain(tile.label)}** {percent(tile.confidence)}{truth}")
     rows = [cells[start : start + PER_ROW] for start in range(0, len(cells), PER_ROW)]
     width = len(rows[0])
-    lines = [[*row, *[""] * (width - len(row))] for row in rows]
-    return [f"|{'   |' * width}", f"|{' :---: |' * width}", *(f"| {' | '.join(line)} |" for line in lines)]
+    first, *others = (f"| {' | '.join([*row, *[''] * (width - len(row))])} |" for row in rows)
+    return [first, f"|{' :--- |' * width}", *others]
 
 
 def _small(picture: Image.Image) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from prefect.artifacts import create_markdown_artifact
 
-from flows.artifacts.display import image, markdown_table, never_fatal, plain
+from flows.artifacts.display import markdown_table, never_fatal, plain, plot
 from flows.artifacts.keys import artifact_key
 from pipeline.report.lineage import labeled_by
 from pipeline.report.page import number, percent
@@ -18,17 +18,17 @@ from pipeline.selection.summary import Summary
 MAX_CLASSES = 60
 
 
-def show_selection(run_dir: Path) -> None:
-    """Show the pages of the newest selection of a run."""
+def show_selection(run_dir: Path, folder: Path) -> None:
+    """Show the pages of a selection of a run, whose stage folder is finished."""
     with never_fatal("show the selection"):
-        run = read_run(run_dir)
-        found = [(r, r.summary) for r in run.rounds if r.summary is not None]
-        if not found:
-            return
-        round_, summary = found[-1]
-        about = f"{run.path.name}, round {round_.number}"
+        run = read_run(run_dir.resolve())
+        round_ = next(r for r in run.rounds if r.select is not None and r.select.path == folder)
+        summary = round_.summary
+        assert summary is not None
+        kept = f"{summary['num_selected']:,} of {summary['num_rows']:,} unlabeled images kept"
+        about = f"{run.path.name}, round {round_.number}: {kept}"
         for what, page in (("pool", pool_page(run, round_, summary)), ("selection", selection_page(round_, summary))):
-            create_markdown_artifact(page, key=artifact_key(run_dir, what), description=f"{about}: {what}")
+            create_markdown_artifact(page, key=artifact_key(run_dir, what), description=about)
 
 
 def pool_page(run: RunRecord, round_: RoundRecord, summary: Summary) -> str:
@@ -44,9 +44,9 @@ def pool_page(run: RunRecord, round_: RoundRecord, summary: Summary) -> str:
         f"predicted classes is {percent(summary['total_variation'])} away from that of the labeled images "
         "(total variation: 0% if they are equal).",
         "",
-        image("pseudo-labels per class: predicted, kept, with copies", per_class(summary)),
+        plot("pseudo-labels per class: predicted, kept, with copies", per_class(summary)),
         "",
-        image("histogram of confidences", confidence_plot(round_, summary)),
+        plot("histogram of confidences", confidence_plot(round_, summary)),
     ]
     return "\n".join(lines) + "\n"
 
@@ -56,7 +56,7 @@ def selection_page(round_: RoundRecord, summary: Summary) -> str:
     classes = sorted(summary["classes"], key=lambda c: c["kept"])[:MAX_CLASSES]
     rows = [
         (
-            c["name"],
+            plain(c["name"]),
             number(c["predicted"]),
             percent(c["predicted_prior"]),
             percent(c["labeled_prior"]),
