@@ -17,7 +17,15 @@ from prefect.client.schemas.objects import FlowRun, State
 from prefect.context import FlowRunContext
 from prefect.states import Completed
 
-from flows.artifacts import ProgressArtifact, never_fatal, result_message, show_rounds, show_table, show_verdict
+from flows.artifacts import (
+    StageBar,
+    never_fatal,
+    result_message,
+    show_rounds,
+    show_selection,
+    show_table,
+    show_verdict,
+)
 from flows.edges import read_by
 from flows.ends import bars, cancelled_if_stopped, go_on, obeying_its_run
 from flows.failure import failed_by_message
@@ -64,7 +72,7 @@ def self_train(
         accept_environment: Whether to go on with stages that another machine, or other versions, began. They would not
             end with the same bits.
     """
-    registry = Path(champion) if champion else None
+    folder, registry = Path(run_dir), Path(champion) if champion else None
 
     def run() -> Any:
         here = _flow_run()
@@ -78,24 +86,26 @@ def self_train(
 
         def on_round(new: Round) -> None:
             rounds.append(new)
-            show_rounds(rounds)
+            show_rounds(folder, rounds)
+            if new.select is not None:
+                tasks.show_selection(new.select)
 
         with bars() as show:
-            tasks = _Tasks(show)
+            tasks = _Tasks(folder, show)
             result = run_loop(
                 settings,
-                Path(run_dir),
+                folder,
                 run_stage=tasks.run,
                 on_round=on_round,
                 on_reuse=tasks.reuse,
                 accept_environment=accept_environment,
             )
         try:
-            said = "" if registry is None else tasks.succeed(Path(run_dir), registry, promote)
+            said = "" if registry is None else tasks.succeed(registry, promote)
         except UserError as error:
-            show_verdict(Path(run_dir), f"Not promoted: {error}")
+            show_verdict(folder, f"Not promoted: {error}")
             raise
-        show_verdict(Path(run_dir), said)
+        show_verdict(folder, said)
         return Completed(message=". ".join(filter(None, [result_message(result), said])), data=result)
 
     with logged_in_the_ui():
@@ -123,6 +133,7 @@ def ablate(
         num_seeds: The number of seeds, from the config's on.
         accept_environment: Whether to go on with stages that another machine, or other versions, began.
     """
+    folder = Path(out)
 
     def run() -> str:
         if _flow_run().deployment_id is not None:
@@ -130,9 +141,9 @@ def ablate(
         load_plugins()
         settings = load_config(Path(config), set)
         with bars() as show:
-            options: dict[str, Any] = {"run_stage": _Tasks(show).run, "accept_environment": accept_environment}
-            rows = run_ablation(settings, Path(out), techniques, mode, num_seeds, **options)
-        show_table("ablation", table(rows))
+            options: dict[str, Any] = {"run_stage": _Tasks(folder, show).run, "accept_environment": accept_environment}
+            rows = run_ablation(settings, folder, techniques, mode, num_seeds, **options)
+        show_table(folder, "ablation", table(rows))
         return table(rows)
 
     with logged_in_the_ui():
@@ -145,13 +156,7 @@ def ablate(
 @task(name="stage", task_run_name="{title}", cache_policy=NO_CACHE, persist_result=False)
 def stage(title: str, job: Job, lock_fd: int, show: Callable[[Progress], None]) -> Any:
     """Run one stage. The task is called directly, never submitted, because signals reach the main thread only."""
-    artifact = ProgressArtifact(f"{job.kind}-progress")
-
-    def on_progress(progress: Progress) -> None:
-        show(progress)
-        artifact.show(progress)
-
-    run = partial(run_job, job, lock_fd, on_progress=on_progress)
+    run = partial(run_job, job, lock_fd, on_progress=show)
     return cancelled_if_stopped(partial(failed_by_message, run))
 
 
@@ -175,21 +180,35 @@ def promotion(run_dir: Path, registry: Path, reason: str) -> Any:
 class _Tasks:
     """The tasks of a run. Each comes after those whose folders its stage reads, by which the UI draws its edges."""
 
-    def __init__(self, show: Callable[[Progress], None]) -> None:
-        self._show = show
+    def __init__(self, run_dir: Path, show: Callable[[Progress], None]) -> None:
+        self._run_dir, self._show = run_dir, show
         self._states: dict[Path, State[Any]] = {}
+        self._shown: set[Path] = set()
 
     def run(self, job: Job, lock_fd: int) -> None:
         """Run a stage in a task. It raises what the stage raises."""
-        before = self._before(job)
-        self._add(job, stage(job.title, job, lock_fd, self._show, wait_for=before, return_state=True))
+        bar = StageBar(self._run_dir, job.title)
+
+        def show(progress: Progress) -> None:
+            self._show(progress)
+            bar.show(progress)
+
+        self._add(job, stage(job.title, job, lock_fd, show, wait_for=self._before(job), return_state=True))
+        if job.kind == "select":
+            self.show_selection(job.out)
 
     def reuse(self, job: Job) -> None:
         """Show a stage that is not run, unless this run has it already."""
         if job.out not in self._states:
             self._add(job, reused(job.title, job.out, wait_for=self._before(job), return_state=True))
 
-    def succeed(self, run_dir: Path, registry: Path, how: Promote) -> str:
+    def show_selection(self, folder: Path) -> None:
+        """Show the pages of a selection, once."""
+        if folder not in self._shown:
+            self._shown.add(folder)
+            show_selection(self._run_dir, folder)
+
+    def succeed(self, registry: Path, how: Promote) -> str:
         """Promote the result, if that was asked for; returns what became of it.
 
         Raises:
@@ -202,10 +221,10 @@ class _Tasks:
         if how == "ask":
             link = None
             with never_fatal("find the form of the flow `promote`"):
-                link = find_promotion_link(str(run_dir), str(registry), reason)
-            return asked(link, run_dir, registry)
+                link = find_promotion_link(str(self._run_dir), str(registry), reason)
+            return asked(link, self._run_dir, registry)
         last = list(self._states.values())[-1:]
-        said: str = promotion(run_dir, registry, reason, wait_for=last, return_state=True).result()
+        said: str = promotion(self._run_dir, registry, reason, wait_for=last, return_state=True).result()
         return said
 
     def _before(self, job: Job) -> Sequence[State[Any]]:

@@ -5,9 +5,12 @@ from collections.abc import Iterator
 
 import pytest
 from support import fake_run
+from support.run_folder import digits, finished_run, run
 from support.waiting import LIMIT_S
 
 from pipeline.stages import launch
+
+__all__ = ["digits", "finished_run", "run"]
 
 
 @pytest.fixture(scope="session")

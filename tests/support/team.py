@@ -9,7 +9,6 @@ import contextlib
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import urllib.request
@@ -30,17 +29,13 @@ from prefect.states import Cancelling, Scheduled
 from pipeline.config import Config
 from pipeline.files import read_json
 from support.command import environment
+from support.server import free_port
 from support.waiting import LIMIT_S, wait_for
 
 POSTGRES = max(Path("/usr/lib/postgresql").glob("*/bin"), default=Path("/nowhere"))
 HAS_POSTGRES = (POSTGRES / "initdb").exists() and (os.geteuid() != 0 or shutil.which("setpriv") is not None)
 POOL = "gpu"
 KEEPER = f"{sys.executable} -m flows.engine"
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
 
 
 @contextlib.contextmanager
