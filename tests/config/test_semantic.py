@@ -22,7 +22,7 @@ def test_paths_workers_and_intervals_are_operational() -> None:
         if isinstance(field.json_schema_extra, dict) and field.json_schema_extra.get("operational")
     }
     paths = {"root", "labeled", "unlabeled", "val", "test", "classes", "cache_dir"}
-    intervals = {"log_every", "checkpoint_every", "keep_checkpoints"}
+    intervals = {"log_every", "checkpoint_every", "keep_checkpoints", "stall_minutes"}
     assert operational == paths | intervals | {
         "nodes",
         "cache",

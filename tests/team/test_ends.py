@@ -79,6 +79,7 @@ def test_a_killed_engine_that_nobody_keeps_is_crashed_and_a_retry_goes_on(
     wait_for(trains(run_dir, 220), poll_s=0.3)
     team.engine(run).kill()
     team.until(run, "Crashed")
+    wait_for(lambda: team.log(-1).count(b"Check whether the flow run") == 2, poll_s=0.3)  # Prefect says it twice
     team.retry(run)
     team.until_name(run, "Completed")
     same_bits(run_dir)
