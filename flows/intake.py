@@ -7,6 +7,7 @@ from pathlib import Path
 from prefect import flow
 from prefect.client.schemas.objects import State
 from prefect.logging import get_run_logger
+from prefect.runtime import flow_run
 from prefect.states import Completed
 
 from flows.events import data_changed, emit
@@ -18,7 +19,11 @@ MOST_LINES = 20
 """The most bad files that get a line of the log each; quarantine.csv has all."""
 
 
-@flow(name="intake", flow_run_name="{source}", persist_result=False)
+def _run_name() -> str:
+    return " to ".join(Path(flow_run.parameters[name]).name for name in ("source", "data"))
+
+
+@flow(name="intake", flow_run_name=_run_name, persist_result=False)
 def intake(
     source: str, data: str, config: str, run_dir: str, at_least: int = 1, settle_s: float = SETTLE_S
 ) -> State[None]:

@@ -11,6 +11,7 @@ from prefect import flow
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowFilter, FlowFilterName
 from prefect.client.schemas.objects import State
+from prefect.runtime import flow_run
 from prefect.settings import PREFECT_UI_URL
 from prefect.states import Completed
 
@@ -19,7 +20,11 @@ from pipeline.champions.promotion import promote as promote_model
 NAME = "promote"
 
 
-@flow(name=NAME, flow_run_name="{champion}", persist_result=False)
+def _run_name() -> str:
+    return Path(flow_run.parameters["champion"]).name
+
+
+@flow(name=NAME, flow_run_name=_run_name, persist_result=False)
 def promote(*, model: str = "", champion: str, reason: str = "", rollback: bool = False) -> State[None]:
     """Make a model the champion of a registry, or go back to the champion before this one.
 

@@ -45,9 +45,13 @@ def events_of(data: str) -> list[dict[str, Any]]:
 
 
 def test_new_images_are_told_once_with_strings_only(folders: dict[str, str]) -> None:
+    from prefect.client.orchestration import get_client
+
     state = take(folders)
     assert state.is_completed()
     assert state.message == f"{folders['data']}: 3 new images in 1 shards"
+    with get_client(sync_client=True) as client:
+        assert client.read_flow_run(state.state_details.flow_run_id).name == "incoming to birds"
     (event,) = wait_for(lambda: events_of(folders["data"]), poll_s=0.1)
     wanted = {name: folders[name] for name in ("data", "config", "run_dir")}
     assert event["payload"] == {**wanted, "num_new": "3"}
