@@ -152,6 +152,8 @@ class Remote:
         """Turn what pyarrow raises into a UserError. The block holds calls of pyarrow alone."""
         try:
             yield
+        except UserError:
+            raise
         except FileNotFoundError as error:
             bucket = self.path.partition("/")[0]
             if bucket != self.path:  # which may be gone too, and then says so

@@ -239,8 +239,8 @@ def _make_room(root: Path, num_bytes: int, limit: int) -> None:
             for name in names:
                 if name.endswith((".tar", ".tmp")):  # the latter is being fetched
                     with contextlib.suppress(FileNotFoundError):
-                        status = os.stat(path := os.path.join(folder, name))
-                        found.append((status.st_atime_ns, status.st_size, Path(path)))
+                        status = os.stat(os.path.join(folder, name))
+                        found.append((status.st_atime_ns, status.st_size, Path(folder, name)))
         total = sum(size for _, size, _ in found) + num_bytes
         for _, size, path in sorted(found):
             if total <= _FULL * limit:

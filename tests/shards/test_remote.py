@@ -104,6 +104,15 @@ def test_the_cache_keeps_the_shards_that_were_read_last_within_its_limit(data: D
     assert reads["unlabeled-000000.tar"] == 1
 
 
+def test_with_room_for_all_the_cache_is_looked_through_once(data: Data, monkeypatch: pytest.MonkeyPatch) -> None:
+    looks, walk = [], os.walk
+    monkeypatch.setattr(os, "walk", lambda root: looks.append(root) or walk(root))
+    dataset = open_split(data, "unlabeled")
+    pixels(dataset, data)
+    assert len(tars(data)) == 5
+    assert len(looks) == 1
+
+
 def test_a_shard_stays_while_it_is_read_whatever_the_limit(data: Data) -> None:
     data = changed(data, remote_cache_gb=1e-9)
     dataset = open_split(data, "unlabeled")
