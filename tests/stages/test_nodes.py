@@ -143,6 +143,11 @@ def test_the_cells_of_an_ablation_are_of_one_machine(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+def test_a_stage_that_nobody_leads_is_of_one_machine(job: LabelJob) -> None:
+    with pytest.raises(UserError, match=r"`runtime\.nodes`: no other machine can take part"), others(job):
+        pass
+
+
 def test_a_stage_of_one_rank_calls_nobody(job: LabelJob, tmp_path: Path) -> None:
     one = changed(job, runtime=changed(job.runtime, nodes=1))
     with leading(tmp_path, 1), others(one) as alone:
