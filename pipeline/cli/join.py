@@ -23,6 +23,6 @@ def join(
 
     [bold]Example[/bold]: selftrain join runs/birds
     """
-    from pipeline.stages.join import join as join_run
+    from pipeline.stages.follower import join as join_run
 
     join_run(folder, lambda line: console.print(line, soft_wrap=True, highlight=False, markup=False))

@@ -141,6 +141,7 @@ def others(
 
     Raises:
         Interrupted: too few came in a quarter of an hour, or it was stopped before.
+        UserError: no command leads in a folder around the stage's.
     """
     missing = job.runtime.nodes - 1 if kind_of(job).ranks else 0
     if not missing:
@@ -161,9 +162,10 @@ def others(
 
 def _meeting_place(out: Path) -> Path:
     """The folder of the command that leads, the nearest one around the stage folder."""
-    found = [above / NODES for above in (out, *out.parents) if (above / NODES / LEADER).exists()]
-    assert found, f"{out} has runtime.nodes above 1, and nobody leads"
-    return found[0]
+    for above in (out, *out.parents):
+        if (above / NODES / LEADER).exists():
+            return above / NODES
+    raise UserError(f"`runtime.nodes`: no other machine can take part in the stage in {out}; set it to 1")
 
 
 def _wait_for(

@@ -19,7 +19,7 @@ from pipeline.ablation.ablate import run_ablation
 from pipeline.config import Config, Data, Label, Runtime, changed, semantic
 from pipeline.errors import Interrupted, UserError
 from pipeline.runs.folder import resolve_config
-from pipeline.stages import join, launch, nodes, signs
+from pipeline.stages import follower, launch, nodes, signs
 from pipeline.stages.interface import Interface, interface
 from pipeline.stages.jobs import LabelJob
 from pipeline.stages.launch import StageFailed, child_variables, run_job
@@ -33,7 +33,7 @@ from pipeline.stages.ranks import count_over_machines
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(signs, "BEAT_S", 0.001)
-    for module in (nodes, join):
+    for module in (nodes, follower):
         monkeypatch.setattr(module, "POLL_S", 0.001)
 
 
@@ -143,6 +143,11 @@ def test_the_cells_of_an_ablation_are_of_one_machine(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+def test_a_stage_that_nobody_leads_is_of_one_machine(job: LabelJob) -> None:
+    with pytest.raises(UserError, match=r"`runtime\.nodes`: no other machine can take part"), others(job):
+        pass
+
+
 def test_a_stage_of_one_rank_calls_nobody(job: LabelJob, tmp_path: Path) -> None:
     one = changed(job, runtime=changed(job.runtime, nodes=1))
     with leading(tmp_path, 1), others(one) as alone:
@@ -151,9 +156,9 @@ def test_a_stage_of_one_rank_calls_nobody(job: LabelJob, tmp_path: Path) -> None
 
 
 def test_a_machine_leaves_when_nobody_leads_for_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(join, "WAIT_S", 0.0)
+    monkeypatch.setattr(follower, "WAIT_S", 0.0)
     with pytest.raises(Interrupted, match=r"no command with runtime\.nodes above 1 has run in"):
-        join.join(tmp_path / "typo", lambda _: None)
+        follower.join(tmp_path / "typo", lambda _: None)
     assert not (tmp_path / "typo").exists()
 
 
@@ -214,7 +219,7 @@ def machine(job: LabelJob, tmp_path: Path) -> Iterator[list[str]]:
 
     def run() -> None:
         try:
-            join.join(tmp_path, told.append)
+            follower.join(tmp_path, told.append)
         except Interrupted as error:
             told.append(str(error))
 
@@ -227,7 +232,7 @@ def machine(job: LabelJob, tmp_path: Path) -> Iterator[list[str]]:
 
 def two_machines(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, code: str) -> None:
     command = tuple(script(tmp_path, CHILD + code, "child.py"))
-    for module in (launch, join):
+    for module in (launch, follower):
         monkeypatch.setattr(module, "CHILD", command)
 
 
