@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from prefect.client.orchestration import get_client
 from prefect.context import FlowRunContext
@@ -44,7 +44,8 @@ def data_name(config: Config) -> str:
     """The name of the folder of the images, or of the first of their folders or tars."""
     data = config.data
     first = next((path for path in (data.root, *data.unlabeled, *data.labeled) if path is not None), Path())
-    return (first.parent if first.suffix or "*" in first.name else first).absolute().name
+    folder = first.parent if PurePosixPath(first.name).suffix or "*" in first.name else first
+    return folder.name or Path.cwd().name
 
 
 def tag_run(tags: list[str]) -> None:
