@@ -35,6 +35,8 @@ class _ToRun(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         if FlowRunContext.get() is None:  # a thread of its own, which Prefect knows nothing of
             return
-        task = TaskRunContext.get()
-        stage = f"{task.task_run.name}: " if task is not None else ""
-        get_run_logger().log(record.levelno, "%s%s", stage, record.getMessage())
+        text, task = record.getMessage(), TaskRunContext.get()
+        if task is not None:
+            between = "\n" if "\n" in text else " "  # a table begins on a line of its own
+            text = f"{task.task_run.name}:{between}{text}"
+        get_run_logger().log(record.levelno, "%s", text)

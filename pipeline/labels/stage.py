@@ -105,7 +105,7 @@ def run_label(job: LabelJob, stage: Stage) -> None:
         append_timing(job.out, done, seconds, shard.num_rows)
         progress.report(job.out, done, sum(s.num_rows for s in mine), "images")
     who = "" if stage.ranks.number == 1 else f" by the first of {stage.ranks.number} processes"
-    log.info("%d of %d shards are labeled%s, the others were labeled before", num_labeled, len(mine), who)
+    log.info("%d shards are labeled now%s, %d were labeled before", num_labeled, who, len(mine) - num_labeled)
     files = [label_path(job.out, shard.name).name for shard in shards]
     outputs: dict[str, Json] = {
         "provenance": provenance,

@@ -38,7 +38,8 @@ def with_input_of(start: Start | None, training: Training, section: str) -> Trai
     different = {key: value for key, value in found.items() if value != getattr(training, key)}
     if different:
         what = ", ".join(f"{key} {_shown(value)}" for key, value in different.items())
-        log.warning("%s: %s: so %s expects it, and the config does not set it", section, what, start.model)
+        level = logging.INFO if start.mode == "use" else logging.WARNING  # a model that is used as it is knows it best
+        log.log(level, "%s: %s: so %s expects it, and the config does not set it", section, what, start.model)
     elif not found:
         what = ", ".join(f"{key} {_shown(getattr(training, key))}" for key in unset if key != "preprocessing")
         log.warning("%s: nothing says what %s expects; set it unless it is %s", section, start.model, what)

@@ -42,7 +42,7 @@ def test_only_new_shards_are_labeled(digits: Config, teacher: Path, tmp_path: Pa
     assert earlier.items() < now.items()
     num_new = len(now) - len(earlier)
     run, tasks = last_flow_run(num_tasks=5)
-    said = f"{num_new} of {len(now)} shards are labeled, the others were labeled before"
+    said = f"{num_new} shards are labeled now, {len(earlier)} were labeled before"
     logs_of(run, f"label (round 1): {said}")
     assert [(task.name, task.state.name) for task in tasks][:2] == [
         ("train teacher (round 0)", "Reused"),

@@ -94,7 +94,7 @@ def test_the_log_has_each_evaluation_and_what_the_stage_made(teacher: Path, labe
         assert f"val_top1 {line['val_top1']:.4f}" in said
     assert "steps are done; best on val: " in said
     assert f"val: {json.loads((teacher / 'evaluation-val.json').read_text())['top1']:.2%} of " in said
-    assert "shards are labeled, the others were labeled before" in (labels / "output.log").read_text()
+    assert "5 shards are labeled now, 0 were labeled before" in (labels / "output.log").read_text()
     assert "Selected pseudo-labels" in (selection / "messages.jsonl").read_text()
 
 
