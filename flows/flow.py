@@ -36,13 +36,10 @@ def self_train(config: Config, run_dir: Path, accept_environment: bool = False) 
     It returns the content of result.json, as the data of a final state that says the result. A stopped run is resumed.
     """
     rounds: list[Round] = []
-    shown: set[Path] = set()
 
     def on_round(new: Round) -> None:
         rounds.append(new)
         show_rounds(run_dir, rounds)
-        if new.select is not None and new.select not in shown:  # it was finished before
-            show_selection(run_dir, new.select)
 
     with show_progress() as show:
 
@@ -50,7 +47,6 @@ def self_train(config: Config, run_dir: Path, accept_environment: bool = False) 
             watched_stage(run_dir, job, lock_fd, show)
             if job.kind == "select":
                 show_selection(run_dir, job.out)
-                shown.add(job.out)
 
         options: dict[str, Any] = {"on_round": on_round, "accept_environment": accept_environment}
         result = run_loop(config, run_dir, run_stage=run_stage, **options)
