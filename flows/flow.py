@@ -87,8 +87,6 @@ def self_train(
         def on_round(new: Round) -> None:
             rounds.append(new)
             show_rounds(folder, rounds)
-            if new.select is not None:
-                tasks.show_selection(new.select)
 
         with bars() as show:
             tasks = _Tasks(folder, show)
@@ -183,7 +181,6 @@ class _Tasks:
     def __init__(self, run_dir: Path, show: Callable[[Progress], None]) -> None:
         self._run_dir, self._show = run_dir, show
         self._states: dict[Path, State[Any]] = {}
-        self._shown: set[Path] = set()
 
     def run(self, job: Job, lock_fd: int) -> None:
         """Run a stage in a task. It raises what the stage raises."""
@@ -194,19 +191,11 @@ class _Tasks:
             bar.show(progress)
 
         self._add(job, stage(job.title, job, lock_fd, show, wait_for=self._before(job), return_state=True))
-        if job.kind == "select":
-            self.show_selection(job.out)
 
     def reuse(self, job: Job) -> None:
         """Show a stage that is not run, unless this run has it already."""
         if job.out not in self._states:
             self._add(job, reused(job.title, job.out, wait_for=self._before(job), return_state=True))
-
-    def show_selection(self, folder: Path) -> None:
-        """Show the pages of a selection, once."""
-        if folder not in self._shown:
-            self._shown.add(folder)
-            show_selection(self._run_dir, folder)
 
     def succeed(self, registry: Path, how: Promote) -> str:
         """Promote the result, if that was asked for; returns what became of it.
@@ -234,6 +223,8 @@ class _Tasks:
         go_on(state)
         state.result()
         self._states[job.out] = state
+        if job.kind == "select":
+            show_selection(self._run_dir, job.out)
 
 
 def _flow_run() -> FlowRun:

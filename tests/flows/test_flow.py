@@ -83,7 +83,7 @@ def test_the_pages_of_a_finished_run_are_shown_and_its_report_is_written(finishe
     found = artifacts()
     keys = {what: artifact_key(finished_run, what) for what in ("pool", "selection", "verdict", "report")}
     assert set(keys.values()) <= set(found)
-    assert found[keys["verdict"]]["description"].startswith("digits <i>demo</i>: test ")
+    assert found[keys["verdict"]]["description"].startswith(f"{finished_run.name}: test ")
     assert (finished_run / "report.html").resolve().as_uri() in found[keys["report"]]["data"]
     assert (finished_run / "report.html").exists()
 
