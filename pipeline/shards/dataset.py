@@ -17,9 +17,10 @@ import numpy.typing as npt
 from pipeline.arrays import I32Array, I64Array, U64Array
 from pipeline.config import SPLITS, Data, Split
 from pipeline.errors import UserError
-from pipeline.shards.index import Index, keep_rows, load_index
+from pipeline.shards.index import Index, index_path, keep_rows, load_index
 from pipeline.shards.manifest import read_manifest
 from pipeline.shards.members import scan_members
+from pipeline.shards.mirror import fetch_together
 from pipeline.shards.split import bad_samples, check_values, find_tars, folder_of
 from pipeline.shards.truth import Truth, truth_as
 from pipeline.stages.fingerprint import digest
@@ -153,6 +154,7 @@ def open_split(data: Data, split: Split, *, verify: bool = False, progress: Prog
     indexes: list[Index] = []
     skipped: dict[str, str] = {}
     start = 0
+    fetch_together(index_path(tar.path) for tar in tars)
     for tar in tars:
         report = functools.partial(progress, tar.name) if progress else None
         index = load_index(
