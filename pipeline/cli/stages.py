@@ -261,8 +261,8 @@ def _run(job: Job, whole: Path | None = None, address: Remote | None = None) -> 
     if address is not None:
         if job.runtime.nodes > 1:
             raise UserError(
-                f"runtime.nodes is {job.runtime.nodes}, but a stage at an address is filled by one machine; set it to 1, "
-                "and give each machine a --part"
+                f"runtime.nodes is {job.runtime.nodes}, but a stage at an address is filled by one machine; set it to "
+                "1, and give each machine a --part"
             )
         with show_progress() as on_progress:
             run_away(job, whole or job.out, address, on_progress)
