@@ -17,12 +17,10 @@ from pathlib import Path
 
 from pipeline.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_USER_ERROR, Interrupted, UserError, shown
 from pipeline.stages.interrupt import ignore, leave_at_once
+from pipeline.stages.messages import MESSAGES, MessageFile
 from pipeline.stages.owner import die_with_parent
 from pipeline.stages.ranks import count_over_machines, env_rank
 from pipeline.stages.streams import keep_streams
-
-MESSAGES = "messages.jsonl"
-"""What the process of a stage logs from INFO on, for its parent, who logs it too."""
 
 
 def main() -> int:
@@ -57,7 +55,7 @@ def guarded(run: Callable[[], int], out: Path) -> int:
     if env_rank() == 0:
         log = logging.getLogger("selftrain")
         log.setLevel(logging.INFO)
-        log.addHandler(_MessageFile(out / MESSAGES))
+        log.addHandler(MessageFile(out / MESSAGES))
         log.addHandler(logging.StreamHandler(sys.stdout))  # the stage's output.log
     try:
         return run()
@@ -71,19 +69,6 @@ def guarded(run: Callable[[], int], out: Path) -> int:
         return EXIT_INTERRUPTED
     finally:
         ignore()
-
-
-class _MessageFile(logging.Handler):
-    """Writes messages as JSON lines, for the parent to log."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__(logging.INFO)
-        self.path = path
-
-    def emit(self, record: logging.LogRecord) -> None:
-        from pipeline.files import append_json
-
-        append_json(self.path, {"level": record.levelno, "message": record.getMessage()})
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import logging
 import os
 import re
 import shlex
@@ -26,20 +25,18 @@ import psutil
 
 from pipeline.config import Runtime
 from pipeline.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_USER_ERROR, Interrupted, UserError
-from pipeline.files import cannot_write, open_to_append, read_json, read_lines, write_bytes
-from pipeline.stages.child import MESSAGES
+from pipeline.files import cannot_write, open_to_append, read_json, write_bytes
 from pipeline.stages.folder import check_stage_folder
 from pipeline.stages.interrupt import deferred
 from pipeline.stages.jobs import Job
 from pipeline.stages.kinds import kind_of
+from pipeline.stages.messages import MESSAGES, Messages
 from pipeline.stages.nodes import others
 from pipeline.stages.owner import LOCK_VARIABLE, PARENT_VARIABLE
 from pipeline.stages.preamble import run_stage
 from pipeline.stages.progress import Progress, read_progress
 from pipeline.stages.stall import Stall
 from pipeline.threads import num_cores
-
-log = logging.getLogger("selftrain.launch")
 
 CHILD: tuple[str, ...] = (sys.executable, "-m", "pipeline.stages.child")
 GRACE_S = 15.0
@@ -135,7 +132,7 @@ def run_child(
         (out / stale).unlink(missing_ok=True)
     path = out / "output.log"
     log_start = _begin_log(path, command)
-    messages = _Messages(out / MESSAGES)
+    messages = Messages(out / MESSAGES)
     with deferred() as signalled, open_to_append(path) as log:
         process = subprocess.Popen(
             command,
@@ -225,7 +222,7 @@ def _watch(
     grace_s: float,
     on_progress: Callable[[Progress], None] | None,
     stop: Callable[[], bool],
-    messages: _Messages,
+    messages: Messages,
     stall: Stall,
 ) -> bool:
     """Wait until the child or its grace ends, and pass on messages, progress and a stop; returns whether it was
@@ -288,24 +285,6 @@ def _outcome(code: int, out: Path, title: str, grace_s: float, tail: str, *, sto
         how = f"killed {grace_s:g} s after it was asked to stop" if code == -signal.SIGKILL else _cause(code)
         return Interrupted(f"{title} was stopped without saving ({how}); the same command goes on from what is saved")
     return StageFailed(f"{title} failed ({_cause(code)}). The end of {out / 'output.log'}:\n{tail}")
-
-
-class _Messages:
-    """What a child says, each message logged once and as soon as it is there."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._size = self._told = 0
-
-    def tell(self) -> None:
-        """Log the messages that are new."""
-        size = self.path.stat().st_size if self.path.exists() else 0
-        if size == self._size:
-            return
-        lines = read_lines(self.path, torn=True)
-        for line in lines[self._told :]:
-            log.log(line["level"], "%s", line["message"])
-        self._size, self._told = size, len(lines)
 
 
 def _cause(code: int) -> str:
