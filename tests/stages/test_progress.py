@@ -59,3 +59,40 @@ def test_show_progress_names_each_stage_once_where_there_is_no_terminal() -> Non
             show(Progress("train teacher (round 0)", done, 2, "steps", ""))
         show(Progress("label (round 0)", 1, 0, "images", ""))
     assert console.file.getvalue().splitlines() == ["train teacher (round 0)", "label (round 0)"]  # type: ignore[attr-defined]
+
+
+def test_the_time_left_follows_from_the_rate_since_the_process_began_and_not_from_what_was_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [1000.0]
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    report(tmp_path, 100, 100, "images", "statistics")  # another unit says nothing of the steps
+
+    def left_at(done: int, after_s: float) -> str:
+        now[0] += after_s
+        report(tmp_path, done, 1000, "steps")
+        found = read_progress(tmp_path, "train")
+        assert found is not None
+        return found.left
+
+    assert left_at(500, 60) == ""  # resumed there: no rate yet
+    assert left_at(510, 10) == "8 min left"  # 490 steps at a step per second
+    assert left_at(900, 3.5) == "4 s left"
+    assert left_at(901, 40_000) == "2 h 45 min left"
+    assert left_at(1000, 1) == ""
+
+
+def test_a_report_of_an_earlier_version_is_read(tmp_path: Path) -> None:
+    (tmp_path / "progress.json").write_text('{"done": 1, "total": 2, "unit": "steps", "text": ""}')
+    assert read_progress(tmp_path, "train") == Progress("train", 1, 2, "steps", "")
+
+
+def test_the_bar_shows_the_time_left() -> None:
+    from io import StringIO
+
+    from rich.console import Console
+
+    console = Console(file=StringIO(), force_terminal=True, width=160)
+    with show_progress(console) as show:
+        show(Progress("train teacher (round 0)", 1, 2, "steps", "", left_s=90.0))
+    assert "90 s left" in console.file.getvalue()  # type: ignore[attr-defined]
