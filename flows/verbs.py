@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
+from flows.settings import is_watched
 from pipeline.cli import AcceptOption, ConfigArgument, SetOption, app
 from pipeline.errors import UserError, did_you_mean
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["app"]
 
 T = TypeVar("T")
+NO_PREFECT = "Go without the server that PREFECT_API_URL or PREFECT_PROFILE names, to equal results."
 
 
 @app.command()
@@ -35,36 +37,26 @@ def run(
         typer.Option(metavar="DIR", help="Run folder.", show_default="runs/NAME for NAME.yaml"),
     ] = None,
     set_: SetOption = None,
-    no_prefect: Annotated[bool, typer.Option("--no-prefect", help="Run without Prefect, to equal results.")] = False,
+    no_prefect: Annotated[bool, typer.Option("--no-prefect", help=NO_PREFECT)] = False,
     accept_environment: AcceptOption = False,
 ) -> None:
     """Run the whole loop: teacher, labels, selection, student, and again.
 
-    A run that was stopped or killed goes on when the same command is typed again. Prefect watches it, on an embedded
-    server, or on yours if PREFECT_API_URL is set.
+    A run that was stopped or killed goes on when the same command is typed again. With PREFECT_API_URL in the
+    environment, that Prefect server watches it.
 
     [bold]Example[/bold]: selftrain run birds.yaml --run-dir runs/longer --set student.steps=20000
     """
     from pipeline.config import load_config
-    from pipeline.report.page import write_report
     from pipeline.runs.folder import check_run_folder
     from pipeline.stages.terminal import output
 
     settings = load_config(config, set_ or ())
     folder = run_dir or Path("runs") / config.stem
     check_run_folder(folder, config)
-    result = _run_loop(settings, folder, accept_environment, watched=not no_prefect)
+    result = _run_loop(settings, folder, accept_environment, watched=is_watched() and not no_prefect)
     output().print(summary(result))
-    try:
-        report = write_report(folder)
-    except Exception as error:  # any error: the result, perhaps of days, is on disk and stands
-        logging.getLogger("selftrain.flows").warning(
-            "the report could not be written (%s: %s); the result stands. Write it with: selftrain report %s",
-            type(error).__name__,
-            error,
-            folder,
-        )
-    else:
+    if (report := folder / "report.html").exists():
         output().print(f"Report: {report}", soft_wrap=True)
 
 
@@ -81,8 +73,8 @@ def ablate(
         typer.Option(metavar="DIR", help="Output folder.", show_default="runs/NAME-ablation-MODE for NAME.yaml"),
     ] = None,
     set_: SetOption = None,
-    parallel: Annotated[int, typer.Option(min=1, help="Runs at a time; more than one needs --no-prefect.")] = 1,
-    no_prefect: Annotated[bool, typer.Option("--no-prefect", help="Run without Prefect, to equal results.")] = False,
+    parallel: Annotated[int, typer.Option(min=1, help="Runs at a time; Prefect watches one only.")] = 1,
+    no_prefect: Annotated[bool, typer.Option("--no-prefect", help=NO_PREFECT)] = False,
     accept_environment: AcceptOption = False,
 ) -> None:
     """Measure the worth of techniques: runs that differ in one technique are compared on val, paired by seed.
@@ -102,7 +94,8 @@ def ablate(
     from pipeline.stages.terminal import output, terminal
 
     settings = load_config(config, set_ or ())
-    if parallel > 1 and not no_prefect:
+    watched = is_watched() and not no_prefect
+    if parallel > 1 and watched:
         raise UserError(f"--parallel {parallel}: Prefect watches one stage at a time; pass --no-prefect too")
     how: Mode | None = next((known for known in MODES if known == mode), None)
     if how is None:
@@ -129,43 +122,36 @@ def ablate(
 
         return ablation_flow(settings, folder, names, how, seeds, accept_environment)
 
-    text = plain() if no_prefect else _watched(folder, under_prefect, plain)
+    text = _watched(under_prefect, plain) if watched else plain()
     output().quiet = False
     output().print(text, end="", soft_wrap=True)
     output().print(f"Written: {folder}/rows.jsonl, table.md, ablation.png", soft_wrap=True)
 
 
 def _run_loop(config: Config, run_dir: Path, accept_environment: bool, *, watched: bool) -> dict[str, Any]:
+    from pipeline.report.page import try_report
     from pipeline.runs.loop import run_loop
 
     def plain() -> dict[str, Any]:
         with _stages_with_bars() as run_stage:
-            return run_loop(config, run_dir, run_stage=run_stage, accept_environment=accept_environment)
+            result = run_loop(config, run_dir, run_stage=run_stage, accept_environment=accept_environment)
+        try_report(run_dir)
+        return result
 
     def under_prefect() -> dict[str, Any]:
         from flows.flow import self_train
 
         return self_train(config, run_dir, accept_environment)
 
-    return _watched(run_dir, under_prefect, plain) if watched else plain()
+    return _watched(under_prefect, plain) if watched else plain()
 
 
-def _watched(folder: Path, call: Callable[[], T], plain: Callable[[], T]) -> T:
-    """Call a flow on the user's Prefect server, or on an embedded one in `folder`. If the server goes away, or the
-    embedded one does not start, `plain` is called, which goes on without it, to the same results."""
-    from flows.settings import import_prefect, prepare
-    from pipeline.stages.terminal import terminal
+def _watched(call: Callable[[], T], plain: Callable[[], T]) -> T:
+    """Call a flow on the user's Prefect server. If the server goes away, `plain` is called, which goes on without it,
+    to the same results."""
+    from flows.settings import prepare
 
-    if prepare(folder):
-        from flows.server import NotStarted, start_server
-
-        try:
-            with terminal().status("starting Prefect's embedded server"):
-                start_server()
-        except NotStarted as error:
-            logging.getLogger("selftrain.flows").warning("no Prefect server (%s); going on without it", error)
-            return plain()
-        import_prefect()
+    prepare()
     from flows.watch import ServerGone, watched
 
     try:

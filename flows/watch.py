@@ -34,8 +34,8 @@ def watched(call: Callable[[], T]) -> T:
     if problem is not None:
         url = os.environ.get("PREFECT_API_URL")
         raise UserError(
-            f"no Prefect server answers at PREFECT_API_URL={url} ({problem}); start it, unset the variable to use the "
-            "embedded one, or pass --no-prefect"
+            f"no Prefect server answers at PREFECT_API_URL={url} ({problem}); start it, or pass --no-prefect to go "
+            "without"
         )
     if "PREFECT_LOGGING_LEVEL" not in os.environ:
         for name in ("prefect.flow_runs", "prefect.task_runs"):  # the server gets these logs; the caller tells people

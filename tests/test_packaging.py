@@ -50,7 +50,6 @@ BROUGHT = {
     "pydantic-core": "pydantic",
     "huggingface-hub": "timm",
     "httpx": "prefect",
-    "uvicorn": "prefect",
     "packaging": "pytest",
 }
 """Parts of a requirement that are imported beside it, and the requirement that brings them."""

@@ -115,7 +115,7 @@ def write_figures(out: Path, rows: Sequence[Row]) -> None:
 def _check_out(out: Path) -> None:
     """Only what an ablation left is replaced."""
     names = {p.name for p in out.iterdir() if p.name[0] != "."} if out.is_dir() else set()
-    ours = {ROWS, TABLE, PLOT, EARLIER, "prefect"} if CELLS in names else {"prefect"}
+    ours = {ROWS, TABLE, PLOT, EARLIER, "prefect"} if CELLS in names else set()  # earlier versions had a server there
     if names - ours - {CELLS, "run.lock"}:
         raise UserError(f"{out} has files, such as {min(names)}, but is no ablation's folder; choose another --out")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from pipeline.files import write_bytes
 from pipeline.report.plots import css_width
 from pipeline.report.record import RunRecord, read_run
 from pipeline.report.sections import sections
+
+log = logging.getLogger("selftrain.report")
 
 GENERATOR = b'<meta name="generator" content="selftrain'
 
@@ -27,6 +30,21 @@ def write_report(run_dir: Path) -> Path:
         raise UserError(f"{path} is not a report of selftrain; rename it, or report on another folder")
     write_bytes(path, render(read_run(run_dir)).encode())
     return path
+
+
+def try_report(run_dir: Path) -> Path | None:
+    """Write RUN/report.html at the end of a run; returns its path, or None after a warning: the result, perhaps of
+    days, is on disk and stands."""
+    try:
+        return write_report(run_dir)
+    except Exception as error:
+        log.warning(
+            "the report could not be written (%s: %s); the result stands. Write it with: selftrain report %s",
+            type(error).__name__,
+            error,
+            run_dir,
+        )
+        return None
 
 
 def render(run: RunRecord) -> str:

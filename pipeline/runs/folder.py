@@ -33,12 +33,11 @@ def check_run_folder(run_dir: Path, config_path: Path | None = None) -> None:
             f"{config_path} is where the run in {run_dir} writes its resolved config; copy it elsewhere, or choose "
             "another --run-dir"
         )
-    # Prefect's database may be there before the run is.
     names = [p.name for p in run_dir.iterdir() if p.name[0] != "."] if run_dir.is_dir() else []
     others = {"manifest.json": "a packed folder", "stage.json": "a stage's folder", CHAMPION: "a registry of champions"}
     if (what := next((others[name] for name in others if name in names), None)) is not None:
         raise UserError(f"{run_dir} is {what}, not a run's; choose another --run-dir")
-    if set(names) - {"prefect"} and not {"run.lock", "stages.json"} & set(names):
+    if names and not {"run.lock", "stages.json"} & set(names):
         raise UserError(f"{run_dir} has files, such as {min(names)}, but is no run folder; choose another --run-dir")
 
 

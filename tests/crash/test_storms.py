@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from support import fake_run
 from support.command import environment, finish, type_command
 from support.parents import running, script
+from support.server import prefect_server
 from support.storms import storm
 from support.waiting import FOREVER_S, wait_for
 
@@ -20,11 +22,11 @@ from pipeline.stages import interrupt
 pytestmark = pytest.mark.process
 
 
-def check_storm(folder: Path, seed: int, *options: str, after: str | None = None) -> None:
+def check_storm(folder: Path, seed: int, after: str | None, **variables: str) -> None:
     """A storm over `selftrain run`, from its start or from when a file is there."""
     (folder / "birds.yaml").write_text("seed: 1\n")
     command = (sys.executable, fake_run.__file__, str(FOREVER_S))
-    process = type_command("run", "birds.yaml", *options, cwd=folder, command=command)
+    process = type_command("run", "birds.yaml", cwd=folder, command=command, **variables)
     if after is not None:
         wait_for((folder / "runs/birds" / after).exists)
     storm(process, seed)
@@ -38,14 +40,22 @@ def check_storm(folder: Path, seed: int, *options: str, after: str | None = None
 
 @pytest.mark.parametrize(("seed", "after"), [(0, None), (1, "label-0/began")])
 def test_a_storm_ends_a_run_with_75(tmp_path: Path, seed: int, after: str | None) -> None:
-    check_storm(tmp_path, seed, "--no-prefect", after=after)
+    check_storm(tmp_path, seed, after)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    with prefect_server(tmp_path_factory.mktemp("prefect")) as variables:
+        yield variables
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("after", [None, "prefect", "prefect/prefect.db", "run.lock", "label-0/began"])
+@pytest.mark.parametrize("after", [None, "run.lock", "label-0/began"])
 @pytest.mark.parametrize("seed", range(4))
-def test_storms_under_prefect_end_a_run_with_75(tmp_path: Path, seed: int, after: str | None) -> None:
-    check_storm(tmp_path, seed, after=after)
+def test_storms_under_prefect_end_a_run_with_75(
+    tmp_path: Path, server: dict[str, str], seed: int, after: str | None
+) -> None:
+    check_storm(tmp_path, seed, after, **server)
 
 
 def test_a_storm_over_a_child_that_has_nothing_to_save_yet_ends_it_with_75(tmp_path: Path) -> None:

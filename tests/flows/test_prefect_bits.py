@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from support.command import selftrain
 from support.images import digit_files, write_files
+from support.server import prefect_server
 
 pytestmark = pytest.mark.process
 
@@ -36,8 +37,7 @@ runtime: {precision: fp32, threads: 1, device: cpu}
 
 def digests(run: Path) -> dict[str, str]:
     files = {path for pattern in COMPARED for path in run.rglob(pattern) if path.name not in NOT_COMPARED}
-    kept = [path for path in files if "prefect" not in path.relative_to(run).parts]
-    return {str(path.relative_to(run)): hashlib.sha256(path.read_bytes()).hexdigest() for path in kept}
+    return {str(path.relative_to(run)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 @pytest.fixture
@@ -51,8 +51,9 @@ def data(tmp_path: Path) -> Path:
 
 @pytest.mark.slow
 def test_a_run_is_bit_identical_with_and_without_prefect(data: Path) -> None:
-    selftrain("run", "digits.yaml", "--run-dir", "watched", cwd=data)
-    selftrain("run", "digits.yaml", "--run-dir", "plain", "--no-prefect", cwd=data)
+    with prefect_server(data / "prefect") as variables:
+        selftrain("run", "digits.yaml", "--run-dir", "watched", cwd=data, **variables)
+    selftrain("run", "digits.yaml", "--run-dir", "plain", cwd=data)
     watched, plain = digests(data / "watched"), digests(data / "plain")
     assert sum(name.endswith(".safetensors") for name in plain) >= 2
     assert "result.json" in plain

@@ -64,7 +64,6 @@ def test_splits_that_share_images_are_refused(config: Config, tmp_path: Path) ->
 
 
 def test_a_folder_with_files_that_is_no_run_is_refused(config: Config, tmp_path: Path) -> None:
-    (tmp_path / "prefect").mkdir()  # Prefect's own, which may come first
     (tmp_path / ".DS_Store").write_text("")
     (tmp_path / "notes.txt").write_text("")
     with pytest.raises(UserError, match=r"has files, such as notes\.txt, but is no run folder; choose another"):

@@ -17,7 +17,6 @@ SELFTRAIN = (sys.executable, "-m", "flows.cli")
 def environment(**more: str) -> dict[str, str]:
     """The variables of a process that finds this checkout wherever it works, and no Prefect of whoever tests."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
-    clean["PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS"] = str(int(LIMIT_S))
     return {**clean, "PYTHONPATH": str(ROOT), "COLUMNS": "120", **more}
 
 

@@ -1,6 +1,6 @@
 """`selftrain run` with a loop of fake stages, in a process of its own: `python fake_run.py SECONDS run CONFIG ...`.
 
-Everything but the loop and the stages is real: the command, Prefect, its embedded server, the launcher, the children.
+Everything but the loop and the stages is real: the command, Prefect, the launcher, the children.
 """
 
 from __future__ import annotations
@@ -86,6 +86,11 @@ def fake_stage(out: Path, seconds: float) -> int:
     return 0
 
 
+def fake_report(run_dir: Path) -> Path:
+    (run_dir / "report.html").touch()
+    return run_dir / "report.html"
+
+
 def install(seconds: float) -> None:
     """Put the fakes where the run command finds them."""
     from pipeline.report import page
@@ -94,7 +99,7 @@ def install(seconds: float) -> None:
 
     launch.CHILD = (sys.executable, __file__, "stage", str(seconds))
     loop.run_loop = fake_loop
-    page.write_report = lambda run_dir: run_dir / "report.html"
+    page.write_report = fake_report
 
 
 if __name__ == "__main__":
