@@ -81,9 +81,10 @@ def sections(run: RunRecord) -> dict[str, Any]:
         "headline": [_headline(run, train) for train in run.trainings],
         "other_evaluations": {e.path.name: read_tests(e.path) for e in run.other_evaluations},
         "test_rows": [
-            (text, run.test.get(name), verdict.gains.get(name), _cost(train)) for name, text, train in _test_names(run)
+            (text, run.test.get(name), verdict.gains.get(name), _cost(train))
+            for name, text, train in models_on_test(run)
         ],
-        "accuracy_plot": _accuracy_plot(run),
+        "accuracy_plot": accuracy_plot(run),
         "curves_plot": _curves_plot(run),
         "panels": panels_of(run),
         "title": METHODS[run.config.method].title,
@@ -95,7 +96,7 @@ def sections(run: RunRecord) -> dict[str, Any]:
     }
 
 
-def _test_names(run: RunRecord) -> list[tuple[str, str, TrainRecord | None]]:
+def models_on_test(run: RunRecord) -> list[tuple[str, str, TrainRecord | None]]:
     """The models of the table of test: the name in test.json, the name for people, the training."""
     round_ = run.result["final"]["round"] if run.result else None
     final = "Final model" if round_ is None else f"Final model (round {round_})"
@@ -148,7 +149,8 @@ def _num_selected(run: RunRecord, train: TrainRecord) -> int | None:
 # ----------------------------------------------------------------------------------------------------------- plots
 
 
-def _accuracy_plot(run: RunRecord) -> bytes | None:
+def accuracy_plot(run: RunRecord) -> bytes | None:
+    """The accuracies on val of all models that are finished; None if that is one."""
     shown = [plots.Point(_in_two_lines(t), t.val, _standing(run, t)) for t in run.trainings if t.val is not None]
     return plots.accuracy_by_round(shown) if len(shown) > 1 else None
 
@@ -212,18 +214,26 @@ def _round_section(
             inspected = inspect_pseudo_labels(dataset, round_.select.path, data, size)
         except UserError as error:
             problem = str(error)
-    threshold = round_.select.record["config"].get("threshold", 0.0) if round_.select is not None else 0.0
-    cuts = tuple(c["cut"] for c in summary["classes"] if "cut" in c)
     return RoundSection(
         round=round_,
         teachers=labeled_by(round_, run),
         summary=summary,
-        cuts=cuts,
-        histogram=plots.confidence_histogram(summary["histogram"], *(cuts or [threshold])),
+        cuts=_cuts(summary),
+        histogram=confidence_plot(round_, summary),
         bars=plots.per_class(summary),
         inspected=inspected,
         problem=problem,
     )
+
+
+def confidence_plot(round_: RoundRecord, summary: Summary) -> bytes:
+    """The histogram of a round's confidences, with its threshold, or those of its classes."""
+    threshold = round_.select.record["config"].get("threshold", 0.0) if round_.select is not None else 0.0
+    return plots.confidence_histogram(summary["histogram"], *(_cuts(summary) or [threshold]))
+
+
+def _cuts(summary: Summary) -> tuple[float, ...]:
+    return tuple(c["cut"] for c in summary["classes"] if "cut" in c)
 
 
 # ------------------------------------------------------------------------------------------------ lineage and timing

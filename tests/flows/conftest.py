@@ -3,7 +3,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+from support.run_folder import digits, finished_run, run
 from support.waiting import LIMIT_S
+
+__all__ = ["digits", "finished_run", "run"]
 
 
 @pytest.fixture(scope="session")

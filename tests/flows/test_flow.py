@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import logging
 import signal
@@ -11,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from prefect import flow
 from support import fake_run
 from support.waiting import wait_for
 
+from flows.artifacts import artifact_key, show_selection, show_verdict
 from pipeline.config import Config, parse
 from pipeline.errors import Interrupted, UserError
 from pipeline.methods import METHODS
@@ -93,30 +94,48 @@ def test_every_method_is_the_same_flow(tmp_path: Path, method: str) -> None:
         assert client.read_flow(run.flow_id).name == "self-train"
 
 
-def test_artifacts_show_progress_leaderboard_and_plots(tmp_path: Path) -> None:
-    run_watched(Config(), tmp_path)
+def test_a_run_has_progress_and_leaderboard_under_keys_of_its_own_and_its_state_says_the_result(tmp_path: Path) -> None:
+    for name in ("one", "other"):
+        result = run_watched(Config(), tmp_path / name)
+        assert result["final"]["test_top1"] == 0.75  # the flow returns the data of its state
+    run, _ = last_flow_run(num_tasks=2)
+    assert run.state.message == "test 75.0%, +5.0 over the teacher"
     found = artifacts()
-    assert {"label-progress", "leaderboard", "round-report"} <= set(found)
-    assert found["label-progress"]["data"] == 100
-    rows = json.loads(found["leaderboard"]["data"])
-    assert [row["round"] for row in rows] == ["0", "1"]
-    assert rows[1]["95% interval"] == "70.00-90.00%"
-    page = found["round-report"]["data"]
-    png = page.split("data:image/png;base64,", 1)[1].split(")", 1)[0]
-    assert base64.b64decode(png, validate=True).startswith(b"\x89PNG")
-    assert len(page) < 200_000  # it lives in the server's database
+    for name in ("one", "other"):
+        assert found[artifact_key(tmp_path / name, "label (round 0)")]["data"] == 100
+        rows = json.loads(found[artifact_key(tmp_path / name, "leaderboard")]["data"])
+        assert [row["round"] for row in rows] == ["0", "1"]
+        assert rows[1]["95% interval"] == "70.00-90.00%"
+
+
+def test_the_pages_of_a_finished_run_are_shown_and_its_report_is_written(finished_run: Path) -> None:
+    selection = next(finished_run.glob("rounds/2/select-*"))
+
+    @flow
+    def show() -> None:
+        show_selection(finished_run, selection)
+        show_verdict(finished_run)
+
+    show()
+    found = artifacts()
+    keys = {what: artifact_key(finished_run, what) for what in ("pool", "selection", "verdict", "report")}
+    assert set(keys.values()) <= set(found)
+    assert found[keys["verdict"]]["description"].startswith(f"{finished_run.name}: test ")
+    assert (finished_run / "report.html").resolve().as_uri() in found[keys["report"]]["data"]
+    assert (finished_run / "report.html").exists()
 
 
 def test_a_display_that_fails_costs_a_warning_only(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from flows import artifacts as module
+    from flows.artifacts import bar, final_verdict, leaderboard
 
     def broken(*_: object, **__: object) -> None:
         raise ConnectionError("the server is gone")
 
-    for name in ("create_markdown_artifact", "create_progress_artifact", "create_table_artifact"):
-        monkeypatch.setattr(module, name, broken)
+    monkeypatch.setattr(bar, "create_progress_artifact", broken)
+    monkeypatch.setattr(leaderboard, "create_table_artifact", broken)
+    monkeypatch.setattr(final_verdict, "create_markdown_artifact", broken)
     monkeypatch.setattr(logging.getLogger("selftrain"), "propagate", True)
     assert run_watched(Config(), tmp_path)["schema"] == 1
     warnings = [r.getMessage() for r in caplog.records if r.name == "selftrain.flows"]
@@ -181,7 +200,7 @@ def test_an_ablation_is_a_flow_whose_stages_are_tasks_and_whose_table_is_an_arti
     monkeypatch.setattr(flow, "run_ablation", one_stage)
     text = watched(lambda: flow.ablate(Config(), tmp_path, ["ema"], "alone", 1))
     assert "| ema | +10.00 |" in text
-    assert artifacts()["ablation"]["data"] == text
+    assert artifacts()[artifact_key(tmp_path, "ablation")]["data"] == text
     run, tasks = last_flow_run(num_tasks=1)
     assert run.state.is_completed()
     assert [task.name for task in tasks] == ["label (round 1)"]

@@ -228,7 +228,9 @@ def write_run(path: Path, data: Data, *, num_rounds: int = 2, finished: bool = T
         skills = {"teacher": SKILL[0], "final": SKILL[num_rounds], **({"control": 1.5} if control else {})}
         control_dir = str(author.train("control", 1.5, "control").relative_to(path)) if control else None
         final = {"round": num_rounds, "val_top1": rounds[-1]["val_top1"], "control_dir": control_dir}
-        result = {"schema": 2, "rounds": rounds, "final": {**final, "test": author.evaluate(skills)}}
+        tests = author.evaluate(skills)
+        top1 = {f"{name}_test_top1".removeprefix("final_"): figures["top1"] for name, figures in tests.items()}
+        result = {"schema": 2, "rounds": rounds, "final": {**final, **top1, "test": tests}}
         write_sealed(path / "result.json", result)
     return path
 
