@@ -49,6 +49,13 @@ def main() -> NoReturn:
     console()
 
 
+def engine() -> NoReturn:
+    """The command of a deployment's runs, `selftrain-engine`: see `flows.engine`."""
+    with _named(keep=True):
+        from flows.engine import main as keep
+    sys.exit(keep())
+
+
 class _Finder:
     """Finds our packages whatever lies before them on the path."""
 

@@ -87,5 +87,5 @@ def warnings_of(limit: int | None, worker_type: str | None, *, kept: bool) -> It
     if worker_type == "process" and not kept:
         yield (
             "when its worker stops, this run is killed, and stays Running. Set the job variable `command` of the "
-            "deployment to `python -m flows.engine`, and it is saved and started again"
+            "deployment to `selftrain-engine`, and it is saved and started again"
         )

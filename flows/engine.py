@@ -1,4 +1,4 @@
-"""The command of a deployment's runs, `python -m flows.engine` in the place of `python -m prefect.engine`: it keeps the
+"""The command of a deployment's runs, `selftrain-engine` in the place of `python -m prefect.engine`: it keeps the
 engine, which runs the flow.
 
 A worker that stops kills the process that it started at once, so that nothing could be saved and nobody would say what

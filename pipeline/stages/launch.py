@@ -125,8 +125,8 @@ def run_child(
 ) -> None:
     """Run one command to its end and append its output to `out/output.log`. Its outcomes are those of `run_job`.
 
-    In any case nothing is left running that the command started in its process group or below it. `explain` gets the
-    error that says what became of it, and returns the one to raise.
+    Nothing is left running that the command started in its process group or below it. `explain` gets the error that says
+    what became of it, and returns the one to raise.
     """
     for stale in ("error.json", "progress.json", MESSAGES):
         (out / stale).unlink(missing_ok=True)
@@ -143,7 +143,6 @@ def run_child(
             pass_fds=() if lock_fd is None else (lock_fd,),
             process_group=0,
         )
-
         stall = Stall(stall_s)
 
         def asked() -> bool:
@@ -205,7 +204,9 @@ def child_variables(env: Mapping[str, str], lock_fd: int | None = None) -> dict[
     root = Path(__file__).resolve().parents[2]
     folders = [folder for folder in os.environ.get("PYTHONPATH", "").split(os.pathsep) if folder]
     from_source = root.name not in {"site-packages", "dist-packages"}
-    if from_source or any((Path(folder) / "pipeline").exists() for folder in folders):  # which would come before ours
+    if from_source or any(
+        (Path(folder) / name).exists() for folder in folders for name in ("pipeline", "flows")
+    ):  # which would come before ours
         variables["PYTHONPATH"] = os.pathsep.join([str(root), *folders])
     if lock_fd is not None:
         variables[LOCK_VARIABLE] = str(lock_fd)

@@ -17,6 +17,7 @@ class MessageFile(logging.Handler):
         self.path = path
 
     def emit(self, record: logging.LogRecord) -> None:
+        """Write one message."""
         from pipeline.files import append_json
 
         append_json(self.path, {"level": record.levelno, "message": record.getMessage()})

@@ -117,8 +117,6 @@ def test_the_settings_of_the_server_are_known_to_prefect() -> None:
 
 
 def test_files_that_the_deployment_names_are_there() -> None:
-    service = (DEPLOY / "selftrain-worker.service").read_text()
-    assert "ExecStop=/srv/selftrain/deploy/drain.sh gpu $MAINPID" in service
     assert os.access(DEPLOY / "drain.sh", os.X_OK)
     copied = re.findall(r"^COPY (.+) \S+$", (DEPLOY / "Dockerfile").read_text(), re.M)
     assert all((ROOT / name).exists() for line in copied for name in shlex.split(line))
@@ -132,7 +130,7 @@ def test_a_worker_is_drained_when_its_last_run_has_ended(tmp_path: Path) -> None
     stub.write_text(f'#!/bin/sh\necho "$@" >{said}\n')
     stub.chmod(0o755)
     worker = subprocess.Popen(
-        ["sh", "-c", "sleep 3600 & sh -c 'echo up; read line; : prefect.flow_engine'; echo done; read line"],
+        ["sh", "-c", "sleep 3600 & sh -c 'echo up; read line; : bin/selftrain-engine'; echo done; read line"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

@@ -99,4 +99,4 @@ def test_a_limit_of_the_deployment_and_an_engine_that_nobody_keeps_are_warned_of
     assert "concurrency_limit (1)" in limit
     assert "work-pool update" in limit
     (loose,) = warnings_of(None, "process", kept=False)
-    assert "python -m flows.engine" in loose
+    assert "selftrain-engine" in loose

@@ -26,7 +26,7 @@ from prefect.client.schemas.objects import FlowRun, State
 from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings
 from prefect.states import Cancelling, Scheduled
 
-from pipeline.config import Config
+from pipeline.config import Config, dump_yaml
 from pipeline.files import read_json
 from support.command import environment
 from support.server import free_port
@@ -190,7 +190,9 @@ class Team:
 
     def run(self, config: Config, run_dir: Path, *, command: str | None = KEEPER, **deployment: Any) -> UUID:
         """Start a run through a deployment, as its form does; returns the id of the flow run."""
-        parameters = {"config": config.model_dump(mode="json", exclude_unset=True), "run_dir": str(run_dir)}
+        path = run_dir.with_suffix(".yaml")
+        path.write_text(dump_yaml(config))
+        parameters = {"config": str(path), "run_dir": str(run_dir)}
         variables = {"env": {"PYTHONPATH": environment()["PYTHONPATH"]}, **({"command": command} if command else {})}
         with self.client() as client:
             flow_id = client.create_flow_from_name("self-train")
