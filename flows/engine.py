@@ -18,7 +18,7 @@ import sys
 from types import FrameType
 from uuid import UUID
 
-from pipeline.stages.launch import child_variables
+from pipeline.stages.environment import child_variables
 from pipeline.stages.owner import die_with_parent
 from pipeline.stages.streams import keep_streams
 

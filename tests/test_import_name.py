@@ -107,7 +107,8 @@ def test_the_command_and_its_stages_find_their_own_packages(project: Path, tmp_p
     script = (
         "import selftrain, subprocess\n"
         "with selftrain._named(keep=True):\n"
-        "    from pipeline.stages.launch import CHILD, child_variables\n"
+        "    from pipeline.stages.environment import child_variables\n"
+        "    from pipeline.stages.launch import CHILD\n"
         "done = subprocess.run([*CHILD, 'no-job.json'], env=child_variables({}), capture_output=True, text=True)\n"
         "print(done.stderr)\n"
     )

@@ -12,8 +12,9 @@ from typing import cast
 
 from pipeline.errors import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_OK, EXIT_USER_ERROR, Interrupted, UserError
 from pipeline.files import read_as, write_bytes
+from pipeline.stages.environment import stage_variables
 from pipeline.stages.kinds import read_job
-from pipeline.stages.launch import CHILD, StageFailed, run_child, stage_variables
+from pipeline.stages.launch import CHILD, StageFailed, run_child
 from pipeline.stages.nodes import CALL, LEADER, NODES, POLL_S, SIGN, WAIT_S, Call, place_in
 from pipeline.stages.signs import Observer, Sign
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import datetime
 import os
-import re
 import shlex
 import shutil
 import signal
@@ -23,20 +22,18 @@ from pathlib import Path
 
 import psutil
 
-from pipeline.config import Runtime
 from pipeline.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_USER_ERROR, Interrupted, UserError
 from pipeline.files import cannot_write, open_to_append, read_json, write_bytes
+from pipeline.stages.environment import child_variables, stage_variables
 from pipeline.stages.folder import check_stage_folder
 from pipeline.stages.interrupt import deferred
 from pipeline.stages.jobs import Job
 from pipeline.stages.kinds import kind_of
 from pipeline.stages.messages import MESSAGES, Messages
 from pipeline.stages.nodes import others
-from pipeline.stages.owner import LOCK_VARIABLE, PARENT_VARIABLE
 from pipeline.stages.preamble import run_stage
 from pipeline.stages.progress import Progress, read_progress
 from pipeline.stages.stall import Stall
-from pipeline.threads import num_cores
 
 CHILD: tuple[str, ...] = (sys.executable, "-m", "pipeline.stages.child")
 GRACE_S = 15.0
@@ -45,17 +42,6 @@ POLL_S = 0.2
 TAIL_LINES = 30
 _FULL = 2**16
 """A disk with fewer free bytes than this has no room for a message."""
-KEEP_FREED_MEMORY = {
-    "MALLOC_TRIM_THRESHOLD_": str(10**11),
-    "MALLOC_TOP_PAD_": str(2**28),
-    "MALLOC_MMAP_THRESHOLD_": str(2**32),
-}
-"""Settings of glibc for CPU stages. Each step allocates the same large tensors, and handing them back to the kernel in
-between costs page faults. With these settings training is 7 to 19% and labeling 50% faster (docs/log.md). A user's own
-values win."""
-
-_OF_RANKS = re.compile(r"(LOCAL_)?(RANK|WORLD_SIZE)$|MASTER_(ADDR|PORT)$|(PMI|PMIX|OMPI|MPI|MV2|PET)_")
-"""What Accelerate or torchrun would take for the place of a process among ranks."""
 
 
 class StageFailed(RuntimeError):
@@ -125,8 +111,8 @@ def run_child(
 ) -> None:
     """Run one command to its end and append its output to `out/output.log`. Its outcomes are those of `run_job`.
 
-    Nothing is left running that the command started in its process group or below it. `explain` gets the error that says
-    what became of it, and returns the one to raise.
+    In any case nothing is left running that the command started in its process group or below it. `explain` gets the
+    error that says what became of it, and returns the one to raise.
     """
     for stale in ("error.json", "progress.json", MESSAGES):
         (out / stale).unlink(missing_ok=True)
@@ -173,44 +159,6 @@ def _begin_log(path: Path, command: Sequence[str]) -> int:
             return log.tell()
     except OSError as error:
         raise cannot_write(path, error) from error
-
-
-# ------------------------------------------------------------------------------------------------------- environment
-
-
-def stage_variables(runtime: Runtime) -> dict[str, str]:
-    """The variables by which the processes of a stage use what the runtime says."""
-    threads = runtime.threads or max(1, num_cores() // runtime.processes)
-    variables = {"OMP_NUM_THREADS": str(threads)}
-    if runtime.device == "cpu":
-        variables["ACCELERATE_USE_CPU"] = "true"
-        variables |= {name: os.environ.get(name, value) for name, value in KEEP_FREED_MEMORY.items()}
-    return variables
-
-
-def child_variables(env: Mapping[str, str], lock_fd: int | None = None) -> dict[str, str]:
-    """The environment of a child: ours, with variables to find this package and its parent, and with `env` on top.
-
-    What srun, mpirun or torchrun told us of ranks is not the child's business, which would wait for the others.
-    """
-    variables = {
-        **{name: value for name, value in os.environ.items() if not _OF_RANKS.match(name)},
-        "PYTHONUNBUFFERED": "1",
-        "PYTHONFAULTHANDLER": "1",
-        "PYTHONSAFEPATH": "1",  # else a folder `pipeline` where the user works would shadow ours
-        PARENT_VARIABLE: str(os.getpid()),
-        **env,
-    }
-    root = Path(__file__).resolve().parents[2]
-    folders = [folder for folder in os.environ.get("PYTHONPATH", "").split(os.pathsep) if folder]
-    from_source = root.name not in {"site-packages", "dist-packages"}
-    if from_source or any(
-        (Path(folder) / name).exists() for folder in folders for name in ("pipeline", "flows")
-    ):  # which would come before ours
-        variables["PYTHONPATH"] = os.pathsep.join([str(root), *folders])
-    if lock_fd is not None:
-        variables[LOCK_VARIABLE] = str(lock_fd)
-    return variables
 
 
 # ------------------------------------------------------------------------------------------------ watching, stopping

@@ -20,9 +20,10 @@ from pipeline.config import Config, Data, Label, Runtime, changed, semantic
 from pipeline.errors import Interrupted, UserError
 from pipeline.runs.folder import resolve_config
 from pipeline.stages import follower, launch, nodes, signs
+from pipeline.stages.environment import child_variables
 from pipeline.stages.interface import Interface, interface
 from pipeline.stages.jobs import LabelJob
-from pipeline.stages.launch import StageFailed, child_variables, run_job
+from pipeline.stages.launch import StageFailed, run_job
 from pipeline.stages.machine import environment
 from pipeline.stages.nodes import CALL, NODES, Call, Others, leading, others
 from pipeline.stages.part import Part

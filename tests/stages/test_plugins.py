@@ -13,7 +13,8 @@ import pytest
 
 from pipeline.errors import UserError
 from pipeline.stages import plugins
-from pipeline.stages.launch import child_variables, run_child
+from pipeline.stages.environment import child_variables
+from pipeline.stages.launch import run_child
 from pipeline.stages.plugins import VARIABLE, add_plugins, digests, load_plugins
 
 CODE = "from pathlib import Path\nwith open(Path(__file__).with_suffix('.log'), 'a') as log: log.write('imported ')\n"
