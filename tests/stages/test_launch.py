@@ -23,7 +23,7 @@ from support.waiting import FOREVER_S, LIMIT_S, wait_for
 
 from pipeline.config import Data, Label, Runtime
 from pipeline.errors import Interrupted, UserError
-from pipeline.stages import launch
+from pipeline.stages import launch, messages
 from pipeline.stages.jobs import LabelJob
 from pipeline.stages.launch import run_child, run_job
 from pipeline.stages.progress import Progress
@@ -150,11 +150,11 @@ def test_what_a_child_says_is_logged_once_and_while_it_runs(tmp_path: Path, capl
         return True
 
     with caplog.at_level(logging.INFO, "selftrain"):
-        launch.log.addFilter(hear)
+        messages.log.addFilter(hear)
         try:
             run_child(script(tmp_path, code), tmp_path, title="stage")
         finally:
-            launch.log.removeFilter(hear)
+            messages.log.removeFilter(hear)
     said = [(record.levelname, record.getMessage()) for record in caplog.records]
     assert said == [("INFO", "step 1"), ("WARNING", "the loss jumps")]
 
