@@ -83,8 +83,12 @@ def bars() -> Iterator[Callable[[Progress], None]]:
     nobody's, nothing is shown, tables of selections neither."""
     context = FlowRunContext.get()
     if context and context.flow_run and context.flow_run.deployment_id:
-        output().quiet = True
-        yield lambda _: None
+        console, before = output(), output().quiet
+        console.quiet = True
+        try:
+            yield lambda _: None
+        finally:
+            console.quiet = before
         return
     with show_progress() as show:
         yield show

@@ -38,6 +38,7 @@ TRIED = {
     "selftrain select": "test_a_selection_that_is_damaged_is_made_again_as_the_message_says",
     "selftrain ablate CONFIG --out DIR": "test_an_ablation_goes_on_where_it_was_stopped_and_reads_no_test",
     "selftrain run": "test_a_method_that_is_no_single_training_is_run_by_the_verb_that_the_message_names",
+    "selftrain join {}": "test_two_hosts_that_share_nothing_but_files_train_with_the_bits_of_two_processes",
     "selftrain pack": "test_foreign_tars_are_asked_the_same",
 }
 """Command, with {} for what is filled in -> the test that types it."""

@@ -84,8 +84,8 @@ def test_one_deploy_loads_flows_of_the_project_and_ours_in_any_order(project: Pa
 def test_in_a_flow_run_the_names_remain_ours(project: Path) -> None:
     script = (
         "import flows, selftrain, sys\n"
-        "selftrain.FLOWS['STOP_S'] = 'flows.server'\n"
-        "print(selftrain.STOP_S > 0, hasattr(sys.modules['flows'], 'WHOSE'))\n"
+        "selftrain.FLOWS['RETRY_S'] = 'flows.early_end'\n"
+        "print(selftrain.RETRY_S > 0, hasattr(sys.modules['flows'], 'WHOSE'))\n"
     )
     assert python(script, project, f"{project}:{ROOT}") == "True True\n"  # given back
     script += "import flows.settings, pipeline.errors\n"

@@ -59,7 +59,7 @@ BROUGHT = {
 def test_what_is_imported_is_required(folder: str, extras: tuple[str, ...]) -> None:
     of_modules, required = packages_distributions(), requirements(*extras)
     modules = {module.split(".")[0] for path in sources(folder) for module in imports_of(path)}
-    for module in modules - sys.stdlib_module_names - {"pipeline", "flows", "support"}:
+    for module in modules - sys.stdlib_module_names - {"pipeline", "flows", "selftrain", "support"}:
         names = {name.lower().replace("_", "-") for name in of_modules[module]}
         assert {BROUGHT.get(name, name) for name in names} & set(required), f"{folder} imports {module}"
 
@@ -118,7 +118,13 @@ def test_every_config_parses_and_begins_with_what_it_is(path: Path) -> None:
 @pytest.mark.process
 def test_make_clean_leaves_data_and_runs_alone(tmp_path: Path) -> None:
     shutil.copy(ROOT / "Makefile", tmp_path)
-    kept = ["shards/birds/labeled-000000.tar", "runs/demo/result.json", "birds.yaml", "pipeline/mine.py"]
+    kept = [
+        "shards/birds/labeled-000000.tar",
+        "runs/demo/result.json",
+        "birds.yaml",
+        "pipeline/mine.py",
+        "selftrain.py",
+    ]
     gone = [".venv/installed", ".pytest_cache/x", "pipeline/__pycache__/mine.pyc", "selftrain.egg-info/PKG-INFO"]
     for name in kept + gone:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)

@@ -103,7 +103,7 @@ def test_a_champion_labels_and_teaches_as_its_model_does(
     """The stages have equal fingerprints, and are told a version, which no promotion changes."""
     given: list[Job] = []
 
-    def begun(job: Job) -> None:
+    def begun(job: Job, *_: object) -> None:
         given.append(job)
         raise Begun
 

@@ -18,7 +18,7 @@ from prefect.client.schemas.objects import FlowRun, State
 from prefect.exceptions import Abort
 from prefect.flow_engine import run_flow
 from prefect.settings import PREFECT_API_URL, temporary_settings
-from prefect.states import Cancelling, Pending
+from prefect.states import Cancelling, Completed, Pending
 from support.waiting import wait_for
 
 from flows import ends, own_state
@@ -163,7 +163,7 @@ def test_a_stopped_stage_is_a_cancelled_task_without_a_traceback() -> None:
 
 def test_a_finished_stage_goes_on() -> None:
     assert cancelled_if_stopped(lambda: None) is None
-    go_on(None)
+    go_on(Completed())
 
 
 def test_a_cancel_that_nobody_passes_on_reaches_the_run_as_a_signal(monkeypatch: pytest.MonkeyPatch) -> None:

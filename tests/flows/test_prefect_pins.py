@@ -25,7 +25,7 @@ pytestmark = pytest.mark.process
 DEPLOY = """
     from flows.flow import self_train
     from prefect.deployments.runner import EntrypointType
-    how = {"cron": "0 3 * * 0", "parameters": {"config": {}, "run_dir": "run"}}
+    how = {"cron": "0 3 * * 0", "parameters": {"config": "birds.yaml", "run_dir": "run"}}
     self_train.to_deployment("weekly", entrypoint_type=EntrypointType.MODULE_PATH, **how).apply()
 """
 
@@ -46,7 +46,7 @@ def check(variables: dict[str, str], folder: Path) -> None:
     assert "final model 75.00%" in out
     completed = {"flow_runs": {"state": {"type": {"any_": ["COMPLETED"]}}}}
     (run,) = call(f"{url}/flow_runs/filter", completed)
-    assert run["parameters"]["config"]["seed"] == 1
+    assert run["parameters"]["config"] == "birds.yaml"
     assert run["state"]["message"].startswith("test 75.0%")
     keys = {artifact["key"] for artifact in call(f"{url}/artifacts/latest/filter", {})}
     assert artifact_key(folder / "runs/birds", "leaderboard") in keys

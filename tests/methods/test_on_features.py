@@ -96,7 +96,7 @@ def test_the_control_of_a_finetuned_probe_is_the_finetuned_teacher(
             return folder / parent
 
     tuning = changed(config, finetune=Finetune(image_size=8, steps=5), rounds=changed(config.rounds, num_rounds=0))
-    run = Asked(tuning, folder, run_stage, 0, False, {}, {}, Ledger(folder, ""))
+    run = Asked(tuning, folder, run_stage, 0, False, {}, {}, Ledger(folder, ""), lambda _: None)
     entries = enumerate(read_json(folder / "result.json")["rounds"][:2])
     teacher, student = (run.judge(entry["role"], number, folder / entry["train_dir"]) for number, entry in entries)
     tuned = replace(student, round=3, role="finetune", val_top1=1.0)
