@@ -32,10 +32,11 @@ from flows.failure import failed_by_message
 from flows.log import logged_in_the_ui
 from flows.promote import find_promotion_link
 from flows.run_name import run_name, tag_run, tags_of
-from flows.succession import Promote, asked, champion_here, config_of, promote_if_better, tag_of
+from flows.succession import Promote, asked, champion_here, config_of, tag_of
 from pipeline.ablation.ablate import run_ablation
 from pipeline.ablation.cells import Mode
 from pipeline.ablation.rows import table
+from pipeline.champions.promotion import promote
 from pipeline.config import load_config
 from pipeline.errors import UserError
 from pipeline.methods.round import Round
@@ -169,7 +170,7 @@ def promotion(run_dir: Path, registry: Path, reason: str) -> Any:
     """Compare the result with the champion, and make it champion if it is better."""
 
     def run() -> State[str]:
-        done = promote_if_better(run_dir, registry, reason)
+        done = promote(run_dir, registry, reason, if_better=True)
         return Completed(name="Promoted" if done.changed else "Stays", message=str(done), data=str(done))
 
     return failed_by_message(run)

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Literal
 
 from pipeline.champions.history import check_folder
-from pipeline.champions.promotion import Promotion, promote
 from pipeline.config import Config, load_config
 from pipeline.errors import UserError
 from pipeline.methods import METHODS
@@ -67,15 +66,6 @@ def config_of(path: Path, overrides: Sequence[str], champion: Path | None) -> Co
     }
     changes = [f"teacher={json.dumps(teacher)}", "rounds.on_features=0", "committee=[]"]
     return load_config(path, [*overrides, *changes])
-
-
-def promote_if_better(run_dir: Path, registry: Path, reason: str) -> Promotion:
-    """Make the run's model the champion, if it is better on val than the champion by more than chance.
-
-    Raises:
-        UserError: somebody edited the registry, or the two models cannot be compared.
-    """
-    return promote(run_dir, registry, reason, if_better=True)
 
 
 def asked(link: str | None, run_dir: Path, registry: Path) -> str:

@@ -91,7 +91,7 @@ def _funnel(summary: Summary) -> list[tuple[str, ...]]:
         steps.append(("sure enough", sure))
     steps += [("kept", summary["num_selected"]), ("shown per epoch, with copies", summary["num_copies"])]
     total = max(summary["num_rows"], 1)
-    return [(name, number(count), f"{100 * count / total:.1f}%") for name, count in steps]
+    return [(name, number(count), percent(count / total)) for name, count in steps]
 
 
 def _on_val(summary: Summary) -> str:

@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 import psutil
 
-VARIABLES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
-"""The variables by which a user names an interface to torch."""
+VARIABLE = "GLOO_SOCKET_IFNAME"
+"""The variable by which a user names an interface to torch."""
 _ANYWHERE = "192.0.2.1"
 """An address that stands for all others (RFC 5737). Nothing is sent there."""
 
@@ -32,7 +32,7 @@ def interface() -> Interface:
         for address in addresses
         if address.family == socket.AF_INET
     ]
-    named = os.environ.get(VARIABLES[0], "").split(",")[0]
+    named = os.environ.get(VARIABLE, "").split(",")[0]
     asked = [one for one in found if one.name == named]
     wanted = [address for address in (_of_name(), _of_route()) if not address.startswith("127.")]
     reached = [one for address in wanted for one in found if one.address == address]

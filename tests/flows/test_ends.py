@@ -166,24 +166,24 @@ def test_a_finished_stage_goes_on() -> None:
     go_on(Completed())
 
 
+def cancelled_on_the_server() -> None:
+    """The body of a flow that is cancelled, and waits for the signal which tells it."""
+    came = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: came.set())
+    set_state(Cancelling())
+    wait_for(came.is_set)
+    raise Interrupted("the training is saved")
+
+
 def test_a_cancel_that_nobody_passes_on_reaches_the_run_as_a_signal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(own_state, "POLL_S", 0.05)
-    came = threading.Event()
-
-    def body() -> None:
-        signal.signal(signal.SIGTERM, lambda *_: came.set())
-        set_state(Cancelling())
-        wait_for(came.is_set)
-        raise Interrupted("the training is saved")
-
-    assert state_of(run(body)).is_cancelled()
+    assert state_of(run(cancelled_on_the_server)).is_cancelled()
 
 
 def test_a_server_that_is_away_costs_one_warning_and_is_obeyed_again(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(own_state, "POLL_S", 0.2)
-    came = threading.Event()
     real = own_state.get_client
     tries: list[str] = []
 
@@ -195,13 +195,7 @@ def test_a_server_that_is_away_costs_one_warning_and_is_obeyed_again(
 
     monkeypatch.setattr(own_state, "get_client", away)
 
-    def body() -> None:
-        signal.signal(signal.SIGTERM, lambda *_: came.set())
-        set_state(Cancelling())
-        wait_for(came.is_set)
-        raise Interrupted("the training is saved")
-
-    assert state_of(run(body)).is_cancelled()
+    assert state_of(run(cancelled_on_the_server)).is_cancelled()
     texts = [record.getMessage() for record in caplog.records if record.name == "selftrain.flows"]
     assert sum("it goes on" in text for text in texts) == 1
     assert sum("answers again" in text for text in texts) == 1

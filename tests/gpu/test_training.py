@@ -8,7 +8,6 @@ import math
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -19,6 +18,7 @@ import pytest
 import torch
 from support.learners import MakeJob, learner_of
 from support.processes import has_come_to, outputs
+from support.server import free_port
 from support.tiny_net import register
 from support.waiting import wait_for
 from torch import distributed
@@ -147,12 +147,6 @@ def test_one_rank_trains_in_a_group_as_it_does_alone(device: torch.device, job_o
     folders = [end(job, process) for job, process in zip((alone, group), processes, strict=True)]
     first = [json.loads((folder / "metrics.jsonl").read_text().splitlines()[0]) for folder in folders]
     assert first[1]["loss"] == pytest.approx(first[0]["loss"], rel=1e-2)
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        return int(free.getsockname()[1])
 
 
 @pytest.fixture

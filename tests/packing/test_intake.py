@@ -5,13 +5,12 @@ from __future__ import annotations
 import functools
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from support.images import class_files, png, snapshot, write_files
-from support.waiting import LIMIT_S
+from support.mortal import mortal, run_mortal
 
 from pipeline.config import Data
 from pipeline.errors import UserError
@@ -199,21 +198,7 @@ def test_new_images_are_told_once_and_again_if_telling_failed(data: Path, incomi
     assert not (data / "untold.json").exists()
 
 
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-from pipeline.packing.intake import intake
-kill_after, events = int(sys.argv[3]), 0
-def audit(event, arguments):
-    global events
-    if event in {"open", "os.rename", "os.mkdir", "os.rmdir", "os.remove"} and sys.argv[2] in str(arguments[0]):
-        events += 1
-        if events == kill_after:
-            os.kill(os.getpid(), signal.SIGKILL)
-sys.addaudithook(audit)
-intake(Path(sys.argv[1]), Path(sys.argv[2]), settle_s=0, shard_size=4)
-print(events)
-"""
+INTAKE = mortal("from pipeline.packing.intake import intake", "intake(source, out, settle_s=0, shard_size=4)")
 
 
 @pytest.mark.process
@@ -224,8 +209,7 @@ def test_killed_at_any_file_operation_the_folder_is_valid_and_a_second_call_fini
 
     def run(out: Path, kill_after: int) -> subprocess.CompletedProcess[str]:
         pack(source, out, split="labeled")
-        arguments = [sys.executable, "-c", KILLED, str(incoming), str(out), str(kill_after)]
-        return subprocess.run(arguments, capture_output=True, text=True, check=False, timeout=LIMIT_S)
+        return run_mortal(INTAKE, incoming, out, kill_after)
 
     whole = run(tmp_path / "whole", -1)
     assert whole.returncode == 0, whole.stderr

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 from support.images import class_files, snapshot, write_files
-from support.waiting import LIMIT_S, wait_for
+from support.mortal import mortal, run_mortal
+from support.waiting import wait_for
 
 from pipeline.packing.carve import Carve
 from pipeline.packing.pack import pack
@@ -17,39 +18,20 @@ from pipeline.shards.manifest import MANIFEST
 
 pytestmark = pytest.mark.process
 
-PACK = """
-import os, signal, sys
-from pathlib import Path
-from pipeline.packing.carve import Carve
-from pipeline.packing.pack import pack
-kill_after = int(sys.argv[3])
-events = 0
-def audit(event, arguments):
-    # Every open, rename, mkdir and rmdir is a moment to die in.
-    global events
-    if event in {"open", "os.rename", "os.mkdir", "os.rmdir", "os.remove"} and sys.argv[2] in str(arguments[0]):
-        events += 1
-        if events == kill_after:
-            os.kill(os.getpid(), signal.SIGKILL)
-sys.addaudithook(audit)
-pack(Path(sys.argv[1]), Path(sys.argv[2]), carve=Carve(num_labeled=6, val_fraction=0.2), shard_size=20)
-print(events)
-"""
-
-
-def run(source: Path, out: Path, kill_after: int) -> subprocess.CompletedProcess[str]:
-    arguments = [sys.executable, "-c", PACK, str(source), str(out), str(kill_after)]
-    return subprocess.run(arguments, capture_output=True, text=True, check=False, timeout=LIMIT_S)
+PACK = mortal(
+    "from pipeline.packing.carve import Carve; from pipeline.packing.pack import pack",
+    "pack(source, out, carve=Carve(num_labeled=6, val_fraction=0.2), shard_size=20)",
+)
 
 
 def check_kills(source: Path, tmp_path: Path, moments: list[float]) -> None:
     """Kill at these shares of the file operations; then type the command again."""
-    whole = run(source, tmp_path / "whole", -1)
+    whole = run_mortal(PACK, source, tmp_path / "whole", -1)
     assert whole.returncode == 0, whole.stderr
     expected = snapshot(tmp_path / "whole")
     for number, moment in enumerate(moments):
         out = tmp_path / f"out{number}"
-        killed = run(source, out, max(int(moment * int(whole.stdout)), 1))
+        killed = run_mortal(PACK, source, out, max(int(moment * int(whole.stdout)), 1))
         assert killed.returncode == -9, killed.stderr
         if (out / MANIFEST).exists():
             assert not [problem for problem in verify(out).problems if "a pack was killed" not in problem]

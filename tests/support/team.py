@@ -201,6 +201,12 @@ class Team:
             deployment_id = client.create_deployment(flow_id, name, **where, **deployment)
             return client.create_flow_run_from_deployment(deployment_id, parameters=parameters).id  # type: ignore[no-any-return]
 
+    def train(self, config: Config, run_dir: Path, step: int = 20, *, command: str | None = KEEPER) -> UUID:
+        """Start a run, and wait until its teacher has come to a step; returns its id."""
+        run = self.run(config, run_dir, command=command)
+        wait_for(trains(run_dir, step), poll_s=0.3)
+        return run
+
     # ------------------------------------------------------------------------------------------------------------ a run
 
     def read(self, run_id: UUID) -> FlowRun:
@@ -263,12 +269,11 @@ class Team:
             client.set_flow_run_state(run_id, Cancelling())
 
 
-def trains(run_dir: Path, step: int = 20, role: str = "teacher") -> Callable[[], bool]:
-    """Whether a training of the run has come to a step."""
-    place = "rounds/0/train-*" if role == "teacher" else "rounds/1/train-*"
+def trains(run_dir: Path, step: int) -> Callable[[], bool]:
+    """Whether the teacher of the run has come to a step."""
 
     def is_there() -> bool:
-        for folder in run_dir.glob(place):
+        for folder in run_dir.glob("rounds/0/train-*"):
             with contextlib.suppress(OSError, ValueError):
                 if read_json(folder / "progress.json")["done"] >= step:
                     return True

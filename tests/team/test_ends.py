@@ -8,7 +8,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from support.team import Team, trains
+from support.team import Team
 from support.waiting import wait_for
 
 from pipeline.config import Config, changed
@@ -26,8 +26,7 @@ def test_a_cancel_saves_leaves_no_process_and_a_retry_goes_on(
     run_dir = tmp_path / "run"
     ranks = changed(config, runtime=changed(config.runtime, processes=processes))
     team.start_worker()
-    run = team.run(ranks, run_dir)
-    wait_for(trains(run_dir), poll_s=0.3)
+    run = team.train(ranks, run_dir)
     team.cancel(run)
     state = team.until(run, "Cancelled")
     assert state.type.value == "CANCELLED"
@@ -47,8 +46,7 @@ def test_a_preempted_engine_saves_and_runs_again_by_itself(
 ) -> None:
     run_dir = tmp_path / "run"
     team.start_worker()
-    run = team.run(config, run_dir)
-    wait_for(trains(run_dir), poll_s=0.3)
+    run = team.train(config, run_dir)
     team.engine(run).terminate()
     team.until(run, "Completed")
     assert team.history(run).count("AwaitingRetry") == 1
@@ -60,8 +58,7 @@ def test_a_killed_engine_runs_again_by_itself(team: Team, config: Config, tmp_pa
     """As by the kernel for want of memory; its stage dies with it."""
     run_dir = tmp_path / "run"
     team.start_worker()
-    run = team.run(config, run_dir)
-    wait_for(trains(run_dir, 220), poll_s=0.3)
+    run = team.train(config, run_dir, 220)
     team.engine(run).kill()
     team.until(run, "Completed")
     assert team.history(run).count("AwaitingRetry") == 1
@@ -75,8 +72,7 @@ def test_a_killed_engine_that_nobody_keeps_is_crashed_and_a_retry_goes_on(
     """A deployment without our command: Prefect's own end, from which the same run resumes."""
     run_dir = tmp_path / "run"
     team.start_worker()
-    run = team.run(config, run_dir, command=None)
-    wait_for(trains(run_dir, 220), poll_s=0.3)
+    run = team.train(config, run_dir, 220, command=None)
     team.engine(run).kill()
     team.until(run, "Crashed")
     wait_for(lambda: team.log(-1).count(b"Check whether the flow run") == 2, poll_s=0.3)  # Prefect says it twice
@@ -90,8 +86,7 @@ def test_a_server_that_is_killed_and_comes_back_is_reported_to_and_obeyed(
 ) -> None:
     run_dir = tmp_path / "run"
     team.start_worker()
-    run = team.run(config, run_dir)
-    wait_for(trains(run_dir), poll_s=0.3)
+    run = team.train(config, run_dir)
     team.kill_server()
     wait_for(lambda: list(run_dir.glob("rounds/1/label-*")), poll_s=0.3)  # it goes on without
     team.start_server()
@@ -104,8 +99,7 @@ def test_a_cancel_after_the_server_came_back_is_obeyed(team: Team, config: Confi
     run_dir = tmp_path / "run"
     team.start_worker()
     long = changed(config, teacher=changed(config.teacher, steps=20_000))
-    run = team.run(long, run_dir)
-    wait_for(trains(run_dir), poll_s=0.3)
+    run = team.train(long, run_dir)
     team.kill_server()
     wait_for(lambda: b"low run cancellation" in team.log(-1), poll_s=0.5)  # "... will fail"
     team.start_server()
@@ -135,8 +129,7 @@ def test_a_training_that_stands_still_is_ended_and_retried(
 ) -> None:
     run_dir = tmp_path / "run"
     team.start_worker()
-    run = team.run(changed(config, runtime=changed(config.runtime, stall_minutes=1)), run_dir)
-    wait_for(trains(run_dir, 220), poll_s=0.3)
+    run = team.train(changed(config, runtime=changed(config.runtime, stall_minutes=1)), run_dir, 220)
     (training,) = team.processes(run_dir)
     training.suspend()  # it hangs
     team.until_name(run, "AwaitingRetry")
@@ -150,8 +143,7 @@ def test_a_killed_worker_and_its_closed_pipes_do_not_end_the_run(
 ) -> None:
     run_dir = tmp_path / "run"
     worker = team.start_worker()
-    run = team.run(config, run_dir)
-    wait_for(trains(run_dir), poll_s=0.3)
+    run = team.train(config, run_dir)
     worker.kill()
     worker.wait()
     team.until(run, "Completed")
@@ -166,8 +158,7 @@ def test_a_stopped_worker_leaves_a_run_that_the_next_worker_goes_on_with(
     """As systemd restarts it, which signals all of its processes. The pool's one slot must be free again."""
     run_dir = tmp_path / "run"
     worker = team.start_worker()
-    run = team.run(config, run_dir)
-    wait_for(trains(run_dir), poll_s=0.3)
+    run = team.train(config, run_dir)
     started = psutil.Process(worker.pid).children(recursive=True) if everyone else []
     for process in (worker, *started):
         process.terminate()
