@@ -182,9 +182,11 @@ model = timm.create_model(info["architecture"], **args).eval()
 images, expected = torch.load("expected.pt")
 torch.set_num_threads(1)
 with torch.inference_mode():
-    assert torch.equal(model(images), expected)
+    torch.testing.assert_close(model(images), expected, rtol=1e-5, atol=1e-5)  # another process may pick other kernels
 """
-    subprocess.run([sys.executable, "-W", "ignore", "-c", check], cwd=tmp_path, env=environment(), check=True)
+    command = [sys.executable, "-W", "ignore", "-c", check]
+    ended = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
 
 
 def ops_only() -> str:
