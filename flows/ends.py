@@ -23,6 +23,7 @@ from prefect.context import FlowRunContext
 from prefect.exceptions import Abort
 from prefect.states import Cancelled, Scheduled
 
+from flows.artifacts import never_fatal
 from flows.early_end import early_end, num_attempts, warnings_of
 from flows.engine import KEPT_VARIABLE
 from flows.own_state import polled
@@ -74,7 +75,7 @@ def obeying_its_run() -> Iterator[None]:
             raise
         raise _end(run.id, str(error), attempts, waits=isinstance(error, FolderInUse)) from error
     if deployed:  # the engine, which reports the result, has less patience
-        _when_it_answers("report the result", lambda: _read(run.id))
+        when_it_answers("report the result", lambda: _read(run.id))
 
 
 @contextlib.contextmanager
@@ -132,14 +133,21 @@ def _end(run_id: UUID, message: str, attempts: int, *, waits: bool = False) -> A
     """Report an end; returns what leaves the engine, which sets no other state after it."""
     interrupt.ignore()  # it ends, and a second signal would end it before it has said so
     abort = Abort(message)
-    abort.state = _when_it_answers(  # type: ignore[attr-defined]  # the engine looks for it
+    abort.state = when_it_answers(  # type: ignore[attr-defined]  # the engine looks for it
         "report how the run ended", lambda: report_end(run_id, message, attempts, waits=waits)
     )
     return abort
 
 
-def _when_it_answers(what: str, call: Callable[[], State[None] | None]) -> State[None] | None:
-    """Call the server until it answers. After an hour the engine is left to say that it does not."""
+def when_it_answers(what: str, call: Callable[[], T]) -> T:
+    """Call the server until it answers; returns what `call` does.
+
+    Args:
+        what: What the call is to do, for the log.
+
+    Raises:
+        httpx.HTTPError: it has not answered for an hour.
+    """
     deadline, told = time.monotonic() + PATIENCE_S, False
     while True:
         try:
@@ -168,7 +176,7 @@ def _is_cancelled(run_id: UUID) -> bool:
 
 def _warn(run: FlowRun) -> None:
     assert run.deployment_id is not None
-    with contextlib.suppress(httpx.HTTPError), get_client(sync_client=True) as client:
+    with never_fatal("look at the limits of the deployment"), get_client(sync_client=True) as client:
         limit = client.read_deployment(run.deployment_id).global_concurrency_limit
         worker = run.labels.get("prefect.worker.type")
         for text in warnings_of(limit.limit if limit else None, str(worker), kept=KEPT_VARIABLE in os.environ):

@@ -27,7 +27,7 @@ from flows.artifacts import (
     show_verdict,
 )
 from flows.edges import read_by
-from flows.ends import bars, cancelled_if_stopped, go_on, obeying_its_run
+from flows.ends import bars, cancelled_if_stopped, go_on, obeying_its_run, when_it_answers
 from flows.failure import failed_by_message
 from flows.log import logged_in_the_ui
 from flows.promote import find_promotion_link
@@ -82,7 +82,8 @@ def self_train(
         load_plugins()  # before the config is checked, which may name a method of theirs
         teacher = champion_here(registry, promote, here.tags)
         settings = config_of(Path(config), set, teacher)
-        tag_run([*tags_of(settings), *([tag_of(teacher)] if teacher is not None else [])])
+        tags = [*tags_of(settings), *([tag_of(teacher)] if teacher is not None else [])]
+        when_it_answers("tag the run", lambda: tag_run(tags))  # by which a retry finds its teacher
         rounds: list[Round] = []
 
         def on_round(new: Round) -> None:

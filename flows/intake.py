@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from prefect import flow
 from prefect.client.schemas.objects import State
@@ -11,6 +12,8 @@ from prefect.runtime import flow_run
 from prefect.states import Completed
 
 from flows.events import data_changed, emit
+from flows.failure import failed_by_message
+from flows.log import logged_in_the_ui
 from pipeline.packing.intake import SETTLE_S, Intake
 from pipeline.packing.intake import intake as take_in
 from pipeline.stages.lock import FolderInUse
@@ -46,12 +49,16 @@ def intake(
         emit(data_changed(folder, number, settings, run))
         log.info("%s new images: the event tells it", f"{number:,}")
 
-    try:
-        done = take_in(Path(source), folder, at_least=at_least, settle_s=settle_s, announce=announce)
-    except FolderInUse as error:
-        return Completed(name="Waiting", message=f"new images wait: {error}")
-    _log_bad(done)
-    return Completed(message=str(done))
+    def pack() -> State[Any]:
+        try:
+            done = take_in(Path(source), folder, at_least=at_least, settle_s=settle_s, announce=announce)
+        except FolderInUse as error:
+            return Completed(name="Waiting", message=f"new images wait: {error}")
+        _log_bad(done)
+        return Completed(message=str(done))
+
+    with logged_in_the_ui():
+        return failed_by_message(pack)
 
 
 def _log_bad(done: Intake) -> None:

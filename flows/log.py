@@ -26,7 +26,8 @@ def logged_in_the_ui() -> Iterator[None]:
         yield
     finally:
         log.removeHandler(handler)
-        log.level, log.propagate = before
+        log.setLevel(before[0])
+        log.propagate = before[1]
 
 
 class _ToRun(logging.Handler):

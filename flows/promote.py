@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 from uuid import UUID
 
@@ -15,6 +16,8 @@ from prefect.runtime import flow_run
 from prefect.settings import PREFECT_UI_URL
 from prefect.states import Completed
 
+from flows.failure import failed_by_message
+from flows.log import logged_in_the_ui
 from pipeline.champions.promotion import promote as promote_model
 
 NAME = "promote"
@@ -34,8 +37,13 @@ def promote(*, model: str = "", champion: str, reason: str = "", rollback: bool 
         reason: Why, for the history of the registry.
         rollback: Go back to the champion before this one.
     """
-    done = promote_model(Path(model) if model else None, Path(champion), reason, rollback)
-    return Completed(message=f"{champion}: {done}")
+
+    def swap() -> State[Any]:
+        done = promote_model(Path(model) if model else None, Path(champion), reason, rollback)
+        return Completed(message=f"{champion}: {done}")
+
+    with logged_in_the_ui():
+        return failed_by_message(swap)
 
 
 def promotion_link(ui_url: str, deployment_id: UUID | str, model: str, champion: str, reason: str) -> str:

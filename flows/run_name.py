@@ -8,7 +8,6 @@ from prefect.client.orchestration import get_client
 from prefect.context import FlowRunContext
 
 import pipeline
-from flows.artifacts import never_fatal
 from pipeline.config import Config, load_config
 from pipeline.errors import UserError
 from pipeline.methods import METHODS
@@ -49,11 +48,15 @@ def data_name(config: Config) -> str:
 
 
 def tag_run(tags: list[str]) -> None:
-    """Add tags to the flow run under way, beside those that it has, as of its deployment."""
+    """Add tags to the flow run under way, beside those that it has, as of its deployment.
+
+    Raises:
+        httpx.HTTPError: the server does not answer.
+    """
     context = FlowRunContext.get()
     assert context is not None
     run = context.flow_run
     if run is None or set(tags) <= set(run.tags):
         return
-    with never_fatal("tag the run"), get_client(sync_client=True) as client:
+    with get_client(sync_client=True) as client:
         client.update_flow_run(run.id, tags=[*run.tags, *(tag for tag in tags if tag not in run.tags)])

@@ -23,7 +23,7 @@ from typing import Annotated
 import psutil
 import typer
 
-from pipeline.errors import EXIT_USER_ERROR, UserError
+from pipeline.errors import EXIT_INTERRUPTED, EXIT_USER_ERROR, Interrupted, UserError
 from pipeline.stages.interrupt import SIGNALS
 from pipeline.stages.owner import die_with_parent
 
@@ -31,6 +31,7 @@ POOLS = {"gpu": 1, "cpu": 4}
 """The pools, and how many runs each takes at a time."""
 STOP_S = 20.0
 HEALTHY_S = 600.0
+ASK_S = 10.0
 QUIET = {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "DO_NOT_TRACK": "1",
@@ -65,7 +66,7 @@ def main(
 
 @contextlib.contextmanager
 def team(
-    folder: Path, prefect_file: Path, port: int = 0, stopped: Callable[[], bool] = lambda: False
+    folder: Path, prefect_file: Path, port: int, stopped: Callable[[], bool]
 ) -> Iterator[tuple[str, dict[str, subprocess.Popen[bytes]]]]:
     """Start a server, pools, workers and deployments; yields the UI's address, and the processes by name.
 
@@ -77,6 +78,7 @@ def team(
 
     Raises:
         UserError: the port is taken, the server does not start, or a command of `prefect` fails.
+        Interrupted: it was stopped before the server had started.
     """
     port = port or _free_port()
     _check_free(port)
@@ -157,30 +159,44 @@ def _check_free(port: int) -> None:
 
 def _wait_until_healthy(url: str, server: subprocess.Popen[bytes], home: Path, stopped: Callable[[], bool]) -> None:
     deadline = time.monotonic() + HEALTHY_S
-    while server.poll() is None and not stopped() and time.monotonic() < deadline:
-        with contextlib.suppress(urllib.error.URLError, OSError), urllib.request.urlopen(f"{url}/api/health") as answer:
+    while server.poll() is None and time.monotonic() < deadline:
+        with (
+            contextlib.suppress(urllib.error.URLError, OSError),
+            urllib.request.urlopen(f"{url}/api/health", timeout=ASK_S) as answer,
+        ):
             if answer.status == 200:
                 return
+        if stopped():
+            raise Interrupted("stopped before the Prefect server had started")
         time.sleep(0.2)
     raise UserError(f"the Prefect server did not start; see {home / 'server.log'}")
 
 
 def _stop(processes: Sequence[subprocess.Popen[bytes]]) -> None:
-    """End workers before the server, then whatever they started: runs save themselves and are gone, too."""
-    below = {child for process in processes for child in _descendants(process.pid)}
-    for process in reversed(processes):
-        process.terminate()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(STOP_S)
-    below |= {child for process in processes for child in _descendants(process.pid)}
-    _, alive = psutil.wait_procs(list(below), timeout=STOP_S)
-    for child in alive:
+    """End the workers, and the server when the runs below them have saved themselves and told it."""
+    server, workers = processes[:1], processes[1:]
+    below = _end(workers)
+    psutil.wait_procs(below, timeout=STOP_S)
+    below += _end(server)
+    for child in below:
         with contextlib.suppress(psutil.NoSuchProcess):
             child.kill()
     for process in processes:
         if process.poll() is None:
             process.kill()
         process.wait()
+
+
+def _end(processes: Sequence[subprocess.Popen[bytes]]) -> list[psutil.Process]:
+    """Ask processes to end, and wait for it; returns what they had started, which may live on."""
+    below = {child for process in processes for child in _descendants(process.pid)}
+    for process in processes:
+        process.terminate()
+    for process in processes:
+        below |= set(_descendants(process.pid))
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(STOP_S)
+    return list(below)
 
 
 def _descendants(pid: int) -> list[psutil.Process]:
@@ -195,6 +211,9 @@ if __name__ == "__main__":
     app.command()(main)
     try:
         app()
+    except Interrupted as stop:
+        print(stop, file=sys.stderr)
+        sys.exit(EXIT_INTERRUPTED)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(EXIT_USER_ERROR)

@@ -33,10 +33,9 @@ def watched(call: Callable[[], T]) -> T:
     with get_client(sync_client=True) as client:
         problem = client.api_healthcheck()
     if problem is not None:
-        url = os.environ.get("PREFECT_API_URL")
         raise UserError(
-            f"no Prefect server answers at PREFECT_API_URL={url} ({problem}); start it, or pass --no-prefect to go "
-            "without"
+            f"no Prefect server answers at {client.api_url} ({problem}); start it, set PREFECT_API_URL to that of "
+            "another one, or pass --no-prefect to go without"
         )
     if "PREFECT_LOGGING_LEVEL" not in os.environ:
         for name in ("prefect.flow_runs", "prefect.task_runs"):  # the server gets these logs; the caller tells people

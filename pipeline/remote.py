@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import hashlib
 import os
 import re
 from collections.abc import Iterator
@@ -72,6 +73,11 @@ class Remote:
         """The folder that this lies in."""
         return replace(self, path=str(PurePosixPath(self.path).parent))
 
+    def within(self, folder: Path) -> Path:
+        """Where a copy of this lies in a folder of this machine: apart from what another server has at this path."""
+        options = f"-{hashlib.blake2b(self.options.encode(), digest_size=4).hexdigest()}" if self.options else ""
+        return folder / f"{self.scheme}{options}" / self.path
+
     # ------------------------------------------------------------------------------------------------------------ reads
 
     def status(self) -> Status | None:
@@ -86,10 +92,17 @@ class Remote:
         A folder that does not exist has none.
 
         Raises:
-            UserError: it cannot be listed: there is no such bucket, no permission, or no connection.
+            UserError: it cannot be listed: there is no such bucket, no permission, or no connection. Or it holds an
+                object whose name would lead out of a folder of this machine.
         """
-        found = [info for info in self._list(below=below) if info.is_file]
-        return {info.path[len(self.path) + 1 :]: Status(info.size, info.mtime_ns or 0) for info in found}
+        infos = [info for info in self._list(below=below) if info.is_file]
+        found = {info.path[len(self.path) + 1 :]: Status(info.size, info.mtime_ns or 0) for info in infos}
+        for name in found:  # a file of this machine will have it
+            if not {"", ".", ".."}.isdisjoint(name.split("/")):
+                raise RemoteError(
+                    f"{self} holds {name!r}, which is no name of a file; remove it, or choose another folder"
+                )
+        return found
 
     def has_folder(self, name: str) -> bool:
         """Whether there is a folder of this name. Raises UserError as `files` does."""

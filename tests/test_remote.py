@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -47,3 +48,18 @@ def test_azure_without_an_account_names_the_variable(monkeypatch: pytest.MonkeyP
     monkeypatch.delenv("AZURE_STORAGE_ACCOUNT", raising=False)
     with pytest.raises(UserError, match=r"^az://box is in no account; set AZURE_STORAGE_ACCOUNT"):
         Remote("az", "box/x").files()
+
+
+@pytest.mark.parametrize("key", ["parts/../../../home/.bashrc", "..", "/etc/passwd", "a//b"])
+def test_an_object_whose_name_leads_out_of_a_folder_is_refused(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = [
+        SimpleNamespace(path=f"bucket/labels/{name}", is_file=True, size=1, mtime_ns=1) for name in ("a.arrow", key)
+    ]
+    monkeypatch.setattr(Remote, "_list", lambda self, below: found)
+    with pytest.raises(RemoteError, match=f"s3://bucket/labels holds '{key}', which is no name of a file; remove it"):
+        Remote("s3", "bucket/labels").files(below=True)
+
+
+def test_copies_of_two_servers_lie_apart(tmp_path: Path) -> None:
+    servers = ["", "endpoint_override=10.0.0.1:9000", "endpoint_override=10.0.0.2:9000"]
+    assert len({Remote("s3", "bucket/birds", options).within(tmp_path) for options in servers}) == 3

@@ -10,6 +10,7 @@ from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
 from flows.artifacts.display import never_fatal
 from flows.artifacts.keys import artifact_key
+from pipeline.report.page import percent
 
 if TYPE_CHECKING:
     from pipeline.methods.round import Round
@@ -38,8 +39,8 @@ def cells(round_: Round) -> tuple[str, ...]:
         str(round_.round),
         round_.role,
         round_.model,
-        f"{100 * round_.val_top1:.2f}%",
-        f"{100 * low:.2f}-{100 * high:.2f}%",
+        percent(round_.val_top1, 2),
+        f"{percent(low, 2)[:-1]} to {percent(high, 2)}",
         "" if round_.num_selected is None else f"{round_.num_selected:,}",
         "kept" if round_.kept else "worse than its teacher",
     )

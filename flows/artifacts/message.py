@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pipeline.report.page import points
+from pipeline.report.page import percent, points
 
 
 def result_message(result: Mapping[str, Any]) -> str:
@@ -32,5 +32,5 @@ def result_message(result: Mapping[str, Any]) -> str:
 
 
 def _figure(top1: float, interval: Any) -> str:
-    between = f" ({100 * interval[0]:.1f} to {100 * interval[1]:.1f})" if interval else ""
-    return f"{100 * top1:.1f}%{between}"
+    between = f" ({percent(interval[0])[:-1]} to {percent(interval[1])[:-1]})" if interval else ""
+    return f"{percent(top1)}{between}"

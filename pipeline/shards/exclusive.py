@@ -22,7 +22,7 @@ def exclusive(path: Path, *, wait: bool = True) -> Iterator[bool]:
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
     except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}; set data.cache_dir, or data.cache to never") from error
+        raise UserError(f"cannot write {path}: {error.strerror}; set data.cache_dir to another folder") from error
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
@@ -31,7 +31,7 @@ def exclusive(path: Path, *, wait: bool = True) -> Iterator[bool]:
         except OSError as error:
             raise UserError(
                 f"{path.parent} is on a file system that has no locks ({error.strerror}); set data.cache_dir to a "
-                "folder on another disk, or data.cache to never"
+                "folder on another disk"
             ) from error
         else:
             yield True

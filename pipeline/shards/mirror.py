@@ -61,8 +61,7 @@ def here(at: Place, cache: Path, limit_gb: float) -> Path:
     if isinstance(at, Path):
         return at
     root = cache / _FOLDER
-    server = f"{at.scheme}-{hashlib.blake2b(at.options.encode(), digest_size=4).hexdigest()}"
-    folder = root / (server if at.options else at.scheme) / at.path
+    folder = at.within(root)
     # The manifest first: a pack under way writes it last, so the list that comes after has all of its shards.
     manifest = (at / MANIFEST).read() if (at / MANIFEST).status() else None
     files = at.files()

@@ -12,6 +12,7 @@ refuse what is there, once it has begun; what two of them store that begin withi
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -34,20 +35,23 @@ _WRITTEN_ONCE = "*.arrow"
 
 def work_folder(cache: Path, address: Remote, name: str) -> Path:
     """Where the stage at an address is filled on this machine; `name` has its fingerprint, as in a run."""
-    return cache / "stages" / address.scheme / address.path / name
+    return address.within(cache / "stages") / name
 
 
 def fetch_stage(cache: Path, address: Remote) -> Path:
     """Bring a stage here to read it; returns its folder.
 
     Raises:
-        UserError: there is no stage, or it cannot be reached.
+        UserError: there is no stage, its record is damaged, or it cannot be reached.
     """
     path = Path(f"{address / RECORD}")
     with parsing(f"{address / RECORD} is damaged", "store the stage again"):
         raw = json.loads((address / RECORD).read())
         check_shape(Record, raw, path)
-    folder = work_folder(cache, address, f"{raw['kind']}-{raw['fingerprint'][:8]}")
+        name = f"{raw['kind']}-{raw['fingerprint'][:8]}"
+        if not re.fullmatch("[a-z]+-[0-9a-f]{8}", name):  # it will be the name of a folder
+            raise ValueError(f"{name!r} names no stage")
+    folder = work_folder(cache, address, name)
     Copy(folder, address).fetch(folder)
     return folder
 

@@ -68,8 +68,13 @@ def _check_leader(nodes: Path, signs: Observer) -> None:
 
 
 def _call(nodes: Path) -> Call | None:
-    path = nodes / CALL
-    return cast(Call, read_as(Call, path)) if path.exists() else None
+    """The call that stands, which its leader may take back at any moment."""
+    try:
+        return cast(Call, read_as(Call, nodes / CALL))
+    except UserError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            return None
+        raise
 
 
 def _part(call: Call, own: Path, signs: Observer, tell: Callable[[str], None]) -> tuple[int, str]:

@@ -18,7 +18,7 @@ LOCK = "run.lock"
 READ_WAIT_S = 600.0
 """How long a run waits for images that are being packed. A pack may take long, and a run that failed for it would have
 to be started again."""
-
+TELL_S = 2.0
 
 log = logging.getLogger("selftrain.lock")
 
@@ -107,16 +107,20 @@ def read_lock(folder: Path, *, wait_s: float = READ_WAIT_S) -> Iterator[None]:
 
 def _take(descriptor: int, how: int, folder: Path, wait_s: float) -> None:
     """Wait for a lock: LOCK_EX, or LOCK_SH that several processes may hold."""
-    deadline = time.monotonic() + wait_s
+    began, told = time.monotonic(), False
     while True:
         try:
             fcntl.flock(descriptor, how | fcntl.LOCK_NB)
             return
         except BlockingIOError:
-            if time.monotonic() > deadline:
+            waited = time.monotonic() - began
+            if waited > wait_s:
                 raise FolderInUse(
                     f"{folder} is {_whose(descriptor)}; wait for it, stop it, or choose another folder"
                 ) from None
+            if waited > TELL_S and not told:
+                told = True
+                log.warning("%s is %s; waiting up to %g s for it", folder, _whose(descriptor), wait_s)
             time.sleep(0.1)
         except OSError as error:
             raise NoLocks(

@@ -18,9 +18,13 @@ class MessageFile(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write one message."""
+        from pipeline.errors import UserError
         from pipeline.files import append_json
 
-        append_json(self.path, {"level": record.levelno, "message": record.getMessage()})
+        try:
+            append_json(self.path, {"level": record.levelno, "message": record.getMessage()})
+        except UserError:  # a full disk ends no training for a line of its log; the next checkpoint tells of it
+            self.handleError(record)
 
 
 class Messages:

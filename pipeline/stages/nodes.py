@@ -53,6 +53,7 @@ def leading(folder: Path, nodes: int) -> Iterator[None]:
     if nodes == 1:
         yield
         return
+    (folder / NODES / CALL).unlink(missing_ok=True)  # of a command that was killed
     with Sign(folder / NODES / LEADER) as sign:
         yield
         sign.say(over=True)

@@ -243,3 +243,18 @@ def test_an_abort_of_the_flow_is_an_interruption_of_the_command() -> None:
 
     with pytest.raises(Interrupted, match="the training is saved"):
         watched(raising(Abort("the training is saved")))
+
+
+def test_a_call_of_the_server_is_made_until_it_answers(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(ends, "TRY_AGAIN_S", 0.0)
+    answers = iter([httpx.ConnectError("refused"), httpx.ReadTimeout("slow"), 7])
+
+    def call() -> int:
+        if isinstance(answer := next(answers), Exception):
+            raise answer
+        return answer
+
+    assert ends.when_it_answers("tag the run", call) == 7
+    assert caplog.messages == ["cannot tag the run (ConnectError: refused); trying again"]

@@ -68,7 +68,7 @@ def test_a_run_has_progress_and_leaderboard_under_keys_of_its_own_and_its_state_
         assert found[artifact_key(tmp_path / name, "label (round 0)")]["data"] == 100
         rows = json.loads(found[artifact_key(tmp_path / name, "leaderboard")]["data"])
         assert [row["round"] for row in rows] == ["0", "1"]
-        assert rows[1]["95% interval"] == "70.00-90.00%"
+        assert rows[1]["95% interval"] == "70.00 to 90.00%"
 
 
 def test_the_pages_of_a_finished_run_are_shown_and_its_report_is_written(finished_run: Path) -> None:
@@ -149,7 +149,7 @@ def test_an_unreachable_server_of_the_user_is_a_user_error(tmp_path: Path, monke
     monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
     with (
         temporary_settings({PREFECT_API_URL: "http://127.0.0.1:9/api"}),
-        pytest.raises(UserError, match=r"PREFECT_API_URL=http://127\.0\.0\.1:9/api"),
+        pytest.raises(UserError, match=r"no Prefect server answers at http://127\.0\.0\.1:9/api"),
     ):
         run_watched(tmp_path)
 

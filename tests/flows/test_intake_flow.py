@@ -86,3 +86,9 @@ def test_while_a_run_reads_the_flow_completes_as_waiting(
     assert (state.type.value, state.name) == ("COMPLETED", "Waiting")
     assert "is read by a run" in state.message
     assert events_of(folders["data"]) == []
+
+
+def test_an_intake_that_cannot_be_is_a_failed_run_with_the_message(folders: dict[str, str]) -> None:
+    state = take({**folders, "source": "/nowhere"})
+    assert state.is_failed()
+    assert state.message.startswith("/nowhere")

@@ -16,6 +16,7 @@ from pipeline.config import Config, changed, dump_yaml
 from pipeline.errors import EXIT_USER_ERROR, UserError
 from pipeline.files import read_json
 from pipeline.remote import Remote, place
+from pipeline.stages.away import fetch_stage
 from pipeline.stages.jobs import LabelJob
 from pipeline.stages.part import Part
 
@@ -125,3 +126,16 @@ def test_other_commands_write_to_no_address(digits: Config, tmp_path: Path) -> N
     config.write_text(dump_yaml(digits))
     with pytest.raises(UserError, match=r"s3:/bucket/x is an address, where this command writes nothing"):
         selftrain("train", config, "--out", f"s3://{BUCKET}/x")
+
+
+def test_a_record_that_names_another_folder_is_damaged(
+    labels: Path, address: Remote, bucket: ObjectStore, tmp_path: Path
+) -> None:
+    """Whoever may write to the store must not write elsewhere on the machines that read it."""
+    record, stage = tmp_path / "record.json", json.loads((labels / "stage.json").read_text())
+    for kind, fingerprint in (("label", "../../.."), ("/tmp/label", "0123abcd")):
+        record.write_text(json.dumps({**stage, "kind": kind, "fingerprint": fingerprint}))
+        (address / "stage.json").write(record)
+        with pytest.raises(UserError, match=r"stage\.json is damaged .* names no stage"):
+            fetch_stage(tmp_path / "cache", address)
+    assert not (tmp_path / "cache").exists()

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import logging
 import os
 import subprocess
 import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -87,3 +90,17 @@ def test_whoever_reads_holds_off_a_pack_and_not_another_reader(tmp_path: Path) -
 def test_a_folder_without_a_lock_is_read_and_nothing_is_made_there(tmp_path: Path) -> None:
     with read_lock(tmp_path, wait_s=0):
         assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("lock", [run_lock, read_lock])
+def test_who_waits_for_a_folder_says_so_once(
+    lock: Callable[..., AbstractContextManager[object]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr("pipeline.stages.lock.TELL_S", 0.0)
+    monkeypatch.setattr(logging.getLogger("selftrain"), "propagate", True)
+    with run_lock(tmp_path), pytest.raises(FolderInUse), lock(tmp_path, wait_s=0.35):
+        pass
+    assert caplog.messages == [f"{tmp_path} is in use by process {os.getpid()}; waiting up to 0.35 s for it"]

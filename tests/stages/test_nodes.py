@@ -18,6 +18,7 @@ from support.waiting import wait_for
 from pipeline.ablation.ablate import run_ablation
 from pipeline.config import Config, Data, Label, Runtime, changed, semantic
 from pipeline.errors import Interrupted, UserError
+from pipeline.files import write_json
 from pipeline.runs.folder import resolve_config
 from pipeline.stages import follower, launch, nodes, signs
 from pipeline.stages.environment import child_variables
@@ -162,6 +163,23 @@ def test_a_machine_leaves_when_nobody_leads_for_long(tmp_path: Path, monkeypatch
     with pytest.raises(Interrupted, match=r"no command with runtime\.nodes above 1 has run in"):
         follower.join(tmp_path / "typo", lambda _: None)
     assert not (tmp_path / "typo").exists()
+
+
+def test_a_call_may_be_taken_back_while_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_json(tmp_path / CALL, {"id": "c", "job": "", "numbers": {}})
+    assert follower._call(tmp_path) == {"id": "c", "job": "", "numbers": {}}
+    monkeypatch.setattr(Path, "exists", lambda path: path.name == CALL or os.path.exists(path))
+    (tmp_path / CALL).unlink()
+    assert follower._call(tmp_path) is None
+    (tmp_path / CALL).write_text("{")
+    with pytest.raises(UserError, match="damaged"):
+        follower._call(tmp_path)
+
+
+def test_the_call_of_a_command_that_was_killed_is_taken_back(tmp_path: Path) -> None:
+    write_json(tmp_path / NODES / CALL, {"id": "c", "job": "", "numbers": {"b": 1}})
+    with leading(tmp_path, 2):
+        assert not (tmp_path / NODES / CALL).exists()
 
 
 # ------------------------------------------------------------------------------------------------------------ outcomes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import subprocess
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from support.parents import script
 from pipeline.errors import UserError
 from pipeline.stages import launch
 from pipeline.stages.launch import run_child
+from pipeline.stages.messages import MessageFile
 
 pytestmark = pytest.mark.process
 
@@ -89,3 +91,13 @@ def test_a_log_that_cannot_be_written_ends_no_stage(tmp_path: Path) -> None:
     """
     run_child(script(tmp_path, code), tmp_path, title="train")
     assert (tmp_path / "trained").exists()
+
+
+def test_a_message_that_cannot_be_written_ends_no_stage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("pipeline.files.open_to_append", lambda _: open("/dev/full", "ab", buffering=0))  # noqa: SIM115
+    log = logging.Logger("of a stage")
+    log.addHandler(MessageFile(tmp_path / "messages.jsonl"))
+    log.info("step 1")
+    assert "No space left on device" in capsys.readouterr().err
