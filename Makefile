@@ -67,7 +67,7 @@ test-slow: install-dev
 	$(BIN)/python -m pytest -m slow --ignore tests/team $(PYTEST_ARGS)
 
 test-team: install-dev
-	$(BIN)/python -m pytest -m slow tests/team $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m slow tests/team tests/flows/test_team.py $(PYTEST_ARGS)
 
 test-gpu: install-dev
 	$(BIN)/python -m pytest -m gpu $(PYTEST_ARGS)

@@ -1,21 +1,31 @@
-"""`make team` on a real server: a project with packages of our names, new images, their event, a run, and an end."""
+"""`make team` for real, on PostgreSQL where it is installed: images become a champion, and Ctrl-C ends it all.
+
+The team's folder is a project that has packages with the names of ours.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import io
+import json
+import re
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import psutil
 import pytest
 import yaml
 from PIL import Image
-from support.command import ROOT, environment
+from support.command import ROOT, environment, selftrain
 from support.images import digit_files, write_files
+from support.server import call
+from support.team import HAS_POSTGRES, postgres
 from support.waiting import LIMIT_S, wait_for
 
 from pipeline.demos.digits import pack_digits
@@ -60,8 +70,9 @@ def project(tmp_path: Path) -> Path:
     }
     deployments = yaml.safe_load((ROOT / "prefect.yaml").read_text())
     ours = deployments["deployments"]
-    ours[0]["parameters"] |= {"set": QUICK, "promote": "never"}
+    ours[0]["parameters"] |= {"set": QUICK}
     ours[1]["parameters"] |= {"settle_s": 0.0}
+    del ours[1]["schedules"]  # the test says when
     theirs = {"name": "etl", "entrypoint": "flows.etl.etl", "work_pool": {"name": "cpu"}}
     deployments["deployments"] = [ours[0], theirs, *ours[1:]]
     files["prefect.yaml"] = yaml.safe_dump(deployments)
@@ -70,27 +81,67 @@ def project(tmp_path: Path) -> Path:
     return folder
 
 
+@dataclass
+class Served:
+    """What `make team` started, and what happens there."""
+
+    process: subprocess.Popen[str]
+    url: str
+
+    def api(self, path: str, body: Any = None) -> Any:
+        return call(f"{self.url}/api/{path}", body)
+
+    def start(self, deployment: str, **parameters: Any) -> str:
+        """Post the form of a deployment; returns the id of the flow run."""
+        found = self.api(f"deployments/name/{deployment}")
+        return str(self.api(f"deployments/{found['id']}/create_flow_run", {"parameters": parameters})["id"])
+
+    def completed(self, flow_run_id: str) -> str:
+        """Wait for the end of a flow run, which must be a good one; returns its message."""
+        run = wait_for(lambda: self._ended(flow_run_id), poll_s=1.0)
+        assert run["state"]["type"] == "COMPLETED", run["state"]["message"]
+        return str(run["state"]["message"])
+
+    def runs(self, deployment: str) -> list[dict[str, Any]]:
+        """The flow runs of a deployment, the earliest first."""
+        found = self.api(f"deployments/name/{deployment}")
+        which = {"deployments": {"id": {"any_": [found["id"]]}}, "sort": "START_TIME_ASC"}
+        return list(self.api("flow_runs/filter", which))
+
+    def verdict(self, flow_run_id: str) -> str:
+        """The verdict of a run, as Markdown."""
+        found = self.api("artifacts/filter", {"artifacts": {"flow_run_id": {"any_": [flow_run_id]}}})
+        (data,) = [artifact["data"] for artifact in found if artifact["key"].endswith("-verdict")]
+        return str(data)
+
+    def _ended(self, flow_run_id: str) -> Any:
+        run = self.api(f"flow_runs/{flow_run_id}")
+        return run if run["state"]["type"] in ("COMPLETED", "FAILED", "CRASHED", "CANCELLED") else None
+
+
 @pytest.fixture
-def team(project: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """The command under way, and the address of its server."""
+def team(project: Path) -> Iterator[Served]:
+    """The command under way."""
     command = [sys.executable, "-m", "flows.team", project, "--prefect-file", project / "prefect.yaml", "--port", "0"]
-    process = subprocess.Popen(
-        list(map(str, command)),
-        cwd=ROOT,
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-    assert process.stdout is not None
-    line = process.stdout.readline()
-    try:
+    with contextlib.ExitStack() as stack:
+        database = {}
+        if HAS_POSTGRES:
+            database["PREFECT_SERVER_DATABASE_CONNECTION_URL"] = stack.enter_context(postgres())
+        process = subprocess.Popen(
+            list(map(str, command)),
+            cwd=ROOT,
+            env=environment(**database),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        stack.callback(process.communicate, timeout=LIMIT_S)
+        stack.callback(process.terminate)
+        assert process.stdout is not None
+        line = process.stdout.readline()
         assert line.startswith("The UI is at "), line + process.stdout.read()
-        yield process, line.split(";")[0].removeprefix("The UI is at ")
-    finally:
-        process.terminate()
-        process.communicate(timeout=LIMIT_S)
+        yield Served(process, line.split(";")[0].removeprefix("The UI is at "))
 
 
 def processes_of(project: Path) -> list[psutil.Process]:
@@ -105,40 +156,52 @@ def processes_of(project: Path) -> list[psutil.Process]:
     return found
 
 
-def test_new_images_start_a_run_beside_flows_of_the_project_and_ctrl_c_ends_it_all(
-    project: Path, team: tuple[subprocess.Popen[str], str]
-) -> None:
-    from prefect.client.orchestration import get_client
-    from prefect.settings import PREFECT_API_URL, temporary_settings
+def test_new_images_become_a_champion_and_ctrl_c_ends_it_all(project: Path, team: Served) -> None:
+    """From images in the watched folder to an event, a run, its verdict, a promotion by a form, a challenger that is
+    refused, a rollback, and the next images, which the champion labels."""
+    theirs, registry = team.start("etl/etl"), project / "champions/main"
 
-    process, url = team
+    # New images start a run by their event. What is no image is listed.
+    write_files(project / "incoming", {**turned(digit_files(0, 20)), "torn.png": b"no image"})
+    said = team.completed(team.start("intake/intake"))
+    assert said.endswith("20 new images in 1 shards, 1 bad files in quarantine")
+    assert "torn.png" in (project / "shards/quarantine.csv").read_text()
+    (run,) = wait_for(lambda: team.runs("self-train/self-train"), poll_s=1.0)
+    names = ("config", "run_dir")
+    assert [run["parameters"][name] for name in names] == [str(project / "train.yaml"), str(project / "runs/main")]
+    assert re.match(r"test \d\d\.\d%", team.completed(run["id"]))
+    assert team.completed(theirs)  # a flow of the project, which has packages called as ours
 
-    def start(deployment: str) -> Any:
-        found = client.read_deployment_by_name(deployment)
-        return client.create_flow_run_from_deployment(found.id)
+    # The verdict links to the form of a promotion, filled in.
+    link = urlsplit(re.findall(r"<(http\S+/run\?parameters=\S+)>", team.verdict(run["id"]))[0])
+    filled = json.loads(parse_qs(link.query)["parameters"][0])
+    assert link.path.endswith(f"/{team.api('deployments/name/promote/promote')['id']}/run")
+    assert team.completed(team.start("promote/promote", **filled)).endswith("is champion")
+    first = json.loads((registry / "champion.json").read_text())
 
-    def ended(flow_run_id: Any) -> Any:
-        state = client.read_flow_run(flow_run_id).state
-        return state if state is not None and state.is_final() else None
+    # A challenger that learned for two steps is refused, by the flow and by the verb.
+    hasty = {"run_dir": str(project / "runs/hasty"), "set": [*QUICK, "student.steps=2", "student.warmup_steps=0"]}
+    said = team.completed(team.start("self-train/self-train", **hasty, promote="if better"))
+    assert "v1" in said
+    assert "stays champion" in said or "is the same model" in said
+    (student,) = project.glob("runs/hasty/rounds/1/train-*")
+    refused = selftrain("promote", student, "--to", registry, "--if-better", cwd=ROOT)
+    assert "stays champion" in refused
+    assert json.loads((registry / "champion.json").read_text()) == first
 
-    def triggered() -> list[Any]:
-        training = client.read_deployment_by_name("self-train/self-train")
-        runs = client.read_flow_runs(limit=100)
-        return [run for run in runs if run.deployment_id == training.id]
+    # People may promote it all the same, and take that back.
+    assert "v2" in team.completed(team.start("promote/promote", model=str(student), reason="to see it"))
+    back = team.completed(team.start("promote/promote", reason="it sees nothing", rollback=True))
+    assert "is champion again, in place of v2" in back
 
-    with temporary_settings({PREFECT_API_URL: f"{url}/api"}), get_client(sync_client=True) as client:
-        theirs = start("etl/etl")
-        write_files(project / "incoming", {**turned(digit_files(0, 20)), "torn.png": b"no image"})
-        taking = start("intake/intake")
-        state = wait_for(lambda: ended(taking.id), poll_s=1.0)
-        assert state.message.endswith("20 new images in 1 shards, 1 bad files in quarantine"), state.message
-        (run,) = wait_for(triggered, poll_s=1.0)
-        assert run.parameters["config"] == str(project / "train.yaml")
-        assert run.parameters["run_dir"] == str(project / "runs/main")
-        assert wait_for(lambda: ended(run.id), poll_s=1.0).is_completed(), client.read_flow_run(run.id).state.message
-        assert (project / "runs/main/result.json").exists()
-        assert wait_for(lambda: ended(theirs.id), poll_s=1.0).is_completed()
+    # The next images are labeled by the champion, and by no other.
+    write_files(project / "incoming", turned(digit_files(20, 30)))
+    team.completed(team.start("intake/intake"))
+    run = wait_for(lambda: team.runs("self-train/self-train")[2:], poll_s=1.0)[0]
+    team.completed(run["id"])
+    assert "teacher:v1" in team.api(f"flow_runs/{run['id']}")["tags"]
+
     assert len(processes_of(project)) >= 3
-    process.send_signal(signal.SIGINT)
-    assert process.wait(LIMIT_S) == 0
+    team.process.send_signal(signal.SIGINT)
+    assert team.process.wait(LIMIT_S) == 0
     assert processes_of(project) == []
