@@ -120,8 +120,8 @@ def test_the_readme_has_a_row_for_every_verb() -> None:
 
 
 @pytest.mark.process
-def test_the_runnable_commands_of_the_readme_run(tmp_path: Path) -> None:
-    """On made-up images in the folders that it names; `selftrain` is this checkout's."""
+def test_the_runnable_commands_of_the_pages_run(tmp_path: Path) -> None:
+    """On made-up images in the folders that they name; `selftrain` is this checkout's."""
     write_files(tmp_path / "photos", class_files(200))
     write_files(tmp_path / "labeled", class_files(3, "cat dog", first=10_000))
     write_files(tmp_path / "crawl", class_files(5, "x y", first=20_000))
@@ -131,7 +131,8 @@ def test_the_runnable_commands_of_the_readme_run(tmp_path: Path) -> None:
     rows = "".join(f"{number},{labels[number % 4]}\n" for number in range(200))
     clothes = {f"images/{number}.png": png(50_000 + number) for number in range(200)}
     write_files(tmp_path / "clothes", {**clothes, "labels.csv": f"image,label\n{rows}".encode()})
-    blocks = RUNNABLE.findall((ROOT / "README.md").read_text())
+    text = "".join((ROOT / page).read_text() for page in ("README.md", "docs/packing.md"))
+    blocks = RUNNABLE.findall(text)
     assert len(blocks) == 3
     script = f'set -eu\nselftrain() {{ "{sys.executable}" -m flows.cli "$@"; }}\n' + "\n".join(blocks)
     how = {"cwd": tmp_path, "env": environment(), "capture_output": True, "text": True, "timeout": LIMIT_S}
