@@ -1,4 +1,4 @@
-"""The flow of docs/operations.md that labels in parts, on a real server, with a process that serves its parts."""
+"""The flow of docs/scale_out.md that labels in parts, on a real server, with a process that serves its parts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The examples of docs/operations.md for labeling on many machines, executed as they are written there."""
+"""The examples of docs/scale_out.md for labeling on many machines, executed as they are written there."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The examples of docs/operations.md for labeling on many machines, and a `selftrain` that notes how they call it."""
+"""The examples of docs/scale_out.md for labeling on many machines, and a `selftrain` that notes how they call it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ with open("typed.jsonl", "a") as file:
 
 def example(language: str, holds: str) -> str:
     """The one block of the section in this language that holds these words."""
-    text = (ROOT / "docs" / "operations.md").read_text()
+    text = (ROOT / "docs" / "scale_out.md").read_text()
     section = text[text.index(f"\n{SECTION}\n") + 1 :].partition("\n## ")[0]
     (found,) = [block for block in re.findall(rf"```{language}\n(.*?)```", section, re.DOTALL) if holds in block]
     return str(found)
