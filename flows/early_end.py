@@ -35,7 +35,8 @@ class EarlyEnd:
 
 
 def early_end(history: Sequence[tuple[str, str]], message: str, *, waits: bool, attempts: int) -> EarlyEnd | None:
-    """What a run becomes that ended early; None if the server knows its end already.
+    """What a run becomes that ended early; None if the server knows its end already. A run that was taken for dead, and
+    so is Crashed on the server, was not: it goes on as any other.
 
     Args:
         history: The types and names of its states, from the first one to the current one.
@@ -46,7 +47,7 @@ def early_end(history: Sequence[tuple[str, str]], message: str, *, waits: bool, 
     current = history[-1][0] if history else "RUNNING"
     if current == "CANCELLING":
         return EarlyEnd("CANCELLED", "Cancelled", message)
-    if current in _FINAL:
+    if current in _FINAL - {"CRASHED"}:
         return None
     ends = [number for number, (kind, _) in enumerate(history) if kind in _FINAL - {"CRASHED"}]
     names = [name for _, name in history[ends[-1] + 1 if ends else 0 :]]

@@ -3,12 +3,14 @@ engine, which runs the flow.
 
 A worker that stops kills the process that it started at once, so that nothing could be saved and nobody would say what
 became of the run. Here that process is the keeper. When it is killed, the kernel sends the engine a SIGTERM, and the
-engine saves and puts the run back into the queue. When the engine itself is killed, such as for want of memory, the
-keeper does that. The engine's output is a display: it may break with the worker that read it.
+engine saves and puts the run back into the queue, also before its flow has begun. When the engine itself is killed,
+such as for want of memory, the keeper does that. The engine's output is a display: it may break with the worker that
+read it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import runpy
@@ -24,39 +26,62 @@ from pipeline.stages.streams import keep_streams
 
 KEPT_VARIABLE = "SELFTRAIN_KEPT"
 """Tells the engine that it is kept."""
+COMMAND = [sys.executable, "-m", "flows.engine"]
+_STOPPED = "stopped"
+"""The value of the variable in an engine that was stopped while it ran no flow."""
 
 
 def main() -> int:
     """Keep an engine; returns the exit code for the worker, which is 0 if the run has its state."""
     keep_streams()
-    if KEPT_VARIABLE in os.environ:
-        return _be_the_engine()
-    command = [sys.executable, "-m", "flows.engine"]
-    # In a session of its own no signal reaches it but through the keeper.
-    engine = subprocess.Popen(command, env=child_variables({KEPT_VARIABLE: "1"}), start_new_session=True)
+    kept = os.environ.get(KEPT_VARIABLE)
+    if kept is not None:
+        return _report("the engine was stopped", signal.SIGTERM) if kept == _STOPPED else _be_the_engine()
+    engine: subprocess.Popen[bytes] | None = None
+    stopped = False
 
     def pass_on(_number: int, _frame: FrameType | None) -> None:
-        engine.terminate()
+        nonlocal stopped
+        stopped = True
+        if engine is not None:
+            engine.terminate()
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, pass_on)
+    # In a session of its own no signal reaches it but through the keeper.
+    engine = subprocess.Popen(COMMAND, env=child_variables({KEPT_VARIABLE: "1"}), start_new_session=True)
+    if stopped:  # before there was an engine
+        engine.terminate()
     code = engine.wait()
-    return code if code >= 0 else _was_killed(signal.Signals(-code))
+    if code >= 0:
+        return code
+    by = signal.Signals(-code)
+    return _report(f"the engine was killed by {by.name}", by)
 
 
 def _be_the_engine() -> int:
+    signal.signal(signal.SIGTERM, _stop)
     die_with_parent(signal.SIGTERM)
+    from prefect import flow_engine
+
+    flow_engine.capture_sigterm = contextlib.nullcontext  # type: ignore[attr-defined,assignment]  # a stop is ours
     runpy.run_module("prefect.engine", run_name="__main__", alter_sys=True)
     return 0
 
 
-def _was_killed(by: signal.Signals) -> int:
+def _stop(_number: int, _frame: FrameType | None) -> None:
+    """Become a process that says so, as anything may be half imported here. A flow has a handler of its own."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    os.execve(sys.executable, COMMAND, child_variables({KEPT_VARIABLE: _STOPPED}))
+
+
+def _report(end: str, by: signal.Signals) -> int:
     import httpx
 
     from flows.early_end import num_attempts
     from flows.ends import report_end
 
-    message = f"the engine was killed by {by.name}; what was finished is saved"
+    message = f"{end}; what was finished is saved"
     try:
         report_end(UUID(os.environ["PREFECT__FLOW_RUN_ID"]), message, num_attempts())
     except httpx.HTTPError as error:

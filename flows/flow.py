@@ -26,10 +26,10 @@ from flows.artifacts import (
     show_table,
     show_verdict,
 )
+from flows.body import run_body
 from flows.edges import read_by
-from flows.ends import bars, cancelled_if_stopped, go_on, obeying_its_run, when_it_answers
+from flows.ends import bars, cancelled_if_stopped, go_on, when_it_answers
 from flows.failure import failed_by_message
-from flows.log import logged_in_the_ui
 from flows.promote import find_promotion_link
 from flows.run_name import run_name, tag_run, tags_of
 from flows.succession import Promote, asked, champion_here, config_of, tag_of
@@ -108,8 +108,7 @@ def self_train(
         show_verdict(folder, said)
         return Completed(message=". ".join(filter(None, [result_message(result), said])), data=result)
 
-    with logged_in_the_ui():
-        return failed_by_message(obeying_its_run()(run))  # type: ignore[return-value]  # the caller gets the data of the state
+    return run_body(run)  # type: ignore[return-value]  # the caller gets the data of the state
 
 
 @flow(name="ablate", persist_result=False)
@@ -146,8 +145,7 @@ def ablate(
         show_table(folder, "ablation", table(rows))
         return table(rows)
 
-    with logged_in_the_ui():
-        return failed_by_message(obeying_its_run()(run))  # type: ignore[return-value]  # the caller gets the error of a state
+    return run_body(run)  # type: ignore[return-value]  # the caller gets the error of a state
 
 
 # --------------------------------------------------------------------------------------------------------------- tasks

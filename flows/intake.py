@@ -11,9 +11,8 @@ from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
 from prefect.states import Completed
 
+from flows.body import run_body
 from flows.events import data_changed, emit
-from flows.failure import failed_by_message
-from flows.log import logged_in_the_ui
 from pipeline.packing.intake import SETTLE_S, Intake
 from pipeline.packing.intake import intake as take_in
 from pipeline.stages.lock import FolderInUse
@@ -57,8 +56,7 @@ def intake(
         _log_bad(done)
         return Completed(message=str(done))
 
-    with logged_in_the_ui():
-        return failed_by_message(pack)
+    return run_body(pack)
 
 
 def _log_bad(done: Intake) -> None:

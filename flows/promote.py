@@ -16,8 +16,7 @@ from prefect.runtime import flow_run
 from prefect.settings import PREFECT_UI_URL
 from prefect.states import Completed
 
-from flows.failure import failed_by_message
-from flows.log import logged_in_the_ui
+from flows.body import run_body
 from pipeline.champions.promotion import promote as promote_model
 
 NAME = "promote"
@@ -42,8 +41,7 @@ def promote(*, model: str = "", champion: str, reason: str = "", rollback: bool 
         done = promote_model(Path(model) if model else None, Path(champion), reason, rollback)
         return Completed(message=f"{champion}: {done}")
 
-    with logged_in_the_ui():
-        return failed_by_message(swap)
+    return run_body(swap)
 
 
 def promotion_link(ui_url: str, deployment_id: UUID | str, model: str, champion: str, reason: str) -> str:

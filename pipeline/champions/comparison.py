@@ -67,8 +67,10 @@ class Comparison:
         )
 
 
-def compare_on_val(challenger: Path, champion: Path, level: float) -> Comparison:
+def compare_on_val(challenger: Path, champion: Path, level: float | None = None) -> Comparison:
     """Let both models predict val of the challenger's run, in the way of that run; classes are matched by name.
+
+    The level of the test is that run's `rounds.promotion_level`, unless it is given.
 
     Raises:
         UserError: the challenger is in no run, val is not there any more, or the models know different classes.
@@ -94,7 +96,7 @@ def compare_on_val(challenger: Path, champion: Path, level: float) -> Comparison
     ids = np.array([classes.index(name) for name in theirs], np.int32)
     ours = predict_by(challenger, val, config.data, evaluate, runtime).argmax(1)
     others = ids[predict_by(champion, val, config.data, evaluate, runtime).argmax(1)]
-    by = config.rounds.judge_by
+    by, level = config.rounds.judge_by, config.rounds.promotion_level if level is None else level
     difference, low, high = compare(label, ours, others, by, NormalDist().inv_cdf(1 - level / 2))
     right, right_before = ours == label, others == label
     return Comparison(

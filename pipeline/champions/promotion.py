@@ -54,7 +54,7 @@ def promote(
     rollback: bool = False,
     *,
     if_better: bool = False,
-    level: float = 0.05,
+    level: float | None = None,
 ) -> Promotion:
     """Make a model the champion of a registry, or with `rollback` the model that was champion before this one.
 
@@ -68,7 +68,7 @@ def promote(
         reason: Why, for the history.
         rollback: Whether to go back; no model is judged then.
         if_better: Promote only a model that is better on val of its run than the champion, by more than chance.
-        level: The level of that test.
+        level: The level of that test; None takes `rounds.promotion_level` of the model's run.
 
     Raises:
         UserError: there is no such model, the folder is no registry or somebody edited it, another process keeps it
@@ -76,7 +76,7 @@ def promote(
     """
     if rollback and (model is not None or if_better):
         raise UserError("a rollback takes the champion before this one; leave MODEL and --if-better out")
-    if not 0 < level < 1:
+    if level is not None and not 0 < level < 1:
         raise UserError(f"--level {level:g} must lie between 0 and 1; 0.05 is usual")
     if model is None:
         if not rollback:
@@ -90,11 +90,17 @@ def promote(
         history = settle(champion)
         if model is None or weights is None:
             return _roll_back(champion, history, reason)
-        return _promote(model, weights, champion, history, reason, level if if_better else None)
+        return _promote(model, weights, champion, history, reason, if_better, level)
 
 
 def _promote(
-    model: Path, source: Path, registry: Path, history: list[Entry], reason: str, level: float | None
+    model: Path,
+    source: Path,
+    registry: Path,
+    history: list[Entry],
+    reason: str,
+    if_better: bool,
+    level: float | None,
 ) -> Promotion:
     digest = model_digest(source)
     now = history[-1] if history else None
@@ -103,7 +109,7 @@ def _promote(
     if now is not None and known == now["version"]:
         return Promotion(now, now, f"{model} is the same model")
     comparison, why = None, ""
-    if now is not None and level is not None:
+    if now is not None and if_better:
         comparison = compare_on_val(source, find_weights(registry), level)
         why = f"{model} is {'' if comparison.is_better else 'not '}better. {_told(comparison, now)}"
         if not comparison.is_better:

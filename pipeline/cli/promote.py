@@ -23,7 +23,10 @@ def promote(
         bool, typer.Option("--if-better", help="Only if it is better on val than the champion, by a paired test.")
     ] = False,
     level: Annotated[
-        float | None, typer.Option(help="Level of that test; lower it to ask for a clearer lead.", show_default="0.05")
+        float | None,
+        typer.Option(
+            help="Level of that test; lower it to ask for a clearer lead.", show_default="rounds.promotion_level, 0.05"
+        ),
     ] = None,
     reason: Annotated[str, typer.Option(metavar="TEXT", help="Why, for the history.")] = "",
     rollback: Annotated[
@@ -40,6 +43,5 @@ def promote(
 
     if level is not None and not if_better:
         raise UserError(f"--level {level:g} is of the test that --if-better asks for; pass that too, or leave it out")
-    options = {} if level is None else {"level": level}
-    done = promote_model(model, registry, reason, rollback, if_better=if_better, **options)
+    done = promote_model(model, registry, reason, rollback, if_better=if_better, level=level)
     console.print(f"{registry}: {done}", soft_wrap=True, highlight=False)

@@ -16,7 +16,18 @@ from pydantic import (
 )
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
-from pipeline.config.base import Fraction, JudgeBy, NonNegative, Positive, Scalar, Section, parse, set_key, technique
+from pipeline.config.base import (
+    Fraction,
+    JudgeBy,
+    NonNegative,
+    Positive,
+    Scalar,
+    Section,
+    operational,
+    parse,
+    set_key,
+    technique,
+)
 from pipeline.config.data import Data
 from pipeline.config.evaluate import Evaluate
 from pipeline.config.growth import grown
@@ -50,6 +61,9 @@ class Rounds(Section):
     """The figure on val that chooses models: which student becomes the next teacher, which model is the final one, and
     the best weights with `keep: best`. `top1` counts every image alike; `balanced_accuracy` and `macro_f1` count every
     class alike. Take one of these if classes are uneven and the small ones matter. All methods read it."""
+    promotion_level: Annotated[float, Field(gt=0, lt=1)] = operational(0.05)
+    """Level of the paired test on val by which a challenger is promoted if it is better than a champion. Lower it to
+    ask for a clearer lead. All methods read it."""
     judges: Positive = 1
     """Number of students per round that are trained alike, each by a seed of its own. The mean of their figures on val
     decides, and together they label for the next round; the first one is the round's model. It costs that many

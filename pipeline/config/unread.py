@@ -61,7 +61,16 @@ _UNREAD_BESIDE = (
         "of a probe",
     ),
 )
-EVERY_METHOD_READS = ("seed", "method", "data", "evaluate", "runtime", "finetune", "rounds.judge_by")
+EVERY_METHOD_READS = (
+    "seed",
+    "method",
+    "data",
+    "evaluate",
+    "runtime",
+    "finetune",
+    "rounds.judge_by",
+    "rounds.promotion_level",
+)
 
 
 def unread_keys(config: Config) -> list[str]:

@@ -15,6 +15,7 @@ from support.saved import save_random
 from pipeline.champions.comparison import Comparison, compare_on_val
 from pipeline.champions.history import read_history
 from pipeline.champions.promotion import promote
+from pipeline.config import changed, dump_yaml, load_config
 from pipeline.errors import UserError
 from pipeline.evaluate.metrics import paired_difference
 
@@ -113,7 +114,12 @@ def test_the_level_decides_how_clear_a_lead_must_be(folder: Path, tmp_path: Path
         selftrain("promote", run, "--to", tmp_path / "birds", "--if-better", "--level", "7")
     with pytest.raises(UserError, match=r"--level 0\.2 is of the test that --if-better asks for"):
         selftrain("promote", run, "--to", tmp_path / "birds", "--level", "0.2")
-    assert "is champion" in selftrain("promote", run, "--to", tmp_path / "birds", "--if-better", "--level", "0.2")
+    promote(folder / "weak-run", tmp_path / "others")
+    assert "is champion" in selftrain("promote", run, "--to", tmp_path / "others", "--if-better", "--level", "0.2")
+    config = load_config(run / "config.yaml")
+    of_run = changed(config, rounds=changed(config.rounds, promotion_level=0.2))
+    (run / "config.yaml").write_text(dump_yaml(of_run))
+    assert "is champion" in selftrain("promote", run, "--to", tmp_path / "birds", "--if-better")
 
 
 @pytest.mark.parametrize("level", [0.05, 0.2])

@@ -30,6 +30,7 @@ def test_paths_workers_and_intervals_are_operational() -> None:
         "remote_cache_gb",
         "dead_units",
         "gradient_checkpointing",
+        "promotion_level",
         "probe",
     }
 

@@ -68,6 +68,18 @@ def test_what_nobody_fills_in_by_hand_starts_with_what_the_file_gives(deployment
 
 
 @each
+def test_every_run_is_kept_so_that_what_is_stopped_says_so(deployment: dict[str, Any]) -> None:
+    assert deployment["work_pool"]["job_variables"]["command"] == "selftrain-engine"
+
+
+def test_the_automations_of_silent_runs_look_after_our_flows_alone() -> None:
+    (zombie,) = [one for one in DEPLOYMENTS if one["name"] == "crash-zombie"]
+    for trigger in triggers_of(zombie):
+        assert set(trigger["match_related"]["prefect.resource.name"]) == {one["name"] for one in DEPLOYMENTS}
+    assert zombie["parameters"]["listen_s"] > 180  # between two heartbeats
+
+
+@each
 def test_every_folder_is_absolute(deployment: dict[str, Any]) -> None:
     paths = [value for value in deployment["parameters"].values() if isinstance(value, str) and "/" in value]
     assert all(value.startswith(f"{TEAM}/") for value in paths)

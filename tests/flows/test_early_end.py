@@ -63,7 +63,14 @@ def test_a_cancel_wins_over_all_else() -> None:
         assert end.type == "CANCELLED"
 
 
-@pytest.mark.parametrize("final", ["COMPLETED", "FAILED", "CANCELLED", "CRASHED"])
+def test_a_run_that_was_taken_for_dead_goes_on() -> None:
+    """As after a long absence of the server, which then has heard of no heartbeat."""
+    end = after(RUNNING, ("CRASHED", "Crashed"))
+    assert end is not None
+    assert (end.type, end.name) == ("SCHEDULED", RETRY)
+
+
+@pytest.mark.parametrize("final", ["COMPLETED", "FAILED", "CANCELLED"])
 def test_an_end_that_the_server_knows_stays(final: str) -> None:
     assert after(RUNNING, (final, final.title())) is None
 

@@ -35,7 +35,8 @@ SAVES = f"""
 def keep(folder: Path, engine: str) -> subprocess.Popen[bytes]:
     """`python -m flows.engine` in a folder, with this code as `prefect.engine`; its output goes into a pipe."""
     (folder / "prefect").mkdir()
-    (folder / "prefect" / "__init__.py").touch()
+    for name in ("__init__", "flow_engine"):
+        (folder / "prefect" / f"{name}.py").touch()
     (folder / "prefect" / "engine.py").write_text(textwrap.dedent(engine))
     variables = environment(PYTHONPATH=os.pathsep.join([str(folder), str(ROOT)]))
     command = [sys.executable, "-m", "flows.engine"]

@@ -32,26 +32,27 @@ def run_in() -> Callable[[Any], UUID]:
     return make
 
 
-def after(flow_run: UUID, silent_s: float) -> Any:
+def after(flow_run: UUID, silent_s: float, listen_s: float = 0.0) -> Any:
     """The state of a run after the flow has looked at it."""
     from prefect.client.orchestration import get_client
 
     from flows.zombie import crash_zombie
 
-    assert crash_zombie(f"prefect.flow-run.{flow_run}", silent_s, return_state=True).is_completed()
+    assert crash_zombie(f"prefect.flow-run.{flow_run}", silent_s, listen_s, return_state=True).is_completed()
     with get_client(sync_client=True) as client:
         return client.read_flow_run(flow_run).state
 
 
-def test_a_run_that_is_running_and_silent_is_crashed(run_in: Callable[[Any], UUID]) -> None:
-    from prefect.states import Running
+@pytest.mark.parametrize("name", ["Running", "Pending"])
+def test_a_run_that_is_under_way_and_silent_is_crashed(run_in: Callable[[Any], UUID], name: str) -> None:
+    from prefect import states
 
-    state = after(run_in(Running()), silent_s=0.0)
+    state = after(run_in(getattr(states, name)()), silent_s=0.0)
     assert state.is_crashed()
     assert "no heartbeat for 0 s" in state.message
 
 
-@pytest.mark.parametrize("name", ["AwaitingRetry", "Suspended", "Scheduled", "Cancelling", "Completed", "Pending"])
+@pytest.mark.parametrize("name", ["AwaitingRetry", "Suspended", "Scheduled", "Cancelling", "Completed"])
 def test_a_run_in_any_other_state_is_left_alone(run_in: Callable[[Any], UUID], name: str) -> None:
     from prefect import states
 
@@ -87,3 +88,17 @@ def test_a_run_that_has_just_begun_or_that_was_heard_is_left_alone(run_in: Calla
         between = state.timestamp + (sent.occurred - state.timestamp) / 2
         assert sign_of_life(client, flow_run, between) == "is alive"
         assert sign_of_life(client, flow_run, sent.occurred + datetime.timedelta(seconds=1)) is None
+
+
+def test_a_run_that_is_heard_while_it_is_listened_to_is_left_alone(
+    run_in: Callable[[Any], UUID], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that was away has heard of nobody for a while."""
+    from prefect.states import Running
+
+    from flows import zombie
+
+    answers = iter([None, None, "is alive"])
+    monkeypatch.setattr(zombie, "sign_of_life", lambda *_: next(answers))
+    monkeypatch.setattr(zombie, "LOOK_S", 0.0)
+    assert after(run_in(Running()), silent_s=0.0, listen_s=3600.0).is_running()

@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -188,12 +188,21 @@ class Team:
         with self.client() as client:
             client.update_work_pool(POOL, WorkPoolUpdate(concurrency_limit=limit))
 
-    def run(self, config: Config, run_dir: Path, *, command: str | None = KEEPER, **deployment: Any) -> UUID:
-        """Start a run through a deployment, as its form does; returns the id of the flow run."""
+    def run(
+        self,
+        config: Config,
+        run_dir: Path,
+        *,
+        command: str | None = KEEPER,
+        env: Mapping[str, str] | None = None,
+        **deployment: Any,
+    ) -> UUID:
+        """Start a run through a deployment, as its form does, with variables of its own; returns the flow run's id."""
         path = run_dir.with_suffix(".yaml")
         path.write_text(dump_yaml(config))
         parameters = {"config": str(path), "run_dir": str(run_dir)}
-        variables = {"env": {"PYTHONPATH": environment()["PYTHONPATH"]}, **({"command": command} if command else {})}
+        variables: dict[str, Any] = {"env": {"PYTHONPATH": environment()["PYTHONPATH"], **(env or {})}}
+        variables |= {"command": command} if command else {}
         with self.client() as client:
             flow_id = client.create_flow_from_name("self-train")
             name = f"{run_dir.parent.name}-{run_dir.name}"
@@ -201,9 +210,9 @@ class Team:
             deployment_id = client.create_deployment(flow_id, name, **where, **deployment)
             return client.create_flow_run_from_deployment(deployment_id, parameters=parameters).id  # type: ignore[no-any-return]
 
-    def train(self, config: Config, run_dir: Path, step: int = 20, *, command: str | None = KEEPER) -> UUID:
+    def train(self, config: Config, run_dir: Path, step: int = 20, **options: Any) -> UUID:
         """Start a run, and wait until its teacher has come to a step; returns its id."""
-        run = self.run(config, run_dir, command=command)
+        run = self.run(config, run_dir, **options)
         wait_for(trains(run_dir, step), poll_s=0.3)
         return run
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 import pytest
-from support.team import Team
+from support.team import Team, trains
 from support.waiting import wait_for
 
 from pipeline.config import Config, changed
@@ -51,6 +52,23 @@ def test_a_preempted_engine_saves_and_runs_again_by_itself(
     team.until(run, "Completed")
     assert team.history(run).count("AwaitingRetry") == 1
     assert {state.name for state in team.task_states(run)} == {"Completed", "Cancelled"}
+    assert not re.search(rb"[\r\xe2]", team.log(-1)), "log lines only, no bar and no table"
+    same_bits(run_dir)
+
+
+def test_a_run_that_is_preempted_too_often_fails_and_a_retry_goes_on(
+    team: Team, config: Config, tmp_path: Path, same_bits: SameBits
+) -> None:
+    run_dir = tmp_path / "run"
+    team.start_worker()
+    run = team.train(config, run_dir, env={"SELFTRAIN_ATTEMPTS": "1"})
+    team.engine(run).terminate()
+    team.until_name(run, "AwaitingRetry")
+    wait_for(lambda: team.state(run).is_running() and trains(run_dir, 200)(), poll_s=0.3)
+    team.engine(run).terminate()
+    assert "SELFTRAIN_ATTEMPTS=1" in (team.until(run, "Failed").message or "")
+    team.retry(run)
+    team.until_name(run, "Completed")
     same_bits(run_dir)
 
 
@@ -119,6 +137,9 @@ def test_a_run_whose_folder_is_in_use_waits_and_frees_its_slot(
         team.until_name(run, "AwaitingFolder")
         assert team.state(run).type.value != "FAILED"
         assert str(os.getpid()) in (team.message(run, "AwaitingFolder") or "")
+        other = team.train(config, tmp_path / "other", 1)  # in the pool's one slot
+        team.cancel(other)
+        team.until(other, "Cancelled")
     team.retry(run)  # now, and not a minute later
     team.until_name(run, "Completed")
     same_bits(run_dir)
@@ -148,6 +169,26 @@ def test_a_killed_worker_and_its_closed_pipes_do_not_end_the_run(
     worker.wait()
     team.until(run, "Completed")
     assert team.history(run).count("Running") == 1
+    same_bits(run_dir)
+
+
+@pytest.mark.parametrize("everyone", [False, True])
+def test_a_worker_that_stops_while_a_run_starts_leaves_it_to_the_next_worker(
+    team: Team, config: Config, tmp_path: Path, same_bits: SameBits, everyone: bool
+) -> None:
+    """The flow has not begun, so nothing of it can report; a Pending run would hold its slot for ever."""
+    run_dir = tmp_path / "run"
+    worker = team.start_worker()
+    run = team.run(config, run_dir)
+    wait_for(lambda: len(team.processes()) > 1, poll_s=0.05)  # keeper and engine, which imports Prefect
+    started = psutil.Process(worker.pid).children(recursive=True) if everyone else []
+    for process in (worker, *started):
+        process.terminate()
+    worker.wait()
+    team.until(run, "AwaitingRetry", "Scheduled")
+    wait_for(lambda: not team.processes(), poll_s=0.3)
+    team.start_worker()
+    team.until(run, "Completed")
     same_bits(run_dir)
 
 
