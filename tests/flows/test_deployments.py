@@ -16,7 +16,10 @@ import prefect.settings
 import pytest
 import yaml
 from prefect import Flow
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.events import EventTrigger
+from prefect.exceptions import PrefectHTTPStatusError
 from support.command import ROOT
 from support.waiting import wait_for
 
@@ -119,6 +122,17 @@ def test_the_template_for_kubernetes_uses_each_of_its_variables_and_no_other() -
     container = template["job_configuration"]["job_manifest"]["spec"]["template"]["spec"]["containers"][0]
     assert container["resources"]["limits"]["nvidia.com/gpu"] == "{{ gpus }}"
     assert [mount["mountPath"] for mount in container["volumeMounts"]] == ["{{ folder }}", "/dev/shm"]
+
+
+@pytest.mark.usefixtures("prefect_server")
+def test_a_server_takes_the_template_for_kubernetes_and_checks_its_variables() -> None:
+    template = json.loads((DEPLOY / "kubernetes.json").read_text())
+    with get_client(sync_client=True) as client:
+        client.create_work_pool(WorkPoolCreate(name="pods", type="kubernetes", base_job_template=template))
+        flow_id = client.create_flow_from_name("self-train")
+        client.create_deployment(flow_id, "taken", work_pool_name="pods", job_variables={"gpus": 4, "memory": "64Gi"})
+        with pytest.raises(PrefectHTTPStatusError, match="four"):
+            client.create_deployment(flow_id, "refused", work_pool_name="pods", job_variables={"gpus": "four"})
 
 
 def test_the_settings_of_the_server_are_known_to_prefect() -> None:
