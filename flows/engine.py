@@ -26,6 +26,7 @@ from pipeline.stages.streams import keep_streams
 
 KEPT_VARIABLE = "SELFTRAIN_KEPT"
 """Tells the engine that it is kept."""
+STOPS = (signal.SIGTERM, signal.SIGINT)
 COMMAND = [sys.executable, "-m", "flows.engine"]
 _STOPPED = "stopped"
 """The value of the variable in an engine that was stopped while it ran no flow."""
@@ -37,21 +38,17 @@ def main() -> int:
     kept = os.environ.get(KEPT_VARIABLE)
     if kept is not None:
         return _report("the engine was stopped", signal.SIGTERM) if kept == _STOPPED else _be_the_engine()
-    engine: subprocess.Popen[bytes] | None = None
-    stopped = False
 
     def pass_on(_number: int, _frame: FrameType | None) -> None:
-        nonlocal stopped
-        stopped = True
-        if engine is not None:
-            engine.terminate()
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, pass_on)
-    # In a session of its own no signal reaches it but through the keeper.
-    engine = subprocess.Popen(COMMAND, env=child_variables({KEPT_VARIABLE: "1"}), start_new_session=True)
-    if stopped:  # before there was an engine
         engine.terminate()
+
+    # Signals wait until there is an engine, which lets them in when it can say what became of the run. In a session of
+    # its own none reaches it but through the keeper.
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
+    for number in STOPS:
+        signal.signal(number, pass_on)
+    engine = subprocess.Popen(COMMAND, env=child_variables({KEPT_VARIABLE: "1"}), start_new_session=True)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
     code = engine.wait()
     if code >= 0:
         return code
@@ -62,6 +59,7 @@ def main() -> int:
 def _be_the_engine() -> int:
     signal.signal(signal.SIGTERM, _stop)
     die_with_parent(signal.SIGTERM)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
     from prefect import flow_engine
 
     flow_engine.capture_sigterm = contextlib.nullcontext  # type: ignore[attr-defined,assignment]  # a stop is ours
@@ -72,6 +70,7 @@ def _be_the_engine() -> int:
 def _stop(_number: int, _frame: FrameType | None) -> None:
     """Become a process that says so, as anything may be half imported here. A flow has a handler of its own."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    os.chdir("/")  # a worker that stops removes the folder of the run, without which some libraries cannot be loaded
     os.execve(sys.executable, COMMAND, child_variables({KEPT_VARIABLE: _STOPPED}))
 
 

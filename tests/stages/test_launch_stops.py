@@ -65,7 +65,7 @@ print("alive")
 """
     of_another = environment(SELFTRAIN_PARENT="1")
     result = subprocess.run([sys.executable, "-c", code], env=of_another, capture_output=True, check=False)
-    assert result.returncode == -signal.SIGKILL
+    assert result.returncode == -signal.SIGTERM
     assert result.stdout == b""
 
 
