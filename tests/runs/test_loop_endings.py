@@ -35,6 +35,15 @@ def test_a_teacher_at_chance_is_an_error(config: Config, tmp_path: Path) -> None
     assert len(stages.jobs) == 1
 
 
+def test_a_teacher_at_chance_whom_nobody_learns_from_is_a_warning(
+    config: Config, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As a cell of an ablation may be: that is its figure, and the others go on."""
+    alone = changed(config, rounds=changed(config.rounds, num_rounds=0))
+    run_loop(alone, tmp_path, run_stage=FakeStages(0.1))
+    assert "cannot be told from chance on val (10.0% of 10 classes)" in caplog.text
+
+
 def test_a_teacher_that_may_be_at_chance_is_a_warning(
     config: Config, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -89,7 +89,7 @@ def train_teacher(stages: Stages) -> Round:
     """Train round 0 on labeled images alone, or fit it on their features.
 
     Raises:
-        UserError: the teacher is at chance on val.
+        UserError: the teacher is at chance on val, and there are students to come.
     """
     training = stages.config.teacher
     if training.probe is None:
@@ -98,7 +98,8 @@ def train_teacher(stages: Stages) -> Round:
         folder = stages.probe("teacher", 0, training, "rounds/0", stages.embed(training))
     teacher = stages.judge("teacher", 0, folder)
     num_classes = stages.num_classes
-    if teacher.val_top1 <= 1 / num_classes:
+    rounds = stages.config.rounds
+    if teacher.val_top1 <= 1 / num_classes and rounds.num_rounds + rounds.on_features:
         raise UserError(
             f"the round-0 teacher is at chance on val ({teacher.val_top1:.1%} of {num_classes} classes), so its labels "
             f"would teach nothing; {fix_of('teacher')}"
