@@ -25,7 +25,7 @@ from PIL import Image
 from support.command import ROOT, environment, selftrain
 from support.images import digit_files, write_files
 from support.server import call
-from support.team import HAS_POSTGRES, postgres
+from support.team import HAS_POSTGRES, postgres, trains
 from support.waiting import LIMIT_S, wait_for
 
 from pipeline.demos.digits import pack_digits
@@ -81,6 +81,17 @@ def project(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.fixture
+def impatient(project: Path) -> None:
+    """Have the automation look after a run that was silent for 40 s; heartbeats come every 30 s, which is the least."""
+    path = project / "prefect.yaml"
+    deployments = yaml.safe_load(path.read_text())
+    (zombie,) = [one for one in deployments["deployments"] if one["name"] == "crash-zombie"]
+    zombie["parameters"] |= {"silent_s": 40, "listen_s": 35}
+    zombie["triggers"][0]["within"] = 40
+    path.write_text(yaml.safe_dump(deployments))
+
+
 @dataclass
 class Served:
     """What `make team` started, and what happens there."""
@@ -114,6 +125,9 @@ class Served:
         (data,) = [artifact["data"] for artifact in found if artifact["key"].endswith("-verdict")]
         return str(data)
 
+    def until(self, flow_run_id: str, state: str) -> None:
+        wait_for(lambda: self.api(f"flow_runs/{flow_run_id}")["state"]["name"] == state, poll_s=1.0)
+
     def _ended(self, flow_run_id: str) -> Any:
         run = self.api(f"flow_runs/{flow_run_id}")
         return run if run["state"]["type"] in ("COMPLETED", "FAILED", "CRASHED", "CANCELLED") else None
@@ -130,7 +144,7 @@ def team(project: Path) -> Iterator[Served]:
         process = subprocess.Popen(
             list(map(str, command)),
             cwd=ROOT,
-            env=environment(**database),
+            env=environment(PREFECT_FLOWS_HEARTBEAT_FREQUENCY="30", **database),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -205,3 +219,27 @@ def test_new_images_become_a_champion_and_ctrl_c_ends_it_all(project: Path, team
     team.process.send_signal(signal.SIGINT)
     assert team.process.wait(LIMIT_S) == 0
     assert processes_of(project) == []
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_run_whose_machine_is_lost_is_crashed_by_the_automation_and_a_retry_goes_on(
+    project: Path, team: Served
+) -> None:
+    """Keeper and engine die together, so nobody is left to say so. A run that waits for its hour is left alone."""
+    run_dir, later = project / "runs/lost", "2099-01-01T00:00:00Z"
+    longer = [*QUICK, "teacher.steps=600", "runtime.checkpoint_every=50"]
+    run = team.start("self-train/self-train", run_dir=str(run_dir), set=longer, champion=None, promote="never")
+    waits = team.api(f"deployments/{team.api('deployments/name/promote/promote')['id']}/create_flow_run", {})["id"]
+    team.api(
+        f"flow_runs/{waits}/set_state", {"state": {"type": "SCHEDULED", "state_details": {"scheduled_time": later}}}
+    )
+    wait_for(trains(run_dir, 200), poll_s=0.3)
+    for process in processes_of(project):
+        if process.environ().get("PREFECT__FLOW_RUN_ID") == run:
+            process.kill()
+    team.until(run, "Crashed")
+    assert "no heartbeat for 75 s" in team.api(f"flow_runs/{run}")["state"]["message"]
+    assert team.api(f"flow_runs/{waits}")["state"]["name"] == "Scheduled"
+    team.api(f"flow_runs/{run}/set_state", {"state": {"type": "SCHEDULED"}, "force": True})
+    team.until(run, "Completed")
+    assert (run_dir / "result.json").exists()
