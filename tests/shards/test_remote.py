@@ -15,7 +15,7 @@ import pytest
 from support.command import selftrain_here as selftrain
 from support.images import png, write_files
 from support.object_store import BUCKET, ObjectStore, filesystem, make_bucket, object_store, upload
-from support.processes import label_job, outputs, run, train_job
+from support.processes import label_job, outputs, run, run_with_a_kill, train_job
 
 from pipeline.config import Config, Data, changed
 from pipeline.errors import UserError
@@ -91,6 +91,13 @@ def test_a_stage_on_remote_data_is_the_stage_on_the_data_on_disk(
     training, same_training = (train_job(one, tmp_path / "train") for one in (remote, digits))
     assert folder_name(training) == folder_name(same_training)
     assert outputs(run(label_job(remote, tmp_path / "labels", teacher), bucket.found)) == outputs(labels)
+
+
+def test_a_training_on_remote_data_that_is_killed_ends_with_the_bytes_of_one_on_disk(
+    digits: Config, data: Data, bucket: ObjectStore, teacher: Path, tmp_path: Path
+) -> None:
+    job = train_job(changed(digits, data=data), tmp_path / "train")
+    assert outputs(run_with_a_kill(job, 20, bucket.found)) == outputs(teacher)
 
 
 def test_the_cache_keeps_the_shards_that_were_read_last_within_its_limit(data: Data, reads: Counter[str]) -> None:

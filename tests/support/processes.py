@@ -123,17 +123,23 @@ def has_come_to(job: Job, step: int) -> bool:
     return path.exists() and any(int(found) >= step for found in re.findall(r'"step": (\d+),', path.read_text()))
 
 
-def signal_at(job: Job, step: int, delay_s: float = 0.0, signum: int = signal.SIGKILL) -> int:
+def signal_at(
+    job: Job,
+    step: int,
+    delay_s: float = 0.0,
+    signum: int = signal.SIGKILL,
+    before: Callable[[], None] | None = None,
+) -> int:
     """Run a training until `delay_s` after the line of a step, and signal it; returns its exit code."""
-    process = start(job)
+    process = start(job, before)
     wait_for(lambda: has_come_to(job, step) or not process.is_alive())
     return kill(process, delay_s, signum)
 
 
-def run_with_a_kill(job: Job, step: int) -> Path:
+def run_with_a_kill(job: Job, step: int, before: Callable[[], None] | None = None) -> Path:
     """Run a training to its end, with a SIGKILL after the line of a step; returns its folder."""
-    assert signal_at(job, step) == -signal.SIGKILL
-    return run(job)
+    assert signal_at(job, step, before=before) == -signal.SIGKILL
+    return run(job, before)
 
 
 # ---------------------------------------------------------------------------------------------------------------- bytes
