@@ -106,6 +106,8 @@ def self_train(
             show_verdict(folder, f"Not promoted: {error}")
             raise
         show_verdict(folder, said)
+        if registry is not None and promote == "ask":
+            said = "Its verdict asks whether it becomes champion"
         return Completed(message=". ".join(filter(None, [result_message(result), said])), data=result)
 
     return run_body(run)  # type: ignore[return-value]  # the caller gets the data of the state

@@ -69,7 +69,7 @@ def config_of(path: Path, overrides: Sequence[str], champion: Path | None) -> Co
 
 
 def asked(link: str | None, run_dir: Path, registry: Path) -> str:
-    """How somebody who is asked makes the run's model champion, as text that is Markdown too."""
-    form = f"open <{link}>" if link else "deploy the flow `promote`, whose form a link would open"
+    """How somebody who is asked makes the run's model champion, as Markdown."""
+    form = f"open [this form, which is filled in]({link})" if link else "deploy `promote`, whose form a link would open"
     command = f"`selftrain promote {shlex.quote(str(run_dir))} --to {shlex.quote(str(registry))}`"
     return f"To make it champion, {form}, or type {command}"

@@ -79,10 +79,10 @@ def test_what_cannot_be_promoted_is_told_at_the_beginning(tmp_path: Path) -> Non
 
 def test_who_is_asked_gets_a_link_and_a_command() -> None:
     said = asked("http://team/run?parameters=%7B%7D", Path("/runs/my birds"), Path("/champions/birds"))
-    assert "<http://team/run?parameters=%7B%7D>" in said
+    assert "](http://team/run?parameters=%7B%7D)" in said
     (command,) = [part for part in said.split("`") if part.startswith("selftrain promote")]
     assert shlex.split(command)[2:] == ["/runs/my birds", "--to", "/champions/birds"]
-    assert "deploy the flow" in asked(None, Path("/runs/birds"), Path("/champions/birds"))
+    assert "deploy `promote`" in asked(None, Path("/runs/birds"), Path("/champions/birds"))
 
 
 # ------------------------------------------------------------------------------------------------------------ the flow
@@ -144,7 +144,7 @@ def test_a_better_result_becomes_champion_and_a_worse_one_is_refused_in_a_comple
 
 
 @pytest.mark.usefixtures("prefect_server", "instant_stages")
-def test_with_ask_the_final_state_says_how(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_with_ask_the_verdict_says_how(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from flows import flow
 
     link = f"http://team/deployments/deployment/{uuid4()}/run?parameters=%7B%7D"
@@ -155,8 +155,11 @@ def test_with_ask_the_final_state_says_how(tmp_path: Path, monkeypatch: pytest.M
         return link
 
     monkeypatch.setattr(flow, "find_promotion_link", find)
+    verdicts: list[str] = []
+    monkeypatch.setattr(flow, "show_verdict", lambda _, said: verdicts.append(said))
     run_watched(tmp_path, champion=str(tmp_path / "new"), promote="ask")
     run, _ = last_flow_run(num_tasks=2)
-    assert link in run.state.message
+    assert run.state.message.endswith("Its verdict asks whether it becomes champion")
+    assert [f"]({link})" in said for said in verdicts] == [True]
     assert given[0][:2] == (str(tmp_path / "run"), str(tmp_path / "new"))
     assert not (tmp_path / "new").exists()

@@ -187,7 +187,7 @@ def test_new_images_become_a_champion_and_ctrl_c_ends_it_all(project: Path, team
     assert team.completed(theirs)  # a flow of the project, which has packages called as ours
 
     # The verdict links to the form of a promotion, filled in.
-    link = urlsplit(re.findall(r"<(http\S+/run\?parameters=\S+)>", team.verdict(run["id"]))[0])
+    link = urlsplit(re.findall(r"\]\((http\S+/run\?parameters=\S+)\)", team.verdict(run["id"]))[0])
     filled = json.loads(parse_qs(link.query)["parameters"][0])
     assert link.path.endswith(f"/{team.api('deployments/name/promote/promote')['id']}/run")
     assert team.completed(team.start("promote/promote", **filled)).endswith("is champion")

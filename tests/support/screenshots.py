@@ -7,6 +7,7 @@ row in PAGES; one whose subject is not on the server is left out, and said so.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -76,10 +77,18 @@ def deployment(flow: str, page: str) -> Callable[[str], str | None]:
     return path
 
 
+def filled_in(api: str) -> str | None:
+    """The form of `promote`, filled in as by the link in the newest run's verdict."""
+    run = newest_run(api)
+    found = call(f"{api}/artifacts/filter", {"artifacts": {"flow_run_id": {"any_": [run["id"]]}}}) if run else []
+    links = re.findall(r"\]\(http://[^/]+(/\S+/run\?parameters=\S+)\)", "".join(str(a["data"]) for a in found))
+    return links[0] if links else None
+
+
 PAGES = {
     "runs": Page(lambda api: "/runs"),
-    "run": Page(run_page(), 1300),
-    "logs": Page(run_page("Logs"), 1300),
+    "run": Page(run_page("Details"), 1000),
+    "logs": Page(run_page("Logs"), 2200),
     "artifacts": Page(run_page("Artifacts"), 1600),
     "leaderboard": Page(artifact("-leaderboard"), 700),
     "pool": Page(artifact("-pool"), 1900),
@@ -87,8 +96,8 @@ PAGES = {
     "verdict": Page(artifact("-verdict"), 2850),
     "report": Page(artifact("-report"), 600),
     "progress": Page(artifact("-evaluate-on-test"), 600),
-    "form": Page(deployment("self-train", "run"), 1000),
-    "promote": Page(deployment("promote", "run"), 1000),
+    "form": Page(deployment("self-train", "run"), 1250),
+    "promote": Page(filled_in, 1000),
 }
 
 
