@@ -196,6 +196,16 @@ class NetworkSettings(Adaptation):
         return self
 
     @model_validator(mode="after")
+    def _inserts_between_relus(self) -> NetworkSettings:
+        activation = self.built_with.get("activation", "relu")
+        if self.start is not None and self.start.mode == "insert" and activation != "relu":
+            raise ValueError(
+                f"activation is {activation}, but with start.mode: insert new modules change nothing at first, which "
+                "only ReLU of what a ReLU gave does; set it to null or relu, or use mode: init"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _alterations_are_said_once(self) -> NetworkSettings:
         for name, value in self._altered().items():
             if (other := self.model_args.get(name, value)) != value:
