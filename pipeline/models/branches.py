@@ -42,7 +42,7 @@ def branch_ends(model: nn.Module) -> list[End]:
 
 
 def untold(model: nn.Module, ends: Iterable[End]) -> list[str]:
-    """The names of the modules with residual branches of which none is among the ends that tell what multiplies them."""
+    """The names of the modules with residual branches of which no end tells what they are multiplied by."""
     known = {id(end.weight) for end in ends if end.weight is not None}
     return [
         name
