@@ -126,7 +126,7 @@ FAMILIES: tuple[tuple[str, dict[str, Any], bool], ...] = (
     ("resnetv2_18", SHALLOW, False),  # resnetv2
     ("regnetx_002", {}, True),  # regnet
     ("cspresnet50", {}, True),  # cspnet
-    ("resnext26ts", NARROW, True),  # byobnet
+    ("resnext26ts", {"width_factor": 0.5}, True),  # byobnet
     ("gcresnet33ts", NARROW, True),
     ("botnet26t_256", {**NARROW, "img_size": 64}, True),  # byoanet
     ("resnet18_d", {"channels": (8, 8, 8, 16)}, True),  # ours, of timm's blocks
