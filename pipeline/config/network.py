@@ -142,8 +142,9 @@ class NetworkSettings(Adaptation):
     own."""
     zero_gamma: bool | None = technique(None)
     """Whether residual branches begin at 0: the gamma of their last normalization, or the convolution that they end
-    with. Without it that is as the architecture has it: true for timm's ResNets, false for ours. Set it to true for
-    large batches or high learning rates."""
+    with. Without it that is as the architecture has it: true for most of timm's ResNets and for resnet50_a to
+    resnet50_d, false for wide_resnet, resnet9 and polynet. Architectures that do not tell what their branches end with
+    are refused. Set it to true for large batches or high learning rates."""
     fractional_pooling: Annotated[float, Field(gt=0.5, lt=1)] | None = technique(None)
     """Replace each max pooling with stride 2 by fractional max pooling, which shrinks maps to this share of their side,
     at random places. 0.7 is usual; maps are larger then, and steps slower. Null keeps the architecture's own."""
@@ -192,6 +193,16 @@ class NetworkSettings(Adaptation):
             if (value := getattr(self, key)) is not None:
                 shown = str(getattr(value, "name", value)).lower()
                 raise ValueError(f"{key} is {shown}, but start gives the network its weights; drop one of the two")
+        return self
+
+    @model_validator(mode="after")
+    def _inserts_between_relus(self) -> NetworkSettings:
+        activation = self.built_with.get("activation", "relu")
+        if self.start is not None and self.start.mode == "insert" and activation != "relu":
+            raise ValueError(
+                f"activation is {activation}, but with start.mode: insert new modules change nothing at first, which "
+                "only ReLU of what a ReLU gave does; set it to null or relu, or use mode: init"
+            )
         return self
 
     @model_validator(mode="after")

@@ -10,7 +10,7 @@ from torch import nn
 
 from pipeline.config import Init, NetworkSettings
 from pipeline.errors import UserError
-from pipeline.models.branches import branch_ends
+from pipeline.models.branches import branch_ends, untold
 
 Layer = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear
 _ALEXNET_STD = 0.01
@@ -130,11 +130,18 @@ def undo_zero_gamma(model: nn.Module) -> None:
 
 
 def _last_weights(model: nn.Module, value: str) -> list[nn.Parameter]:
-    """What the branches of a model are multiplied by, as their blocks tell it."""
-    found = [end.weight for end in branch_ends(model) if end.weight is not None]
+    """What the branches of a model are multiplied by, as their blocks tell it. Raises UserError if some do not."""
+    ends = branch_ends(model)
+    found = [end.weight for end in ends if end.weight is not None]
+    architecture = type(model).__name__
     if not found:
         raise UserError(
-            f"`zero_gamma`: {type(model).__name__} has no residual branches, or does not say what they end with, so it "
-            f"cannot be {value}; drop it"
+            f"`zero_gamma`: {architecture} has no residual branches, or does not say what they end with, so it cannot "
+            f"be {value}; drop it"
+        )
+    if silent := untold(model, ends):
+        raise UserError(
+            f"`zero_gamma`: {architecture} has {len(silent)} blocks with residual branches that do not say what they "
+            f"end with, such as {silent[0]}, so it cannot be {value} for all; drop it"
         )
     return found

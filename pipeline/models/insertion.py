@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.errors import UserError
+from pipeline.models.activations import is_activation
 from pipeline.models.format import ModelInfo
 from pipeline.models.initialization import zero_gamma
 from pipeline.models.poly_inception import KINDS
@@ -35,8 +36,8 @@ def insert(model: nn.Module, state: Mapping[str, Tensor], info: ModelInfo | None
         source: Its name in messages.
 
     Raises:
-        UserError: one of the two is no PolyNet, the smaller one does not say which modules it has, or they are of
-            another form or have no place among the new ones.
+        UserError: one of the two is no PolyNet or has another activation than ReLU, the smaller one does not say which
+            modules it has, or they are of another form or have no place among the new ones.
     """
     if info is None:
         raise UserError(
@@ -50,6 +51,13 @@ def insert(model: nn.Module, state: Mapping[str, Tensor], info: ModelInfo | None
             f"`start.mode`: insert puts modules between those of a PolyNet, but here {type(other).__name__} is to "
             f"start {type(model).__name__}; set model to polynet or polynet_small, or use mode: init"
         )
+    for network, whose in ((model, "the network"), (other, source)):
+        if others := {type(part).__name__ for part in network.modules() if is_activation(part)} - {"ReLU"}:
+            raise UserError(
+                f"`activation`: that of {whose} is {others.pop()}, but with start.mode: insert new modules change "
+                "nothing at first, which only ReLU of what a ReLU gave does; start from a network with ReLU, and set "
+                "activation to null, or use mode: init"
+            )
     for key, value in model.form.items():
         if other.form[key] != value:
             raise UserError(

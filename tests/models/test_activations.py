@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -57,22 +58,45 @@ def test_a_model_of_timm_computes_what_timm_builds_by_act_layer(architecture: st
         torch.testing.assert_close(ours(images), theirs(images), rtol=1e-4, atol=1e-5)
 
 
+OURS: dict[str, dict[str, Any]] = {
+    "wide_resnet10_1": {},
+    "resnet9": {"width": 8},
+    "alexnet": {"width": 0.0625, "grid": 2, "stride": 1},
+    "polynet_small": {"width": 0.05, "stage_a": "2-way", "stage_b": "poly-3", "stage_c": "mpoly-2"},
+    "efficientnet": {"width": 0.25, "depth": 0.25, "reduction": 4},
+    "mlp10": {"width": 20},
+    "resnet18_d": {"channels": (8, 8, 16, 16)},
+}
+"""Each architecture of ours, small."""
+
+
 @every_activation
-@pytest.mark.parametrize("architecture", ["wide_resnet10_1", "resnet9"])
+@pytest.mark.parametrize("architecture", OURS)
 def test_a_model_of_ours_computes_what_the_function_in_place_of_its_own_gives(
     architecture: str, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The same network, in which torch's own leaky ReLU and SiLU are made to compute the other function."""
-    ours = build(architecture, 5, model_args={"activation": name}).eval()
-    plain = build(architecture, 5).eval()
+    """The same network, in which torch's own ReLU, leaky ReLU and SiLU are made to compute the other function."""
+    torch.manual_seed(0)
+    args = OURS[architecture]
+    ours = build(architecture, 5, model_args={**args, "activation": name}).eval()
+    plain = build(architecture, 5, model_args=args).eval()
     plain.load_state_dict({k: v for k, v in ours.state_dict().items() if k in plain.state_dict()})
-    images = torch.randn(2, 3, 16, 16)
-    assert check_forward(architecture, 5, {"image_size": 16}, model_args={"activation": name}) is None
-    for own in ("silu", "leaky_relu"):
-        monkeypatch.setattr(F, own, lambda x, *rest, **options: FUNCTIONAL[name](x))
+    images = torch.randn(2, 3, 32, 32)
+    own = plain(images)
+    for function in ("relu", "silu", "leaky_relu"):
+        monkeypatch.setattr(F, function, lambda x, *rest, **options: FUNCTIONAL[name](x))
     expected = plain(images)
     monkeypatch.undo()
     torch.testing.assert_close(ours(images), expected)
+    silu, slope_of_its_own = ("resnet9", "efficientnet"), "wide_resnet10_1"
+    its_own = None if architecture == slope_of_its_own else "silu" if architecture in silu else "relu"
+    assert torch.allclose(own, expected) == (name == its_own)
+
+
+@pytest.mark.parametrize("architecture", OURS)
+def test_no_activation_of_ours_escapes_its_replacement(architecture: str) -> None:
+    """None of them is called as a function, which the dry run would refuse."""
+    check_forward(architecture, 5, {"image_size": 32}, model_args={**OURS[architecture], "activation": "tanh"})
 
 
 def test_gates_stay_and_a_network_without_an_activation_module_is_refused() -> None:

@@ -161,6 +161,36 @@ def test_a_start_of_another_kind_is_explained(tmp_path: Path) -> None:
         load_start(model, settings, CLASSES)
 
 
+@pytest.mark.parametrize(("theirs", "ours"), [("silu", "silu"), ("silu", None), (None, "prelu")])
+def test_without_relu_a_new_module_would_change_the_function_so_it_is_refused(
+    tmp_path: Path, theirs: str | None, ours: str | None
+) -> None:
+    """SiLU of what a SiLU gave is another number. The config refuses its own, and the start that of its weights."""
+    stages = ("ir", "ir", "ir")
+    source = saved(network(*stages, **active(theirs)), tmp_path, *stages, **active(theirs))
+    if ours is not None:
+        with pytest.raises(ValueError, match=rf"activation is {ours}, but with start\.mode: insert .*; set it to null"):
+            NetworkSettings(activation=ours, start=Start(model=str(source), mode="insert"))  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match=rf"activation is {ours}, but with start\.mode: insert"):
+            NetworkSettings(model_args=active(ours), start=Start(model=str(source), mode="insert"))
+    if theirs is not None:
+        with pytest.raises(
+            UserError, match=r"`activation`: that of .*model\.safetensors is SiLU, but with start\.mode:"
+        ):
+            started(source, "ir x 2", *stages[1:])
+
+
+def test_relu_by_its_name_is_relu(tmp_path: Path, images: Tensor) -> None:
+    stages = ("ir", "ir", "ir")
+    smaller = network(*stages).eval()
+    deeper = started(saved(smaller, tmp_path, *stages), "ir x 2", *stages[1:], activation="relu").eval()
+    assert torch.equal(deeper(images), smaller(images))
+
+
+def active(name: str | None) -> dict[str, Any]:
+    return {} if name is None else {"activation": name}
+
+
 @pytest.mark.process
 def test_a_training_starts_by_insertion_and_its_record_says_from_what(digits: Config, tmp_path: Path) -> None:
     old, classes = ("ir", "ir", "ir"), tuple(map(str, range(10)))

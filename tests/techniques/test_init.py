@@ -106,28 +106,33 @@ def test_in_groups_a_layer_has_the_fans_of_its_group() -> None:
 # -------------------------------------------------------------------------------------------------------------- alexnet
 
 
-def small_alexnet(bias: bool = True) -> nn.Module:
-    """Five convolutions and three linear layers, as AlexNet has them."""
-    convolutions = [nn.Conv2d(3, 8, 3, bias=bias), *(nn.Conv2d(8, 8, 3) for _ in range(4))]
-    return nn.Sequential(*convolutions, nn.Flatten(), nn.Linear(8, 64), nn.Linear(64, 64), nn.Linear(64, 10))
-
-
 def test_alexnet_begins_as_in_the_paper() -> None:
     """Section 5: N(0, 0.01); biases 1 in convolutions 2, 4 and 5 and in the hidden linear layers, 0 in the others."""
     torch.manual_seed(0)
-    model = small_alexnet()
+    model = build("alexnet", 10, model_args={"width": 0.125})
     draw_weights(model, Init(name="alexnet"))
-    layers = layers_of(model)
-    assert [layer.bias.unique().tolist() for layer in layers] == [[b] for b in (0.0, 1.0, 0.0, 1.0, 1.0, 1.0, 1.0, 0.0)]
-    weights = torch.cat([layer.weight.detach().flatten() for layer in layers])
-    assert float(weights.std()) == pytest.approx(0.01, rel=0.03)
-    assert abs(float(weights.mean())) < 5e-4
+    named = [(name.partition(".")[0], m) for name, m in model.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    assert [place for place, _ in named] == ["convs"] * 5 + ["hidden"] * 2 + ["fc"]
+    biases = [layer.bias.unique().tolist() for _, layer in named if layer.bias is not None]
+    assert biases == [[b] for b in (0.0, 1.0, 0.0, 1.0, 1.0, 1.0, 1.0, 0.0)]
+    for _, layer in named:
+        weights = layer.weight.detach()
+        assert float(weights.std()) == pytest.approx(0.01, rel=5 / weights.numel() ** 0.5)
+        assert abs(float(weights.mean())) < 0.05 / weights.numel() ** 0.5
+    drawn = torch.cat([layer.weight.detach().flatten() for _, layer in named]).double()
+    assert float(((drawn / 0.01) ** 4).mean()) == pytest.approx(3, rel=0.02), "the fourth moment of a Gaussian"
+
+
+def without_biases() -> nn.Module:
+    """The layers of AlexNet in their numbers, the first without a bias."""
+    convolutions = [nn.Conv2d(3, 8, 3, bias=False), *(nn.Conv2d(8, 8, 3) for _ in range(4))]
+    return nn.Sequential(*convolutions, nn.Flatten(), nn.Linear(8, 64), nn.Linear(64, 64), nn.Linear(64, 10))
 
 
 @pytest.mark.parametrize(
     ("model", "found"),
     [
-        (small_alexnet(bias=False), r"Sequential has 5 and 3, 1 of them without"),
+        (without_biases(), r"Sequential has 5 and 3, 1 of them without"),
         (build("wide_resnet10_1", 10), r"WideResNet has 9 and 1, 9 of them without"),
     ],
 )

@@ -11,6 +11,7 @@ from torch import nn
 from pipeline.config import NetworkSettings
 from pipeline.errors import UserError
 from pipeline.models import build
+from pipeline.models.branches import branch_ends
 from pipeline.models.initialization import initialize
 
 # isort: split
@@ -113,12 +114,84 @@ def test_without_the_key_an_architecture_begins_as_it_did() -> None:
         assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
 
 
-@pytest.mark.parametrize("value", [True, False])
-@pytest.mark.parametrize("name", ["vgg11", "tf_efficientnet_lite0"])
-def test_what_does_not_say_how_its_branches_end_is_an_error(name: str, value: bool) -> None:
+# -------------------------------------------------------------------------------------------- each module of timm
+
+SHALLOW = {"layers": (1, 1, 1, 1)}
+NARROW = {"width_factor": 0.25}
+FAMILIES: tuple[tuple[str, dict[str, Any], bool], ...] = (
+    ("resnet26d", SHALLOW, True),  # timm.models.resnet
+    ("res2net50_14w_8s", SHALLOW, True),  # res2net
+    ("resnest14d", {}, True),  # resnest
+    ("skresnet18", SHALLOW, False),  # sknet
+    ("resnetv2_18", SHALLOW, False),  # resnetv2
+    ("regnetx_002", {}, True),  # regnet
+    ("cspresnet50", {}, True),  # cspnet
+    ("resnext26ts", {"width_factor": 0.5}, True),  # byobnet
+    ("gcresnet33ts", NARROW, True),
+    ("botnet26t_256", {**NARROW, "img_size": 64}, True),  # byoanet
+    ("resnet18_d", {"channels": (8, 8, 8, 16)}, True),  # ours, of timm's blocks
+)
+"""One network of each module of timm whose blocks say what they end with: its name and arguments, and whether it begins
+with zero gamma by itself."""
+LEFT_OUT = {
+    "tresnet_m": "has no residual branches",
+    "legacy_seresnet18": "has no residual branches",
+    "legacy_seresnet50": "has no residual branches",
+    "nf_resnet26": "has no residual branches",
+    "inception_resnet_v2": "has no residual branches",
+    "vit_small_resnet26d_224": r"has \d+ blocks with residual branches that do not say .*, such as blocks\.0, so it",
+    "mobilevit_xxs": r"has \d+ blocks with residual branches that do not say",
+    "tf_efficientnet_lite0": "has no residual branches",
+    "vgg11": "has no residual branches",
+}
+"""Networks that are refused: what the card names, one of each module of timm, and others."""
+
+
+def matters(block: nn.Module, x: torch.Tensor) -> bool:
+    """Whether what a block gives changes with the weights of its branch, those that are 0 left as they are."""
+    before = block(x.clone())
+    for name, parameter in block.named_parameters():
+        if not name.startswith(("shortcut", "downsample", "norm1")) and parameter.any():
+            parameter.data.uniform_(0.5, 1.5)
+    return not torch.equal(block(x.clone()), before)
+
+
+@pytest.mark.parametrize(("name", "arguments", "own"), FAMILIES, ids=[name for name, _, _ in FAMILIES])
+@torch.inference_mode()
+def test_the_branches_of_each_family_of_timm_matter_at_first_only_without_it(
+    name: str, arguments: dict[str, Any], own: bool
+) -> None:
+    torch.manual_seed(0)
+    model = build(name, 10, model_args=arguments).eval()
+    begun = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    blocks = [m for m in model.modules() if hasattr(m, "drop_path") and getattr(m, "shortcut", m) is not None]
+    assert len(blocks) >= 4
+    given: dict[nn.Module, torch.Tensor] = {}
+    hooks = [block.register_forward_pre_hook(lambda block, x: given.update({block: x[0].clone()})) for block in blocks]
+    model(torch.randn(1, 3, 64, 64))
+    for hook in hooks:
+        hook.remove()
+    for value, at_first in ((True, False), (False, True), (None, not own)):
+        model.load_state_dict(begun)
+        initialize(model, NetworkSettings(zero_gamma=value))
+        assert [matters(block, given[block]) for block in blocks] == [at_first] * len(blocks), value
+
+
+@pytest.mark.parametrize("name", LEFT_OUT)
+def test_what_does_not_say_how_its_branches_end_is_an_error(name: str) -> None:
     with torch.device("meta"):
         model = build(name, 10)
-    with pytest.raises(
-        UserError, match=rf"`zero_gamma`: \w+ has no residual branches, .* cannot be {str(value).lower()}"
-    ):
-        initialize(model, NetworkSettings(zero_gamma=value))
+    for value in (True, False):
+        with pytest.raises(
+            UserError, match=rf"`zero_gamma`: \w+ {LEFT_OUT[name]}.* cannot be {str(value).lower()}.*; drop it"
+        ):
+            initialize(model, NetworkSettings(zero_gamma=value))
+
+
+def test_asking_blocks_what_they_end_with_moves_no_generator() -> None:
+    """ByobNet's blocks draw their attention's weights when they are asked."""
+    with torch.device("meta"):
+        model = build("botnet26t_256", 10, model_args={"img_size": 64})
+    before = torch.get_rng_state()
+    assert branch_ends(model)
+    assert torch.equal(torch.get_rng_state(), before)
