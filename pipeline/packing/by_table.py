@@ -10,7 +10,7 @@ from pipeline.errors import UserError, did_you_mean
 from pipeline.packing.columns import Columns, choose_columns, split_like
 from pipeline.packing.item import SPLIT_WORDS, Item, Told
 from pipeline.packing.source import Source
-from pipeline.packing.tables import ImageNames, Row, Table, parse_table
+from pipeline.packing.tables import TABLES, ImageNames, Row, Table, parse_table
 
 
 def label_by_table(
@@ -122,3 +122,17 @@ def has_other_labels(source: Source, table: str, folder_of: dict[str, str]) -> b
         if len(images := names.find(value)) == 1 and images[0] in folder_of
     ]
     return len(told) >= len(folder_of) / 2 and not any(folder in row.values.values() for row, folder in told)
+
+
+def splits_not_read(source: Source) -> tuple[str, ...]:
+    """That a table beside class folders has a column of splits, by which nothing is told apart, as sentences."""
+    notes = []
+    for table in (name for name, kind in source.ignored.items() if kind in TABLES):
+        try:
+            parsed = parse_table(table, source.read(table))
+        except UserError:  # somebody else's table
+            continue
+        if column := split_like(parsed):
+            options = f"--labels-csv {shlex.quote(table)} --split-column {shlex.quote(column)}"
+            notes.append(f"{table} has the column {column} of splits, which was not used; {options} takes them from it")
+    return tuple(notes)

@@ -7,12 +7,15 @@ import shlex
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from pipeline.config import Split
 from pipeline.errors import UserError, did_you_mean
-from pipeline.packing.by_table import label_by_table
+from pipeline.packing.by_table import label_by_table, splits_not_read
+from pipeline.packing.columns import split_like
 from pipeline.packing.item import Item, Told, check_printable, normal
 from pipeline.packing.layout import Command, arrange
+from pipeline.packing.own_splits import Asked, take_own_splits
 from pipeline.packing.parquet import label_by_parquet
 from pipeline.packing.source import Source
 from pipeline.packing.tables import find_table
@@ -38,9 +41,8 @@ class Labeling:
             raise UserError("--drop and --keep-classes are two ways to say one thing; give one of them")
         if self.leave_out and not (self.drop or self.keep):
             raise UserError("--leave-out is about the images of --drop or --keep-classes; add one, or leave it out")
-        for option, value in (("--image-column", self.image_column), ("--split-column", self.split_column)):
-            if value is not None and self.table is None:
-                raise UserError(f"{option} {value} is a column of a table; name it with --labels-csv")
+        if self.image_column is not None and self.table is None:
+            raise UserError(f"--image-column {self.image_column} is a column of a table; name it with --labels-csv")
 
     def options(self) -> str:
         """What was typed."""
@@ -96,8 +98,10 @@ def tell_apart(
         UserError: labels cannot be read, or are none or of one class.
     """
     by_folders = labeling.table is None and source.parquet is None
-    if by_folders and labeling.label_column is not None:
-        raise UserError(f"--label-column {labeling.label_column} is one of a table; name that with --labels-csv")
+    columns = {"--label-column": labeling.label_column, "--split-column": labeling.split_column}
+    for option, column in columns.items():
+        if by_folders and column is not None:
+            raise UserError(f"{option} {column} is one of a table; name that with --labels-csv")
     items = arrange(
         source,
         labeled=by_folders and split != "unlabeled",
@@ -110,19 +114,14 @@ def tell_apart(
     if split == "unlabeled":
         return Told(items)
     if labeling.table is not None:
-        told = label_by_table(
-            source,
-            items,
-            find_table(source, labeling.table),
-            again,
-            image=labeling.image_column,
-            label=labeling.label_column,
-            split=labeling.split_column,
-        )
+        told = _label_by_table(source, items, labeling, split, known, command, again)
     elif source.parquet is not None:
-        told = label_by_parquet(source.parquet, items, labeling.label_column, known if trusted else (), again)
+        numbered = known if trusted else ()
+        told = label_by_parquet(
+            source.parquet, items, labeling.label_column, numbered, again, split_column=labeling.split_column
+        )
     else:
-        told = Told(items)
+        told = Told(items, notes=splits_not_read(source))
     check_printable(source.path, {item.class_name for item in told.items})
     chosen = choose_classes(told.items, labeling, known)
     classes = {item.class_name for item in chosen.items} - {None}
@@ -133,6 +132,38 @@ def tell_apart(
             "choose labels, or take all without labels, with --split unlabeled"
         )
     return Told(chosen.items, {**told.left_out, **chosen.left_out}, (*told.notes, *chosen.notes))
+
+
+def _label_by_table(
+    source: Source,
+    items: Sequence[Item],
+    labeling: Labeling,
+    split: Split | None,
+    known: Sequence[str],
+    command: Command,
+    again: str,
+) -> Told:
+    table = find_table(source, labeling.table or "")
+    told = label_by_table(
+        source,
+        items,
+        table,
+        again,
+        image=labeling.image_column,
+        label=labeling.label_column,
+        split=labeling.split_column,
+    )
+    path = labeling.table if Path(labeling.table or "").is_file() else str(source.path / table.name)
+    asked = Asked(
+        table=table.name,
+        split_column=labeling.split_column,
+        unused_column=split_like(table) if labeling.split_column is None else None,
+        split=split,
+        again=again,
+        command=command,
+        labeled_by=replace(labeling, table=path, split_column=None).options(),
+    )
+    return take_own_splits(source, told, asked, {item.class_name for item in told.items if item.class_name} | {*known})
 
 
 def choose_classes(items: Sequence[Item], labeling: Labeling, known: Sequence[str] = ()) -> Told:

@@ -126,7 +126,7 @@ class ParquetImages:
         return labels
 
     def _label_column(self, name: str, table: Any, features: dict[str, Any], column: str | None, again: str) -> str:
-        columns = [one for one in table.schema_arrow.names if one != self._image]
+        columns = self._others(table)
         if column is not None and column not in columns:
             raise UserError(
                 f"--label-column {column}: {self._root / name} has no such column; there are {', '.join(columns)}"
@@ -143,6 +143,41 @@ class ParquetImages:
             f"{self._root / name} has the columns {', '.join(columns)}, and it is not clear which has the labels; say "
             f"it, such as\n  {again} --label-column {likely}"
         )
+
+    def column_of_splits(self, column: str) -> list[tuple[Split | None, str]]:
+        """The split that a column says of every row, with the word that does; None where it says nothing.
+
+        Raises:
+            UserError: a file has no such column, or it holds something else.
+        """
+        found: list[tuple[Split | None, str]] = []
+        for (name, table), features in zip(self._tables.items(), self._features, strict=True):
+            if column not in (columns := self._others(table)):
+                there = ", ".join(columns)
+                raise UserError(f"--split-column {column}: {self._root / name} has no such column; there are {there}")
+            names, where = features.get(column, {}).get("names") or (), f"{self._root / name}: column {column}"
+            for value in table.read(columns=[column]).column(0).to_pylist():
+                word = (_label(value, names, where) or "").lower()
+                if word and word not in SPLIT_WORDS:
+                    raise UserError(
+                        f"--split-column: {where} holds {word!r}, which is no split; write train, val, test, unlabeled "
+                        "or nothing"
+                    )
+                found.append((SPLIT_WORDS.get(word), word))
+        return found
+
+    def split_like(self) -> str | None:
+        """A column of texts whose values are names of splits, as far as the first rows tell."""
+        table = next(iter(self._tables.values()))
+        for column in self._others(table):
+            if table.num_row_groups and str(table.schema_arrow.field(column).type) in ("string", "large_string"):
+                some = table.read_row_group(0, columns=[column]).column(0).to_pylist()
+                if some and all(value and value.lower() in SPLIT_WORDS for value in some):
+                    return column
+        return None
+
+    def _others(self, table: Any) -> list[str]:
+        return [one for one in table.schema_arrow.names if one != self._image]
 
     def splits(self) -> list[tuple[Split | None, str]]:
         """The split that the name of each row's file tells, with the word that does; all or none.
@@ -161,15 +196,36 @@ class ParquetImages:
 
 
 def label_by_parquet(
-    parquet: ParquetImages, items: Sequence[Item], column: str | None, numbered: Sequence[str], again: str
+    parquet: ParquetImages,
+    items: Sequence[Item],
+    column: str | None,
+    numbered: Sequence[str],
+    again: str,
+    *,
+    split_column: str | None = None,
 ) -> Told:
-    """Give images the labels and splits that Parquet files say. The arguments are those of `ParquetImages.labels`."""
+    """Give images the labels that Parquet files say, and the splits, by the names of files and a column.
+
+    The arguments are those of `ParquetImages.labels`, and the column of splits; None to use none.
+
+    Raises:
+        UserError: also if that column says otherwise than the name of a file.
+    """
     labels, splits = parquet.labels(column, numbered, again), parquet.splits()
-    said = dict(zip(parquet.names(), zip(labels, splits, strict=True), strict=True))
+    own = parquet.column_of_splits(split_column) if split_column else [(None, "")] * len(splits)
+    said = dict(zip(parquet.names(), zip(labels, splits, own, strict=True), strict=True))
     told = []
     for item in items:
-        label, (split, origin) = said[item.name]
-        told.append(replace(item, class_name=label, split=split, origin=origin))
+        label, (split, origin), (inside, word) = said[item.name]
+        if inside and split and inside != split:
+            raise UserError(
+                f"--split-column {split_column}: {item.name} has the split {word!r}, and its file is called after "
+                f"{origin}; leave --split-column out to take the splits of the files, or rename the file"
+            )
+        told.append(replace(item, class_name=label, split=inside or split, origin=word or origin))
+    if split_column is None and (unused := parquet.split_like()):
+        note = f"its column {unused} was not used; --split-column {unused} takes the splits from it"
+        return Told(told, notes=(note,))
     return Told(told)
 
 

@@ -73,7 +73,7 @@ def open_source(path: Path, zip_encoding: str | None = None) -> Iterator[Source]
             names, folders = walk_folder(path)
             files = open_folder(path, names)
         elif read_regular(path, HEAD, cut=True).startswith(MAGIC):
-            yield _of_parquet(path, ParquetImages(path.parent, [path.name]), {})
+            yield _of_parquet(path, ParquetImages(path.parent, [path.name]))
             return
         else:
             files = stack.enter_context(_open_archive(path, zip_encoding))
@@ -104,7 +104,7 @@ def _sift(path: Path, files: Files, folders: list[str]) -> Source:
     tables = [name for name, kind in ignored.items() if kind == PARQUET]
     if not names and tables and path.is_dir():
         others = {name: kind for name, kind in ignored.items() if kind != PARQUET}
-        return _of_parquet(path, ParquetImages(path, tables), others)
+        return _of_parquet(path, ParquetImages(path, tables), others, files)
     if not names:
         raise UserError(f"{path} holds no images; {_found(path, ignored)}")
     full = {os.path.dirname(name) for name in names} if folders else set()
@@ -129,11 +129,19 @@ def sift(files: Files) -> tuple[list[str], dict[str, str]]:
     return names, ignored
 
 
-def _of_parquet(path: Path, parquet: ParquetImages, ignored: dict[str, str]) -> Source:
+def _of_parquet(
+    path: Path, parquet: ParquetImages, ignored: dict[str, str] | None = None, files: Files | None = None
+) -> Source:
+    """The rows as images; `ignored` are the other files of a folder, which `files` reads, such as a table of labels."""
     names = tuple(parquet.names())
     if not names:
         raise UserError(f"{path} holds no images; the Parquet files have no rows")
-    return Source(path, names, ignored, (), Files(names, parquet.read), parquet)
+
+    def read(name: str, limit: int, *, cut: bool = False) -> bytes:
+        reads = files.read if files and name in (ignored or ()) else parquet.read
+        return reads(name, limit, cut=cut)
+
+    return Source(path, names, ignored or {}, (), Files(names, read), parquet)
 
 
 def _is_image(files: Files, name: str) -> bool:

@@ -82,6 +82,29 @@ def _are_classes(names: set[str | None], known: set[str]) -> bool:
     return (len(inside) > 1 or bool(inside & known)) and not splits_among(inside - known, set())
 
 
+def splits_by_folders(paths: Sequence[Sequence[str]], classes: set[str]) -> list[dict[str, Split]]:
+    """What the folders of each image say of its split, at any depth, where classes are told otherwise: folder -> split.
+
+    A folder that holds all images tells nothing apart.
+
+    Args:
+        paths: The parts of the images' paths.
+        classes: Names of classes, which are no splits.
+    """
+    said: list[dict[str, Split]] = [{} for _ in paths]
+    for depth in range(max(map(len, paths)) - 1):
+        here = [parts[depth] if len(parts) > depth + 1 else "" for parts in paths]
+        if len(set(here)) == 1:
+            continue
+        nested = {parts[depth] for parts in paths if len(parts) > depth + 2}
+        found = splits_among(set(here) - classes, nested)
+        for parts, folders in zip(paths, said, strict=True):
+            twice = depth > 0 and parts[depth] == parts[depth - 1]  # as in seg_train/seg_train
+            if len(parts) > depth + 1 and parts[depth] in found and not (twice and folders):
+                folders["/".join(parts[: depth + 1])] = found[parts[depth]]
+    return said
+
+
 def splits_among(folders: set[str], nested: set[str]) -> dict[str, Split]:
     """The folders that are called like splits, such as `test`, `train2017`, or `seg_train` beside `seg_test`."""
     named: dict[str, tuple[Split, tuple[str, ...]]] = {}

@@ -21,6 +21,7 @@ from pipeline.report.lineage import Diagram, draw, labeled_by, title_of
 from pipeline.report.panels import panels_of
 from pipeline.report.record import RoundRecord, RunRecord, StageRecord, TrainRecord, read_tests
 from pipeline.report.verdict import judge
+from pipeline.runs.control import why_no_probe
 from pipeline.runs.result import CONTROL, FINAL, PROBE, TEACHER
 from pipeline.selection.summary import Summary
 from pipeline.shards.dataset import Dataset, open_split
@@ -95,6 +96,7 @@ def sections(run: RunRecord) -> dict[str, Any]:
             (text, run.test.get(name), verdict.gains.get(name), _cost(train))
             for name, text, train in models_on_test(run)
         ],
+        "no_probe": _no_probe(run),
         "accuracy_plot": accuracy_plot(run),
         "curves_plot": _curves_plot(run),
         "panels": panels_of(run),
@@ -132,6 +134,13 @@ def models_on_test(run: RunRecord) -> list[tuple[str, str, TrainRecord | None]]:
         title = f"Final model, mean of {found['samples']} samples with dropout, val {100 * found['val']['top1']:.2f}%"
         rows.append((SAMPLED, title, model))
     return rows
+
+
+def _no_probe(run: RunRecord) -> str:
+    """Why the table of test has no row of a probe, in words; empty if it has one, or no row at all."""
+    if run.result is None or not run.test or run.probe is not None:
+        return ""
+    return why_no_probe(run.config, METHODS[run.config.method], run.result["final"]["round"])
 
 
 def _cost(train: TrainRecord | None) -> Cost | None:

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline.config import Probe, Training
+from pipeline.config import Config, Probe, Training
 from pipeline.config.base import completed
 from pipeline.config.training import COMPUTED
 from pipeline.errors import UserError
@@ -26,10 +26,8 @@ def fit_probe(run: Run, method: Method, final: Round) -> Path | None:
     so where a student does not reach it. None if the run has one as its teacher, if nothing starts from trained
     weights, or if the config does not want it.
     """
-    config = run.config
-    numbers = [*([0] if method.reads("teacher") else []), max(final.round, 1)]
-    recipes = [method.recipe(config, number) for number in numbers]
-    trained = next((r for r in recipes if r.start is not None and r.start.mode == "init"), None)
+    config, recipes = run.config, _recipes(run.config, method, final.round)
+    trained = _trained(recipes)
     if not config.evaluate.probe or trained is None or any(recipe.probe is not None for recipe in recipes):
         return None
     try:
@@ -38,6 +36,30 @@ def fit_probe(run: Run, method: Method, final: Round) -> Path | None:
     except UserError as error:
         log.warning("there is no probe beside the models of this run: %s", error)
         return None
+
+
+def why_no_probe(config: Config, method: Method, final_round: int) -> str:
+    """Why a finished run has no probe beside its models, in words; empty if its teacher is one."""
+    recipes = _recipes(config, method, final_round)
+    if any(recipe.probe is not None for recipe in recipes):
+        return ""
+    if not config.evaluate.probe:
+        return "evaluate.probe is false"
+    trained = _trained(recipes)
+    if trained is None or trained.start is None:
+        return "no training starts from pretrained weights, so there is no encoder that one could read"
+    return f"none could be fitted on {trained.start.model}; the log of the run says why"
+
+
+def _recipes(config: Config, method: Method, final_round: int) -> list[Training]:
+    """Those of the teacher and of the final model."""
+    numbers = [*([0] if method.reads("teacher") else []), max(final_round, 1)]
+    return [method.recipe(config, number) for number in numbers]
+
+
+def _trained(recipes: Sequence[Training]) -> Training | None:
+    """The first that starts from trained weights."""
+    return next((r for r in recipes if r.start is not None and r.start.mode == "init"), None)
 
 
 def _as_probe(training: Training, probe: Probe) -> Training:

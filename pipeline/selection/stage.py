@@ -85,7 +85,7 @@ def run_select(job: SelectJob, stage: Stage) -> None:
     output().print(table)
     log.info("%s", as_text(table))
     check_summary(summary, job.select)
-    if notices := find_notices(summary, job.select):
+    if notices := [*find_notices(summary, job.select), *notices_of_calibration(summary, job.select)]:
         summary["warnings"] = notices
         for notice in notices:
             log.warning("%s: %s", notice["name"], notice["text"])
@@ -157,6 +157,17 @@ def find_notices(summary: Summary, config: Select) -> list[Notice]:
         f"{key} leaves {left:,} of {rows:,} unlabeled images ({left / rows:.2%}), so students learn nearly nothing new"
     )
     return [Notice(name="few-pseudo-labels", text=f"{text}; {fix}")]
+
+
+def notices_of_calibration(summary: Summary, config: Select) -> list[Notice]:
+    """That a number is compared with confidences of which nobody knows what they are worth, with the fix."""
+    if not config.threshold or config.threshold == "adaptive" or "on_val" in summary:
+        return []
+    text = (
+        f"select.threshold {config.threshold} is compared with confidences whose calibration error was not measured, "
+        "so it need not be the share of right labels; label.temperature: auto fits a temperature on val and measures it"
+    )
+    return [Notice(name="confidences-not-calibrated", text=text)]
 
 
 def _threshold_for(summary: Summary, share: float) -> float:

@@ -5,11 +5,14 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+import pipeline.models  # noqa: F401  (lets torchvision, which torchmetrics imports, be imported beside a CPU torch)
 from pipeline.errors import UserError
 from pipeline.evaluate.metrics import (
+    NUM_BINS,
     Metrics,
     compute_metrics,
     paired_difference,
@@ -101,6 +104,25 @@ def test_a_perfectly_calibrated_model_has_no_error() -> None:
     confidence = np.repeat([0.25, 0.75], 1000)
     right = np.concatenate([np.arange(1000) < 250, np.arange(1000) < 750])
     assert reliability(confidence, right).ece == pytest.approx(0, abs=1e-12)
+
+
+@pytest.mark.parametrize("num_bins", [10, 15, 20])
+@pytest.mark.parametrize("classes", [2, 10])
+def test_the_calibration_error_is_that_of_torchmetrics(num_bins: int, classes: int) -> None:
+    """An implementation of others, on predictions that are too sure and too unsure. Its sums are in float32."""
+    from torchmetrics.functional.classification import multiclass_calibration_error
+
+    for seed, temperature in enumerate((0.3, 1.0, 4.0)):
+        log_probs, labels = random_predictions(2000, classes, seed)
+        cooled = torch.log_softmax(torch.from_numpy(log_probs).double() / temperature, dim=1)
+        confidence, predicted = cooled.exp().max(dim=1)
+        theirs = multiclass_calibration_error(
+            cooled.exp(), torch.from_numpy(labels).long(), num_classes=classes, n_bins=num_bins, norm="l1"
+        )
+        ours = reliability(confidence.numpy(), predicted.numpy() == labels, num_bins)
+        assert ours.ece == pytest.approx(float(theirs), abs=1e-5)
+        if num_bins == NUM_BINS:
+            assert compute_metrics(cooled.numpy(), labels).ece == pytest.approx(float(theirs), abs=1e-5)
 
 
 def test_metrics_survive_json() -> None:

@@ -96,8 +96,15 @@ def test_names_with_commas_stand_in_quotes() -> None:
 
 @pytest.mark.parametrize(
     "kwargs",
-    [{"drop": ("a",), "keep": ("b",)}, {"leave_out": True}, {"image_column": "x"}, {"split_column": "x"}],
+    [{"drop": ("a",), "keep": ("b",)}, {"leave_out": True}, {"image_column": "x"}],
 )
 def test_options_that_say_nothing_are_refused(kwargs: dict[str, object]) -> None:
     with pytest.raises(UserError, match="--"):
         Labeling(**kwargs)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("column", ["label_column", "split_column"])
+def test_a_column_without_a_table_is_refused(tmp_path: Path, column: str) -> None:
+    source = write_files(tmp_path / "in", class_files(2))
+    with pytest.raises(UserError, match=f"--{column.replace('_', '-')} x is one of a table; name that"):
+        pack(source, tmp_path / "out", labeling=Labeling(**{column: "x"}))  # type: ignore[arg-type]

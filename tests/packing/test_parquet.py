@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import bz2
 import gzip
-import json
 import lzma
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from support.advice import run_advice
 from support.images import class_files, png, write_files, write_raw_tar
+from support.parquet import write_parquet
 
 from pipeline.config import Data
 from pipeline.errors import UserError
@@ -29,24 +28,6 @@ from pipeline.shards.manifest import read_manifest
 NAMES = ["dog", "cat"]  # in the order of the numbers, which is not that of the alphabet
 IMAGE = {"_type": "Image"}
 LABEL = {"_type": "ClassLabel", "names": NAMES}
-
-
-def write_parquet(
-    path: Path,
-    numbers: Sequence[int],
-    *,
-    features: dict[str, object] | None = None,
-    columns: dict[str, list[object]] | None = None,
-) -> Path:
-    """Images by their numbers, in row groups of 3; labels are odd and even unless `columns` has others."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    columns = columns if columns is not None else {"label": [number % 2 for number in numbers]}
-    images = [{"bytes": png(number), "path": f"{number}.png"} for number in numbers]
-    table = pa.table({"image": images, **columns})
-    if features is not None:
-        table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
-    pq.write_table(table, path, row_group_size=3)
-    return path
 
 
 def classes_of(out: Path, split: str = "labeled") -> dict[bytes, str]:

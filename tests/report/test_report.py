@@ -72,7 +72,8 @@ def test_pseudo_label_accuracy_is_that_of_the_truth(run: Path) -> None:
 
 def test_thresholds_alignment_and_warnings_of_a_selection_are_shown(run: Path) -> None:
     path = next(run.glob("rounds/1/select-*")) / "selection.json"
-    assert 'class="warning"' not in text_of(run)
+    assert "few-pseudo-labels" not in text_of(run)
+    assert '<p class="warning"><b>confidences-not-calibrated</b>: select.threshold 0.5 is compared' in text_of(run)
 
     def of_classes(summary: dict) -> None:
         summary["warnings"] = [{"name": "few-pseudo-labels", "text": "lower it <now>"}]

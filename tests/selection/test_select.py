@@ -236,8 +236,10 @@ def test_the_warning_is_in_the_log_and_in_the_summary(
     monkeypatch.setattr("pipeline.selection.stage.FEW", 0.9)
     labels = write_stage(logits)
     run_stage(job_of(tmp_path, data, labels, Select(threshold=0.9)))
-    (notice,) = read_selection(tmp_path / "select").summary["warnings"]
-    assert f"few-pseudo-labels: {notice['text']}" in caplog.text
+    notices = read_selection(tmp_path / "select").summary["warnings"]
+    assert [notice["name"] for notice in notices] == ["few-pseudo-labels", "confidences-not-calibrated"]
+    for notice in notices:
+        assert f"{notice['name']}: {notice['text']}" in caplog.text
     caplog.clear()
     run_stage(job_of(tmp_path, data, labels, Select(), out="all"))
     assert "warnings" not in read_selection(tmp_path / "all").summary

@@ -13,7 +13,7 @@ import yaml
 from PIL import Image
 from support.command import selftrain
 
-from pipeline.config import Config, Probe, changed, load_config, parse
+from pipeline.config import Config, Probe, Training, changed, load_config, parse
 from pipeline.config.methods import METHOD_CONFIGS
 from pipeline.config.unread import unread_beside, unread_keys
 from pipeline.errors import UserError
@@ -163,6 +163,27 @@ def test_photographs_start_from_a_pretrained_encoder_without_a_network(
     assert "4.7 million parameters" in text
     assert "downloads its weights (timm/tf_efficientnet_lite0.in1k, 19 MB)" in text
     assert "mean" not in config.teacher.model_fields_set  # that of the encoder is taken
+
+
+@pytest.mark.parametrize(
+    ("encoder", "expected"),
+    [
+        ("timm:tf_efficientnet_lite0.in1k", {"name": "sgd", "lr": 0.005, "lr_batch_size": 64, "weight_decay": 5e-5}),
+        ("timm:resnet18.a1_in1k", {"name": "sgd", "lr": 0.005, "lr_batch_size": 64, "weight_decay": 5e-5}),
+        ("timm:vit_tiny_patch16_224.augreg_in21k_ft_in1k", {"name": "adamw", "lr": 5e-5, "weight_decay": 0.05}),
+        ("timm:convnext_atto.d2_in1k", {"name": "adamw", "lr": 5e-5, "weight_decay": 0.05}),
+    ],
+)
+def test_networks_with_batch_norm_and_others_are_fine_tuned_each_in_its_way(
+    encoder: str, expected: dict[str, object], photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at_speed(monkeypatch, 100)
+    config, _ = config_of(photos, encoder=encoder)
+    student, has_batch_norm = config.student, expected["name"] == "sgd"
+    assert {key: getattr(student.optimizer, key) for key in expected} == expected
+    assert student.layer_decay == 0.75
+    assert student.freeze_norm == has_batch_norm
+    assert student.clip_norm == (2.0 if has_batch_norm else Training.model_fields["clip_norm"].default)
 
 
 @pytest.mark.process
