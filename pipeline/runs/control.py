@@ -9,6 +9,7 @@ from pathlib import Path
 from pipeline.config import Probe, Training
 from pipeline.config.base import completed
 from pipeline.config.training import COMPUTED
+from pipeline.config.unread import reads
 from pipeline.errors import UserError
 from pipeline.methods.method import Method
 from pipeline.methods.round import Round, best_of
@@ -27,7 +28,8 @@ def fit_probe(run: Run, method: Method, final: Round) -> Path | None:
     weights, or if the config does not want it.
     """
     config = run.config
-    numbers = [*([0] if method.reads("teacher") else []), max(final.round, 1)]
+    numbers = [0] if method.reads("teacher") else []
+    numbers += [max(final.round, 1)] if reads(config, "student") else []  # without students their start is nobody's
     recipes = [method.recipe(config, number) for number in numbers]
     trained = next((r for r in recipes if r.start is not None and r.start.mode == "init"), None)
     if not config.evaluate.probe or trained is None or any(recipe.probe is not None for recipe in recipes):
