@@ -53,8 +53,7 @@ def with_job_files(stages: FakeStages) -> FakeStages:
     return stages
 
 
-@pytest.mark.parametrize("num_rounds", [0, 1])
-@pytest.mark.parametrize("mode", ["alone", "stack"])
+@pytest.mark.parametrize(("mode", "num_rounds"), [("alone", 0), ("stack", 1)])
 def test_every_row_of_all_changes_a_stage_that_is_run(
     digits: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: Mode, num_rounds: int
 ) -> None:

@@ -128,11 +128,8 @@ SMALL = "start: {model: a.safetensors}, probe: {}"
         ("method: meta\nmeta: {adjuster: {hidden: 9}, scale: 2.0}", ["meta.adjuster.hidden"]),
         ("method: meta\nuda: {weight: 2}\nmeta: {teacher: adjuster, adjuster: {hidden: 9}}", ["uda.weight"]),
         ("method: meta\nmeta: {feedback: off, scale: 2.0, label_temperature: 0.5}", ["meta.scale"]),
-        (
-            "rounds: {num_rounds: 0, patience: 2, judge_by: macro_f1}\nlabel: {flip: true}\nselect: {share: 0.5}\n"
-            "student: {steps: 5}",
-            ["label.flip", "select.share", "student.steps", "rounds.patience"],
-        ),
+        ("rounds: {num_rounds: 0, judge_by: macro_f1}\nselect: {share: 0.5}", ["select.share"]),
+        ("rounds: {num_rounds: 0, patience: 2}\nstudent: {steps: 5}", ["student.steps", "rounds.patience"]),
         (f"rounds: {{num_rounds: 0, on_features: 1}}\nteacher: {{{SMALL}, targets: hard}}\nselect: {{share: 0.5}}", []),
         ("rounds: {num_rounds: 1}\nlabel: {ensemble: 2}\nselect: {share: 0.5}", ["label.ensemble"]),
         ("rounds: {num_rounds: 2}\nlabel: {ensemble: 2}", []),

@@ -115,17 +115,33 @@ def answers_by_numpy(folder: Path, kind: str, digits: Config, images: np.ndarray
         return model(seen.contiguous(memory_format=torch.channels_last)).double().softmax(1).numpy()
 
 
-def test_labels_see_what_the_training_saw(trained: tuple[str, Path], digits: Config, tmp_path: Path) -> None:
+def save_drawn(folder: Path, digits: Config, kind: str, **values: Any) -> Path:
+    """A model with arrays whose weights are those before the first step; returns its stage."""
+    learner = learner_of(train_job(digits, folder, training=training_of(digits, kind, **values)))
+    assert learner.model.info is not None
+    (folder / "stage").mkdir()
+    save_model(folder / "stage/model.safetensors", learner.model.ema.model.state_dict(), learner.model.info)
+    return folder / "stage"
+
+
+def test_labels_and_the_evaluations_of_a_training_see_what_it_saw(
+    trained: tuple[str, Path], digits: Config, tmp_path: Path
+) -> None:
     kind, folder = trained
+    of_val, truth = (
+        answers_by_numpy(folder, kind, digits, images_of(digits, "val")),
+        open_split(digits.data, "val").labels,
+    )
+    nll = -np.log(of_val[np.arange(len(truth)), truth]).mean()
+    assert read_json(folder / "evaluation-val.json")["nll"] == pytest.approx(nll, rel=2e-3)
     expected = answers_by_numpy(folder, kind, digits, images_of(digits, "unlabeled")).max(1)
     labels = LabelStore(run(label_job(digits, tmp_path / "label", folder)), open_split(digits.data, "unlabeled"))
     np.testing.assert_allclose(labels.confidence, expected, atol=2e-3)
 
 
-def test_evaluate_and_predict_see_what_the_training_saw(
-    trained: tuple[str, Path], digits: Config, tmp_path: Path
-) -> None:
-    kind, folder = trained
+@pytest.mark.parametrize("kind", ["mean_image", "pca_whitening"])
+def test_evaluate_and_predict_see_what_the_training_saw(digits: Config, tmp_path: Path, kind: str) -> None:
+    folder = save_drawn(tmp_path, digits, kind)
     assert isinstance(digits.data.root, Path)
     val = images_of(digits, "val")
     expected, labels = answers_by_numpy(folder, kind, digits, val), open_split(digits.data, "val").labels
@@ -133,7 +149,6 @@ def test_evaluate_and_predict_see_what_the_training_saw(
     found = evaluate_on(folder, digits.data.root, "val", Evaluate(), RUNTIME).metrics
     assert found.nll == pytest.approx(nll, rel=2e-3)
     assert found.top1 == pytest.approx((expected.argmax(1) == labels).mean(), abs=1.5 / len(labels))
-    assert read_json(folder / "evaluation-val.json")["nll"] == pytest.approx(nll, rel=2e-3)
 
     (tmp_path / "in").mkdir()
     for number, image in enumerate(val[:20]):
@@ -153,13 +168,8 @@ def test_what_export_prints_normalizes_images_as_evaluate_does(
 ) -> None:
     """The printed lines are executed as they stand; for an activation that timm has no argument for, too."""
     assert isinstance(digits.data.root, Path)
-    training = training_of(digits, kind, activation=activation)
-    learner = learner_of(train_job(digits, tmp_path, training=training))
-    assert learner.model.info is not None
-    (tmp_path / "stage").mkdir()
-    save_model(tmp_path / "stage/model.safetensors", learner.model.ema.model.state_dict(), learner.model.info)
-    out = tmp_path / "digits.safetensors"
-    done = CliRunner().invoke(app, ["export", str(tmp_path / "stage"), "--out", str(out)])
+    folder, out = save_drawn(tmp_path, digits, kind, activation=activation), tmp_path / "digits.safetensors"
+    done = CliRunner().invoke(app, ["export", str(folder), "--out", str(out)])
     assert done.exit_code == 0, done.output
     scope: dict[str, Any] = {}
     exec(done.output.split("In Python:")[1], scope)
@@ -170,7 +180,7 @@ def test_what_export_prints_normalizes_images_as_evaluate_does(
     found = evaluate_on(out, digits.data.root, "val", Evaluate(), RUNTIME)
     assert found.metrics.nll == pytest.approx(-log_probs[np.arange(len(labels)), labels].mean(), rel=1e-4)
     assert (found.answers.pred == log_probs.argmax(1)).mean() > 0.99
-    assert read_info(out) == read_info(tmp_path / "stage")
+    assert read_info(out) == read_info(folder)
     with torch.inference_mode():
         unprepared = scope["model"](images).double().log_softmax(1).numpy()
     assert abs(found.metrics.nll + unprepared[np.arange(len(labels)), labels].mean()) > 1e-3
