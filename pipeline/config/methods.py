@@ -59,14 +59,14 @@ _WITH_UNLABELED = {"unlabeled_ratio": 7.0, "noise_labeled": False, "loss_normali
 
 def _of_noisy_student(config: Config) -> Mapping[str, str]:
     rounds = config.rounds
-    keys = {} if rounds.on_features else dict.fromkeys(_OF_TARGETS, "")
+    keys: dict[str, str] = {} if rounds.on_features else dict.fromkeys(_OF_TARGETS, "")
     keys |= _unread_distillation(config)
     if not rounds.num_rounds:
-        unread = ("student", "rounds.start", "rounds.judges")
-        keys |= dict.fromkeys(unread, "set rounds.num_rounds to 1 or more")
+        of_students = ("student", "rounds.start", "rounds.judges")
+        keys |= dict.fromkeys(of_students, "set rounds.num_rounds to 1 or more")
     if not rounds.num_rounds + rounds.on_features:
-        unread = ("label", "select", "rounds.patience", "rounds.tolerance", "rounds.overrides")
-        keys |= dict.fromkeys(unread, "set rounds.num_rounds to 1 or more")
+        of_rounds = ("label", "select", "rounds.patience", "rounds.tolerance", "rounds.overrides")
+        keys |= dict.fromkeys(of_rounds, "set rounds.num_rounds to 1 or more")
     elif rounds.num_rounds + rounds.on_features < 2:
         keys["label.ensemble"] = "set rounds.num_rounds to 2 or more"  # one round has one teacher
     if rounds.num_rounds < 2:

@@ -93,7 +93,8 @@ def test_checkpoints_of_one_training_and_a_fine_tuned_model_are_averaged(
     earlier, last = sorted((teacher / "checkpoints").glob("step-*.pt"))
     training = finetuning(Finetune(image_size=12, steps=6, batch_size=32), teacher, digits.teacher)
     tuned = run(train_job(digits, tmp_path / "finetune", training=training))
-    val, each = open_split(digits.data, "val"), []
+    val = open_split(digits.data, "val")
+    each: list[np.ndarray] = []
     for path in (earlier, last, tuned):
         model, info = load_model(path)
         pixels = Reader(val, info.input_size[-1], digits.data).read(np.arange(len(val)))

@@ -39,8 +39,8 @@ def pointwise(x: Tensor, convolution: nn.Conv2d) -> Tensor:
 def test_mbconv_is_an_inverted_residual_with_a_linear_bottleneck_and_depthwise_convolutions() -> None:
     """Sandler 2018, figure 4 and table 1, with squeeze and excitation (Tan 2019, section 4)."""
     torch.manual_seed(0)
-    model = build("efficientnet", 3, model_args={"width": 0.5}).eval()
-    block: Any = model.blocks[2][1]  # type: ignore[index,union-attr]
+    model: Any = build("efficientnet", 3, model_args={"width": 0.5}).eval()
+    block = model.blocks[2][1]
     for norm in (block.bn1, block.bn2, block.bn3):
         nn.init.normal_(norm.running_mean)
         nn.init.uniform_(norm.running_var, 0.5, 2.0)

@@ -188,9 +188,10 @@ def test_the_start_of_a_student_that_is_not_trained_has_no_probe(config: Config,
     start = Start(model=str(save_random(tmp_path / "m.safetensors", tuple("0123456789"))))
     teacher: Any = SimpleNamespace(round=0)
     with_start = with_section(config, "student", start=start)
-    assert fit_probe(ProbedRun(with_start), METHODS["noisy_student"], teacher) == Path("probe")  # type: ignore[arg-type]
-    without = with_section(with_start, "rounds", num_rounds=0)
-    assert fit_probe(ProbedRun(without), METHODS["noisy_student"], teacher) is None  # type: ignore[arg-type]
+    run: Any = ProbedRun(with_start)
+    assert fit_probe(run, METHODS["noisy_student"], teacher) == Path("probe")
+    run = ProbedRun(with_section(with_start, "rounds", num_rounds=0))
+    assert fit_probe(run, METHODS["noisy_student"], teacher) is None
 
 
 def test_a_start_that_no_probe_can_see_leaves_the_run_without_one(

@@ -112,7 +112,7 @@ def answers_by_numpy(folder: Path, kind: str, digits: Config, images: np.ndarray
     model, _ = load_model(folder)
     seen = torch.from_numpy(expected_input(kind, images, images_of(digits, "labeled"))).float().permute(0, 3, 1, 2)
     with torch.inference_mode():
-        return model(seen.contiguous(memory_format=torch.channels_last)).double().softmax(1).numpy()
+        return np.asarray(model(seen.contiguous(memory_format=torch.channels_last)).double().softmax(1))
 
 
 def save_drawn(folder: Path, digits: Config, kind: str, **values: Any) -> Path:
