@@ -11,7 +11,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from pipeline.ablation.cells import Cell, Mode, folder_of, plan_cells
+from pipeline.ablation.cells import Cell, Mode, check_cells, folder_of, plan_cells
 from pipeline.ablation.parallel import Locks, several_at_a_time
 from pipeline.ablation.plot import draw_effects
 from pipeline.ablation.rows import Row, read_rows, table, write_rows
@@ -66,7 +66,8 @@ def run_ablation(
         stop: With several runs at a time, what tells `run_stage` that they are to save and stop.
 
     Raises:
-        UserError: a bad technique or config, `out` holds other files or is in use, or the data changed in between.
+        UserError: a bad technique or config, a network that cannot have one, `out` holds other files or is in use, or
+            the data changed in between.
         Interrupted: stopped by a signal; the same call goes on.
     """
     if config.runtime.nodes > 1:
@@ -75,6 +76,7 @@ def run_ablation(
     _check_out(out)
     config = with_inputs(changed(config, evaluate=changed(config.evaluate, control=False)))
     cells = plan_cells(config, techniques, mode)
+    check_cells(cells)
     seeds = range(config.seed, config.seed + num_seeds)
     locks = Locks()
     share = _sharing(run_stage, out / CELLS, locks)

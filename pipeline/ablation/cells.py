@@ -9,15 +9,20 @@ from typing import Any, Literal, get_args
 
 from pipeline.config import Config, Section, changed, parse, semantic
 from pipeline.config.base import set_key
-from pipeline.config.methods import METHOD_CONFIGS
-from pipeline.config.unread import EVERY_METHOD_READS
+from pipeline.config.unread import by_fix, keys_unread_beside, reads
 from pipeline.errors import UserError, did_you_mean
+from pipeline.methods import METHODS
+from pipeline.runs.dry_run import check_networks
+from pipeline.runs.inputs import with_inputs
+from pipeline.shards.dataset import open_split
 from pipeline.stages.fingerprint import digest
 from pipeline.techniques import TECHNIQUES, Technique
 
 log = logging.getLogger("selftrain.ablation")
 
 Mode = Literal["alone", "drop-one", "stack"]
+_OF_NETWORKS = ("network", "init", "label", "rounds", "evaluate")
+"""The seams at which it depends on the network whether it can have a technique."""
 MODES: tuple[Mode, ...] = get_args(Mode)
 BASE = "base"
 WITHOUT = "no-"
@@ -57,8 +62,12 @@ def plan_cells(config: Config, techniques: Sequence[str], mode: Mode) -> list[Ce
         techniques: Names in `TECHNIQUES`. One with `no-` before it is turned the other way: its row has it off.
         mode: One of `MODES`.
 
+    A row that nothing would read beside the others, such as the kind of momentum where there is none, is left out and
+    logged.
+
     Raises:
-        UserError: a technique is unknown, is not read by the config's method, or cannot be switched in this config.
+        UserError: a technique is unknown, is not read by the config's method, or cannot be switched in this config; or
+            nothing would read any row.
     """
     rows = {name: _row(config, name) for name in techniques}
     if len({name.removeprefix(WITHOUT) for name in techniques}) < len(techniques):
@@ -71,26 +80,59 @@ def plan_cells(config: Config, techniques: Sequence[str], mode: Mode) -> list[Ce
         of = {BASE: names, **{name: tuple(n for n in names if n != name) for name in names}}
     else:
         of = {BASE: (), **{name: names[: number + 1] for number, name in enumerate(names)}}
-    cells = []
-    for number, (name, on) in enumerate(of.items()):
-        before = list(of)[number - 1] if mode == "stack" else BASE
-        cells.append(Cell(name, on, before if number else "", _switched(config, rows, on)))
+    cells: list[Cell] = []
+    for name, on in of.items():
+        against = (cells[-1] if mode == "stack" else cells[0]) if cells else None
+        cell = Cell(name, on, against.name if against else "", _switched(config, rows, on))
+        if against is not None and (why := _why_idle(rows[name], against.config, cell.config)):
+            log.warning("the row %s is left out: %s", name, why)
+            if len(names) == 1:
+                raise UserError(f"technique {name} would change nothing: {why}")
+        else:
+            cells.append(cell)
     return cells
 
 
 def all_techniques(config: Config) -> list[str]:
-    """The techniques that can be switched on and off in this config, each by itself. The others are logged."""
-    names = []
+    """The techniques that can be switched on and off in this config, each by itself. The others are logged.
+
+    Whether the networks can have them is tried without values, so that it shows before the first run.
+    """
+    config, names = with_inputs(config), []
     for name in TECHNIQUES:
         try:
             row = _row(config, name)
-            for on in ((), (name,)):
-                _switched(config, {name: row}, on)
+            _, on = (_switched(config, {name: row}, switched_on) for switched_on in ((), (name,)))
+            if row.seam in _OF_NETWORKS:
+                _check_networks(on)
         except UserError as error:
             log.warning("%s is left out: %s", name, error)
         else:
             names.append(name)
     return names
+
+
+def check_cells(cells: Sequence[Cell]) -> None:
+    """Try the networks of all cells, without values. Raises UserError if one cannot have the cell's techniques."""
+    for cell in cells:
+        try:
+            _check_networks(cell.config)
+        except UserError as error:
+            raise UserError(f"the row {cell.name}: {error}") from error
+
+
+def _check_networks(config: Config) -> None:
+    check_networks(config, METHODS[config.method], len(open_split(config.data, "labeled").classes))
+
+
+def _why_idle(row: Technique, *configs: Config) -> str:
+    """Why two configs, one with a technique and one without, train alike; empty if they do not."""
+    unread: dict[str, str] = {}
+    for config in configs:
+        unread |= keys_unread_beside(config)
+    before, after = configs
+    keys = [key for key in row.switch_in(before) if _at(before, key) != _at(after, key)]
+    return "" if any(key not in unread for key in keys) else "; ".join(f"nothing reads {k} {unread[k]}" for k in keys)
 
 
 def _row(config: Config, given: str) -> Technique:
@@ -99,7 +141,9 @@ def _row(config: Config, given: str) -> Technique:
         raise UserError(f"--techniques: there is no technique {name!r}, {did_you_mean(name, TECHNIQUES)}")
     row = TECHNIQUES[name]
     if not _keys(config, row):
-        raise UserError(f"technique {name} is not read by `method: {config.method}`; leave it out")
+        fixes = [fix for fix in by_fix(config, row.switch_in(config)) if fix]
+        where = "in this config" if fixes else f"by `method: {config.method}`"
+        raise UserError(f"technique {name} is not read {where}; {', or '.join([*fixes, 'leave it out'])}")
     if row.on is None and all(_at(config, key) == row.off for key in _keys(config, row)):
         raise UserError(
             f"technique {name} is off in this config, and has no usual value; set {' or '.join(_keys(config, row))} "
@@ -109,10 +153,8 @@ def _row(config: Config, given: str) -> Technique:
 
 
 def _keys(config: Config, row: Technique) -> list[str]:
-    """The keys that switch it, of those sections that the config's method reads."""
-    read = {*EVERY_METHOD_READS, *METHOD_CONFIGS[config.method].reads}
-    unread = set(METHOD_CONFIGS[config.method].unread(config))
-    return [key for key in row.switch_in(config) if key.split(".")[0] in read and key not in unread]
+    """The keys that switch it, of those that the config's method reads."""
+    return [key for key in row.switch_in(config) if reads(config, key)]
 
 
 def _switched(config: Config, rows: Mapping[str, Technique], on: Sequence[str]) -> Config:

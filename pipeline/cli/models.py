@@ -71,44 +71,12 @@ def export(
 
     [bold]Example[/bold]: selftrain export runs/birds --out birds.safetensors
     """
-    from pipeline.models.alterations import split_args
-    from pipeline.models.compat import ops_were_missing
     from pipeline.models.format import export_model
-    from pipeline.models.registry import import_of, is_known
+    from pipeline.models.snippet import snippet
 
     info = export_model(run, out)
     console.print(f"{out} and {out.with_suffix('.json')} written. In Python:\n", soft_wrap=True)
-    if (module := import_of(info.architecture)) is not None:
-        console.print(f"import {module}  # registers {info.architecture} with timm", soft_wrap=True)
-    elif not is_known(info.architecture):
-        console.print(f"# first import the plugin that registers {info.architecture} with timm", soft_wrap=True)
-    elif ops_were_missing():
-        why = "lets timm import torchvision beside this build of torch"
-        console.print(f"import pipeline.models  # {why}", soft_wrap=True)
-    if altered := list(split_args(info.model_args)[1]):
-        why = f"timm has no argument for {', '.join(altered)}"
-        call = f"load_model(Path({str(out)!r}))"
-        console.print("from pathlib import Path", soft_wrap=True)
-        console.print(f"from pipeline.models.format import load_model  # {why}", soft_wrap=True)
-        console.print(f"model, info = {call}", soft_wrap=True)
-        return
-    arguments = "".join(f", {k}={v!r}" for k, v in info.model_args.items())
-    if info.preprocessing == "given":
-        call = f"{info.architecture!r}, num_classes={len(info.classes)}, checkpoint_path={str(out)!r}{arguments}"
-        console.print(f"import timm\nmodel = timm.create_model({call}).eval()", soft_wrap=True)
-        return
-    call = f"{info.architecture!r}, num_classes={len(info.classes)}{arguments}"
-    lines = [
-        "import timm",
-        "from safetensors.torch import load_file",
-        f"state = load_file({str(out)!r})",
-        "# images in 0..1 [B, S, S, 3] - mean, / std of the JSON file" if info.preprocessing == "mean_image" else
-        "# (images in 0..1 [B, S, S, 3] - mean).flatten(1) @ whitening",
-        "arrays = {name: state.pop(name) for name in list(state) if name.startswith('preprocessing.')}",
-        f"model = timm.create_model({call}).eval()",
-        "model.load_state_dict(state)",
-    ]  # fmt: skip
-    console.print("\n".join(lines), soft_wrap=True, markup=False)
+    console.print("\n".join(snippet(info, out)), soft_wrap=True)
 
 
 @app.command()

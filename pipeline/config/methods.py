@@ -6,7 +6,7 @@ method by its name.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -19,8 +19,12 @@ if TYPE_CHECKING:
     from pipeline.config.config import Config
 
 
-def _nothing(config: Config) -> Iterable[str]:
-    return ()
+def _all_is_read(config: Config) -> Mapping[str, str]:
+    return {}
+
+
+def _all_is_well(config: Config) -> None:
+    return None
 
 
 @dataclass(frozen=True)
@@ -33,9 +37,10 @@ class MethodConfig:
     """The sections among them that belong to its learner: name -> class."""
     defaults: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Section -> key -> value of defaults that differ from the section's own."""
-    unread: Callable[[Config], Iterable[str]] = _nothing
-    """The keys inside these sections that it does not read. A warning names those that are changed."""
-    check: Callable[[Config], None] = _nothing  # type: ignore[assignment]
+    unread: Callable[[Config], Mapping[str, str]] = _all_is_read
+    """The keys inside these sections that it does not read -> what to set so that it does, or nothing. A warning names
+    those that are changed, and no ablation switches them."""
+    check: Callable[[Config], None] = _all_is_well
     """It raises ValueError if the method cannot train by the config; the message names key, value and fix."""
     passes: float = 1.0
     """About how many passes of the student an unlabeled image of a step costs; `selftrain init` estimates by it."""
@@ -43,6 +48,8 @@ class MethodConfig:
 
 _OF_PSEUDO_LABELS = ("targets", "target_temperature", "mixup", "cutmix", "distillation")
 """The keys of a training that only the learner of labels and pseudo-labels reads."""
+_OF_TARGETS = ("teacher.targets", "teacher.target_temperature")
+"""What a teacher reads as a student of its own labels only."""
 _WITH_UNLABELED = {"unlabeled_ratio": 7.0, "noise_labeled": False, "loss_normalization": "labeled"}
 """The defaults of a student without pseudo-labels: labeled images have no noise, and the loss is a sum of means."""
 
@@ -50,15 +57,27 @@ _WITH_UNLABELED = {"unlabeled_ratio": 7.0, "noise_labeled": False, "loss_normali
 # -------------------------------------------------------------------------------------------- what each one requires
 
 
-def _of_noisy_student(config: Config) -> Iterable[str]:
-    keys = [] if config.rounds.on_features else ["teacher.targets", "teacher.target_temperature"]
-    keys += _unread_distillation(config)
-    return keys if config.rounds.num_rounds else [*keys, "student.distillation"]
+def _of_noisy_student(config: Config) -> Mapping[str, str]:
+    rounds = config.rounds
+    keys: dict[str, str] = {} if rounds.on_features else dict.fromkeys(_OF_TARGETS, "")
+    keys |= _unread_distillation(config)
+    if not rounds.num_rounds:
+        of_students = ("student", "rounds.start", "rounds.judges")
+        keys |= dict.fromkeys(of_students, "set rounds.num_rounds to 1 or more")
+    if not rounds.num_rounds + rounds.on_features:
+        of_rounds = ("label", "select", "rounds.patience", "rounds.tolerance", "rounds.overrides")
+        keys |= dict.fromkeys(of_rounds, "set rounds.num_rounds to 1 or more")
+    elif rounds.num_rounds + rounds.on_features < 2:
+        keys["label.ensemble"] = "set rounds.num_rounds to 2 or more"  # one round has one teacher
+    if rounds.num_rounds < 2:
+        keys |= dict.fromkeys(("rounds.grow", "rounds.grow_image_size"), "set rounds.num_rounds to 2 or more")
+    return keys
 
 
-def _unread_distillation(config: Config) -> list[str]:
+def _unread_distillation(config: Config) -> dict[str, str]:
     """The usual value of an ablation is a round's teacher, which the round-0 teacher has not."""
-    return ["teacher.distillation"] if config.teacher.distillation is None else []
+    fix = "set teacher.distillation.model to a trained one"
+    return {"teacher.distillation": fix} if config.teacher.distillation is None else {}
 
 
 def _check_noisy_student(config: Config) -> None:
@@ -104,13 +123,16 @@ def _check_noisy_student(config: Config) -> None:
             )
 
 
-def _of_uda(config: Config) -> Iterable[str]:
-    return [f"student.{key}" for key in _OF_PSEUDO_LABELS]
+def _of_uda(config: Config) -> Mapping[str, str]:
+    return {f"student.{key}": "" for key in _OF_PSEUDO_LABELS}
 
 
-def _of_fixmatch(config: Config) -> Iterable[str]:
-    keys = [f"student.{key}" for key in _OF_PSEUDO_LABELS]
-    return keys if config.fixmatch.threshold == "adaptive" else [*keys, "fixmatch.threshold_decay", "fixmatch.clamp"]
+def _of_fixmatch(config: Config) -> Mapping[str, str]:
+    keys = {f"student.{key}": "" for key in _OF_PSEUDO_LABELS}
+    if config.fixmatch.threshold != "adaptive":
+        unread = ("fixmatch.threshold_decay", "fixmatch.clamp")
+        keys |= dict.fromkeys(unread, "set fixmatch.threshold to adaptive")
+    return keys
 
 
 def _check_fixmatch(config: Config) -> None:
@@ -128,14 +150,14 @@ def _check_fixmatch(config: Config) -> None:
         raise ValueError("fixmatch.mixup has one unlabeled image per step to mix; raise student.unlabeled_ratio")
 
 
-def _of_meta(config: Config) -> Iterable[str]:
-    keys = [f"student.{key}" for key in _OF_PSEUDO_LABELS]
+def _of_meta(config: Config) -> Mapping[str, str]:
+    keys = {f"student.{key}": "" for key in _OF_PSEUDO_LABELS}
     if config.meta.feedback == "off":
-        keys += ["meta.scale", "meta.baseline_decay"]
+        keys |= dict.fromkeys(("meta.scale", "meta.baseline_decay"), "set meta.feedback to exact")
     if config.meta.teacher == "adjuster":
-        return [*keys, "uda", "teacher.targets", "teacher.target_temperature", *_unread_distillation(config)]
-    stream = [key for key in Training.model_fields if key not in NetworkSettings.model_fields]
-    return [*keys, "meta.adjuster", "label", *(f"teacher.{key}" for key in stream)]
+        return {**keys, **dict.fromkeys(("uda", *_OF_TARGETS), ""), **_unread_distillation(config)}
+    stream = [f"teacher.{key}" for key in Training.model_fields if key not in NetworkSettings.model_fields]
+    return {**keys, **dict.fromkeys(("meta.adjuster", "label", *stream), "set meta.teacher to adjuster")}
 
 
 def _check_meta(config: Config) -> None:

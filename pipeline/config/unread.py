@@ -80,7 +80,15 @@ def unread_keys(config: Config) -> list[str]:
 
 
 def unread_beside(config: Config) -> list[str]:
-    """One sentence for each set of keys that differ from their defaults but that nothing reads beside other keys.
+    """One sentence for each set of keys that differ from their defaults but that nothing reads beside other keys."""
+    groups: dict[str, list[str]] = {}
+    for key, words in keys_unread_beside(config).items():
+        groups.setdefault(words, []).append(key)
+    return [f"nothing reads {', '.join(keys)} {words}" for words, keys in groups.items()]
+
+
+def keys_unread_beside(config: Config) -> dict[str, str]:
+    """The keys that differ from their defaults but that nothing reads beside other keys -> those others, in words.
 
     A key that the method does not read at all is left out, and so is one that another round of the run reads.
     """
@@ -97,10 +105,7 @@ def unread_beside(config: Config) -> list[str]:
                 given |= {key: given.get(key, words) or words for key in keys if reads(of_round, key)}
         unread |= {key: words for key, words in given.items() if words}
         read |= {key for key, words in given.items() if not words}
-    groups: dict[str, list[str]] = {}
-    for key in (key for key in unread if key not in read):
-        groups.setdefault(unread[key], []).append(key)
-    return [f"nothing reads {', '.join(keys)} {words}" for words, keys in groups.items()]
+    return {key: words for key, words in unread.items() if key not in read}
 
 
 def _sections(section: Section, where: str = "") -> Iterator[tuple[str, Section]]:
@@ -125,7 +130,7 @@ def settings_of(config: Config) -> dict[str, Section]:
     """Name -> section of the method's learner. What it does not read of them has its default, so that changing it
     repeats nothing."""
     asked = METHOD_CONFIGS[config.method]
-    unread = list(asked.unread(config))
+    unread = asked.unread(config)
     result = {}
     for name, section in asked.settings.items():
         given: Section = getattr(config, name)
@@ -138,6 +143,16 @@ def reads(config: Config, key: str) -> bool:
     """Whether the method of a config reads a section, or a key below one, beside what else the config says."""
     asked = METHOD_CONFIGS[config.method]
     return _is_below(key, (*EVERY_METHOD_READS, *asked.reads)) and not _is_below(key, asked.unread(config))
+
+
+def by_fix(config: Config, keys: Iterable[str]) -> dict[str, list[str]]:
+    """What to set in a config so that its method reads keys -> those of these keys; "" where it never reads them."""
+    unread = METHOD_CONFIGS[config.method].unread(config)
+    result: dict[str, list[str]] = {}
+    for key in keys:
+        fix = next((fix for above, fix in unread.items() if _is_below(key, [above])), "")
+        result.setdefault(fix, []).append(key)
+    return result
 
 
 def _is_below(key: str, sections: Iterable[str]) -> bool:

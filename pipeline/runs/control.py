@@ -9,6 +9,7 @@ from pathlib import Path
 from pipeline.config import Config, Probe, Training
 from pipeline.config.base import completed
 from pipeline.config.training import COMPUTED
+from pipeline.config.unread import reads
 from pipeline.errors import UserError
 from pipeline.methods.method import Method
 from pipeline.methods.round import Round, best_of
@@ -53,7 +54,8 @@ def why_no_probe(config: Config, method: Method, final_round: int) -> str:
 
 def _recipes(config: Config, method: Method, final_round: int) -> list[Training]:
     """Those of the teacher and of the final model."""
-    numbers = [*([0] if method.reads("teacher") else []), max(final_round, 1)]
+    numbers = [0] if method.reads("teacher") else []
+    numbers += [max(final_round, 1)] if reads(config, "student") else []  # without students their start is nobody's
     return [method.recipe(config, number) for number in numbers]
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.config import SPLITS, Config, Split, dump_yaml, semantic, unread_beside, unread_keys
+from pipeline.config.unread import by_fix
 from pipeline.errors import UserError
 from pipeline.files import write_bytes, write_csv, write_sealed
 from pipeline.methods import METHODS
@@ -64,8 +65,8 @@ def run_loop(
     run_dir = run_dir.resolve()
     check_run_folder(run_dir)
     method = METHODS[config.method]
-    if unread := unread_keys(config):
-        log.warning("method %s does not read %s", method.name, ", ".join(unread))
+    for fix, unread in by_fix(config, unread_keys(config)).items():
+        log.warning("method %s does not read %s%s", method.name, ", ".join(unread), fix and f"; {fix} if it should")
     for sentence in unread_beside(config):
         log.warning("%s", sentence)
     with contextlib.ExitStack() as held:

@@ -35,7 +35,7 @@ EVALUATE: tuple[Technique, ...] = (
         "evaluate_crops",
         "evaluate",
         ("evaluate.crops",),
-        None,
+        "ten",
         "pipeline.evaluate.patches:cut",
         "Krizhevsky 2012, 4.1",
     ),

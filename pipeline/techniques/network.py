@@ -50,7 +50,7 @@ NETWORK: tuple[Technique, ...] = (
         "fractional_pooling",
         "network",
         ("training.fractional_pooling",),
-        None,
+        0.7,
         "pipeline.models.pooling:FractionalMaxPool",
         "Graham 2014, 2",
     ),

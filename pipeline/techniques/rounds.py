@@ -17,7 +17,7 @@ ROUNDS: tuple[Technique, ...] = (
         "label_crops",
         "label",
         ("label.crops", "label.scales"),
-        None,
+        "ten",
         "pipeline.evaluate.patches:cut",
         "Krizhevsky 2012, 4.1",
     ),

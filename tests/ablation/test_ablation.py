@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import shutil
 import threading
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 from PIL import Image
+from support.command import ROOT
 from support.fake_stages import FakeStages
+from support.saved import save_random
 
 import pipeline.ablation.ablate
+import pipeline.ablation.cells
+import pipeline.runs.loop
 from pipeline.ablation.ablate import run_ablation
-from pipeline.ablation.cells import BASE, Mode, all_techniques, plan_cells
+from pipeline.ablation.cells import BASE, Mode, all_techniques
 from pipeline.ablation.rows import Row, read_rows
-from pipeline.config import Config, Mixup, changed, parse
+from pipeline.config import Config, changed, load_config
 from pipeline.errors import Interrupted, UserError
 from pipeline.packing.pack import pack
 from pipeline.stages.jobs import Job
 from pipeline.stages.lock import run_lock
-from pipeline.techniques import TECHNIQUES
 
 THREE = ("dropout", "ema", "mixup")
 
@@ -47,115 +53,36 @@ def with_job_files(stages: FakeStages) -> FakeStages:
     return stages
 
 
-# --------------------------------------------------------------------------------------------------------- the cells
+@pytest.mark.parametrize(("mode", "num_rounds"), [("alone", 0), ("stack", 1)])
+def test_every_row_of_all_changes_a_stage_that_is_run(
+    digits: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: Mode, num_rounds: int
+) -> None:
+    """A stage's folder has its fingerprint in its name."""
+    config = changed(digits, rounds=changed(digits.rounds, num_rounds=num_rounds))
+    names = all_techniques(config)
+    assert {"mixup", "ema", "momentum"} <= set(names)
+    assert ("threshold" in names) == (num_rounds == 1)
+    for module in (pipeline.runs.loop, pipeline.ablation.cells):  # `all_techniques` has tried them
+        monkeypatch.setattr(module, "check_networks", lambda *_: None)
+    rows = run_ablation(config, tmp_path, names, mode, 1, run_stage=with_job_files(FakeStages(0.8, 0.9)))
+    stages = {row.technique: {path.name for path in (tmp_path / row.folder).glob("rounds/*/*-*")} for row in rows}
+    assert all(stages.values())
+    for row in rows[1:]:
+        assert stages[row.technique] != stages[row.against], f"{row.technique} was never exercised"
 
 
-def on_in(config: Config, name: str) -> bool:
-    row = TECHNIQUES[name]
-    value = config.student
-    for part in row.switch.split(".")[1:]:
-        value = getattr(value, part)
-    return value != row.off
-
-
-@pytest.mark.parametrize(
-    ("mode", "expected"),
-    [
-        ("alone", {BASE: "", "dropout": "dropout", "ema": "ema", "mixup": "mixup"}),
-        (
-            "drop-one",
-            {BASE: "dropout ema mixup", "dropout": "ema mixup", "ema": "dropout mixup", "mixup": "dropout ema"},
-        ),
-        ("stack", {BASE: "", "dropout": "dropout", "ema": "dropout ema", "mixup": "dropout ema mixup"}),
-    ],
-)
-def test_a_mode_says_which_techniques_are_on_in_which_cell(digits: Config, mode: str, expected: dict[str, str]) -> None:
-    cells = plan_cells(digits, THREE, mode)  # type: ignore[arg-type]
-    assert {cell.name: " ".join(cell.on) for cell in cells} == expected
-    for cell in cells:
-        assert [name for name in THREE if on_in(cell.config, name)] == list(cell.on)
-    others = ["base", "dropout", "ema"] if mode == "stack" else [BASE] * 3
-    assert [cell.against for cell in cells] == ["", *others]
-
-
-def test_a_technique_that_the_config_has_on_keeps_its_settings(digits: Config) -> None:
-    config = changed(digits, student=changed(digits.student, mixup=Mixup(alpha=0.9)))
-    (_, cell) = plan_cells(config, ["mixup"], "alone")
-    assert cell.config.student.mixup == Mixup(alpha=0.9)
-    assert cell.config.teacher.mixup is None, "only the student has it in this config"
-    (_, cell) = plan_cells(digits, ["mixup"], "alone")
-    assert cell.config.student.mixup == cell.config.teacher.mixup == Mixup(alpha=0.2, probability=0.5)
-
-
-def test_a_name_with_no_before_it_takes_the_technique_away(digits: Config) -> None:
-    """So that "no bias decay" is a row of the stack of Bag of Tricks, whose base decays everything."""
-    base, spared, smoothed = plan_cells(digits, ["no-decay_vectors", "label_smoothing"], "stack")
-    assert [cell.config.student.optimizer.decay_vectors for cell in (base, spared, smoothed)] == [True, False, False]
-    assert [cell.config.teacher.label_smoothing for cell in (base, spared, smoothed)] == [0, 0, 0.1]
-    assert (spared.name, spared.on) == ("no-decay_vectors", ("no-decay_vectors",))
-    with pytest.raises(UserError, match="names one twice"):
-        plan_cells(digits, ["ema", "no-ema"], "alone")
-
-
-def test_a_usual_value_may_follow_from_the_training(digits: Config) -> None:
-    _, larger = plan_cells(digits, ["evaluation_size"], "alone")
-    assert (digits.student.image_size, larger.config.student.evaluation_size) == (8, 10)
-
-
-@pytest.mark.parametrize("name", [row.name for row in TECHNIQUES.values() if row.keys[0].startswith("training.")])
-def test_each_technique_of_a_training_has_a_usual_value_unless_not_all_trainings_can_have_it(name: str) -> None:
-    """A file, the names of modules, a network with max pooling, or an optimizer that has an eps."""
-    of_some = ("start", "probe", "dropout_at", "fractional_pooling", "eps")
-    assert (TECHNIQUES[name].on is None) == (name in of_some)
-
-
-@pytest.mark.parametrize("mode", ["alone", "drop-one", "stack"])
-def test_all_techniques_fit_into_one_config(digits: Config, mode: Mode) -> None:
-    """Cells are parsed, so that whatever two techniques cannot share shows before the first run."""
-    names = all_techniques(digits)
-    assert {"mixup", "cutmix"} <= set(names)
-    assert len(plan_cells(digits, names, mode)) == len(names) + 1
-
-
-def test_cells_differ_in_nothing_but_the_switches(digits: Config) -> None:
-    base, *cells = plan_cells(digits, THREE, "alone")
-    for cell in cells:
-        switches = TECHNIQUES[cell.name].switch_in(digits)
-        a, b = (flat(c.config.model_dump(mode="json")) for c in (base, cell))
-        different = {key for key in a.keys() | b.keys() if a.get(key) != b.get(key)}
-        assert different
-        assert all(any(f"{key}.".startswith(f"{switch}.") for switch in switches) for key in different)
-
-
-def flat(value: object, prefix: str = "") -> dict[str, object]:
-    if not isinstance(value, dict):
-        return {prefix: value}
-    return {k: v for name in value for k, v in flat(value[name], f"{prefix}.{name}".lstrip(".")).items()}
-
-
-@pytest.mark.parametrize(
-    ("techniques", "message"),
-    [
-        (["mixupp"], "there is no technique 'mixupp', did you mean `mixup`"),
-        (["ema", "ema"], "names one twice"),
-        (["start"], "off in this config, and has no usual value"),
-    ],
-)
-def test_what_cannot_be_ablated_is_an_error_that_says_why(digits: Config, techniques: list[str], message: str) -> None:
-    with pytest.raises(UserError, match=message):
-        plan_cells(digits, techniques, "alone")
-
-
-def test_a_technique_that_the_method_does_not_read_is_an_error(digits: Config) -> None:
-    uda = parse(Config, {"method": "uda", "data": digits.data.model_dump(mode="json")}, "test")
-    with pytest.raises(UserError, match="technique balance is not read by `method: uda`"):
-        plan_cells(uda, ["balance"], "alone")
-    assert "balance" not in all_techniques(uda)
-    assert "mixup" not in all_techniques(uda), "UDA's learner does not mix"
-    assert {"ema", "dropout", "randaugment"} <= set(all_techniques(uda))
-
-
-# ---------------------------------------------------------------------------------------------------------- the runs
+def test_the_stack_that_the_page_prints_runs(digits: Config, tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "ablations.md").read_text()
+    (command,) = re.findall(r"selftrain ablate configs/cifar10_4k_ablation\.yaml [^`]*?--mode stack[^`]*", page)
+    given = shlex.split(command.replace("\\\n", " "))
+    settings = [value for option, value in pairwise(given) if option == "--set"]
+    model = save_random(tmp_path / "model.safetensors", tuple("0123456789"))
+    assert settings == ["teacher.distillation.model=runs/cifar10_4k"]
+    config = load_config(ROOT / given[2], [f"teacher.distillation.model={model}"])
+    config = changed(config, data=digits.data)
+    names = given[given.index("--techniques") + 1].split(",")
+    rows = run_ablation(config, tmp_path / "out", names, "stack", 1, run_stage=with_job_files(FakeStages(0.8)))
+    assert [row.technique for row in rows] == [BASE, *names]
 
 
 def test_an_ablation_goes_on_where_it_was_stopped_and_reads_no_test(digits: Config, tmp_path: Path) -> None:

@@ -103,6 +103,9 @@ def test_what_is_off_may_stay_beside_what_would_ignore_it(tmp_path: Path) -> Non
     load_config(write(tmp_path, "student: {targets: hard, target_temperature: 1.0}"))
 
 
+SMALL = "start: {model: a.safetensors}, probe: {}"
+
+
 @pytest.mark.parametrize(
     ("text", "unread"),
     [
@@ -125,13 +128,15 @@ def test_what_is_off_may_stay_beside_what_would_ignore_it(tmp_path: Path) -> Non
         ("method: meta\nmeta: {adjuster: {hidden: 9}, scale: 2.0}", ["meta.adjuster.hidden"]),
         ("method: meta\nuda: {weight: 2}\nmeta: {teacher: adjuster, adjuster: {hidden: 9}}", ["uda.weight"]),
         ("method: meta\nmeta: {feedback: off, scale: 2.0, label_temperature: 0.5}", ["meta.scale"]),
+        ("rounds: {num_rounds: 0, judge_by: macro_f1}\nselect: {share: 0.5}", ["select.share"]),
+        ("rounds: {num_rounds: 0, patience: 2}\nstudent: {steps: 5}", ["student.steps", "rounds.patience"]),
+        (f"rounds: {{num_rounds: 0, on_features: 1}}\nteacher: {{{SMALL}, targets: hard}}\nselect: {{share: 0.5}}", []),
+        ("rounds: {num_rounds: 1}\nlabel: {ensemble: 2}\nselect: {share: 0.5}", ["label.ensemble"]),
+        ("rounds: {num_rounds: 2}\nlabel: {ensemble: 2}", []),
     ],
 )
 def test_keys_that_a_method_does_not_read_are_known(tmp_path: Path, text: str, unread: list[str]) -> None:
     assert unread_keys(load_config(write(tmp_path, text))) == unread
-
-
-SMALL = "start: {model: a.safetensors}, probe: {}"
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from support.command import ROOT
 from support.command import selftrain_here as selftrain
 from support.fake_stages import FakeStages, with_section
 from support.images import class_files, write_files
+from support.processes import run, train_job
 from support.saved import save_random
 
-from pipeline.config import Config, Evaluate, Runtime
+from pipeline.config import Config, Evaluate, Finetune, Runtime, Start, load_config
 from pipeline.errors import UserError
 from pipeline.evaluate.metrics import compute_metrics
 from pipeline.evaluate.on_demand import Evaluation, evaluate_on
@@ -25,7 +28,10 @@ from pipeline.evaluate.stage import run_evaluate
 from pipeline.files import read_json
 from pipeline.models.format import export_model, load_model
 from pipeline.predict.prediction import Wanted, predict_images
+from pipeline.runs.finetune import finetuning
 from pipeline.runs.loop import run_loop
+from pipeline.shards.dataset import open_split
+from pipeline.shards.reader import Reader
 from pipeline.stages.jobs import EvaluateJob
 from pipeline.stages.machine import resolve
 
@@ -80,6 +86,30 @@ def test_the_figures_are_those_of_the_mean_of_each_models_probabilities(models: 
     assert len({round(metrics.nll, 4) for metrics in found.members.values()}) == 3
 
 
+def test_checkpoints_of_one_training_and_a_fine_tuned_model_are_averaged(
+    digits: Config, teacher: Path, tmp_path: Path
+) -> None:
+    """Each by itself in plain PyTorch, the fine-tuned one at its own, larger size."""
+    earlier, last = sorted((teacher / "checkpoints").glob("step-*.pt"))
+    training = finetuning(Finetune(image_size=12, steps=6, batch_size=32), teacher, digits.teacher)
+    tuned = run(train_job(digits, tmp_path / "finetune", training=training))
+    val = open_split(digits.data, "val")
+    each: list[np.ndarray] = []
+    for path in (earlier, last, tuned):
+        model, info = load_model(path)
+        pixels = Reader(val, info.input_size[-1], digits.data).read(np.arange(len(val)))
+        views = torch.from_numpy((pixels / 255 - np.array(info.mean)) / np.array(info.std)).float()
+        with torch.inference_mode():
+            each.append(model(views.permute(0, 3, 1, 2)).double().softmax(1).numpy())
+    found = evaluate_on(earlier, Path(str(digits.data.root)), "val", Evaluate(), RUNTIME, [last, tuned])
+    expected = compute_metrics(np.log(np.mean(each, axis=0)), val.labels)
+    assert found.metrics.nll == pytest.approx(expected.nll, rel=1e-3)
+    assert found.metrics.top1 == pytest.approx(expected.top1, abs=1.5 / len(val))
+    assert len({round(metrics.nll, 4) for metrics in found.members.values()}) == 3
+    stored = read_json(teacher / "evaluation-val.json")["nll"]
+    assert found.members[str(last)].nll == pytest.approx(stored, rel=1e-5), "the last checkpoint is the model itself"
+
+
 def test_a_single_model_has_no_members_and_the_figures_of_before(models: list[Path], images: Path) -> None:
     found = evaluation(models[:1], images)
     assert "members" not in found.to_json()
@@ -118,6 +148,15 @@ def test_the_command_prints_a_line_per_model_and_one_for_the_mean(models: list[P
     assert "mean of 3" in text
     found = json.loads(selftrain("evaluate", str(models[0]), str(images), *others, "--json"))
     assert [member["model"] for member in found["members"]] == [str(path) for path in models]
+
+
+def test_the_networks_that_the_card_trains_for_alexnets_table_are_described_so() -> None:
+    card = (ROOT / "docs/techniques/evaluate_ensemble.md").read_text().replace("\\\n", " ")
+    runs = [line.replace("$seed", "3") for line in re.findall(r"selftrain run (configs/alexnet\.yaml .*)", card)]
+    by_seed, tuned = (load_config(ROOT / line.split()[0], re.findall(r"--set (\S+)", line)) for line in runs)
+    assert (by_seed.seed, by_seed.teacher.model, by_seed.teacher.start) == (3, "alexnet", None)
+    assert tuned.teacher.start == Start(model="broader.safetensors")
+    assert tuned.teacher.init is None
 
 
 # ------------------------------------------------------------------------------------------------------------- in runs

@@ -184,6 +184,16 @@ def test_the_probe_of_a_run_sees_what_its_start_expects_and_no_key_of_the_studen
     assert (asked.preprocessing, asked.mean, asked.distillation) == ("given", (0.3, 0.3, 0.3), None)
 
 
+def test_the_start_of_a_student_that_is_not_trained_has_no_probe(config: Config, tmp_path: Path) -> None:
+    start = Start(model=str(save_random(tmp_path / "m.safetensors", tuple("0123456789"))))
+    teacher: Any = SimpleNamespace(round=0)
+    with_start = with_section(config, "student", start=start)
+    run: Any = ProbedRun(with_start)
+    assert fit_probe(run, METHODS["noisy_student"], teacher) == Path("probe")
+    run = ProbedRun(with_section(with_start, "rounds", num_rounds=0))
+    assert fit_probe(run, METHODS["noisy_student"], teacher) is None
+
+
 def test_a_start_that_no_probe_can_see_leaves_the_run_without_one(
     config: Config, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,29 +2,37 @@
 
 from __future__ import annotations
 
+import csv
+import io
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from support.learners import learner_of
 from support.processes import label_job, outputs, run, signal_at, train_job
 from typer.testing import CliRunner
 
 from pipeline.cli.app import app
-from pipeline.config import Config, Finetune, Training, parse
+from pipeline.config import Config, Evaluate, Finetune, Runtime, Training, changed, parse
 from pipeline.errors import UserError
+from pipeline.evaluate.on_demand import evaluate_on
+from pipeline.files import read_json
 from pipeline.labels.store import LabelStore
-from pipeline.models.format import described, load_model, read_info
+from pipeline.models.format import described, load_model, read_info, save_model
 from pipeline.models.input import input_of, with_input_of
 from pipeline.models.preprocessing import PREFIX
+from pipeline.predict.prediction import Wanted, predict_images
 from pipeline.runs.finetune import finetuning
 from pipeline.shards.dataset import open_split
 from pipeline.shards.reader import Reader
+from pipeline.stages.machine import resolve
 
 KINDS = ["mean", "mean_std", "mean_image", "pca_whitening"]
 STD = (0.5, 0.25, 0.125)
+RUNTIME = resolve(Runtime(device="cpu", threads=1, precision="fp32"))
 
 
 def training_of(digits: Config, kind: str, **values: Any) -> Training:
@@ -84,41 +92,98 @@ def trained(
     return request.param, run(train_job(digits, out, training=training_of(digits, request.param)))
 
 
-def test_whitened_images_have_no_correlations(digits: Config) -> None:
-    """All variances that are large beside eps become 1, and no two directions go together (CS231n, preprocessing)."""
-    labeled = images_of(digits, "labeled")[..., :1]  # digits are grey: three equal channels have a third of the rank
+def test_whitened_images_have_no_correlations(digits: Config, tmp_path: Path) -> None:
+    """All variances that are large beside eps become 1, and no two directions go together (CS231n, preprocessing): in
+    what a network is given of the labeled images."""
+    labeled = images_of(digits, "labeled")
     flat = labeled.reshape(len(labeled), -1)
-    whitened = expected_input("pca_whitening", labeled, labeled).reshape(len(labeled), -1)
+    learner = learner_of(train_job(digits, tmp_path, training=training_of(digits, "pca_whitening")))
+    given = learner.setup.views().center(torch.from_numpy((labeled * 255).round().astype(np.uint8)))
+    whitened = given.permute(0, 2, 3, 1).flatten(1).double().numpy()
     values, vectors = np.linalg.eigh(np.cov(flat.T, bias=True))
     covariance = vectors.T @ np.cov(whitened.T, bias=True) @ vectors
     eps = 0.01 * flat.var(0).mean()
-    np.testing.assert_allclose(covariance, np.diag(values / (values + eps)), atol=1e-9)
+    np.testing.assert_allclose(covariance, np.diag(values / (values + eps)), atol=1e-4)
+    assert covariance.diagonal().max() > 0.95
 
 
-def test_labels_and_evaluation_see_what_the_training_saw(
+def answers_by_numpy(folder: Path, kind: str, digits: Config, images: np.ndarray) -> np.ndarray:
+    """The probabilities [N, 10] of a model for images in 0..1, by the definition of its preprocessing."""
+    model, _ = load_model(folder)
+    seen = torch.from_numpy(expected_input(kind, images, images_of(digits, "labeled"))).float().permute(0, 3, 1, 2)
+    with torch.inference_mode():
+        return np.asarray(model(seen.contiguous(memory_format=torch.channels_last)).double().softmax(1))
+
+
+def save_drawn(folder: Path, digits: Config, kind: str, **values: Any) -> Path:
+    """A model with arrays whose weights are those before the first step; returns its stage."""
+    learner = learner_of(train_job(digits, folder, training=training_of(digits, kind, **values)))
+    assert learner.model.info is not None
+    (folder / "stage").mkdir()
+    save_model(folder / "stage/model.safetensors", learner.model.ema.model.state_dict(), learner.model.info)
+    return folder / "stage"
+
+
+def test_labels_and_the_evaluations_of_a_training_see_what_it_saw(
     trained: tuple[str, Path], digits: Config, tmp_path: Path
 ) -> None:
     kind, folder = trained
-    model, _ = load_model(folder)
-    unlabeled = images_of(digits, "unlabeled")
-    seen = torch.from_numpy(expected_input(kind, unlabeled, images_of(digits, "labeled"))).float().permute(0, 3, 1, 2)
-    with torch.inference_mode():
-        expected = torch.softmax(model(seen.contiguous(memory_format=torch.channels_last)), 1).amax(1)
+    of_val, truth = (
+        answers_by_numpy(folder, kind, digits, images_of(digits, "val")),
+        open_split(digits.data, "val").labels,
+    )
+    nll = -np.log(of_val[np.arange(len(truth)), truth]).mean()
+    assert read_json(folder / "evaluation-val.json")["nll"] == pytest.approx(nll, rel=2e-3)
+    expected = answers_by_numpy(folder, kind, digits, images_of(digits, "unlabeled")).max(1)
     labels = LabelStore(run(label_job(digits, tmp_path / "label", folder)), open_split(digits.data, "unlabeled"))
     np.testing.assert_allclose(labels.confidence, expected, atol=2e-3)
 
 
-def test_what_export_prints_makes_the_network_without_the_arrays(trained: tuple[str, Path], tmp_path: Path) -> None:
-    _, folder = trained
-    out = tmp_path / "digits.safetensors"
+@pytest.mark.parametrize("kind", ["mean_image", "pca_whitening"])
+def test_evaluate_and_predict_see_what_the_training_saw(digits: Config, tmp_path: Path, kind: str) -> None:
+    folder = save_drawn(tmp_path, digits, kind)
+    assert isinstance(digits.data.root, Path)
+    val = images_of(digits, "val")
+    expected, labels = answers_by_numpy(folder, kind, digits, val), open_split(digits.data, "val").labels
+    nll = -np.log(expected[np.arange(len(labels)), labels]).mean()
+    found = evaluate_on(folder, digits.data.root, "val", Evaluate(), RUNTIME).metrics
+    assert found.nll == pytest.approx(nll, rel=2e-3)
+    assert found.top1 == pytest.approx((expected.argmax(1) == labels).mean(), abs=1.5 / len(labels))
+
+    (tmp_path / "in").mkdir()
+    for number, image in enumerate(val[:20]):
+        Image.fromarray((image * 255).round().astype(np.uint8)).save(tmp_path / f"in/{number:02}.png")
+    wanted = Wanted(out=tmp_path / "out.csv", probabilities=True)
+    predict_images(folder, tmp_path / "in", wanted, Evaluate(), RUNTIME)
+    rows = sorted(csv.DictReader(io.StringIO((tmp_path / "out.csv").read_text())), key=lambda row: row["image"])
+    names = read_info(folder).classes
+    answers = np.array([[float(row[f"p_{name}"]) for name in names] for row in rows])
+    np.testing.assert_allclose(answers, expected[:20], atol=2e-3)
+
+
+@pytest.mark.parametrize("kind", ["mean_image", "pca_whitening"])
+@pytest.mark.parametrize("activation", [None, "elu"])
+def test_what_export_prints_normalizes_images_as_evaluate_does(
+    digits: Config, tmp_path: Path, kind: str, activation: str | None
+) -> None:
+    """The printed lines are executed as they stand; for an activation that timm has no argument for, too."""
+    assert isinstance(digits.data.root, Path)
+    folder, out = save_drawn(tmp_path, digits, kind, activation=activation), tmp_path / "digits.safetensors"
     done = CliRunner().invoke(app, ["export", str(folder), "--out", str(out)])
     assert done.exit_code == 0, done.output
     scope: dict[str, Any] = {}
     exec(done.output.split("In Python:")[1], scope)
-    model, info = load_model(out)
-    assert info == read_info(folder)
-    images = torch.rand(2, 3, 8, 8)
-    assert torch.equal(scope["model"](images), model(images))
+    images = torch.from_numpy(images_of(digits, "val")).float().permute(0, 3, 1, 2)
+    with torch.inference_mode():
+        log_probs = scope["model"](scope["normalize"](images)).double().log_softmax(1).numpy()
+    labels = open_split(digits.data, "val").labels
+    found = evaluate_on(out, digits.data.root, "val", Evaluate(), RUNTIME)
+    assert found.metrics.nll == pytest.approx(-log_probs[np.arange(len(labels)), labels].mean(), rel=1e-4)
+    assert (found.answers.pred == log_probs.argmax(1)).mean() > 0.99
+    assert read_info(out) == read_info(folder)
+    with torch.inference_mode():
+        unprepared = scope["model"](images).double().log_softmax(1).numpy()
+    assert abs(found.metrics.nll + unprepared[np.arange(len(labels)), labels].mean()) > 1e-3
 
 
 def test_a_start_hands_its_preprocessing_on_and_a_fine_tune_keeps_it(trained: tuple[str, Path], digits: Config) -> None:
@@ -145,17 +210,31 @@ def test_resume_is_bit_exact_with_arrays(trained: tuple[str, Path], digits: Conf
 def test_a_training_takes_over_what_it_uses_or_continues_and_computes_it_for_others(
     trained: tuple[str, Path], digits: Config, tmp_path: Path
 ) -> None:
+    """Its labeled images are not those of the model that it starts from, or else all three would be alike."""
     kind, folder = trained
-    before = load_model(folder)[0].state_dict()[f"{PREFIX}mean"]
+    assert isinstance(digits.data.root, Path)
+    before = arrays_of(load_model(folder)[0].state_dict())
+    more = changed(digits, data=changed(digits.data, labeled=sorted(digits.data.root.glob("val-*.tar"))))
+    labeled = images_of(more, "labeled")
+    assert len(labeled) == len(images_of(digits, "labeled")) + len(images_of(digits, "val"))
 
     def arrays(mode: str, kind: str) -> dict[str, torch.Tensor]:
         training = training_of(digits, kind, steps=30, start={"model": str(folder), "mode": mode})
-        state = learner_of(train_job(digits, tmp_path, training=training)).model.ema.model.state_dict()
-        return {name: tensor for name, tensor in state.items() if name.startswith(PREFIX)}
+        return arrays_of(learner_of(train_job(more, tmp_path, training=training)).model.ema.model.state_dict())
 
-    for mode in ("use", "continue", "init"):
-        assert torch.equal(arrays(mode, kind)[f"{PREFIX}mean"], before)
+    for mode in ("use", "continue"):
+        found = arrays(mode, kind)
+        assert found.keys() == before.keys()
+        assert all(torch.equal(found[name], before[name]) for name in before)
+    found = arrays("init", kind)
+    assert found.keys() == before.keys()
+    assert not any(torch.equal(found[name], before[name]) for name in before)
+    np.testing.assert_allclose(found[f"{PREFIX}mean"], labeled.mean(0), atol=1e-6)
     assert arrays("init", "mean") == {}
+
+
+def arrays_of(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: tensor for name, tensor in state.items() if name.startswith(PREFIX)}
 
 
 def test_a_training_with_arrays_continues(trained: tuple[str, Path], digits: Config, tmp_path: Path) -> None:
