@@ -1,4 +1,4 @@
-"""The config that `selftrain init` prints."""
+"""The config that `selftrain init` prints; long because it has a part for each kind of images, and each is tested."""
 
 from __future__ import annotations
 
