@@ -58,7 +58,11 @@ def test_an_activation_that_several_layers_share_counts_once_per_layer() -> None
     class Shared(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.first, self.second, self.act = biased(nn.Linear(3, 4), 1), biased(nn.Linear(4, 6), 2), nn.ReLU()
+            self.first, self.second, self.act = (
+                biased(nn.Linear(3, 4), 1),
+                biased(nn.Linear(4, 6), 2, HUGE**2),
+                nn.ReLU(),
+            )
 
         def forward(self, x: Tensor) -> Tensor:
             return self.act(self.second(self.act(self.first(x))))
