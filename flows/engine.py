@@ -17,6 +17,7 @@ import runpy
 import signal
 import subprocess
 import sys
+import warnings
 from types import FrameType
 from uuid import UUID
 
@@ -63,6 +64,8 @@ def _be_the_engine() -> int:
     from prefect import flow_engine
 
     flow_engine.capture_sigterm = contextlib.nullcontext  # type: ignore[attr-defined,assignment]  # a stop is ours
+    # The import above brings `prefect.engine` with it, as it does soon after the start of `python -m prefect.engine`.
+    warnings.filterwarnings("ignore", "'prefect.engine' found in sys.modules", RuntimeWarning)
     runpy.run_module("prefect.engine", run_name="__main__", alter_sys=True)
     return 0
 
