@@ -222,24 +222,22 @@ def test_new_images_become_a_champion_and_ctrl_c_ends_it_all(project: Path, team
 
 
 @pytest.mark.usefixtures("impatient")
-def test_a_run_whose_machine_is_lost_is_crashed_by_the_automation_and_a_retry_goes_on(
+def test_a_run_whose_machine_is_lost_is_crashed_by_the_automation_and_no_other_run_is(
     project: Path, team: Served
 ) -> None:
-    """Keeper and engine die together, so nobody is left to say so. A run that waits for its hour is left alone."""
-    run_dir, later = project / "runs/lost", "2099-01-01T00:00:00Z"
-    longer = [*QUICK, "teacher.steps=600", "runtime.checkpoint_every=50"]
+    """Keeper and engine die, and the worker that started them says nothing. Another run waits for its hour."""
+    run_dir, later = project / "runs/lost", {"scheduled_time": "2099-01-01T00:00:00Z"}
+    longer = [*QUICK, "teacher.steps=20000"]
     run = team.start("self-train/self-train", run_dir=str(run_dir), set=longer, champion=None, promote="never")
-    waits = team.api(f"deployments/{team.api('deployments/name/promote/promote')['id']}/create_flow_run", {})["id"]
-    team.api(
-        f"flow_runs/{waits}/set_state", {"state": {"type": "SCHEDULED", "state_details": {"scheduled_time": later}}}
-    )
-    wait_for(trains(run_dir, 200), poll_s=0.3)
+    waits = team.start("promote/promote", model=str(run_dir))
+    team.api(f"flow_runs/{waits}/set_state", {"state": {"type": "SCHEDULED", "state_details": later}, "force": True})
+    wait_for(trains(run_dir, 20), poll_s=0.3)
+    (worker,) = [one for one in processes_of(project) if {"worker", "gpu"} <= set(one.cmdline())]
+    worker.suspend()
     for process in processes_of(project):
         if process.environ().get("PREFECT__FLOW_RUN_ID") == run:
             process.kill()
     team.until(run, "Crashed")
     assert "no heartbeat for 75 s" in team.api(f"flow_runs/{run}")["state"]["message"]
     assert team.api(f"flow_runs/{waits}")["state"]["name"] == "Scheduled"
-    team.api(f"flow_runs/{run}/set_state", {"state": {"type": "SCHEDULED"}, "force": True})
-    team.until(run, "Completed")
-    assert (run_dir / "result.json").exists()
+    worker.resume()
