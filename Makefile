@@ -64,7 +64,7 @@ test-fast: install-dev
 		$(PYTEST_ARGS)
 
 test-slow: install-dev
-	$(BIN)/python -m pytest -m slow --ignore tests/team $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m slow --ignore tests/team --ignore tests/flows/test_team.py $(PYTEST_ARGS)
 
 test-team: install-dev
 	$(BIN)/python -m pytest -m slow tests/team tests/flows/test_team.py $(PYTEST_ARGS)

@@ -21,7 +21,8 @@ WAIT_S, LONGEST_WAIT_S = 60.0, 15 * 60.0
 starts a process and leaves three states on the server, and the other run may take days."""
 
 StateType = Literal["CANCELLED", "FAILED", "SCHEDULED"]
-_FINAL = {"COMPLETED", "FAILED", "CANCELLED", "CRASHED"}
+_FINAL = {"COMPLETED", "FAILED", "CANCELLED"}
+"""The ends that somebody saw. A run that reports its end was not dead, so Crashed is none of them."""
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,7 @@ class EarlyEnd:
 
 
 def early_end(history: Sequence[tuple[str, str]], message: str, *, waits: bool, attempts: int) -> EarlyEnd | None:
-    """What a run becomes that ended early; None if the server knows its end already. A run that was taken for dead, and
-    so is Crashed on the server, was not: it goes on as any other.
+    """What a run becomes that ended early; None if the server knows its end already.
 
     Args:
         history: The types and names of its states, from the first one to the current one.
@@ -47,9 +47,9 @@ def early_end(history: Sequence[tuple[str, str]], message: str, *, waits: bool, 
     current = history[-1][0] if history else "RUNNING"
     if current == "CANCELLING":
         return EarlyEnd("CANCELLED", "Cancelled", message)
-    if current in _FINAL - {"CRASHED"}:
+    if current in _FINAL:
         return None
-    ends = [number for number, (kind, _) in enumerate(history) if kind in _FINAL - {"CRASHED"}]
+    ends = [number for number, (kind, _) in enumerate(history) if kind in _FINAL]
     names = [name for _, name in history[ends[-1] + 1 if ends else 0 :]]
     if waits:
         return EarlyEnd("SCHEDULED", WAIT, message, min(LONGEST_WAIT_S, WAIT_S * 2.0 ** names.count(WAIT)))

@@ -99,12 +99,13 @@ def all_techniques(config: Config) -> list[str]:
     Whether the networks can have them is tried without values, so that it shows before the first run.
     """
     config, names = with_inputs(config), []
+    num_classes = _num_classes(config)
     for name in TECHNIQUES:
         try:
             row = _row(config, name)
             _, on = (_switched(config, {name: row}, switched_on) for switched_on in ((), (name,)))
             if row.seam in _OF_NETWORKS:
-                _check_networks(on)
+                check_networks(on, METHODS[on.method], num_classes)
         except UserError as error:
             log.warning("%s is left out: %s", name, error)
         else:
@@ -114,15 +115,16 @@ def all_techniques(config: Config) -> list[str]:
 
 def check_cells(cells: Sequence[Cell]) -> None:
     """Try the networks of all cells, without values. Raises UserError if one cannot have the cell's techniques."""
+    num_classes = _num_classes(cells[0].config)
     for cell in cells:
         try:
-            _check_networks(cell.config)
+            check_networks(cell.config, METHODS[cell.config.method], num_classes)
         except UserError as error:
             raise UserError(f"the row {cell.name}: {error}") from error
 
 
-def _check_networks(config: Config) -> None:
-    check_networks(config, METHODS[config.method], len(open_split(config.data, "labeled").classes))
+def _num_classes(config: Config) -> int:
+    return len(open_split(config.data, "labeled").classes)
 
 
 def _why_idle(row: Technique, *configs: Config) -> str:
