@@ -82,8 +82,13 @@ def self_train(
         load_plugins()  # before the config is checked, which may name a method of theirs
         teacher = champion_here(registry, promote, here.tags)
         settings = config_of(Path(config), set, teacher)
-        tags = [*tags_of(settings), *([tag_of(teacher)] if teacher is not None else [])]
-        when_it_answers("tag the run", lambda: tag_run(tags))  # by which a retry finds its teacher
+        tags = tags_of(settings)
+        if teacher is None:
+            with never_fatal("tag the run"):
+                tag_run(tags)
+        else:
+            tags.append(tag_of(teacher))  # by which a retry finds its teacher
+            when_it_answers("tag the run", lambda: tag_run(tags))
         rounds: list[Round] = []
 
         def on_round(new: Round) -> None:

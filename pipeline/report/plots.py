@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from functools import wraps
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec
 
 import numpy as np
 
@@ -34,6 +35,7 @@ MAX_NAMED_CLASSES = 25
 MIN_BIN = 10
 """The reliability of a bin with fewer samples than this is noise, so it is not drawn."""
 COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#8A939C", "#B8A800")
+MAX_DRAWN = 64
 DPI = 144
 WIDTH_IN = 10.4
 _STYLE: Any = {
@@ -57,6 +59,26 @@ _STYLE: Any = {
     "legend.frameon": False,
     "lines.linewidth": 1.7,
 }
+
+
+P = ParamSpec("P")
+_drawn: dict[str, bytes] = {}
+
+
+def drawn_once(draw: Callable[P, bytes]) -> Callable[P, bytes]:
+    """Remember plots by all that they show: the report and the pages in Prefect have some in common, and drawing one
+    takes a fifth of a second. What they show must be told in full by its repr, as arrays are not."""
+
+    @wraps(draw)
+    def remembered(*args: P.args, **kwargs: P.kwargs) -> bytes:
+        key = repr((draw.__name__, args, kwargs))
+        if key not in _drawn:
+            if len(_drawn) == MAX_DRAWN:
+                _drawn.clear()
+            _drawn[key] = draw(*args, **kwargs)
+        return _drawn[key]
+
+    return remembered
 
 
 class Canvas:
@@ -118,6 +140,7 @@ class Point:
     standing: Standing
 
 
+@drawn_once
 def accuracy_by_round(points: Sequence[Point]) -> bytes:
     """Val accuracies with 95% intervals, one point per model: hollow for students not kept, grey for the control."""
     with canvas(height=2.9) as drawing:
@@ -254,6 +277,7 @@ def calibration(bins: Mapping[str, ReliabilityBins], names: Sequence[str] = ()) 
     return drawing.png
 
 
+@drawn_once
 def confidence_histogram(histogram: Histogram, *thresholds: float) -> bytes:
     """The histogram of the confidences of a round's pseudo-labels; lines show the threshold, or those of classes."""
     with canvas(width=WIDTH_IN * 0.4, height=PAIR_HEIGHT_IN) as drawing:
@@ -269,6 +293,7 @@ def confidence_histogram(histogram: Histogram, *thresholds: float) -> bytes:
     return drawing.png
 
 
+@drawn_once
 def per_class(summary: Summary) -> bytes:
     """Pseudo-labels per class: predicted, kept, with copies, and the number that the labeled images' mix would give."""
     classes = summary["classes"]

@@ -9,8 +9,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from prefect import flow
+from prefect.settings import get_current_settings, temporary_settings
+from prefect.settings.models.root import Settings
 from support import fake_run
 from support.watched import last_flow_run, logs_of, run_watched
 
@@ -107,6 +110,39 @@ def test_a_display_that_fails_costs_a_warning_only(
         logger.removeHandler(caplog.handler)
     warnings = [r.getMessage() for r in caplog.records if r.name == "selftrain.flows"]
     assert any("leaderboard" in text and "the run goes on" in text for text in warnings)
+
+
+def test_a_run_without_a_champion_goes_on_untagged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from flows import ends, flow
+
+    def away(_: object) -> None:
+        raise httpx.ConnectError("the server restarts")
+
+    monkeypatch.setattr(flow, "tag_run", away)
+    monkeypatch.setattr(ends, "PATIENCE_S", 0.0)
+    assert run_watched(tmp_path)["schema"] == 1
+    run, _ = last_flow_run(num_tasks=2)
+    assert run.tags == []
+    logs_of(run, "cannot tag the run in Prefect (ConnectError: the server restarts); the run goes on")
+
+
+def test_what_displays_change_of_prefects_settings_is_made_once_per_settings() -> None:
+    from flows.artifacts import never_fatal
+
+    def inside() -> Settings:
+        with never_fatal("look"):
+            return get_current_settings()
+        raise AssertionError
+
+    before = get_current_settings()
+    assert inside() is inside()
+    assert inside().client.max_retries == 0
+    assert get_current_settings() is before
+    with temporary_settings({"client.max_retries": 3, "api.url": "http://elsewhere/api"}):
+        assert inside().client.max_retries == 0
+        assert inside().api.url == "http://elsewhere/api"
+        assert get_current_settings().client.max_retries == 3
+    assert inside().api.url == before.api.url
 
 
 def test_a_ctrl_c_while_the_page_is_drawn_is_no_display_error() -> None:
