@@ -8,6 +8,7 @@ import io
 import logging
 import re
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from prefect.context import SettingsContext, get_settings_context
 from prefect.settings import PREFECT_API_REQUEST_TIMEOUT, PREFECT_CLIENT_MAX_RETRIES, Settings
@@ -33,7 +34,7 @@ _made: list[tuple[SettingsContext, Settings]] = []
 def _impatient(now: SettingsContext) -> Settings:
     """Settings with one try of ten seconds. They are made once, because making them takes a tenth of a second."""
     if not _made or _made[0][0] is not now:
-        once = {PREFECT_CLIENT_MAX_RETRIES: 0, PREFECT_API_REQUEST_TIMEOUT: 10.0}
+        once: dict[Any, float] = {PREFECT_CLIENT_MAX_RETRIES: 0, PREFECT_API_REQUEST_TIMEOUT: 10.0}
         _made[:] = [(now, now.settings.copy_with_update(once))]
     return _made[0][1]
 

@@ -6,9 +6,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from pipeline.config.base import Section
+from pipeline.config.base import Section, technique
 
 _READS = {"gaussian": "std", "constant": "value", "kaiming": "fan"}
+_OWN_BIASES = ("default", "alexnet")
 
 
 class Init(Section):
@@ -26,6 +27,9 @@ class Init(Section):
     fan: Literal["in", "out"] = "in"
     """What `kaiming` keeps: `in` the variance of the forward pass (He 2015, eq. 10), `out` that of the backward pass
     (eq. 14)."""
+    bias: float = technique(0.0, off=0.0)
+    """All biases of convolutions and linear layers. A small positive one, such as 0.01, lets ReLUs begin alive. It
+    matters little in networks with BatchNorm, whose convolutions have no biases."""
 
     @model_validator(mode="after")
     def _keys_are_read(self) -> Init:
@@ -33,6 +37,8 @@ class Init(Section):
             value = getattr(self, key)
             if self.name != name and value != type(self).model_fields[key].default:
                 raise ValueError(f"{key} is {value}, which {self.name} does not read; drop it, or set name to {name}")
+        if self.bias and self.name in _OWN_BIASES:
+            raise ValueError(f"bias is {self.bias}, which {self.name} does not read; drop it, or set name to gaussian")
         return self
 
 

@@ -19,8 +19,8 @@ _ALEXNET_STD = 0.01
 def initialize(model: nn.Module, settings: NetworkSettings) -> None:
     """Give a new network the weights that `init` and `zero_gamma` ask for, drawn from torch's generator.
 
-    `init` changes the weights of all convolutions and linear layers, and sets their biases to 0. Everything else stays
-    as the architecture makes it: normalization, embeddings, tokens, factors of layers.
+    `init` changes the weights and biases of all convolutions and linear layers. Everything else stays as the
+    architecture makes it: normalization, embeddings, tokens, factors of layers.
 
     Raises:
         UserError: the architecture does not have what they are about.
@@ -38,19 +38,23 @@ def initialize(model: nn.Module, settings: NetworkSettings) -> None:
 
 @torch.no_grad()
 def draw_weights(model: nn.Module, init: Init) -> None:
-    """Draw the weights of all convolutions and linear layers anew; biases become 0, but for `alexnet` 1 in some.
+    """Draw the weights of all convolutions and linear layers anew. Biases become `bias`, which is 0 unless it is given
+    (CS231n, "Initializing the biases"), and with `alexnet` 1 in some layers.
 
     Raises:
-        UserError: the architecture has no such layers, or for `alexnet` others than AlexNet's.
+        UserError: the architecture has no such layers, for a `bias` none with biases before the classifier, or for
+            `alexnet` others than AlexNet's.
     """
     layers = [module for module in model.modules() if isinstance(module, Layer)]
     if not layers:
         raise UserError(f"`init`: {type(model).__name__} has no convolution or linear layer; drop it")
+    if init.bias and sum(layer.bias is not None for layer in layers) < 2:  # that of a classifier moves all its scores
+        raise UserError(f"`init.bias`: {type(model).__name__} has no biases before its classifier; drop it")
     ones = _alexnets_ones(model, layers) if init.name == "alexnet" else []
     for layer in layers:
         _draw(layer, init)
         if layer.bias is not None:
-            layer.bias.fill_(float(any(layer is one for one in ones)))
+            layer.bias.fill_(1.0 if any(layer is one for one in ones) else init.bias)
 
 
 def fans(layer: Layer) -> tuple[int, int]:

@@ -103,6 +103,36 @@ def test_in_groups_a_layer_has_the_fans_of_its_group() -> None:
     assert float(deep[0].weight.detach().std()) == pytest.approx(math.sqrt(2 / 9), rel=0.02)  # type: ignore[union-attr, operator, arg-type]
 
 
+def test_a_small_positive_bias_wakes_units_whose_weights_are_zero() -> None:
+    """With a bias of 0 no ReLU answers and no hidden layer learns; with 0.01 all do (CS231n)."""
+    x, labels = torch.randn(8, 6), torch.arange(8) % 3
+    for bias, alive in ((0.0, False), (0.01, True)):
+        model = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3))
+        draw_weights(model, Init(name="zero", bias=bias))
+        assert model[0].bias.tolist() == pytest.approx([bias] * 5)  # type: ignore[union-attr, operator]
+        assert bool((model[:2](x) > 0).all()) == alive
+        nn.functional.cross_entropy(model(x), labels).backward()
+        assert bool(model[2].weight.grad.any()) == alive  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("name", ["alexnet", "vit_tiny_patch16_224"])
+def test_the_bias_is_that_of_all_layers_and_the_weights_are_those_without_it(name: str) -> None:
+    model = build(name, 10, model_args={"width": 0.125} if name == "alexnet" else {})
+    other = copy.deepcopy(model)
+    for network, bias in ((model, 0.01), (other, 0.0)):
+        torch.manual_seed(0)
+        draw_weights(network, Init(name="kaiming", bias=bias))
+    for layer, without in zip(layers_of(model), layers_of(other), strict=True):
+        assert torch.equal(layer.weight, without.weight)
+        assert layer.bias is None or bool((layer.bias == torch.tensor(0.01)).all())
+
+
+@pytest.mark.parametrize("name", ["resnet18", "wide_resnet10_1"])
+def test_a_bias_is_refused_where_no_layer_before_the_classifier_has_one(name: str) -> None:
+    with pytest.raises(UserError, match=r"`init\.bias`: \w+ has no biases before its classifier; drop it"):
+        draw_weights(build(name, 10), Init(name="kaiming", bias=0.01))
+
+
 # -------------------------------------------------------------------------------------------------------------- alexnet
 
 
@@ -160,6 +190,8 @@ def test_a_word_is_a_section_and_the_default_is_off() -> None:
     [
         ({"init": "lecun"}, r"`init\.name`: .*'xavier', 'kaiming'.*lecun"),
         ({"init": {"name": "xavier", "std": 0.1}}, r"std is 0\.1, which xavier does not read; drop it, or"),
+        ({"init": {"name": "alexnet", "bias": 0.1}}, r"bias is 0\.1, which alexnet does not read; drop it, or set"),
+        ({"init": {"name": "default", "bias": 0.1}}, r"bias is 0\.1, which default does not read; drop it, or set"),
         ({"init": "xavier", "start": {"model": "x"}}, r"init is xavier, but start gives the network its weights; drop"),
         ({"zero_gamma": False, "start": {"model": "x"}}, r"zero_gamma is false, but start gives the network"),
     ],
