@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.polynet_variants import variants
+from benchmarks.polynet_variants import depths_and_widths, variants
 from pipeline.config import Config, parse, semantic
 from pipeline.config.growth import scaled_side
 from pipeline.files import read_json, read_lines, write_bytes
@@ -82,8 +82,19 @@ NETWORKS = {
 """Name -> network."""
 _POLYNET = {"optimizer": {"name": "adamw", "lr": 0.002, "lr_batch_size": 32}}
 VARIANTS = {f"polynet-{name}": Network("PolyNet", m, BASE_SIDE, {**args}, _POLYNET) for name, m, args in variants()}
-"""Those of PolyNet's paper, which are trained when `--only` names them."""
-ALL = {**NETWORKS, **VARIANTS}
+"""Those of PolyNet's paper, which are trained when `--only` names them, as are all below."""
+SIZES = {
+    f"polynet-{name}": Network(f"PolyNet, {name.partition('-')[0]}", model, BASE_SIDE, {**args}, _POLYNET)
+    for name, model, args in depths_and_widths()
+}
+"""PolyNet at several depths and widths."""
+_ALEXNET = {"optimizer": {"name": "adamw", "lr": 3e-4, "weight_decay": 0.01}, "weak": {"padding": 28}, "dropout": 0.5}
+FULL = {
+    "alexnet-full": Network("AlexNet in full", "alexnet", 227, {}, {**_ALEXNET, "batch_size": 32}),
+    "polynet-full": Network("Very Deep PolyNet", "polynet", 96, {}, {**_POLYNET, "batch_size": 16}),
+}
+"""The networks of the two papers, of which PolyNet sees smaller images than there: 331 pixels cost 13 times as much."""
+ALL = {**NETWORKS, **VARIANTS, **SIZES, **FULL}
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,8 @@
 Three stages and six kinds are 18 networks, beside the baseline IR 3-6-3. The paper then mixes kinds in stage B of a
 deeper baseline, IR 6-12-6, in four triples of 3-way, mpoly-3 and poly-3.
 
+Beside them, the mixture of the Very Deep PolyNet at several depths and widths (sections 3 and 4 look at both).
+
 `python -m benchmarks architectures --only polynet-b-3-way` trains them by these names, on images of 32 pixels.
 """
 
@@ -35,3 +37,13 @@ def variants(*, width: float = 0.25, stem_stride: int = 2) -> Iterator[Variant]:
     twice = {f"stage_{stage}": f"ir x {2 * number}" for stage, number in BASE.items()}
     yield row("ir-6-12-6", **twice)
     yield row("b-mixed", **{**twice, "stage_b": MIXED})
+
+
+def depths_and_widths() -> Iterator[Variant]:
+    """One, two and four modules or pairs per stage, where the paper has 10, 10 and 5, at a quarter of its width; and
+    two at an eighth and a half of it."""
+    for depth, width in ((1, 0.25), (2, 0.25), (4, 0.25), (2, 0.125), (2, 0.5)):
+        name = f"depth-{depth}" if width == 0.25 else f"width-{width}"
+        pairs = f"poly-3 2-way x {depth}"
+        stages = {"stage_a": f"2-way x {depth}", "stage_b": pairs, "stage_c": pairs}
+        yield name, "polynet_small", {**stages, "width": width, "stem_stride": 2}

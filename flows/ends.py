@@ -109,8 +109,19 @@ def go_on(state: State[Any]) -> None:
         raise Interrupted(state.message)
 
 
-def report_end(run_id: UUID, message: str, attempts: int, *, waits: bool = False) -> State[None] | None:
+def report_end(
+    run_id: UUID,
+    message: str,
+    attempts: int,
+    *,
+    waits: bool = False,
+    since: datetime.datetime | None = None,
+) -> State[None] | None:
     """Set the state of a run that ended early; returns the state that it has then.
+
+    Args:
+        since: When the attempt began that has ended. If the run was scheduled later, the attempt has reported its end,
+            and another one may be under way.
 
     Raises:
         httpx.HTTPError: the server does not answer.
@@ -118,7 +129,8 @@ def report_end(run_id: UUID, message: str, attempts: int, *, waits: bool = False
     with get_client(sync_client=True) as client:
         states = client.read_flow_run_states(run_id)
         history = [(state.type.value, state.name or "") for state in sorted(states, key=lambda s: s.timestamp)]
-        if (end := early_end(history, message, waits=waits, attempts=attempts)) is None:
+        told = since is not None and any(state.is_scheduled() and state.timestamp > since for state in states)
+        if told or (end := early_end(history, message, waits=waits, attempts=attempts)) is None:
             return client.read_flow_run(run_id).state
         state: State[None] = State(type=StateType(end.type), name=end.name, message=end.message)
         if end.type == "SCHEDULED":

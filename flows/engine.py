@@ -6,23 +6,29 @@ became of the run. Here that process is the keeper. When it is killed, the kerne
 engine saves and puts the run back into the queue, also before its flow has begun. When the engine itself is killed,
 such as for want of memory, the keeper does that. The engine's output is a display: it may break with the worker that
 read it.
+
+`selftrain-engine COMMAND ...` keeps a command that starts the engine elsewhere, such as srun for a run on several
+machines. If it ends with an error, as when a machine is lost, the run goes back into the queue, unless it has a state.
 """
 
 from __future__ import annotations
 
 import contextlib
+import datetime
 import logging
 import os
 import runpy
+import shutil
 import signal
 import subprocess
 import sys
 import warnings
 from types import FrameType
+from typing import NoReturn
 from uuid import UUID
 
 from pipeline.stages.environment import child_variables
-from pipeline.stages.owner import die_with_parent
+from pipeline.stages.owner import PARENT_VARIABLE, die_with_parent
 from pipeline.stages.streams import keep_streams
 
 KEPT_VARIABLE = "SELFTRAIN_KEPT"
@@ -38,7 +44,7 @@ def main() -> int:
     keep_streams()
     kept = os.environ.get(KEPT_VARIABLE)
     if kept is not None:
-        return _report("the engine was stopped", signal.SIGTERM) if kept == _STOPPED else _be_the_engine()
+        return _report("the engine was stopped", 128 + signal.SIGTERM) if kept == _STOPPED else _be_the_engine()
 
     def pass_on(_number: int, _frame: FrameType | None) -> None:
         engine.terminate()
@@ -48,18 +54,24 @@ def main() -> int:
     signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
     for number in STOPS:
         signal.signal(number, pass_on)
-    engine = subprocess.Popen(COMMAND, env=child_variables({KEPT_VARIABLE: "1"}), start_new_session=True)
+    launcher = sys.argv[1:]
+    if launcher and shutil.which(launcher[0]) is None:
+        sys.exit(f"{launcher[0]} is no command here; mend the job variable `command` of the deployment")
+    command = [*COMMAND, *launcher]
+    engine = subprocess.Popen(command, env=child_variables({KEPT_VARIABLE: "1"}), start_new_session=True)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
     code = engine.wait()
-    if code >= 0:
+    if code == 0 or (code > 0 and not launcher):
         return code
-    by = signal.Signals(-code)
-    return _report(f"the engine was killed by {by.name}", by)
+    how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+    return _report(f"{launcher[0] if launcher else 'the engine'} {how}", 128 - code if code < 0 else code)
 
 
 def _be_the_engine() -> int:
     signal.signal(signal.SIGTERM, _stop)
     die_with_parent(signal.SIGTERM)
+    if launcher := sys.argv[1:]:
+        _launch(launcher)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
     from prefect import flow_engine
 
@@ -70,6 +82,14 @@ def _be_the_engine() -> int:
     return 0
 
 
+def _launch(launcher: list[str]) -> NoReturn:
+    """Become the launcher, which dies with the keeper too. The engine that it starts has another parent than us."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
+    variables = {name: value for name, value in os.environ.items() if name != PARENT_VARIABLE}
+    os.execvpe(launcher[0], launcher, variables)
+
+
 def _stop(_number: int, _frame: FrameType | None) -> None:
     """Become a process that says so, as anything may be half imported here. A flow has a handler of its own."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -77,18 +97,21 @@ def _stop(_number: int, _frame: FrameType | None) -> None:
     os.execve(sys.executable, COMMAND, child_variables({KEPT_VARIABLE: _STOPPED}))
 
 
-def _report(end: str, by: signal.Signals) -> int:
+def _report(end: str, code: int) -> int:
+    """Report a run's end to the server; returns 0, or the code if the server does not answer."""
     import httpx
+    import psutil
 
     from flows.early_end import num_attempts
     from flows.ends import report_end
 
     message = f"{end}; what was finished is saved"
+    began = datetime.datetime.fromtimestamp(psutil.Process().create_time(), datetime.UTC)
     try:
-        report_end(UUID(os.environ["PREFECT__FLOW_RUN_ID"]), message, num_attempts())
+        report_end(UUID(os.environ["PREFECT__FLOW_RUN_ID"]), message, num_attempts(), since=began)
     except httpx.HTTPError as error:
         logging.getLogger("selftrain.flows").error("%s, and the server does not answer: %s", message, error)
-        return 128 + by
+        return code
     return 0
 
 

@@ -64,6 +64,19 @@ def test_each_variant_of_polynet_can_be_trained(name: str) -> None:
     check_training("teacher", training, 10, 1)
 
 
+@pytest.mark.parametrize("name", [*architectures.SIZES, *architectures.FULL])
+def test_each_depth_and_width_of_polynet_and_the_networks_of_the_papers_can_be_trained(name: str) -> None:
+    check_training("teacher", architectures.job_of(name, 0, 300, Path("shards"), Path("out")).training, 10, 1)
+
+
+def test_polynet_costs_more_the_deeper_and_the_wider_it_is() -> None:
+    found = {name: (network.model, tuple(network.model_args.items())) for name, network in architectures.SIZES.items()}
+    flops = {name: cost_at(model, 10, (3, 32, 32), args).flops for name, (model, args) in found.items()}
+    for names in (("depth-1", "depth-2", "depth-4"), ("width-0.125", "depth-2", "width-0.5")):
+        costs = [flops[f"polynet-{name}"] for name in names]
+        assert costs == sorted(set(costs)), "strictly growing"
+
+
 def test_a_finished_training_becomes_a_row_a_table_and_a_plot(teacher: Path, digits: Config) -> None:
     job = TrainJob.of(digits, teacher, "teacher", 0, digits.teacher)
     row = architectures.row_of("resnet9", job, teacher.parent)

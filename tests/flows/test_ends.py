@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import logging
 import signal
 import threading
@@ -18,7 +19,7 @@ from prefect.client.schemas.objects import FlowRun, State
 from prefect.exceptions import Abort
 from prefect.flow_engine import run_flow
 from prefect.settings import PREFECT_API_URL, temporary_settings
-from prefect.states import Cancelling, Completed, Pending
+from prefect.states import Cancelling, Completed, Pending, Running
 from support.waiting import wait_for
 
 from flows import ends, own_state
@@ -215,6 +216,21 @@ def test_an_end_is_reported_once_the_server_answers(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(ends, "get_client", away)
     assert state_of(run(raising(Interrupted("saved")))).name == "AwaitingRetry"
     assert len(tries) == 4  # the first one reads the deployment
+
+
+def test_an_attempt_that_has_told_its_end_says_nothing_about_the_next_one() -> None:
+    """What started the engine, such as srun, may end with an error long after it."""
+    began = datetime.datetime.now(datetime.UTC)
+    ended = run(raising(Interrupted("saved")))
+    with get_client(sync_client=True) as client:
+        client.set_flow_run_state(ended.id, Running(), force=True)
+    state = ends.report_end(ended.id, "srun ended with exit code 9", 3, since=began)
+    assert state is not None
+    assert state.is_running()
+    later = datetime.datetime.now(datetime.UTC)
+    state = ends.report_end(ended.id, "srun ended with exit code 9", 3, since=later)
+    assert state is not None
+    assert (state.name, state.message) == ("AwaitingRetry", "srun ended with exit code 9. Start 2 of 3 anew")
 
 
 def test_a_run_that_is_over_gets_no_signal(monkeypatch: pytest.MonkeyPatch) -> None:

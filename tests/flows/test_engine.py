@@ -32,14 +32,15 @@ SAVES = f"""
 """
 
 
-def keep(folder: Path, engine: str) -> subprocess.Popen[bytes]:
-    """`python -m flows.engine` in a folder, with this code as `prefect.engine`; its output goes into a pipe."""
+def keep(folder: Path, engine: str, *launcher: str) -> subprocess.Popen[bytes]:
+    """`python -m flows.engine LAUNCHER ...` in a folder, with this code as `prefect.engine`; its output goes into a
+    pipe."""
     (folder / "prefect").mkdir()
     for name in ("__init__", "flow_engine"):
         (folder / "prefect" / f"{name}.py").touch()
     (folder / "prefect" / "engine.py").write_text(textwrap.dedent(engine))
     variables = environment(PYTHONPATH=os.pathsep.join([str(folder), str(ROOT)]))
-    command = [sys.executable, "-m", "flows.engine"]
+    command = [sys.executable, "-m", "flows.engine", *launcher]
     return subprocess.Popen(command, cwd=folder, env=variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
 
@@ -68,6 +69,31 @@ def test_the_engine_of_a_killed_keeper_saves_and_ends(tmp_path: Path) -> None:
     psutil.wait_procs([engine], timeout=LIMIT_S)
     assert not engine.is_running()
     assert (tmp_path / "saved").exists()
+
+
+def test_a_launcher_starts_the_engine_and_dies_with_the_keeper(tmp_path: Path) -> None:
+    """Such as srun: the engine is its child, and has no keeper of its own."""
+    launch = f"echo $$ > launcher; {sys.executable} -m flows.engine & wait"
+    keeper = keep(tmp_path, SAVES, "sh", "-c", launch)
+    engine = engine_of(tmp_path)
+    launcher = psutil.Process(int((tmp_path / "launcher").read_text()))
+    assert engine.ppid() == launcher.pid
+    assert launcher.ppid() == keeper.pid
+    assert keeper.stdout is not None
+    keeper.stdout.close()
+    keeper.kill()
+    keeper.wait()
+    psutil.wait_procs([launcher, engine], timeout=LIMIT_S)
+    assert not launcher.is_running()
+    assert not engine.is_running()
+    assert (tmp_path / "saved").exists()
+
+
+def test_a_launcher_that_is_not_installed_is_told(tmp_path: Path) -> None:
+    with keep(tmp_path, SAVES, "srun-which-is-not-here", "--nodes=2") as keeper:
+        out, _ = keeper.communicate(timeout=LIMIT_S)
+    assert keeper.returncode == 1
+    assert b"srun-which-is-not-here is no command here; mend the job variable `command` of the deployment" in out
 
 
 def test_the_engine_outlives_who_read_its_output(tmp_path: Path) -> None:
