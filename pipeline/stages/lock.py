@@ -39,10 +39,12 @@ def find_run(path: Path) -> Path | None:
 
 def refuse_address(folder: Path) -> None:
     """Refuse an address in place of a folder to write into; `Path` has taken one of its slashes away."""
-    if any(re.fullmatch(r"(s3|gs|az|file):", part) for part in folder.parts):
-        raise UserError(
-            f"{folder} is an address, where this command writes nothing; give a folder here, and copy it there"
-        )
+    for place, part in enumerate(folder.parts):
+        if re.fullmatch(r"(s3|gs|az|file):", part):
+            address = f"{part}//{'/'.join(folder.parts[place + 1 :])}"
+            raise UserError(
+                f"{address} is an address, where this command writes nothing; give a folder here, and copy it there"
+            )
 
 
 @contextlib.contextmanager

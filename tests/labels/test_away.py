@@ -124,8 +124,9 @@ def test_what_else_is_at_the_address_is_refused(
 def test_other_commands_write_to_no_address(digits: Config, tmp_path: Path) -> None:
     config = tmp_path / "birds.yaml"
     config.write_text(dump_yaml(digits))
-    with pytest.raises(UserError, match=r"s3:/bucket/x is an address, where this command writes nothing"):
-        selftrain("train", config, "--out", f"s3://{BUCKET}/x")
+    for verb, option in (("train", "--out"), ("run", "--run-dir")):
+        with pytest.raises(UserError, match=r"^s3://bucket/x is an address, where this command writes nothing"):
+            selftrain(verb, config, option, f"s3://{BUCKET}/x")
 
 
 def test_a_record_that_names_another_folder_is_damaged(
