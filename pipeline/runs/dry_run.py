@@ -27,11 +27,11 @@ def check_networks(config: Config, method: Method, num_classes: int) -> None:
     Raises:
         UserError: an architecture does not exist, refuses an argument, or cannot take images of a size.
     """
-    seen: list[tuple[str, Patches]] = [("evaluate", config.evaluate)]
-    if method.reads("label"):
-        seen.append(("label", config.label))
     first = 0 if method.reads("teacher") else 1
     last = config.rounds.on_features + config.rounds.num_rounds if method.reads("rounds") else 1
+    seen: list[tuple[str, Patches]] = [("evaluate", config.evaluate)]
+    if method.reads("label") and last:
+        seen.append(("label", config.label))
     for number in range(first, last + 1):
         recipe = method.recipe(config, number)
         section = "student" if number and recipe.probe is None else "teacher"
@@ -39,7 +39,7 @@ def check_networks(config: Config, method: Method, num_classes: int) -> None:
         check_training(section, recipe, num_classes, config.runtime.ranks, tuned)
         for name, how in seen:
             check_patches(section, recipe, name, how)
-    for number, member in enumerate(config.committee if method.reads("committee") else ()):
+    for number, member in enumerate(config.committee if method.reads("committee") and last else ()):
         check_training(f"committee.{number}", member, num_classes, config.runtime.ranks)
 
 

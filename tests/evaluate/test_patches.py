@@ -20,12 +20,13 @@ from pipeline.errors import UserError
 from pipeline.evaluate.on_demand import evaluate_on
 from pipeline.evaluate.patches import as_text, in_fingerprint, num_patches, patches_of, sides_of
 from pipeline.evaluate.predictor import Predictor, predict, reader_of
+from pipeline.methods import METHODS
 from pipeline.models import build
 from pipeline.models.cost import cost_of
 from pipeline.models.format import ModelInfo, load_model, save_model
 from pipeline.packing.pack import pack
 from pipeline.predict.prediction import Wanted, predict_images
-from pipeline.runs.dry_run import check_patches
+from pipeline.runs.dry_run import check_networks, check_patches
 from pipeline.shards.dataset import open_split
 
 SIZE, CLASSES, NUM = 16, ("cat", "dog", "emu"), 6
@@ -131,6 +132,13 @@ def test_patches_that_cannot_be_are_refused_before_a_training(
     config = parse(Config, {"evaluate": {"crops": crops, "scales": scales}, "teacher": {"image_size": 224}}, "test")
     with pytest.raises(UserError, match=rf"evaluate: .*{message}"):
         check_patches("teacher", config.teacher, "evaluate", config.evaluate)
+
+
+def test_patches_that_no_label_is_made_of_are_not_refused() -> None:
+    raw = {"label": {"scales": [0.5]}, "teacher": {"model": "resnet9"}, "student": {"model": "resnet9"}}
+    check_networks(parse(Config, {**raw, "rounds": {"num_rounds": 0}}, "test"), METHODS["noisy_student"], 10)
+    with pytest.raises(UserError, match=r"label: .*0\.5 shows the model images of 16 pixels"):
+        check_networks(parse(Config, {**raw, "rounds": {"num_rounds": 1}}, "test"), METHODS["noisy_student"], 10)
 
 
 def test_the_scales_of_the_papers_are_their_sides() -> None:

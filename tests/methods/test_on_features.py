@@ -76,6 +76,17 @@ def test_a_student_starts_from_the_probe_and_its_head(finished: Path) -> None:
     assert started in probes[1:]
 
 
+def test_without_rounds_nobody_joins_a_committee(config: Config, tmp_path: Path) -> None:
+    alone = changed(
+        config,
+        rounds=changed(config.rounds, on_features=0, num_rounds=0),
+        evaluate=changed(config.evaluate, control=False),
+    )
+    run_loop(alone, tmp_path / "run", run_stage=run_stage)
+    kinds = [entry["kind"] for entry in read_json(tmp_path / "run" / "stages.json")["stages"]]
+    assert kinds == ["embed", "probe", "evaluate"]
+
+
 def test_the_same_command_runs_nothing_again(config: Config, finished: Path) -> None:
     def no_stage(job: Job, lock_fd: int) -> None:
         pytest.fail(f"{job.out} ran again")

@@ -15,7 +15,7 @@ import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 from uuid import UUID
 
 import psutil
@@ -36,6 +36,13 @@ POSTGRES = max(Path("/usr/lib/postgresql").glob("*/bin"), default=Path("/nowhere
 HAS_POSTGRES = (POSTGRES / "initdb").exists() and (os.geteuid() != 0 or shutil.which("setpriv") is not None)
 POOL = "gpu"
 KEEPER = f"{sys.executable} -m flows.engine"
+
+
+class SameBits(Protocol):
+    """Asserts that a run left the same models, labels, selection and result as an undisturbed one in so many
+    processes."""
+
+    def __call__(self, run_dir: Path, processes: int = 1) -> None: ...
 
 
 @contextlib.contextmanager

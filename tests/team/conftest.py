@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 from support.command import selftrain
 from support.digits import digits_config
 from support.processes import outputs
-from support.team import HAS_POSTGRES, Team, postgres
+from support.team import HAS_POSTGRES, SameBits, Team, postgres
 from support.waiting import wait_for
 
 from pipeline.config import Config, changed, dump_yaml
@@ -49,20 +50,26 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
 
 
 @pytest.fixture(scope="session")
-def undisturbed(config: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run that nobody disturbed, without Prefect."""
-    folder = tmp_path_factory.mktemp("undisturbed")
-    (folder / "digits.yaml").write_text(dump_yaml(config))
-    selftrain("run", "digits.yaml", "--run-dir", "run", "--no-prefect", cwd=folder)
-    return folder / "run"
+def undisturbed(config: Config, tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path]:
+    """Gives the folder of a run in so many processes that nobody disturbed, without Prefect."""
+
+    @functools.cache
+    def run(processes: int) -> Path:
+        folder = tmp_path_factory.mktemp("undisturbed")
+        (folder / "digits.yaml").write_text(dump_yaml(config))
+        setting = f"runtime.processes={processes}"
+        selftrain("run", "digits.yaml", "--run-dir", "run", "--no-prefect", "--set", setting, cwd=folder)
+        return folder / "run"
+
+    return run
 
 
 @pytest.fixture
-def same_bits(undisturbed: Path) -> Callable[[Path], None]:
-    """Asserts that a run left the same models, labels, selection and result as the undisturbed one."""
+def same_bits(undisturbed: Callable[[int], Path]) -> SameBits:
+    """Compares with a run in so many processes, which add in another order than one."""
 
-    def check(run_dir: Path) -> None:
-        expected, found = outputs(undisturbed), outputs(run_dir)
+    def check(run_dir: Path, processes: int = 1) -> None:
+        expected, found = outputs(undisturbed(processes)), outputs(run_dir)
         names = {name for name in expected if not name.endswith((".html", ".yaml"))}
         assert any(name.endswith("model.safetensors") for name in names)
         assert "result.json" in names

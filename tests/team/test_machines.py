@@ -7,12 +7,10 @@ from pathlib import Path
 import psutil
 import pytest
 from support import slurm
-from support.command import selftrain
-from support.processes import outputs
-from support.team import KEEPER, Team
+from support.team import KEEPER, SameBits, Team
 from support.waiting import wait_for
 
-from pipeline.config import Config, changed, dump_yaml
+from pipeline.config import Config, changed
 
 pytestmark = [pytest.mark.slow, pytest.mark.process]
 
@@ -26,29 +24,21 @@ def joined(run_dir: Path) -> psutil.Process | None:
 
 
 def test_a_run_that_loses_a_machine_under_srun_goes_on_by_itself_with_the_bits_of_two_processes(
-    team: Team, config: Config, tmp_path: Path
+    team: Team, config: Config, tmp_path: Path, same_bits: SameBits
 ) -> None:
     """srun ends with an error then, which must not make a Crashed run of one that awaits its retry."""
-    (tmp_path / "two.yaml").write_text(
-        dump_yaml(changed(config, runtime=changed(config.runtime, processes=2, checkpoint_every=50)))
-    )
-    selftrain("run", "two.yaml", "--run-dir", "whole", "--no-prefect", cwd=tmp_path)
-    run_dir = tmp_path / "run"
-    path = slurm.install(tmp_path / "bin")
+    run_dir, path = tmp_path / "run", slurm.install(tmp_path / "bin")
     engine = f"if [ $SLURM_NODEID = 0 ]; then exec {KEEPER}; else exec selftrain join {run_dir}; fi"
-    machines = changed(config, runtime=changed(config.runtime, nodes=2, checkpoint_every=50))
+    machines = changed(config, runtime=changed(config.runtime, nodes=2))
     team.start_worker()
-    run = team.train(machines, run_dir, 100, command=f"{KEEPER} srun --nodes=2 sh -c '{engine}'", env={"PATH": path})
+    run = team.train(machines, run_dir, command=f"{KEEPER} srun --nodes=2 sh -c '{engine}'", env={"PATH": path})
     other = wait_for(lambda: joined(run_dir))
     assert other is not None
-    other.suspend()
+    other.suspend()  # as by a power cut, it tells nobody
     for process in (*other.children(recursive=True), other):
         process.kill()
     team.until(run, "Completed")
     assert team.history(run).count("AwaitingRetry") == 1
     assert "Crashed" not in team.history(run)
     assert "no sign of life" in (team.message(run, "AwaitingRetry") or "")
-    expected, found = outputs(tmp_path / "whole"), outputs(run_dir)
-    names = {name for name in expected if not name.endswith((".html", ".yaml"))}
-    assert any(name.endswith("model.safetensors") for name in names)
-    assert [name for name in names if found.get(name) != expected[name]] == []
+    same_bits(run_dir, processes=2)

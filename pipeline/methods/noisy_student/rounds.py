@@ -72,7 +72,8 @@ class _Committee:
 
     def __init__(self, stages: Stages) -> None:
         self.stages = stages
-        self.trainings = stages.config.committee
+        rounds = stages.config.rounds
+        self.trainings = stages.config.committee if rounds.on_features + rounds.num_rounds else []  # nothing to label
         self.features = [stages.embed(training) for training in self.trainings]
         self.members: list[Path] = []
         self.learn(0)
