@@ -35,8 +35,6 @@ from support.waiting import LIMIT_S, wait_for
 POSTGRES = max(Path("/usr/lib/postgresql").glob("*/bin"), default=Path("/nowhere"))
 HAS_POSTGRES = (POSTGRES / "initdb").exists() and (os.geteuid() != 0 or shutil.which("setpriv") is not None)
 POOL = "gpu"
-OBEYS_S = 60.0
-"""How long a stopped worker may take: it kills its runs at once."""
 KEEPER = f"{sys.executable} -m flows.engine"
 
 
@@ -124,25 +122,6 @@ class Team:
     def log(self, worker: int) -> bytes:
         """What a worker and its runs have printed."""
         return (self.folder / f"worker-{range(len(self.workers))[worker]}.log").read_bytes()
-
-    def stop(self, worker: subprocess.Popen[bytes], everyone: bool) -> bool:
-        """Stop a worker; returns whether it obeyed the first signal. With `everyone` its runs get a signal some seconds
-        later, as from systemd by our unit.
-
-        Prefect's worker forgets a signal that comes while it submits a run. The second one always ends it, by SIGKILL.
-        """
-        started = psutil.Process(worker.pid).children(recursive=True) if everyone else []
-        worker.terminate()
-        obeyed = True
-        try:
-            worker.wait(5.0 if everyone else OBEYS_S)
-        except subprocess.TimeoutExpired:
-            obeyed = False
-        for process in (worker, *started):
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.terminate()
-        worker.wait(OBEYS_S)
-        return obeyed
 
     def stop_workers(self) -> None:
         for worker in self.workers:
