@@ -106,7 +106,7 @@ def team(
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                preexec_fn=_end_with_us,
+                preexec_fn=_as_a_child,
             )
 
     try:
@@ -141,8 +141,10 @@ def _deploy(prefect_file: Path, folder: Path, variables: dict[str, str]) -> None
         raise UserError(f"{prefect_file} cannot be deployed:\n{done.stdout}{done.stderr}")
 
 
-def _end_with_us() -> None:
+def _as_a_child() -> None:
+    """Prepare a child. A shell that starts us in the background has SIGINT ignored, and Prefect's worker ends by it."""
     die_with_parent(signal.SIGKILL)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _free_port() -> int:

@@ -6,6 +6,7 @@ The trained stages are made once per session; tests read them and never write in
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 from collections import Counter
 from collections.abc import Iterator
@@ -16,6 +17,11 @@ from typing import Any
 os.environ["OMP_WAIT_POLICY"] = "passive"  # before torch: idle OpenMP threads of many children must not spin
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["GIT_DIR"] = os.devnull  # a stage notes the checkout's commit, which may move between kill and resume
+
+# A shell that starts the tests in the background has SIGINT ignored, by them and all that they start: Prefect's worker
+# is deaf then.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import pytest
 import torch

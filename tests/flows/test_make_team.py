@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 import time
@@ -46,6 +47,18 @@ def test_the_server_ends_after_the_runs_have_told_it(tmp_path: Path) -> None:
     team._stop([server, worker])
     assert (tmp_path / "reported").read_text() == "True"
     assert None not in (server.returncode, worker.returncode)
+
+
+def test_what_it_starts_listens_to_sigint_though_a_shell_in_the_background_does_not() -> None:
+    """Prefect's worker makes a SIGINT of a SIGTERM, so it would obey neither, and its runs would be killed unsaved."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    code = "import signal; print(signal.getsignal(signal.SIGINT) is signal.default_int_handler)"
+    try:
+        for prepared, listens in ((None, False), (team._as_a_child, True)):
+            said = subprocess.check_output([sys.executable, "-c", code], text=True, preexec_fn=prepared)
+            assert said == f"{listens}\n"
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_a_stop_while_the_server_starts_is_no_fault(tmp_path: Path) -> None:
