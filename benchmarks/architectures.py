@@ -81,7 +81,16 @@ NETWORKS = {
 }
 """Name -> network."""
 _POLYNET = {"optimizer": {"name": "adamw", "lr": 0.002, "lr_batch_size": 32}}
-VARIANTS = {f"polynet-{name}": Network("PolyNet", m, BASE_SIDE, {**args}, _POLYNET) for name, m, args in variants()}
+VARIANTS = {
+    f"polynet-{name}": Network(
+        "all stages of I + F" if name.startswith("ir") else f"stage {name[0].upper()} of others",
+        model,
+        BASE_SIDE,
+        {**args},
+        _POLYNET,
+    )
+    for name, model, args in variants()
+}
 """Those of PolyNet's paper, which are trained when `--only` names them, as are all below."""
 SIZES = {
     f"polynet-{name}": Network(f"PolyNet, {name.partition('-')[0]}", model, BASE_SIDE, {**args}, _POLYNET)
@@ -210,6 +219,8 @@ def table(rows: Sequence[Row]) -> str:
 
 def draw(rows: Sequence[Row], out: Path) -> bytes:
     """A PNG: accuracy against operations, a line per family, and the loss of the first seed over the steps."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
     families = list(dict.fromkeys(r.family for r in rows))
     with canvas(2, transparent=False) as drawing:
         points, curves = drawing.axes
@@ -225,6 +236,9 @@ def draw(rows: Sequence[Row], out: Path) -> bytes:
                 if r.seed == rows[0].seed:
                     curves.plot(*zip(*losses_of(out / r.folder), strict=True), color=color_of(number), lw=1)
         points.set_xscale("log")
+        points.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        points.xaxis.set_major_formatter(FuncFormatter(lambda flops, _: f"{flops / 1e6:g}M"))
+        points.xaxis.set_minor_formatter(NullFormatter())
         points.set_xlabel("operations per image")
         points.set_title("Val accuracy, %")
         points.legend()
