@@ -97,7 +97,11 @@ SIZES = {
     for name, model, args in depths_and_widths()
 }
 """PolyNet at several depths and widths."""
-_ALEXNET = {"optimizer": {"name": "adamw", "lr": 3e-4, "weight_decay": 0.01}, "weak": {"padding": 28}, "dropout": 0.5}
+_ALEXNET = {
+    "optimizer": {"name": "adamw", "lr": 3e-4, "lr_batch_size": 32, "weight_decay": 0.01},
+    "weak": {"padding": 28},
+    "dropout": 0.5,
+}
 FULL = {
     "alexnet-full": Network("AlexNet in full", "alexnet", 227, {}, {**_ALEXNET, "batch_size": 32}),
     "polynet-full": Network("Very Deep PolyNet", "polynet", 96, {}, {**_POLYNET, "batch_size": 16}),
