@@ -23,7 +23,7 @@ from pipeline.models.cost import cost_of
 from pipeline.models.format import read_info
 from pipeline.packing.carve import Carve
 from pipeline.packing.pack import pack
-from pipeline.report.plots import canvas, color_of
+from pipeline.report.canvas import canvas, color_of
 from pipeline.stages.fingerprint import digest
 from pipeline.stages.jobs import TrainJob
 from pipeline.stages.launch import run_job

@@ -3,7 +3,7 @@
 Three stages and six kinds are 18 networks, beside the baseline IR 3-6-3. The paper then mixes kinds in stage B of a
 deeper baseline, IR 6-12-6, in four triples of 3-way, mpoly-3 and poly-3.
 
-Beside them, the mixture of the Very Deep PolyNet at several depths and widths (sections 3 and 4 look at both).
+Beside them, the mixture of the Very Deep PolyNet at several depths and widths.
 
 `python -m benchmarks architectures --only polynet-b-3-way` trains them by these names, on images of 32 pixels.
 """

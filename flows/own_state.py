@@ -15,7 +15,8 @@ from collections.abc import Iterator
 from uuid import UUID
 
 from prefect.client.orchestration import get_client
-from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
+
+from flows.impatience import impatient
 
 POLL_S = 15.0
 _logger = logging.getLogger("selftrain.flows")
@@ -38,10 +39,7 @@ def _poll(run_id: UUID, done: threading.Event) -> None:
     answers = True
     while not done.wait(POLL_S):
         try:
-            with (
-                temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}),
-                get_client(httpx_settings={"timeout": POLL_S}, sync_client=True) as client,
-            ):
+            with impatient(), get_client(httpx_settings={"timeout": POLL_S}, sync_client=True) as client:
                 state = client.read_flow_run(run_id).state
         except Exception as error:  # whatever the client raises: no server is a reason to end a training
             if answers:

@@ -8,10 +8,8 @@ import io
 import logging
 import re
 from collections.abc import Iterator, Sequence
-from typing import Any
 
-from prefect.context import SettingsContext, get_settings_context
-from prefect.settings import PREFECT_API_REQUEST_TIMEOUT, PREFECT_CLIENT_MAX_RETRIES, Settings
+from flows.impatience import impatient
 
 _logger = logging.getLogger("selftrain.flows")
 
@@ -20,23 +18,10 @@ _logger = logging.getLogger("selftrain.flows")
 def never_fatal(what: str) -> Iterator[None]:
     """Turn any error of the block into a warning. The server gets one try, because a stop must not wait for it."""
     try:
-        now = get_settings_context()
-        with SettingsContext(profile=now.profile, settings=_impatient(now)):
+        with impatient():
             yield
     except Exception as error:  # days of training outweigh any error of a display
         _logger.warning("cannot %s in Prefect (%s: %s); the run goes on", what, type(error).__name__, error)
-
-
-_made: list[tuple[SettingsContext, Settings]] = []
-"""The settings that were made last, and of what."""
-
-
-def _impatient(now: SettingsContext) -> Settings:
-    """Settings with one try of ten seconds. They are made once, because making them takes a tenth of a second."""
-    if not _made or _made[0][0] is not now:
-        once: dict[Any, float] = {PREFECT_CLIENT_MAX_RETRIES: 0, PREFECT_API_REQUEST_TIMEOUT: 10.0}
-        _made[:] = [(now, now.settings.copy_with_update(once))]
-    return _made[0][1]
 
 
 def image(title: str, data: bytes, kind: str = "png") -> str:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from pipeline.ablation.cells import BASE
 from pipeline.ablation.rows import Effect, Row, effects
-from pipeline.report.plots import ACCENT, HARM, MUTED, canvas
+from pipeline.report.canvas import ACCENT, HARM, MUTED, canvas
 
 _COLORS = {"helps": ACCENT, "harms": HARM}
 _TITLES = {

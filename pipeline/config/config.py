@@ -79,6 +79,11 @@ class Rounds(Section):
     """Whether the images of a student grow with it, by 1.15 per coefficient of `grow`, so that its operations about
     double (Tan 2019, eq. 3)."""
 
+    @property
+    def total(self) -> int:
+        """The number of all rounds: those on features, then the others."""
+        return self.on_features + self.num_rounds
+
     @model_validator(mode="after")
     def _what_grows_is_clear(self) -> Rounds:
         if self.grow_image_size and not self.grow:

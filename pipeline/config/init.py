@@ -28,8 +28,8 @@ class Init(Section):
     """What `kaiming` keeps: `in` the variance of the forward pass (He 2015, eq. 10), `out` that of the backward pass
     (eq. 14)."""
     bias: float = technique(0.0, off=0.0)
-    """All biases of convolutions and linear layers. A small positive one, such as 0.01, lets ReLUs begin alive. It
-    matters little in networks with BatchNorm, whose convolutions have no biases."""
+    """All biases of convolutions and linear layers. A small positive one, such as 0.01, helps ReLUs to begin
+    alive. Networks without biases before their classifier, as many with BatchNorm are, refuse it."""
 
     @model_validator(mode="after")
     def _keys_are_read(self) -> Init:

@@ -64,10 +64,10 @@ def _of_noisy_student(config: Config) -> Mapping[str, str]:
     if not rounds.num_rounds:
         of_students = ("student", "rounds.start", "rounds.judges")
         keys |= dict.fromkeys(of_students, "set rounds.num_rounds to 1 or more")
-    if not rounds.num_rounds + rounds.on_features:
+    if not rounds.total:
         of_rounds = ("label", "select", "rounds.patience", "rounds.tolerance", "rounds.overrides")
         keys |= dict.fromkeys(of_rounds, "set rounds.num_rounds to 1 or more")
-    elif rounds.num_rounds + rounds.on_features < 2:
+    elif rounds.total < 2:
         keys["label.ensemble"] = "set rounds.num_rounds to 2 or more"  # one round has one teacher
     if rounds.num_rounds < 2:
         keys |= dict.fromkeys(("rounds.grow", "rounds.grow_image_size"), "set rounds.num_rounds to 2 or more")

@@ -9,7 +9,7 @@ import numpy as np
 
 from pipeline.inspection.activity import LayerStatistics
 from pipeline.inspection.variants import Snapshot
-from pipeline.report.plots import ACCENT, MUTED, SECOND, canvas
+from pipeline.report.canvas import ACCENT, MUTED, SECOND, canvas
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -11,8 +11,9 @@ import numpy as np
 from pipeline.arrays import I64Array
 from pipeline.evaluate.per_class import PerClass, confusion_matrix, per_class, taken_for
 from pipeline.evaluate.predictions import Predictions
+from pipeline.report.canvas import ACCENT, canvas
 from pipeline.report.lineage import title_of
-from pipeline.report.plots import ACCENT, MAX_NAMED_CLASSES, canvas, shortened
+from pipeline.report.plots import MAX_NAMED_CLASSES, shortened
 from pipeline.report.record import RunRecord
 from pipeline.runs.result import FINAL
 

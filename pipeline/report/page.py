@@ -10,7 +10,7 @@ from typing import Any
 from pipeline import __version__
 from pipeline.errors import UserError
 from pipeline.files import write_bytes
-from pipeline.report.plots import css_width
+from pipeline.report.canvas import css_width
 from pipeline.report.record import RunRecord, read_run
 from pipeline.report.sections import sections
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from pipeline.methods import METHODS
 from pipeline.report import plots
+from pipeline.report.canvas import canvas, color_of
 from pipeline.report.lineage import title_of
 from pipeline.report.record import RunRecord, TrainRecord
 from pipeline.stages.kinds import load_object
@@ -40,10 +41,10 @@ def dead_units(run: RunRecord) -> Panel | None:
     curves = _not_empty([plots.curve(title_of(train), train.evaluations, "dead_units") for train in run.trainings])
     if not curves:
         return None
-    with plots.canvas(height=2.9) as drawing:
+    with canvas(height=2.9) as drawing:
         (ax,) = drawing.axes
         for i, (name, x, y) in enumerate(curves):
-            ax.plot(x, 100 * y, "o-", ms=3.5, color=plots.color_of(i), label=name)
+            ax.plot(x, 100 * y, "o-", ms=3.5, color=color_of(i), label=name)
         ax.set(title="Dead units (zero for every image of val)", xlabel="step", ylabel="share (%)", xlim=(0, None))
         ax.set_ylim(0, None)
         ax.legend(fontsize=8.5)

@@ -28,7 +28,7 @@ def check_networks(config: Config, method: Method, num_classes: int) -> None:
         UserError: an architecture does not exist, refuses an argument, or cannot take images of a size.
     """
     first = 0 if method.reads("teacher") else 1
-    last = config.rounds.on_features + config.rounds.num_rounds if method.reads("rounds") else 1
+    last = config.rounds.total if method.reads("rounds") else 1
     seen: list[tuple[str, Patches]] = [("evaluate", config.evaluate)]
     if method.reads("label") and last:
         seen.append(("label", config.label))

@@ -16,7 +16,7 @@ from pipeline.ablation.cells import BASE, Mode
 from pipeline.ablation.plot import draw_effects
 from pipeline.ablation.rows import Row, effects, read_rows, table, write_rows
 from pipeline.errors import UserError
-from pipeline.report.plots import ACCENT, HARM, MUTED
+from pipeline.report.canvas import ACCENT, HARM, MUTED
 
 
 def rows_of(mode: Mode, accuracies: dict[str, list[float]]) -> list[Row]:

@@ -6,20 +6,20 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.report import plots
+from pipeline.report import canvas, plots
 from pipeline.report.record import read_run
 from pipeline.report.sections import accuracy_plot, confidence_plot
 
 
 def test_an_equal_plot_is_drawn_once_and_another_one_anew(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plots, "_drawn", {})
+    monkeypatch.setattr(canvas, "_drawn", {})
     opened = 0
-    canvas = plots.canvas
+    opening = plots.canvas
 
     def counted(*args: int, **options: float) -> object:
         nonlocal opened
         opened += 1
-        return canvas(*args, **options)  # type: ignore[arg-type]
+        return opening(*args, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr(plots, "canvas", counted)
     pictures = []
@@ -38,8 +38,8 @@ def test_an_equal_plot_is_drawn_once_and_another_one_anew(run: Path, monkeypatch
 
 
 def test_no_more_than_a_few_plots_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plots, "_drawn", {})
-    monkeypatch.setattr(plots, "MAX_DRAWN", 2)
-    draw = plots.drawn_once(lambda text: text.encode())
+    monkeypatch.setattr(canvas, "_drawn", {})
+    monkeypatch.setattr(canvas, "MAX_DRAWN", 2)
+    draw = canvas.drawn_once(lambda text: text.encode())
     assert [draw(text) for text in ("a", "b", "c", "a")] == [b"a", b"b", b"c", b"a"]
-    assert len(plots._drawn) == 2
+    assert len(canvas._drawn) == 2

@@ -14,7 +14,7 @@ from support.run_folder import edit, text_of
 
 from pipeline.errors import UserError
 from pipeline.files import read_json
-from pipeline.report import plots
+from pipeline.report import canvas
 from pipeline.report.confusion import class_section
 from pipeline.report.page import percent, write_report
 from pipeline.report.record import read_run
@@ -34,7 +34,7 @@ def test_an_unfinished_run_claims_nothing_on_test(unfinished: Path) -> None:
 
 
 def test_every_stage_of_growth_gives_a_report(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plots, "DPI", 20)  # drawn, but coarsely and as it falls, which is quicker
+    monkeypatch.setattr(canvas, "DPI", 20)  # drawn, but coarsely and as it falls, which is quicker
     monkeypatch.setattr(ConstrainedLayoutEngine, "execute", lambda layout, figure: None)
     (run / "result.json").unlink()
     parts = [

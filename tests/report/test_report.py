@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from support.run_folder import edit, text_of
 
 from pipeline.evaluate.metrics import Metrics
-from pipeline.report import plots
+from pipeline.report import canvas, plots
 from pipeline.report.gallery import make_sprite, spread_over_classes
 from pipeline.report.lineage import draw, teachers_of, title_of
 from pipeline.report.page import number, percent, points, write_report
@@ -37,7 +37,7 @@ def test_what_users_name_is_escaped(run: Path) -> None:
 
 
 def test_the_same_run_gives_the_same_bytes(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plots, "DPI", 20)  # coarsely, which is quicker
+    monkeypatch.setattr(canvas, "DPI", 20)  # coarsely, which is quicker
     assert write_report(run).read_bytes() == write_report(run).read_bytes()
 
 

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from pipeline.demos.moons.methods import Points
 from pipeline.demos.moons.networks import Networks
-from pipeline.report.plots import ACCENT, SECOND, canvas
+from pipeline.report.canvas import ACCENT, SECOND, canvas
 
 _TITLES = {
     "supervised": "Supervised",

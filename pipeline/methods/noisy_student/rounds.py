@@ -27,7 +27,7 @@ def noisy_student(stages: Stages, on_round: OnRound) -> list[Round]:
     committee = _Committee(stages)
     rounds, teachers = [teacher], [teacher]
     last = config.rounds.on_features
-    for numbers in (range(1, last + 1), range(last + 1, last + config.rounds.num_rounds + 1)):
+    for numbers in (range(1, last + 1), range(last + 1, config.rounds.total + 1)):
         num_worse = 0
         for number in numbers:
             judges = [folder for t in teachers[: config.for_round(number).label.ensemble] for folder in t.judges]
@@ -72,8 +72,8 @@ class _Committee:
 
     def __init__(self, stages: Stages) -> None:
         self.stages = stages
-        rounds = stages.config.rounds
-        self.trainings = stages.config.committee if rounds.on_features + rounds.num_rounds else []  # nothing to label
+        config = stages.config
+        self.trainings = config.committee if config.rounds.total else ()  # without rounds there is nothing to label
         self.features = [stages.embed(training) for training in self.trainings]
         self.members: list[Path] = []
         self.learn(0)
@@ -100,7 +100,7 @@ def train_teacher(stages: Stages) -> Round:
     teacher = stages.judge("teacher", 0, folder)
     num_classes = stages.num_classes
     rounds = stages.config.rounds
-    if teacher.val_top1 <= 1 / num_classes and rounds.num_rounds + rounds.on_features:
+    if teacher.val_top1 <= 1 / num_classes and rounds.total:
         raise UserError(
             f"the round-0 teacher is at chance on val ({teacher.val_top1:.1%} of {num_classes} classes), so its labels "
             f"would teach nothing; {fix_of('teacher')}"
