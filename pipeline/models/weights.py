@@ -12,6 +12,7 @@ from unittest import mock
 
 import timm
 import torch
+from huggingface_hub import constants, try_to_load_from_cache
 from torch import Tensor, nn
 
 from pipeline.config import NetworkSettings, Start, Training, semantic
@@ -27,6 +28,8 @@ log = logging.getLogger("selftrain.models")
 
 TIMM = "timm:"
 """Prefix of `start.model` that names pretrained weights of timm."""
+_FILES = ("model.safetensors", "pytorch_model.bin", "open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+"""What a repository of timm's weights calls them."""
 
 
 def semantic_settings(settings: NetworkSettings) -> dict[str, Any]:
@@ -121,6 +124,7 @@ def start_state(source: str) -> dict[str, Tensor]:
     if not timm.is_model(name):
         raise UserError(f"`start.model`: timm has no architecture {name!r}, {suggest(name)}")
     try:
+        _tell_of_a_download(name)
         state: dict[str, Tensor] = timm.create_model(name, pretrained=True).state_dict()
     except (OSError, RuntimeError, ValueError) as error:
         raise UserError(
@@ -128,6 +132,16 @@ def start_state(source: str) -> dict[str, Tensor]:
             "file elsewhere and set start.model to its path; timm.list_pretrained() names all that have weights"
         ) from error
     return state
+
+
+def _tell_of_a_download(name: str) -> None:
+    """Say that timm is about to download these weights: without a network it tries for minutes in silence."""
+    config = timm.get_pretrained_cfg(name)
+    if config is None or not config.hf_hub_id or constants.HF_HUB_OFFLINE:
+        return
+    files = (*filter(None, [config.hf_hub_filename]), *_FILES)
+    if not any(isinstance(try_to_load_from_cache(config.hf_hub_id, file), str) for file in files):
+        log.warning("start.model: timm downloads %s%s now; without a network it tries for minutes", TIMM, name)
 
 
 def adapted(state: Mapping[str, Tensor], model: nn.Module, settings: NetworkSettings) -> Mapping[str, Tensor]:

@@ -255,6 +255,23 @@ def test_without_a_network_the_fix_is_a_file(monkeypatch: pytest.MonkeyPatch, tm
         start_state("timm:resnet10t.c3_in1k")
 
 
+def test_a_download_is_announced_and_weights_that_are_here_are_not(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(timm, "create_model", lambda *_, **__: nn.Linear(1, 1))
+    start_state("timm:resnet10t.c3_in1k")
+    assert "timm downloads timm:resnet10t.c3_in1k now" in caplog.text
+    caplog.clear()
+    revision = tmp_path / "models--timm--resnet10t.c3_in1k" / "snapshots" / "abc"
+    revision.mkdir(parents=True)
+    (revision / "model.safetensors").touch()
+    (revision.parents[1] / "refs").mkdir()
+    (revision.parents[1] / "refs" / "main").write_text("abc")
+    start_state("timm:resnet10t.c3_in1k")
+    assert not caplog.text
+
+
 # ------------------------------------------------------------------------------------------------------ model.json
 
 
