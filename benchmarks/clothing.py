@@ -23,7 +23,7 @@ import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import yaml
@@ -33,7 +33,11 @@ from pipeline.config import Data
 from pipeline.files import read_json, write_csv, write_json
 from pipeline.labels.store import LabelStore
 from pipeline.models import build
+from pipeline.report.canvas import MUTED, canvas, color_of
 from pipeline.shards.dataset import open_split
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 HELP = "what self-training is worth on photographs with few labels"
 CONFIG = Path(__file__).parents[1] / "configs" / "clothing.yaml"
@@ -53,6 +57,23 @@ class Arm:
     """The arm whose final model its student starts from."""
 
 
+class Curve(NamedTuple):
+    """One line of the plot: a figure of an arm, and the one without unlabeled images that it is held against."""
+
+    title: str
+    arm: str
+    figure: str
+    without: tuple[str, str] | None = None
+    """The arm and the figure of it."""
+
+
+_STUDENT, _CONTROL = ("noisy_student", "test_top1"), ("noisy_student", "control_test_top1")
+CURVES = (
+    Curve("a student fine-tuned on their labels", *_STUDENT, without=_CONTROL),
+    Curve("self-training on features, four teachers", "committee", "test_top1", without=("probe", "test_top1")),
+    Curve("the control: fine-tuned on labels alone", *_CONTROL),
+    Curve("probe: regression on labels alone", "probe", "test_top1"),
+)
 _JOINT = ("student.loss_normalization=labeled", "student.steps=240")
 ARMS = {
     "probe": Arm("probe", ("committee=[]", "rounds.on_features=0", "rounds.num_rounds=0")),
@@ -73,6 +94,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--labels", type=int, default=300, help="labels in all, drawn evenly over the classes")
     parser.add_argument("--carves", type=int, nargs="+", default=[0, 1, 2], help="seeds of the carves")
     parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS), help="lines of the table")
+    parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw what is finished, by number of labels")
     parser.add_argument("--set", action="append", default=[], metavar="KEY.PATH=VALUE", help="of the recipe")
     parser.set_defaults(run=run)
 
@@ -84,6 +106,8 @@ def run(args: argparse.Namespace) -> int:
         for name in args.arms:
             _run_arm(recipe, name, carve, args)
     print(table(args))
+    if args.plot:
+        args.plot.write_bytes(plot(args.out))
     return 0
 
 
@@ -164,11 +188,53 @@ def table(args: argparse.Namespace) -> str:
     return "\n".join(lines)
 
 
+def plot(out: Path) -> bytes:
+    """A PNG of what is finished in a folder: accuracy on test by number of labels, and what unlabeled images add.
+
+    Points are means over carves, with their standard errors. What is added is paired by carve.
+    """
+    with canvas(2, height=3.8, transparent=False) as drawing:
+        accuracy, gain = drawing.axes
+        for index, curve in enumerate(CURVES):
+            how: dict[str, Any] = {"color": color_of(index), "marker": "o", "markersize": 4, "capsize": 2}
+            found = _by_labels(out, curve.arm, curve.figure)
+            _draw(accuracy, found, label=curve.title, **how)
+            if curve.without:
+                base = _by_labels(out, *curve.without)
+                _draw(gain, {key: value - base[key] for key, value in found.items() if key in base}, **how)
+        accuracy.set(title="right on test", ylabel="%")
+        accuracy.legend(loc="lower right")
+        gain.axhline(0, color=MUTED, linewidth=1)
+        gain.set(title="more than without unlabeled images", ylabel="percentage points")
+    return drawing.png
+
+
+def _by_labels(out: Path, arm: str, figure: str) -> dict[tuple[int, int], float]:
+    """(number of labels, carve) -> a figure of an arm in percent, where it is finished."""
+    paths = (out / "figures").glob(f"*-{arm}.json")
+    found = {tuple(map(int, path.name.split("-")[:2])): json.loads(path.read_text())[figure] for path in paths}
+    return {(labels, carve): 100 * value for (labels, carve), value in found.items() if value is not None}
+
+
+def _draw(axes: Axes, found: dict[tuple[int, int], float], **how: Any) -> None:
+    numbers = sorted({labels for labels, _ in found})
+    groups = [[value for (labels, _), value in found.items() if labels == number] for number in numbers]
+    axes.errorbar(numbers, [statistics.mean(group) for group in groups], [_error(group) for group in groups], **how)
+    axes.set_xscale("log")
+    axes.set_xticks(numbers, [f"{number:,}" for number in numbers])
+    axes.minorticks_off()
+    axes.set_xlabel("labels")
+
+
 def _mean(values: list[float]) -> str:
     if not values:
         return "-"
-    error = f" ± {statistics.stdev(values) / len(values) ** 0.5:.1f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.1f}{error}"
+    return f"{statistics.mean(values):.1f}" + (f" ± {_error(values):.1f}" if len(values) > 1 else "")
+
+
+def _error(values: list[float]) -> float:
+    """The standard error of the mean; 0 of a single value, which tells none."""
+    return statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else 0.0
 
 
 def _figures(args: argparse.Namespace, carve: int, name: str) -> Path:

@@ -12,6 +12,9 @@ from torch.nn import functional
 
 FILL = 128
 """The grey of pixels from outside the image and of cutout (RandAugment's `replace` value)."""
+_LARGE = 1 << 13
+"""Bytes of an image (52 pixels per side) above which a host mirrors images one by one: torch's index_copy takes 6 times
+as long at 224 pixels."""
 
 
 def fit(images: Tensor, size: int) -> Tensor:
@@ -52,6 +55,11 @@ def crop(images: Tensor, corners: Tensor, flips: Tensor, padding: int) -> Tensor
 def mirror(images: Tensor, rows: Tensor) -> Tensor:
     """A copy of images [B, H, W, 3] in which those of rows [n] are mirrored: a third of the time of `crop`."""
     index = rows.long()
+    if images.device.type == "cpu" and images[:1].numel() > _LARGE:
+        mirrored = images.clone()
+        for row in index.tolist():
+            mirrored[row] = images[row].flip(1)
+        return mirrored
     return images.index_copy(0, index, images.index_select(0, index).flip(2))
 
 

@@ -145,8 +145,9 @@ def test_fit_is_the_identity_at_the_same_size_and_near_pils_bicubic_otherwise(la
     assert difference.mean() < 0.2
 
 
-def test_mirror_is_a_crop_without_padding_and_leaves_its_input_alone() -> None:
-    images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (5, 8, 8, 3), np.uint8))
+@pytest.mark.parametrize("side", [8, 60])  # of which a host mirrors the larger ones in another way
+def test_mirror_is_a_crop_without_padding_and_leaves_its_input_alone(side: int) -> None:
+    images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (5, side, side, 3), np.uint8))
     before, rows = images.clone(), torch.tensor([0, 3], dtype=torch.int32)
     flips = torch.tensor([True, False, False, True, False])
     expected = crop(images, torch.zeros(5, 2, dtype=torch.int32), flips, 0)
