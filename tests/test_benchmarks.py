@@ -15,6 +15,7 @@ from support.command import ROOT
 from support.imports import sources
 
 from pipeline.config import Config, load_config
+from pipeline.files import write_json
 from pipeline.models import build
 from pipeline.models.cost import cost_at
 from pipeline.models.poly_inception import Inception
@@ -108,3 +109,13 @@ def _blocks(model: str, args: dict[str, object]) -> list[int]:
         assert isinstance(net, PolyNet)
         assert net(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
     return [sum(isinstance(part, Inception) for part in stage.modules()) for stage in net.stages]
+
+
+def test_the_plot_of_photographs_is_of_what_is_finished(tmp_path: Path) -> None:
+    clothing = SimpleNamespace(**runpy.run_path(str(ROOT / "benchmarks" / "clothing.py")))
+    figures = {"100-0-probe": 0.5, "300-0-probe": 0.75, "300-1-probe": 0.5, "300-0-committee": 0.875, "100-0-uda": 0.5}
+    for name, test_top1 in figures.items():
+        write_json(tmp_path / "figures" / f"{name}.json", {"test_top1": test_top1, "control_test_top1": None})
+    assert clothing._by_labels(tmp_path, "probe", "test_top1") == {(100, 0): 50, (300, 0): 75, (300, 1): 50}
+    assert clothing._by_labels(tmp_path, "probe", "control_test_top1") == {}
+    assert clothing.plot(tmp_path).startswith(b"\x89PNG")
