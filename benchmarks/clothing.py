@@ -69,9 +69,9 @@ class Curve(NamedTuple):
 
 _STUDENT, _CONTROL = ("noisy_student", "test_top1"), ("noisy_student", "control_test_top1")
 CURVES = (
-    Curve("a student fine-tuned on their labels", *_STUDENT, without=_CONTROL),
     Curve("self-training on features, four teachers", "committee", "test_top1", without=("probe", "test_top1")),
-    Curve("the control: fine-tuned on labels alone", *_CONTROL),
+    Curve("Noisy Student: the same, and a fine-tuned student", *_STUDENT, without=_CONTROL),
+    Curve("its control: fine-tuned on labels alone", *_CONTROL),
     Curve("probe: regression on labels alone", "probe", "test_top1"),
 )
 _JOINT = ("student.loss_normalization=labeled", "student.steps=240")
@@ -210,10 +210,17 @@ def plot(out: Path) -> bytes:
 
 
 def _by_labels(out: Path, arm: str, figure: str) -> dict[tuple[int, int], float]:
-    """(number of labels, carve) -> a figure of an arm in percent, where it is finished."""
-    paths = (out / "figures").glob(f"*-{arm}.json")
-    found = {tuple(map(int, path.name.split("-")[:2])): json.loads(path.read_text())[figure] for path in paths}
-    return {(labels, carve): 100 * value for (labels, carve), value in found.items() if value is not None}
+    """(number of labels, carve) -> a figure of an arm in percent, where it is finished.
+
+    Where a probe was best on val, the run has no control of its own, since there is one: the probe of labels alone.
+    """
+    found = {}
+    for path in (out / "figures").glob(f"*-{arm}.json"):
+        labels, carve = map(int, path.name.split("-")[:2])
+        figures = json.loads(path.read_text())
+        value = figures[figure] if figures[figure] is not None else figures["teacher_test_top1"]
+        found[labels, carve] = 100 * value
+    return found
 
 
 def _draw(axes: Axes, found: dict[tuple[int, int], float], **how: Any) -> None:

@@ -113,9 +113,10 @@ def _blocks(model: str, args: dict[str, object]) -> list[int]:
 
 def test_the_plot_of_photographs_is_of_what_is_finished(tmp_path: Path) -> None:
     clothing = SimpleNamespace(**runpy.run_path(str(ROOT / "benchmarks" / "clothing.py")))
-    figures = {"100-0-probe": 0.5, "300-0-probe": 0.75, "300-1-probe": 0.5, "300-0-committee": 0.875, "100-0-uda": 0.5}
-    for name, test_top1 in figures.items():
-        write_json(tmp_path / "figures" / f"{name}.json", {"test_top1": test_top1, "control_test_top1": None})
+    finished = {"100-0-probe": 0.5, "300-0-probe": 0.75, "300-1-probe": 0.5, "300-0-committee": 0.875, "100-0-uda": 0.5}
+    for name, test_top1 in finished.items():
+        figures = {"test_top1": test_top1, "control_test_top1": None, "teacher_test_top1": 0.25}
+        write_json(tmp_path / "figures" / f"{name}.json", figures)
     assert clothing._by_labels(tmp_path, "probe", "test_top1") == {(100, 0): 50, (300, 0): 75, (300, 1): 50}
-    assert clothing._by_labels(tmp_path, "probe", "control_test_top1") == {}
+    assert clothing._by_labels(tmp_path, "committee", "control_test_top1") == {(300, 0): 25}, "the probe is the control"
     assert clothing.plot(tmp_path).startswith(b"\x89PNG")
