@@ -67,10 +67,10 @@ class Curve(NamedTuple):
     """The arm and the figure of it."""
 
 
-_STUDENT, _CONTROL = ("noisy_student", "test_top1"), ("noisy_student", "control_test_top1")
+_CONTROL = ("noisy_student", "control_test_top1")
 CURVES = (
     Curve("self-training on features, four teachers", "committee", "test_top1", without=("probe", "test_top1")),
-    Curve("Noisy Student: the same, and a fine-tuned student", *_STUDENT, without=_CONTROL),
+    Curve("Noisy Student: the same, and a fine-tuned student", "noisy_student", "test_top1", without=_CONTROL),
     Curve("its control: fine-tuned on labels alone", *_CONTROL),
     Curve("probe: regression on labels alone", "probe", "test_top1"),
 )
@@ -218,8 +218,11 @@ def _by_labels(out: Path, arm: str, figure: str) -> dict[tuple[int, int], float]
     for path in (out / "figures").glob(f"*-{arm}.json"):
         labels, carve = map(int, path.name.split("-")[:2])
         figures = json.loads(path.read_text())
-        value = figures[figure] if figures[figure] is not None else figures["teacher_test_top1"]
-        found[labels, carve] = 100 * value
+        value = figures[figure]
+        if value is None and Path(figures["model"]).name.startswith("probe-"):
+            value = figures["teacher_test_top1"]
+        if value is not None:
+            found[labels, carve] = 100 * value
     return found
 
 

@@ -116,6 +116,7 @@ def test_the_plot_of_photographs_is_of_what_is_finished(tmp_path: Path) -> None:
     finished = {"100-0-probe": 0.5, "300-0-probe": 0.75, "300-1-probe": 0.5, "300-0-committee": 0.875, "100-0-uda": 0.5}
     for name, test_top1 in finished.items():
         figures = {"test_top1": test_top1, "control_test_top1": None, "teacher_test_top1": 0.25}
+        figures["model"] = "run/rounds/3/probe-1d6cd7a2"
         write_json(tmp_path / "figures" / f"{name}.json", figures)
     assert clothing._by_labels(tmp_path, "probe", "test_top1") == {(100, 0): 50, (300, 0): 75, (300, 1): 50}
     assert clothing._by_labels(tmp_path, "committee", "control_test_top1") == {(300, 0): 25}, "the probe is the control"
