@@ -6,17 +6,22 @@ IMAGES is a folder of JPEGs in one folder per class, whose shorter side is about
 loaders read these files, and make the same of them: batches of random resized crops, mirrored at random, normalized,
 float32. They take turns in one process. A core's work is CPU time, that of worker processes included, because the wall
 clock of a busy machine says little. Labeling and embedding are the real stages, without a cache, against forward passes
-on a resident batch, by a model with random weights.
+on a resident batch, by a model with random weights: as it is, and with its BatchNorm folded, as the stages have it. All
+of it runs in the environment of a stage.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
+import os
 import resource
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -27,10 +32,12 @@ from torch.utils.data import DataLoader
 import pipeline.models  # noqa: F401  (cures torchvision beside a torch without CUDA, before it is imported)
 from pipeline.config import Config, Probe, Start, changed, parse
 from pipeline.models import build
+from pipeline.models.folding import FoldedBatchNorm
 from pipeline.models.format import ModelInfo, save_model
 from pipeline.models.memory_format import channels_last
 from pipeline.packing.pack import pack
 from pipeline.shards.dataset import open_split
+from pipeline.stages.environment import KEEP_FREED_MEMORY
 from pipeline.stages.jobs import EmbedJob, Job, LabelJob, TrainJob
 from pipeline.stages.machine import resolve
 from pipeline.stages.preamble import run_stage
@@ -65,6 +72,7 @@ def main() -> None:
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--only", choices=("loading", "labeling", "embedding"))
     args = parser.parse_args()
+    in_environment_of_a_stage()
     with tempfile.TemporaryDirectory(prefix="selftrain-bench-") as name:
         folder = Path(name)
         pack(args.images, folder / "packed", split="labeled", shard_size=SHARD_SIZE)
@@ -74,6 +82,12 @@ def main() -> None:
             loading(config, args)
         if args.only in (None, "labeling", "embedding"):
             passes(config, args, folder)
+
+
+def in_environment_of_a_stage() -> None:
+    """Begin anew with the variables that stages have on a CPU, by which glibc keeps what is freed."""
+    if missing := {name: value for name, value in KEEP_FREED_MEMORY.items() if name not in os.environ}:
+        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **missing})
 
 
 def make_config(args: argparse.Namespace, folder: Path) -> Config:
@@ -205,27 +219,37 @@ def passes(config: Config, args: argparse.Namespace, folder: Path) -> None:
         "embedding": lambda out: EmbedJob.of_run(config, out=out / "features", training=encoder, splits=("unlabeled",)),
     }
     jobs = {name: job for name, job in jobs.items() if args.only in (None, name)}
-    bare = bare_passes(config, channels_last(model, torch.device("cpu")).eval(), args, len(unlabeled))
-    bare()  # the first one warms up
-    pairs: dict[str, list[tuple[Time, Time]]] = {name: [] for name in jobs}
+    model = channels_last(model, torch.device("cpu")).eval()
+    forwards = {
+        "forward-only": bare_passes(config, model, args, len(unlabeled)),
+        "forward-only with folded BatchNorm": bare_passes(config, model, args, len(unlabeled), folded=True),
+    }
+    for forward in forwards.values():
+        forward()  # the first one warms up
+    times: dict[str, list[dict[str, Time]]] = {name: [] for name in jobs}
     for repeat in range(args.repeats):
         for name, job in jobs.items():
             out = folder / f"{name}-{repeat}"
-            pairs[name].append((timed(lambda job=job, out=out: run_stage(job(out)))[0], timed(bare)[0]))  # type: ignore[misc]
-            print(f"{name} of {len(unlabeled)}: ours {pairs[name][-1][0]}, forward {pairs[name][-1][1]}", flush=True)
-    for name, each in pairs.items():
-        for kind in Time._fields:
-            ratios = sorted(getattr(forward, kind) / getattr(ours, kind) for ours, forward in each)
-            print(f"{name} does {statistics.median(ratios):.3f} of forward-only by {kind} time (pairs {ratios})")
+            took = {"ours": timed(lambda job=job, out=out: run_stage(job(out)))[0]}  # type: ignore[misc]
+            took |= {each: timed(forward)[0] for each, forward in forwards.items()}
+            times[name].append(took)
+            print(f"{name} of {len(unlabeled)}: {took}", flush=True)
+    for name, each in times.items():
+        for against, kind in itertools.product(forwards, Time._fields):
+            ratios = sorted(getattr(took[against], kind) / getattr(took["ours"], kind) for took in each)
+            print(f"{name} does {statistics.median(ratios):.3f} of {against} by {kind} time (pairs {ratios})")
 
 
-def bare_passes(config: Config, model: torch.nn.Module, args: argparse.Namespace, num: int) -> Callable[[], None]:
+def bare_passes(
+    config: Config, model: torch.nn.Module, args: argparse.Namespace, num: int, *, folded: bool = False
+) -> Callable[[], None]:
     """Forward passes of as many images on a resident batch."""
     images = torch.randn(args.batch, 3, args.size, args.size).contiguous(memory_format=torch.channels_last)
     bf16 = config.runtime.precision == "bf16"
+    folding = FoldedBatchNorm(model, images[:1]) if folded else nullcontext()
 
     def run() -> None:
-        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        with torch.inference_mode(), folding, torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             for start in range(0, num, args.batch):
                 model(images[: num - start])
 

@@ -200,8 +200,7 @@ def plot(out: Path) -> bytes:
             found = _by_labels(out, curve.arm, curve.figure)
             _draw(accuracy, found, label=curve.title, **how)
             if curve.without:
-                base = _by_labels(out, *curve.without)
-                _draw(gain, {key: value - base[key] for key, value in found.items() if key in base}, **how)
+                _draw(gain, _gains(found, _by_labels(out, *curve.without)), **how)
         accuracy.set(title="right on test", ylabel="%")
         accuracy.legend(loc="lower right")
         gain.axhline(0, color=MUTED, linewidth=1)
@@ -224,6 +223,11 @@ def _by_labels(out: Path, arm: str, figure: str) -> dict[tuple[int, int], float]
         if value is not None:
             found[labels, carve] = 100 * value
     return found
+
+
+def _gains(found: dict[tuple[int, int], float], base: dict[tuple[int, int], float]) -> dict[tuple[int, int], float]:
+    """What is found more than in the base, of equal labels and carves; what only one of them has is left out."""
+    return {key: value - base[key] for key, value in found.items() if key in base}
 
 
 def _draw(axes: Axes, found: dict[tuple[int, int], float], **how: Any) -> None:

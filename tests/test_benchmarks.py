@@ -120,4 +120,6 @@ def test_the_plot_of_photographs_is_of_what_is_finished(tmp_path: Path) -> None:
         write_json(tmp_path / "figures" / f"{name}.json", figures)
     assert clothing._by_labels(tmp_path, "probe", "test_top1") == {(100, 0): 50, (300, 0): 75, (300, 1): 50}
     assert clothing._by_labels(tmp_path, "committee", "control_test_top1") == {(300, 0): 25}, "the probe is the control"
+    gains = clothing._gains({(100, 0): 80.0, (300, 0): 85.0, (300, 1): 82.0}, {(300, 1): 80.0, (300, 0): 81.0})
+    assert gains == {(300, 0): 4, (300, 1): 2}, "of equal carves, whatever their order; without a partner there is none"
     assert clothing.plot(tmp_path).startswith(b"\x89PNG")

@@ -14,6 +14,7 @@ from pipeline.arrays import F32Array, I64Array
 from pipeline.config import CropMode, Data, Evaluate, Interpolation, Runtime, StrongView, WeakView
 from pipeline.config.evaluate import Crops, Patches
 from pipeline.evaluate.patches import Pyramid, cut, patches_of, reader_at, sides_of, unpacked
+from pipeline.models.folding import FoldedBatchNorm
 from pipeline.models.format import ModelInfo, load_model
 from pipeline.models.forward import predict_both, predict_logits
 from pipeline.models.mc_dropout import sample_logits
@@ -67,6 +68,14 @@ class Predictor:
         self.sides = sides_of(info.input_size[-1], info.crop_pct, crops, scales)
         normalization = normalization_of(model, info.mean, info.std)._asdict()
         self.views = Views(WeakView(), StrongView(), info.input_size[-1], device=device, **normalization)
+        self.folded = FoldedBatchNorm(self.model, self.trial_view())
+
+    @torch.inference_mode()
+    def trial_view(self) -> Tensor:
+        """What the model sees of an image of all brightnesses, [1, 3, S, S], to try it with."""
+        size = self.info.input_size[-1]
+        image = torch.linspace(0, 255, 3 * size * size, device=self.device).to(torch.uint8).view(1, size, size, 3)
+        return self.views.center(image)
 
     @property
     def seen(self) -> Seen:
@@ -92,10 +101,11 @@ class Predictor:
         """
 
         def logits_of(view: Tensor) -> Tensor:
-            if not self.mc_dropout:
-                return predict_logits(self.model, view, self.dtype)
-            assert rows is not None
-            return mean_logits(sample_logits(self.model, view, self.dtype, rows, self.mc_dropout))
+            with self.folded:
+                if not self.mc_dropout:
+                    return predict_logits(self.model, view, self.dtype)
+                assert rows is not None
+                return mean_logits(sample_logits(self.model, view, self.dtype, rows, self.mc_dropout))
 
         return mean_logits([mean_logits([logits_of(view) for view in views]) for views in self._seen(images_BHWC)])
 
@@ -105,9 +115,10 @@ class Predictor:
         features: list[Tensor] = []
 
         def logits_of(view: Tensor) -> Tensor:
-            if features:
-                return predict_logits(self.model, view, self.dtype)
-            logits, of_centre = predict_both(self.model, view, self.dtype)
+            with self.folded:
+                if features:
+                    return predict_logits(self.model, view, self.dtype)
+                logits, of_centre = predict_both(self.model, view, self.dtype)
             features.append(of_centre)
             return logits
 

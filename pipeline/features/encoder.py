@@ -87,7 +87,9 @@ class Encoder(Predictor):
         With `flip` they are the mean over an image and its mirror image.
         """
         seen = [view for views in self._seen(images_BHWC) for view in views]
-        return torch.stack([predict_features(self.model, view, self.dtype) for view in seen]).mean(0)
+        with self.folded:
+            features = [predict_features(self.model, view, self.dtype) for view in seen]
+        return torch.stack(features).mean(0)
 
     def check(self) -> None:
         """Refuse a network whose classifier does not read the features as they are.
@@ -95,11 +97,9 @@ class Encoder(Predictor):
         Raises:
             UserError: something lies between them, such as a dropout that is active, or a second head.
         """
-        size = self.info.input_size[-1]
-        image = torch.linspace(0, 255, 3 * size * size, device=self.device).to(torch.uint8).view(1, size, size, 3)
         head = linear_classifier(self.model, self.info.architecture)
         with torch.inference_mode():
-            view = self.views.center(image)
+            view = self.trial_view()
             features = predict_features(self.model, view)
             fits = features.shape == (1, head.in_features)
             whole = self.model(view)

@@ -56,17 +56,17 @@ class Kind:
 
 
 KINDS: dict[str, Kind] = {
-    "embed": Kind(EmbedJob, "pipeline.features.stage:embed_inputs", "pipeline.features.stage:run_embed", 2, ranks=True),
+    "embed": Kind(EmbedJob, "pipeline.features.stage:embed_inputs", "pipeline.features.stage:run_embed", 3, ranks=True),
     "probe": Kind(ProbeJob, "pipeline.probe.stage:probe_inputs", "pipeline.probe.stage:run_probe", 2),
-    "train": Kind(TrainJob, "pipeline.train.stage:train_inputs", "pipeline.train.stage:run_train", 5, ranks=True),
-    "label": Kind(LabelJob, "pipeline.labels.stage:label_inputs", "pipeline.labels.stage:run_label", 4, ranks=True),
+    "train": Kind(TrainJob, "pipeline.train.stage:train_inputs", "pipeline.train.stage:run_train", 6, ranks=True),
+    "label": Kind(LabelJob, "pipeline.labels.stage:label_inputs", "pipeline.labels.stage:run_label", 5, ranks=True),
     "merge": Kind(
         MergeJob, "pipeline.labels.merging:merge_inputs", "pipeline.labels.merging:run_merge", 1, process=False
     ),
     "select": Kind(
         SelectJob, "pipeline.selection.stage:select_inputs", "pipeline.selection.stage:run_select", 2, process=False
     ),
-    "evaluate": Kind(EvaluateJob, "pipeline.evaluate.stage:evaluate_inputs", "pipeline.evaluate.stage:run_evaluate", 4),
+    "evaluate": Kind(EvaluateJob, "pipeline.evaluate.stage:evaluate_inputs", "pipeline.evaluate.stage:run_evaluate", 5),
 }
 
 

@@ -109,7 +109,8 @@ class Teacher:
         if views.shape[-1] != self.size:
             views = F.interpolate(views, (self.size, self.size), mode="bilinear", antialias=True)
         predictor = self.predictor
-        return predict_logits(predictor.model, views, predictor.dtype).float()[:, self.classes]
+        with predictor.folded:
+            return predict_logits(predictor.model, views, predictor.dtype).float()[:, self.classes]
 
 
 def as_logits(probabilities: Tensor) -> Tensor:

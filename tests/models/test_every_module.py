@@ -19,6 +19,7 @@ from support.processes import run, train_job
 
 from pipeline.config import Config, Data, Split, Training, changed
 from pipeline.errors import UserError
+from pipeline.models.folding import FoldedBatchNorm
 from pipeline.models.format import export_model, load_model
 from pipeline.models.forward import SIZES, check_forward, predict_logits
 from pipeline.models.registry import module_of
@@ -79,7 +80,7 @@ def test_the_page_of_models_names_those_that_are_refused() -> None:
 
 
 def check_works(digits: Config, data: Data, folder: Path, row: dict[str, Any]) -> None:
-    """Build it, take one step, evaluate, export, and open what was exported in timm."""
+    """Build it, take one step, evaluate, export, open what was exported in timm, and fold its BatchNorm."""
     check_forward(row["model"], 2, {"image_size": row["size"]}, model_args=row.get("model_args"))
     small = {"model": row["model"], "model_args": row.get("model_args", {}), "image_size": row["size"], "steps": 1}
     short = {**small, "warmup_steps": 0, "batch_size": 2, "evaluations": 1, "weak": {"crop": "none"}}
@@ -96,6 +97,9 @@ def check_works(digits: Config, data: Data, folder: Path, row: dict[str, Any]) -
         expected = model(images)
         assert torch.equal(exported(images), expected)
         torch.testing.assert_close(predict_logits(model, images), expected)
+        with FoldedBatchNorm(model, images[:1]):
+            folded = predict_logits(model, images)
+    torch.testing.assert_close(folded, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max()))
 
 
 def smallest(names: list[str], **arguments: int) -> str:

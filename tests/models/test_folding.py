@@ -1,0 +1,258 @@
+"""Predictions without the BatchNorm that convolutions can take up."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from pipeline.evaluate.predictor import Predictor
+from pipeline.models import build
+from pipeline.models.folding import FoldedBatchNorm
+from pipeline.models.format import ModelInfo
+from pipeline.models.forward import predict_logits
+
+
+class Network(nn.Module):
+    """What a test folds, as a network of timm's two halves."""
+
+    def __init__(self, forward: Callable[[nn.Module, Tensor], Tensor], **layers: nn.Module) -> None:
+        super().__init__()
+        self._forward = forward
+        for name, layer in layers.items():
+            self.add_module(name, layer)
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        return self._forward(self, images)
+
+    def forward_head(self, features: Tensor) -> Tensor:
+        return features.mean((2, 3))
+
+
+def trained(model: nn.Module) -> nn.Module:
+    """A network whose BatchNorms do something, in eval mode."""
+    generator = torch.Generator().manual_seed(0)
+    for module in model.modules():
+        if isinstance(module, _BatchNorm) and module.running_mean is not None and module.running_var is not None:
+            module.running_mean.normal_(0, 0.1, generator=generator)
+            module.running_var.uniform_(0.5, 2, generator=generator)
+            module.weight.data.uniform_(0.5, 1.5, generator=generator)
+            module.bias.data.normal_(0, 0.1, generator=generator)
+    return model.eval()
+
+
+def images_of(size: int, number: int = 2) -> Tensor:
+    return torch.randn(number, 3, size, size, generator=torch.Generator().manual_seed(1))
+
+
+@torch.inference_mode()
+def both(model: nn.Module, images: Tensor) -> tuple[FoldedBatchNorm, Tensor, Tensor]:
+    """The folding, the plain prediction and the folded one."""
+    plain = predict_logits(model, images)
+    folding = FoldedBatchNorm(model, images[:1])
+    with folding:
+        folded = predict_logits(model, images)
+    assert torch.equal(predict_logits(model, images), plain), "the model itself is as it was"
+    return folding, plain, folded
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "share"),
+    [
+        ("resnet9", 32, 0.5),  # the other half comes after a pooling
+        ("resnet18", 64, 1.0),
+        ("resnet50", 64, 1.0),
+        ("tf_efficientnet_lite0", 64, 1.0),
+        ("mobilenetv3_small_050", 64, 1.0),
+        ("wide_resnet28_2", 32, 0.5),
+        ("densenet121", 64, 0.5),  # half of its norms read several layers side by side
+        ("alexnet", 64, 0.0),
+        ("test_vit", 32, 0.0),
+    ],
+)
+def test_a_folded_network_predicts_the_same(name: str, size: int, share: float) -> None:
+    model = trained(build(name, 5))
+    num = sum(isinstance(module, _BatchNorm) for module in model.modules())
+    folding, plain, folded = both(model, images_of(size))
+    assert share * num - 3 <= len(folding) <= num
+    if share == 1:
+        assert len(folding) == num > 0
+    if not share:
+        assert torch.equal(folded, plain)
+    torch.testing.assert_close(folded, plain, rtol=1e-4, atol=1e-5 * float(plain.abs().max()))
+
+
+def test_no_batch_norm_runs_where_all_are_folded(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = trained(build("resnet18", 5))
+    folding = FoldedBatchNorm(model, images_of(32, 1))
+
+    def refuse(*_: Any) -> Tensor:
+        raise AssertionError("a BatchNorm runs")
+
+    monkeypatch.setattr(torch, "batch_norm", refuse)
+    with torch.inference_mode(), folding:
+        predict_logits(model, images_of(32))
+    with torch.inference_mode(), pytest.raises(AssertionError, match="runs"):
+        predict_logits(model, images_of(32))
+
+
+def plain_pair(net: Any, x: Tensor) -> Tensor:
+    return F.relu(net.norm(net.conv(x)))
+
+
+def read_twice(net: Any, x: Tensor) -> Tensor:
+    features = net.conv(x)
+    return net.norm(features) + features
+
+
+def read_as_a_part(net: Any, x: Tensor) -> Tensor:
+    features = net.conv(x)
+    return net.norm(features) + features[:, :1]
+
+
+def conv_called_twice(net: Any, x: Tensor) -> Tensor:
+    return net.norm(net.conv(x)) + net.conv(x.flip(2))
+
+
+def norm_called_twice(net: Any, x: Tensor) -> Tensor:
+    return net.norm(net.conv(x)) + net.norm(net.other(x))
+
+
+def activation_between(net: Any, x: Tensor) -> Tensor:
+    return net.norm(F.relu(net.conv(x)))
+
+
+def in_place_between(net: Any, x: Tensor) -> Tensor:
+    return net.norm(net.conv(x).mul_(2))
+
+
+def computed_weight(net: Any, x: Tensor) -> Tensor:
+    return net.norm(F.conv2d(x, net.conv.weight - net.conv.weight.mean((1, 2, 3), keepdim=True)))
+
+
+def statistics_of_the_batch(net: Any, x: Tensor) -> Tensor:
+    return F.batch_norm(net.conv(x), net.norm.running_mean.clone(), net.norm.running_var.clone(), training=True)
+
+
+def looked_at(net: Any, x: Tensor) -> Tensor:
+    features = net.conv(x)
+    assert features.ndim == 4
+    assert features.shape[1] == net.norm.num_features
+    return net.norm(features)
+
+
+@pytest.mark.parametrize(
+    ("forward", "num_folded"),
+    [
+        (plain_pair, 1),
+        (looked_at, 1),
+        (read_twice, 0),
+        (read_as_a_part, 0),
+        (conv_called_twice, 0),
+        (norm_called_twice, 0),
+        (activation_between, 0),
+        (in_place_between, 0),
+        (computed_weight, 0),
+        (statistics_of_the_batch, 0),
+    ],
+)
+@pytest.mark.parametrize("bias", [True, False])
+def test_only_a_norm_that_alone_reads_one_convolution_is_folded(
+    forward: Callable[[Any, Tensor], Tensor], num_folded: int, bias: bool
+) -> None:
+    convs = {name: nn.Conv2d(3, 8, 3, padding=1, bias=bias) for name in ("conv", "other")}
+    model = trained(Network(forward, **convs, norm=nn.BatchNorm2d(8)))
+    folding, plain, folded = both(model, images_of(8))
+    assert len(folding) == num_folded
+    torch.testing.assert_close(folded, plain, rtol=1e-4, atol=1e-5)
+
+
+def shift(features: Tensor) -> Tensor:
+    """Torch shows nobody what a scripted function reads."""
+    return features + 1
+
+
+@pytest.mark.parametrize("how", [{"stride": 2}, {"dilation": 2}, {"groups": 3, "padding": 1}, {"padding": "same"}])
+def test_convolutions_of_every_kind_are_folded(how: dict[str, Any]) -> None:
+    model = trained(Network(plain_pair, conv=nn.Conv2d(3, 6, 3, **how), norm=nn.BatchNorm2d(6, affine=True)))
+    folding, plain, folded = both(model, images_of(9))
+    assert len(folding) == 1
+    torch.testing.assert_close(folded, plain, rtol=1e-4, atol=1e-5)
+
+
+def test_a_norm_without_weights_is_folded() -> None:
+    norm = nn.BatchNorm2d(6, affine=False)
+    assert norm.running_mean is not None
+    norm.running_mean += 0.5
+    folding, plain, folded = both(Network(plain_pair, conv=nn.Conv2d(3, 6, 3), norm=norm).eval(), images_of(9))
+    assert len(folding) == 1
+    torch.testing.assert_close(folded, plain, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")
+def test_what_torch_does_not_show_is_found_by_its_result_and_told(caplog: pytest.LogCaptureFixture) -> None:
+    shifted = torch.jit.script(shift)
+
+    def forward(net: Any, x: Tensor) -> Tensor:
+        features = net.conv(x)
+        return torch.relu(net.norm(features)) + shifted(features)
+
+    convs = {"conv": nn.Conv2d(3, 8, 3, padding=1)}
+    folding, plain, folded = both(trained(Network(forward, **convs, norm=nn.BatchNorm2d(8))), images_of(8))
+    assert len(folding) == 0
+    assert torch.equal(folded, plain)
+    assert "Network: something that torch does not show" in caplog.text
+
+
+def test_a_head_that_changes_its_features_in_place_hinders_nothing() -> None:
+    class InPlace(Network):
+        def forward_head(self, features: Tensor) -> Tensor:
+            return features.mul_(3).mean((2, 3))
+
+    folding, plain, folded = both(
+        trained(InPlace(plain_pair, conv=nn.Conv2d(3, 8, 3), norm=nn.BatchNorm2d(8))), images_of(8)
+    )
+    assert len(folding) == 1
+    torch.testing.assert_close(folded, plain, rtol=1e-4, atol=1e-5)
+
+
+def test_a_model_in_training_is_not_folded() -> None:
+    model = Network(plain_pair, conv=nn.Conv2d(3, 6, 3), norm=nn.BatchNorm2d(6)).train()
+    assert len(FoldedBatchNorm(model, images_of(9))) == 0
+
+
+def test_what_labels_and_evaluates_is_folded_with_the_weights_of_its_time() -> None:
+    """A training evaluates its averaged weights, which go on to change, again and again."""
+    model = trained(build("resnet18", 2))
+    info = ModelInfo(
+        architecture="resnet18",
+        model_args={},
+        classes=("cat", "dog"),
+        input_size=(3, 32, 32),
+        mean=(0.5,) * 3,
+        std=(0.5,) * 3,
+        crop_pct=1.0,
+        metrics={},
+        lineage={},
+    )
+    images = torch.randint(256, (2, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(2))
+
+    def predicted() -> Tensor:
+        predictor = Predictor(model, info, device=torch.device("cpu"), precision="fp32", flip=False)
+        assert len(predictor.folded) == 20
+        return predictor.logits(images)
+
+    before = predicted()
+    assert torch.equal(predicted(), before)
+    with torch.no_grad():
+        model.conv1.weight.mul_(2)  # type: ignore[union-attr, operator]
+    after = predicted()
+    assert not torch.allclose(after, before)
+    view = (images.permute(0, 3, 1, 2) / 255 - 0.5) / 0.5
+    with torch.inference_mode():
+        torch.testing.assert_close(after, predict_logits(model, view), rtol=1e-4, atol=1e-5)
