@@ -42,8 +42,9 @@ class Validation:
             if network.info is None:
                 continue
             counts = self.setup.job.evaluate.dead_units and not number
+            predictor = self._predictor(network.ema.model, network.info)
             with DeadUnits(network.ema.model) if counts else nullcontext() as dead:
-                log_probs = self._predict(network.ema.model, network.info)
+                log_probs = self._predict(predictor)
             if dead is not None:
                 values |= self._share_of(dead, network.info.architecture)
             metrics = compute_metrics(log_probs, self.val.labels)
@@ -64,20 +65,23 @@ class Validation:
 
     def write(self, out: Path, model: nn.Module, info: ModelInfo) -> None:
         """Evaluate a model and write it into a stage folder. Every rank takes part; the main rank writes."""
-        log_probs = self._predict(model, info)
+        log_probs = self._predict(self._predictor(model, info))
         if not self.setup.ranks.is_main:
             return
         write_judged(out, model.state_dict(), info, log_probs, self.val.labels)
 
-    def _predict(self, model: nn.Module, info: ModelInfo) -> F32Array:
+    def _predictor(self, model: nn.Module, info: ModelInfo) -> Predictor:
+        job = self.setup.job
+        how = {"precision": job.runtime.precision, **patches_of(job.evaluate)}
+        return Predictor(model, info, device=self.setup.accelerator.device, **how)
+
+    def _predict(self, predictor: Predictor) -> F32Array:
         """The log-probabilities of val, [N, C]."""
-        job, accelerator = self.setup.job, self.setup.accelerator
-        seen = info.seen
+        job, accelerator, seen = self.setup.job, self.setup.accelerator, predictor.info.seen
         if seen not in self._readers:
-            self._readers[seen] = reader_of(info, self.val, job.data, job.evaluate.scales)
-        precision, how = job.runtime.precision, patches_of(job.evaluate)
+            self._readers[seen] = reader_of(predictor.info, self.val, job.data, job.evaluate.scales)
         mine = predict(
-            Predictor(model, info, device=accelerator.device, precision=precision, **how),
+            predictor,
             self._readers[seen],
             len(self.val),
             job.evaluate.batch_size,

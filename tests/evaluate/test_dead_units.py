@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,9 +14,14 @@ from torch import Tensor, nn
 
 from pipeline.config import Config, changed
 from pipeline.evaluate.dead_units import DeadUnits
+from pipeline.evaluate.predictor import Predictor
 from pipeline.models import build
 from pipeline.models.format import read_state
+from pipeline.stages.kinds import load_object
 from pipeline.stages.ranks import Ranks
+from pipeline.train import validation
+from pipeline.train.learner import Learner
+from pipeline.train.setup import Setup
 
 HUGE = 1e6
 
@@ -116,6 +122,24 @@ def test_each_evaluation_of_a_training_counts_and_no_weight_changes(digits: Conf
         assert run_ranks(counting) == [0, 0]
     assert len(shares(counting.out)) == EVALUATIONS
     assert all(0 <= share < 1 for share in shares(counting.out))
+
+
+def test_the_image_by_which_a_predictor_tries_a_network_is_none_of_val(
+    digits: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = train_job(digits, tmp_path / "out", training=changed(digits.teacher, activation="relu"))
+    setup = Setup(changed(job, evaluate=changed(job.evaluate, dead_units=True)), Ranks(), {})
+    learner: Learner = load_object(job.learner)(setup)
+    made = []
+
+    def unwatched(model: nn.Module, *args: Any, **how: Any) -> Predictor:
+        made.append(model)
+        assert not any(module._forward_hooks for module in model.modules())
+        return Predictor(model, *args, **how)
+
+    monkeypatch.setattr(validation, "Predictor", unwatched)
+    assert validation.Validation(setup).evaluate(learner.networks)["dead_units"] >= 0
+    assert made
 
 
 def test_without_a_module_of_an_activation_nothing_is_counted() -> None:
