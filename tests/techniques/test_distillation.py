@@ -18,7 +18,6 @@ from torch.nn import functional as F
 from pipeline.ablation.cells import plan_cells
 from pipeline.config import Config, Distillation, Training, changed, parse, unread_keys
 from pipeline.errors import UserError
-from pipeline.models import build
 from pipeline.models.format import ModelInfo, load_model, save_model
 from pipeline.runs.loop import run_loop
 from pipeline.selection.targets import sharpen
@@ -140,17 +139,6 @@ def test_the_teacher_answers_to_the_students_view_as_it_was_trained(digits: Conf
     small = F.interpolate(theirs, (8, 8), mode="bilinear", antialias=True)
     expected = net(small)[:, :-1].flip(1)
     torch.testing.assert_close(learner.distiller.teacher.logits(ours), expected, rtol=1e-4, atol=1e-4)
-
-
-def test_the_teacher_runs_no_batch_norm(digits: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    classes = open_split(digits.data, "labeled").classes
-    look: dict[str, Any] = {"input_size": (3, 32, 32), "mean": (0.5,) * 3, "std": (0.5,) * 3}
-    info = ModelInfo(architecture="resnet18", model_args={}, classes=classes, metrics={}, lineage={}, **look)
-    save_model(tmp_path / "teacher.safetensors", build("resnet18", len(classes)).state_dict(), info)
-    training = with_distillation(digits.teacher, model=str(tmp_path / "teacher.safetensors"))
-    learner: Any = learner_of(train_job(digits, tmp_path, training=training))
-    monkeypatch.delattr(torch, "batch_norm")
-    assert learner.distiller.teacher.logits(torch.rand(2, 3, 8, 8)).shape == (2, len(classes))
 
 
 def test_a_teacher_that_lacks_a_class_is_refused(digits: Config, tmp_path: Path) -> None:
