@@ -9,7 +9,7 @@ from pipeline.models.pretrained import Pretrained, find_pretrained
 from pipeline.starter.given import Given, Lengths
 from pipeline.starter.presets import finetuning_preset
 from pipeline.starter.recipe import Recipe
-from pipeline.starter.speed import Network, prediction_speed, training_speed
+from pipeline.starter.speed import Network, prediction_speed, reading_speed, training_speed
 
 ENCODERS = (
     "timm:tf_efficientnet_lite0.in1k",
@@ -23,7 +23,7 @@ MINUTES = 30
 """How long a run may take, if nothing else is asked for."""
 EVALUATIONS = 10
 _BATCH_SIZE, _RATIO = 32, 3
-_OVERHEAD = 1.3  # time with decoding and views, relative to the training passes
+_OVERHEAD = 1.1  # time with views, checkpoints and the start of processes, relative to reading and passes
 _MEASURED = 8  # images of a batch that is measured on a CPU
 _LEAST_STEPS, _MOST_EPOCHS = 50, 30
 _ENOUGH_STEPS = 1000
@@ -100,15 +100,22 @@ def _sized(given: Given, encoder: Pretrained) -> FineTuning:
         plan = replace(plan, precision="fp32")
     prediction = prediction_speed(of, given.some_images(encoder.image_size, measured), machine)
     num_seen = sum(given.counts.values()) + 2 * (EVALUATIONS * given.counts["val"] + given.counts.get("test", 0))
-    seen = num_seen / prediction * _OVERHEAD
+    reading = reading_speed(given.labeled, plan.image_size, machine)
+    seen = num_seen * _with_reading(given, prediction, reading)
     of_student = batch_size * (1 + plan.ratio * given.asks.passes)
-    of_step = (of_student + per_step) / training * _OVERHEAD  # with that of the control
+    of_step = (of_student + per_step) * _with_reading(given, training, reading)  # with that of the control
     minutes = MINUTES if given.minutes is None else given.minutes
     most = max(500, _MOST_EPOCHS * given.counts["unlabeled"] // (batch_size * plan.ratio))
     steps = min(max(int((60 * minutes - seen) / of_step), _LEAST_STEPS), most)
     lengths = Lengths(batch_size, steps, steps, 1, seen + steps * of_step, training)
     parameters = sum(parameter.numel() for parameter in network.parameters())
     return FineTuning(encoder, plan, lengths, parameters)
+
+
+def _with_reading(given: Given, passes: float, reading: float) -> float:
+    """The seconds of an image at these speeds: a CPU makes passes and reads with the same cores, a GPU meanwhile."""
+    each = 1 / passes + 1 / reading if given.on_cpu else max(1 / passes, 1 / reading)
+    return each * _OVERHEAD
 
 
 def _possible_steps(given: Given, found: FineTuning) -> float:

@@ -13,7 +13,7 @@ import yaml
 from PIL import Image
 from support.command import selftrain
 
-from pipeline.config import Config, Probe, Training, changed, load_config, parse
+from pipeline.config import Config, Data, Probe, Runtime, Training, changed, load_config, parse
 from pipeline.config.methods import METHOD_CONFIGS
 from pipeline.config.unread import unread_beside, unread_keys
 from pipeline.errors import UserError
@@ -21,6 +21,7 @@ from pipeline.models.format import ModelInfo, save_model
 from pipeline.models.registry import build
 from pipeline.packing.carve import Carve
 from pipeline.packing.pack import pack
+from pipeline.shards.dataset import open_split
 from pipeline.stages.machine import resolve
 from pipeline.starter import photographs, plan, scratch, speed
 from pipeline.starter.plan import starting_config, threshold_for
@@ -141,6 +142,7 @@ def at_speed(monkeypatch: pytest.MonkeyPatch, images_per_s: float) -> None:
     for module in (photographs, scratch):
         monkeypatch.setattr(module, "training_speed", lambda *_: images_per_s)
     monkeypatch.setattr(photographs, "prediction_speed", lambda *_: 3 * images_per_s)
+    monkeypatch.setattr(photographs, "reading_speed", lambda *_: 50 * images_per_s)
 
 
 def test_photographs_start_from_a_pretrained_encoder_without_a_network(
@@ -226,10 +228,28 @@ def test_steps_are_what_the_minutes_allow(
     form: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     at_speed(monkeypatch, 100)
-    steps = [config_of(request.getfixturevalue(form), minutes=m)[0].student.steps for m in (8, 16, 32)]
+    steps = [config_of(request.getfixturevalue(form), minutes=m)[0].student.steps for m in (6, 12, 24)]
     assert steps[1] == pytest.approx(2 * steps[0], rel=0.05)
     assert steps[2] == pytest.approx(4 * steps[0], rel=0.05) or steps[2] == 500  # of so few images no more
     assert "time      about 8 minutes" in config_of(request.getfixturevalue(form), minutes=8)[1]
+
+
+def test_images_that_are_slow_to_read_leave_fewer_steps(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Photographs of 12 megapixels may cost a CPU more than the network does."""
+    at_speed(monkeypatch, 100)
+    monkeypatch.setattr(photographs, "reading_speed", lambda *_: 1e9)
+    quick = config_of(photos, minutes=8)[0].student.steps
+    monkeypatch.setattr(photographs, "reading_speed", lambda *_: 100)
+    assert config_of(photos, minutes=8)[0].student.steps == pytest.approx(quick / 2, rel=0.1)
+
+
+def test_larger_images_are_read_more_slowly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(speed, "_MEASURE_S", 0.3)
+    runtime = resolve(Runtime(device="cpu"))
+    small, large = (
+        open_split(Data(root=packed(tmp_path / str(side), side, (8, 8), carve=False)), "labeled") for side in (64, 1024)
+    )
+    assert speed.reading_speed(small, 64, runtime) > 4 * speed.reading_speed(large, 64, runtime)
 
 
 def test_more_than_an_hour_is_said_first(photos: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
