@@ -84,7 +84,8 @@ def check_works(digits: Config, data: Data, folder: Path, row: dict[str, Any]) -
     check_forward(row["model"], 2, {"image_size": row["size"]}, model_args=row.get("model_args"))
     small = {"model": row["model"], "model_args": row.get("model_args", {}), "image_size": row["size"], "steps": 1}
     short = {**small, "warmup_steps": 0, "batch_size": 2, "evaluations": 1, "weak": {"crop": "none"}}
-    short["optimizer"] = {"lr": 1e-4}  # so that none leaves the numbers
+    # Two images leave BatchNorms so little variance that gradients of EfficientViM reach 1e7 on some processors.
+    short |= {"optimizer": {"lr": 1e-4}, "clip_norm": 1.0}
     training = Training.model_validate({**digits.teacher.model_dump(), **short})
     stage = run(train_job(changed(digits, data=data), folder / "train", training=training))
     export_model(stage, folder / "model.safetensors")
@@ -97,9 +98,10 @@ def check_works(digits: Config, data: Data, folder: Path, row: dict[str, Any]) -
         expected = model(images)
         assert torch.equal(exported(images), expected)
         torch.testing.assert_close(predict_logits(model, images), expected)
+        model, images = model.double(), images.double()  # after one step, networks amplify the rounding of float32
+        features = model.forward_features(images)
         with FoldedBatchNorm(model, images[:1]):
-            folded = predict_logits(model, images)
-    torch.testing.assert_close(folded, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max()))
+            torch.testing.assert_close(model.forward_features(images), features)
 
 
 def smallest(names: list[str], **arguments: int) -> str:
