@@ -40,7 +40,8 @@ class Predictor:
     """A model in eval mode on a device. It sees a centre crop of each image, at its own input size, without noise; or,
     as `flip`, `crops` and `scales` say, several patches, whose probabilities are averaged.
 
-    With `mc_dropout` a prediction is the mean of so many passes with dropout on.
+    With `mc_dropout` a prediction is the mean of so many passes with dropout on. BatchNorm is folded into convolutions,
+    which one pass of an image prepares; when the weights have changed since, predictions are errors.
 
     Raises:
         UserError: it cannot see such patches.

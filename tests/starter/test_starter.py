@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from PIL import Image
 from support.command import selftrain
@@ -24,6 +25,7 @@ from pipeline.packing.pack import pack
 from pipeline.shards.dataset import open_split
 from pipeline.stages.machine import resolve
 from pipeline.starter import photographs, plan, scratch, speed
+from pipeline.starter.given import Given
 from pipeline.starter.plan import starting_config, threshold_for
 from pipeline.starter.recipe import recipe
 
@@ -241,6 +243,23 @@ def test_images_that_are_slow_to_read_leave_fewer_steps(photos: Path, monkeypatc
     quick = config_of(photos, minutes=8)[0].student.steps
     monkeypatch.setattr(photographs, "reading_speed", lambda *_: 100)
     assert config_of(photos, minutes=8)[0].student.steps == pytest.approx(quick / 2, rel=0.1)
+
+
+def test_a_cpu_reads_in_the_time_of_passes_and_a_gpu_meanwhile() -> None:
+    cpu, gpu = (Given(None, {}, None, Runtime(device=device), 1, "uda", None) for device in ("cpu", "cuda"))  # type: ignore[arg-type]
+    overhead = photographs._OVERHEAD
+    assert photographs._with_reading(cpu, 10, 40) == pytest.approx(overhead * 0.125)
+    assert photographs._with_reading(gpu, 10, 40) == pytest.approx(overhead * 0.1)
+    assert photographs._with_reading(gpu, 40, 10) == pytest.approx(overhead * 0.1)
+
+
+def test_predictions_are_measured_as_they_are_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With folded BatchNorm: the 20 of the pass that finds out what to fold are all that run."""
+    calls, batch_norm = [], torch.batch_norm
+    monkeypatch.setattr(torch, "batch_norm", lambda *given: calls.append(given) or batch_norm(*given))
+    images = np.zeros((2, 32, 32, 3), np.uint8)
+    assert speed.prediction_speed(speed.Network("resnet18", {}, 2), images, resolve(Runtime(device="cpu"))) > 0
+    assert len(calls) == 20
 
 
 def test_larger_images_are_read_more_slowly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
