@@ -9,12 +9,14 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+from support.folding import both, images_of, trained
 from support.processes import label_job
 
 from pipeline.config import Config, StrongView, WeakView, changed
 from pipeline.evaluate.predictor import Predictor, predict, reader_of
 from pipeline.labels.stage import label_inputs, run_label
 from pipeline.labels.store import LabelStore
+from pipeline.models import build
 from pipeline.models.format import load_model
 from pipeline.shards.dataset import open_split
 from pipeline.stages.folder import open_folder
@@ -85,6 +87,13 @@ def test_an_evaluation_in_any_precision_finds_the_same_classes(
     ours = log_probs(teacher, digits, device, precision if device.type == "cuda" else "fp32")
     assert (ours.argmax(1) == expected.argmax(1)).mean() > 0.98
     assert np.abs(np.exp(ours) - np.exp(expected)).mean() < 0.01
+
+
+def test_a_gpu_folds_batch_norm_as_a_cpu_does(device: torch.device, full_fp32: None) -> None:
+    model, images = trained(build("resnet18", 5)).to(device), images_of(64, 4).to(device)
+    folding, plain, folded = both(model, images)
+    assert len(folding) == 20
+    torch.testing.assert_close(folded, plain, rtol=1e-3, atol=1e-3)
 
 
 def test_labels_of_a_gpu_are_those_of_a_cpu(
