@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pipeline.models.forward import body_of
 
-Versioned = tuple[Tensor | None, int]
+_Versioned = tuple[Tensor | None, int]
 """A parameter or a buffer, and how often it was written to."""
 _MARK = "_awaits_batch_norm"
 """The attribute of the output of a folded convolution: who folded it, and what gave it."""
@@ -48,8 +48,8 @@ class _Folded(NamedTuple):
 
     weight: Tensor
     bias: Tensor
-    of_conv: tuple[Versioned, ...]
-    of_norm: tuple[Versioned, ...]
+    of_conv: tuple[_Versioned, ...]
+    of_norm: tuple[_Versioned, ...]
     eps: float
 
 
@@ -233,11 +233,11 @@ def _fold(conv: _Conv, norm: _Norm) -> _Folded:
     return _Folded(weight.detach(), bias.detach(), _versioned(*conv), of_norm, norm.eps)
 
 
-def _versioned(*tensors: Tensor | None) -> tuple[Versioned, ...]:
+def _versioned(*tensors: Tensor | None) -> tuple[_Versioned, ...]:
     return tuple((tensor, _version(tensor)) for tensor in tensors)
 
 
-def _are(known: Sequence[Versioned], *tensors: Tensor | None) -> bool:
+def _are(known: Sequence[_Versioned], *tensors: Tensor | None) -> bool:
     """Whether these are the tensors that are known, and nobody has written to them since."""
     return all(
         tensor is own and _version(tensor) == version for (own, version), tensor in zip(known, tensors, strict=True)

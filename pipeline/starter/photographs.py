@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 
 from pipeline.config import Precision, changed
 from pipeline.models.pretrained import Pretrained, find_pretrained
@@ -24,7 +25,7 @@ MINUTES = 30
 EVALUATIONS = 10
 _BATCH_SIZE, _RATIO = 32, 3
 _OVERHEAD = 1.1  # time with views, checkpoints and the start of processes, relative to reading and passes
-_MEASURED = 8  # images of a batch that is measured on a CPU
+_MEASURED, _NUM_READ = 8, 32  # images of a batch that is measured on a CPU, and of those that are read
 _LEAST_STEPS, _MOST_EPOCHS = 50, 30
 _ENOUGH_STEPS = 1000
 """A more costly encoder is proposed if it can take so many steps, too."""
@@ -100,7 +101,7 @@ def _sized(given: Given, encoder: Pretrained) -> FineTuning:
         plan = replace(plan, precision="fp32")
     prediction = prediction_speed(of, given.some_images(encoder.image_size, measured), machine)
     num_seen = sum(given.counts.values()) + 2 * (EVALUATIONS * given.counts["val"] + given.counts.get("test", 0))
-    reading = reading_speed(given.labeled, plan.image_size, machine)
+    reading = reading_speed(partial(given.some_images, plan.image_size, _NUM_READ), machine)
     seen = num_seen * _with_reading(given, prediction, reading)
     of_student = batch_size * (1 + plan.ratio * given.asks.passes)
     of_step = (of_student + per_step) * _with_reading(given, training, reading)  # with that of the control

@@ -6,21 +6,17 @@ import time
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.arrays import U8Array
-from pipeline.config import Data, Runtime, Scalar
+from pipeline.config import Runtime, Scalar
 from pipeline.models.folding import FoldedBatchNorm
 from pipeline.models.forward import predict_logits
 from pipeline.models.registry import build
-from pipeline.shards.dataset import Dataset
-from pipeline.shards.reader import Reader
 
 _MEASURE_S = 1.0
-_NUM_READ = 32
 
 
 class Network(NamedTuple):
@@ -65,11 +61,9 @@ def prediction_speed(network: Network, images: U8Array, runtime: Runtime) -> flo
     return _speed(step, len(images), runtime)
 
 
-def reading_speed(dataset: Dataset, size: int, runtime: Runtime) -> float:
-    """The images of a data set per second that are decoded to `size` pixels. As `training_speed` otherwise."""
-    rows = np.unique(np.linspace(0, len(dataset) - 1, _NUM_READ).astype(np.int64))
-    reader = Reader(dataset, size, Data(cache="never"))
-    return _speed(lambda: reader.read(rows), len(rows), runtime)
+def reading_speed(read: Callable[[], U8Array], runtime: Runtime) -> float:
+    """The images per second that a function reads. As `training_speed` otherwise."""
+    return _speed(read, len(read()), runtime)
 
 
 def _on_device(network: Network, images: U8Array, runtime: Runtime) -> tuple[nn.Module, Tensor]:
